@@ -1,0 +1,1 @@
+//! tenggat-models

@@ -1,0 +1,121 @@
+//! What a budget is told before the run.
+
+use serde::{Deserialize, Serialize};
+
+use super::phase::PhaseCosts;
+
+/// A shape bucket as planned.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct BucketConfig {
+    /// Predicted seconds per step; `None` if there is no prediction.
+    pub step_s: Option<f64>,
+    /// Share of the steps; shares need not sum to 1. `None`: learnt from the steps as they come.
+    pub share: Option<f64>,
+}
+
+/// Rounds of sample pictures during training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SamplePlan {
+    /// Steps between two rounds.
+    pub every_steps: u64,
+    /// Predicted seconds for one round (all prompts).
+    pub round_s: f64,
+}
+
+/// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from `default()`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BudgetConfig {
+    /// The moment the process must have ended, in seconds on the run's clock (which reads 0 at the clock's start, so a
+    /// budget of two hours is 7200 however much of it is already spent). `None`: no deadline.
+    pub deadline_s: Option<f64>,
+    /// Steps the job asks for. `None`: as many as fit; needs a deadline.
+    pub steps: Option<u64>,
+    /// Lets the budget overrule `steps` upwards. Without it, a run whose steps end early ends early.
+    pub fill: bool,
+    /// Seconds kept free before the deadline whatever the measurements say. `None`: 3 % of the deadline, at least
+    /// 0.1 s and at most 0.75 s; on top comes what the observed spread asks for.
+    pub margin_s: Option<f64>,
+    /// Predicted seconds of each phase.
+    pub phases: PhaseCosts,
+    /// Predicted seconds of writing `last.safetensors` while training; the final save is predicted separately.
+    pub save_s: f64,
+    /// Shape buckets, in the order of the indices given to `decide` and `observe_step`. May be empty.
+    pub buckets: Vec<BucketConfig>,
+    /// Rounds of sample pictures, if any.
+    pub samples: Option<SamplePlan>,
+    /// Largest share of the time so far that rounds of samples may have taken before further ones are skipped.
+    pub sample_share_max: f64,
+    /// Steps already done by an earlier part of this run.
+    pub steps_done: u64,
+    /// Progress of the learning-rate schedule reached by that earlier part.
+    pub progress_done: f64,
+}
+
+impl Default for BudgetConfig {
+    fn default() -> Self {
+        Self {
+            deadline_s: None,
+            steps: None,
+            fill: false,
+            margin_s: None,
+            phases: PhaseCosts::default(),
+            save_s: 0.0,
+            buckets: Vec::new(),
+            samples: None,
+            sample_share_max: 0.25,
+            steps_done: 0,
+            progress_done: 0.0,
+        }
+    }
+}
+
+/// A budget that cannot be kept by any run.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum BudgetError {
+    /// The deadline is not a positive number of seconds.
+    #[error("deadline of {0} s on the run's clock: expected a positive number of seconds")]
+    Deadline(f64),
+    /// Neither a deadline nor a number of steps.
+    #[error(
+        "neither a budget nor a number of steps is given, so the run would never end; set `steps`, `--budget` or `--deadline`"
+    )]
+    Endless,
+    /// `fill` without a deadline.
+    #[error(
+        "`fill` asks for the whole budget to be used, but no budget is given; set `--budget` or `--deadline`, or leave `fill` out"
+    )]
+    FillWithoutDeadline,
+    /// The margin is not a number of seconds, or eats the budget.
+    #[error(
+        "margin of {margin_s} s: expected at least 0 and less than half of the {deadline_s} s that the budget allows"
+    )]
+    Margin {
+        /// The margin asked for.
+        margin_s: f64,
+        /// The deadline it is taken from.
+        deadline_s: f64,
+    },
+}
+
+impl BudgetConfig {
+    /// Refuses what no run can keep.
+    pub(super) fn check(&self) -> Result<(), BudgetError> {
+        match self.deadline_s {
+            Some(deadline_s) if !(deadline_s.is_finite() && deadline_s > 0.0) => {
+                return Err(BudgetError::Deadline(deadline_s));
+            }
+            None if self.fill => return Err(BudgetError::FillWithoutDeadline),
+            None if self.steps.is_none() => return Err(BudgetError::Endless),
+            _ => {}
+        }
+        if let (Some(margin_s), Some(deadline_s)) = (self.margin_s, self.deadline_s)
+            && !(margin_s >= 0.0 && margin_s < deadline_s / 2.0)
+        {
+            return Err(BudgetError::Margin {
+                margin_s,
+                deadline_s,
+            });
+        }
+        Ok(())
+    }
+}

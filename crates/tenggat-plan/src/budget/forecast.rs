@@ -1,0 +1,96 @@
+//! What a budget expects of the rest of the run.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What decides when the training ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuledBy {
+    /// The number of steps that the job asks for.
+    Steps,
+    /// The deadline.
+    Deadline,
+}
+
+/// The rest of the run, as expected now. No field is ever negative or undefined.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Steps finished.
+    pub steps_done: u64,
+    /// Steps of the whole run; `None` while no step time is known and only the deadline rules.
+    pub steps_total: Option<u64>,
+    /// What decides when the training ends.
+    pub ruled_by: RuledBy,
+    /// Expected seconds per step, over the mixture of buckets; `None` while unknown.
+    pub step_s: Option<f64>,
+    /// Share of the training that is done, in `[0, 1]`.
+    pub progress: f64,
+    /// Seconds until the deadline; `None` without one.
+    pub left_s: Option<f64>,
+    /// Seconds of training still to come, with its saves and samples; `None` while unknown.
+    pub training_s: Option<f64>,
+    /// Expected seconds of the phases after the last step that are still to come.
+    pub tail_s: f64,
+    /// Seconds kept free before the deadline.
+    pub margin_s: f64,
+    /// Expected moment at which the process ends, in seconds on the run's clock; `None` while unknown.
+    pub end_s: Option<f64>,
+    /// Seconds between the expected end and the deadline beyond the margin; 0 without a deadline.
+    pub idle_s: f64,
+    /// What the user should know.
+    pub notes: Vec<Note>,
+}
+
+/// Something that the user should know about the plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Note {
+    /// The steps end well before the deadline.
+    EndsEarly {
+        /// Steps asked for.
+        steps: u64,
+        /// Steps that would fit.
+        would_fit: u64,
+        /// Seconds left over.
+        idle_s: f64,
+    },
+    /// The deadline comes before the steps are done.
+    StepsCut {
+        /// Steps asked for.
+        steps: u64,
+        /// Steps that fit.
+        fit: u64,
+    },
+    /// There is no time for a single step.
+    NoTimeForSteps {
+        /// Seconds until the deadline.
+        left_s: f64,
+        /// Seconds that must be kept for what follows the last step.
+        needed_s: f64,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EndsEarly {
+                steps,
+                would_fit,
+                idle_s,
+            } => write!(
+                f,
+                "the {steps} steps asked for end {idle_s:.0} s before the deadline, where about {would_fit} would fit; set `fill: true` to use all of the budget"
+            ),
+            Self::StepsCut { steps, fit } => write!(
+                f,
+                "the deadline allows about {fit} of the {steps} steps asked for; the learning rate is annealed over those"
+            ),
+            Self::NoTimeForSteps { left_s, needed_s } => write!(
+                f,
+                "{left_s:.1} s are left and {needed_s:.1} s are needed to save and close, so no step fits; give a longer budget"
+            ),
+        }
+    }
+}

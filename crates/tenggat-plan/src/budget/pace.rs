@@ -1,0 +1,235 @@
+//! How long the next step of each shape bucket will take.
+
+use super::config::BucketConfig;
+use super::estimate::Estimate;
+
+/// Weight of one observation on what is known of its bucket once the bucket is well known.
+const BUCKET_MEMORY: f64 = 1.0 / 16.0;
+/// Largest change of a well-known bucket believed from one observation, as a logarithm.
+const BUCKET_CLIP: f64 = 0.25;
+/// Relative standard deviation of a forecast that nothing has been measured for yet.
+const UNMEASURED_DEVIATION: f64 = 0.3;
+
+/// Step times by shape bucket.
+///
+/// A step's time is taken as *bucket* × *speed*: each bucket has its own base time, and one speed factor, followed by
+/// every step of whatever bucket, carries throttling and neighbours. A bucket that comes up once in fifty steps is
+/// thereby forecast with today's speed. A forecast that is wrong by the same factor for all buckets is corrected for
+/// all of them by the first steps of any.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    buckets: Vec<Bucket>,
+    speed: Estimate,
+    opening_speed: Option<f64>,
+    observed: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Bucket {
+    /// Seconds at speed factor 1, from the plan or the first observation.
+    base_s: Option<f64>,
+    /// Share of the steps, as planned.
+    planned_share: Option<f64>,
+    observed: u64,
+}
+
+/// What is expected of one step of a random bucket.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct StepTime {
+    pub(super) mean_s: f64,
+    pub(super) deviation_s: f64,
+}
+
+impl Pace {
+    pub(super) fn new(buckets: &[BucketConfig]) -> Self {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let buckets = buckets
+            .iter()
+            .map(|bucket| Bucket {
+                base_s: bucket.step_s.filter(|s| positive(*s)),
+                planned_share: bucket.share.filter(|s| positive(*s)),
+                observed: 0,
+            })
+            .collect();
+        Self {
+            buckets,
+            speed: Estimate::default(),
+            opening_speed: None,
+            observed: 0,
+        }
+    }
+
+    /// Takes in the duration of one step; anything but a finite positive number is ignored.
+    pub(super) fn observe(&mut self, bucket: usize, seconds: f64) {
+        if !seconds.is_finite() || seconds <= 0.0 {
+            return;
+        }
+        self.make_room_for(bucket);
+        let base_s = self.buckets[bucket]
+            .base_s
+            .unwrap_or(seconds / self.speed_factor());
+        self.buckets[bucket].base_s = Some(base_s);
+        self.speed.observe(seconds / base_s);
+        let known = self.buckets[bucket].observed;
+        let surprise = (seconds / (base_s * self.speed_factor())).ln();
+        // A bucket of its own mind is corrected quickly at first, then slowly; with one bucket the speed says it all.
+        if self.buckets.len() > 1 {
+            let weight = (1.0 / (known as f64 + 2.0)).max(BUCKET_MEMORY);
+            let clip = if known < 3 { f64::MAX } else { BUCKET_CLIP };
+            let moved = base_s * (weight * surprise.clamp(-clip, clip)).exp();
+            if moved.is_finite() && moved > 0.0 {
+                self.buckets[bucket].base_s = Some(moved);
+            }
+        }
+        self.buckets[bucket].observed += 1;
+        self.observed += 1;
+        if self.opening_speed.is_none() && self.speed.count() >= 5 {
+            self.opening_speed = self.speed.mean();
+        }
+    }
+
+    fn make_room_for(&mut self, bucket: usize) {
+        // A bucket the plan did not know of: it must not be an error in the middle of a run.
+        while self.buckets.len() <= bucket {
+            self.buckets.push(Bucket {
+                base_s: None,
+                planned_share: None,
+                observed: 0,
+            });
+        }
+    }
+
+    fn speed_factor(&self) -> f64 {
+        self.speed.mean().unwrap_or(1.0)
+    }
+
+    /// Step times now, as a multiple of those at the beginning of the training, within `[0.5, 3]`.
+    pub(super) fn slowdown(&self) -> f64 {
+        match (self.opening_speed, self.speed.mean()) {
+            (Some(opening), Some(now)) => (now / opening).clamp(0.5, 3.0),
+            _ => 1.0,
+        }
+    }
+
+    /// Relative standard deviation of a step about its bucket's mean.
+    pub(super) fn relative_deviation(&self) -> f64 {
+        match self.speed.mean() {
+            Some(mean) => self.speed.deviation() / mean,
+            None => UNMEASURED_DEVIATION,
+        }
+    }
+
+    /// Expected seconds of a step of `bucket`; `None` if nothing at all is known.
+    pub(super) fn bucket_mean_s(&self, bucket: usize) -> Option<f64> {
+        let known = self.buckets.get(bucket).and_then(|b| b.base_s);
+        let base_s = known.or_else(|| {
+            // Unknown bucket: as slow as the slowest known one.
+            self.buckets
+                .iter()
+                .filter_map(|b| b.base_s)
+                .max_by(f64::total_cmp)
+        });
+        base_s.map(|base_s| base_s * self.speed_factor())
+    }
+
+    /// Seconds that a step of `bucket` will hardly exceed: `deviations` standard deviations above its mean, or as slow
+    /// as the slowest of the recent steps if that is more.
+    pub(super) fn bucket_high_s(&self, bucket: usize, deviations: f64) -> Option<f64> {
+        let excess = (deviations * self.relative_deviation()).max(self.speed.recent_excess());
+        self.bucket_mean_s(bucket).map(|mean| mean * (1.0 + excess))
+    }
+
+    /// Mean and spread over the mixture of buckets, the spread including the differences between buckets.
+    pub(super) fn mixture(&self) -> Option<StepTime> {
+        let speed = self.speed_factor();
+        let (mut weights, mut sum, mut squares) = (0.0, 0.0, 0.0);
+        for bucket in &self.buckets {
+            let Some(base_s) = bucket.base_s else {
+                continue;
+            };
+            let weight = self.weight(bucket);
+            let seconds = base_s * speed;
+            weights += weight;
+            sum += weight * seconds;
+            squares += weight * seconds * seconds;
+        }
+        if weights <= 0.0 {
+            return None;
+        }
+        let mean_s = sum / weights;
+        let within = self.relative_deviation();
+        let square = squares / weights;
+        let between = (square - mean_s * mean_s).max(0.0);
+        let deviation_s = (square * within * within + between).sqrt();
+        Some(StepTime {
+            mean_s,
+            deviation_s,
+        })
+    }
+
+    fn weight(&self, bucket: &Bucket) -> f64 {
+        match bucket.planned_share {
+            Some(share) => share,
+            None if self.observed == 0 => 1.0,
+            None => bucket.observed as f64 / self.observed as f64,
+        }
+    }
+
+    /// Steps observed so far.
+    pub(super) fn observed(&self) -> u64 {
+        self.observed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(step_s: Option<f64>, share: Option<f64>) -> BucketConfig {
+        BucketConfig { step_s, share }
+    }
+
+    #[test]
+    fn a_forecast_wrong_for_all_buckets_is_corrected_by_one() {
+        let mut pace = Pace::new(&[bucket(Some(1.0), Some(0.5)), bucket(Some(4.0), Some(0.5))]);
+        for _ in 0..20 {
+            pace.observe(0, 2.0);
+        }
+        let other = pace.bucket_mean_s(1).unwrap();
+        assert!((5.5..8.5).contains(&other), "{other}");
+    }
+
+    #[test]
+    fn one_slow_bucket_is_told_from_a_slow_machine() {
+        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)]);
+        for _ in 0..30 {
+            for _ in 0..4 {
+                pace.observe(0, 1.0);
+            }
+            pace.observe(1, 6.0);
+        }
+        let (fast, slow) = (
+            pace.bucket_mean_s(0).unwrap(),
+            pace.bucket_mean_s(1).unwrap(),
+        );
+        assert!((0.85..1.15).contains(&fast), "{fast}");
+        assert!((5.0..7.0).contains(&slow), "{slow}");
+        let mean_s = pace.mixture().unwrap().mean_s;
+        assert!((1.8..2.2).contains(&mean_s), "{mean_s}");
+    }
+
+    #[test]
+    fn throttling_seen_in_one_bucket_slows_the_forecast_of_the_other() {
+        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)]);
+        for _ in 0..20 {
+            pace.observe(0, 1.0);
+            pace.observe(1, 3.0);
+        }
+        for _ in 0..12 {
+            pace.observe(0, 2.0);
+        }
+        let other = pace.bucket_mean_s(1).unwrap();
+        assert!(other > 4.5, "{other}");
+        assert!(pace.slowdown() > 1.5);
+    }
+}

@@ -1,0 +1,261 @@
+//! How much time there is, for what.
+
+use super::forecast::{Forecast, Note, RuledBy};
+use super::pace::StepTime;
+use super::{Budget, Phase, cadence, sane_s};
+
+/// Standard deviations of what follows the last step that are kept free.
+const TAIL_DEVIATIONS: f64 = 3.0;
+/// Standard deviations of the sum of the steps left that are kept free when they are counted.
+const COUNT_DEVIATIONS: f64 = 1.0;
+/// Standard deviations by which a single step may be slow and still end inside the room.
+const STEP_DEVIATIONS: f64 = 3.0;
+/// The part of the margin for ending the process: a share of the deadline within bounds in seconds.
+const CLOSING_SHARE: f64 = 0.03;
+const CLOSING_LEAST_S: f64 = 0.1;
+const CLOSING_MOST_S: f64 = 0.75;
+/// Steps that would end earlier than this share of the budget before the deadline are worth a note.
+const EARLY_SHARE: f64 = 0.05;
+
+impl Budget {
+    /// Expected seconds of a save while training: measured, else predicted.
+    pub(super) fn save_s(&self) -> Option<f64> {
+        let predicted = sane_s(self.config.save_s).filter(|s| *s > 0.0);
+        self.saves.mean().or(predicted)
+    }
+
+    /// Seconds that a save while training will hardly exceed.
+    pub(super) fn save_high_s(&self) -> f64 {
+        let mean_s = self.save_s().unwrap_or(0.0);
+        let spread_s = TAIL_DEVIATIONS * self.saves.deviation();
+        mean_s + spread_s.max(mean_s * self.saves.recent_excess())
+    }
+
+    /// Expected seconds of one round of samples.
+    pub(super) fn round_s(&self) -> Option<f64> {
+        let predicted = self.config.samples.and_then(|s| sane_s(s.round_s));
+        self.rounds.mean().or(predicted.filter(|s| *s > 0.0))
+    }
+
+    /// Expected seconds and standard deviation of a phase that is still to come.
+    fn expected_phase(&self, phase: Phase) -> (f64, f64) {
+        let slowdown = match phase {
+            // Writing a file does not slow down with the card.
+            Phase::FinalSave => 1.0,
+            _ => self.pace.slowdown(),
+        };
+        let (mut mean_s, mut deviation_s) = self.phases.expected(phase, slowdown);
+        if phase == Phase::FinalSave
+            && let Some(measured_s) = self.saves.mean()
+        {
+            let predicted_s = sane_s(self.config.save_s).unwrap_or(0.0);
+            mean_s = if predicted_s > 0.0 && mean_s > 0.0 {
+                mean_s * measured_s / predicted_s
+            } else {
+                mean_s.max(measured_s)
+            };
+            let lesson = self.saves.recent_excess() / TAIL_DEVIATIONS;
+            deviation_s = mean_s * (self.saves.deviation() / measured_s).max(lesson);
+        }
+        (mean_s, deviation_s)
+    }
+
+    /// Sum of the tail phases that have not begun and satisfy `wanted`: expected seconds and standard deviation.
+    fn tail(&self, wanted: impl Fn(Phase) -> bool) -> (f64, f64) {
+        let to_come = |phase: &Phase| wanted(*phase) && !self.phases.begun(*phase);
+        let (sum_s, variance) = Phase::TAIL
+            .into_iter()
+            .filter(to_come)
+            .map(|phase| self.expected_phase(phase))
+            .fold((0.0, 0.0), |(sum, variance), (mean, deviation)| {
+                (sum + mean, variance + deviation * deviation)
+            });
+        (sum_s, variance.sqrt())
+    }
+
+    /// Seconds for ending the process, kept free whatever is measured.
+    fn closing_s(&self) -> f64 {
+        self.config.margin_s.unwrap_or_else(|| {
+            let deadline_s = self.deadline_s.unwrap_or(f64::MAX);
+            (deadline_s * CLOSING_SHARE).clamp(CLOSING_LEAST_S, CLOSING_MOST_S)
+        })
+    }
+
+    /// Seconds kept free before the deadline: for ending the process, and three standard deviations of what is still
+    /// to come.
+    pub(super) fn margin_s(&self) -> f64 {
+        self.closing_s() + TAIL_DEVIATIONS * self.tail(|_| true).1
+    }
+
+    /// Seconds that steps may still take, negative if the tail no longer fits; `None` without a deadline.
+    pub(super) fn room_s(&self, now_s: f64) -> Option<f64> {
+        Some(self.deadline_s? - now_s - self.tail(|_| true).0 - self.margin_s())
+    }
+
+    /// Seconds to spare for more work in the present phase, never negative: what is left once the later phases and the
+    /// margin are set aside. Infinite without a deadline.
+    ///
+    /// A phase made of equal parts, such as scoring picture by picture, goes on while a part is shorter than this.
+    pub fn spare_s(&self, now_s: f64) -> f64 {
+        let Some(deadline_s) = self.deadline_s else {
+            return f64::INFINITY;
+        };
+        let now_s = sane_s(now_s).unwrap_or(self.now_s).max(self.now_s);
+        let (tail_s, deviation_s) = self.tail(|_| true);
+        let kept_s = self.closing_s() + TAIL_DEVIATIONS * deviation_s;
+        (deadline_s - now_s - tail_s - kept_s).max(0.0)
+    }
+
+    /// Whether a phase after the last step may begin.
+    ///
+    /// The final save may begin if it is expected to end before the deadline, or if nothing was saved before: then a
+    /// late file is better than none. The others may begin if they would end before the time for ending the process;
+    /// phases before the training always may.
+    pub fn allows(&mut self, phase: Phase, now_s: f64) -> bool {
+        let now_s = self.tick(now_s);
+        let Some(deadline_s) = self.deadline_s else {
+            return true;
+        };
+        let (mean_s, deviation_s) = self.expected_phase(phase);
+        let left_s = deadline_s - now_s;
+        match phase {
+            Phase::FinalSave => self.saves.count() == 0 || mean_s <= left_s,
+            _ if Phase::TAIL.contains(&phase) => {
+                mean_s + deviation_s + 0.5 * self.closing_s() <= left_s
+            }
+            _ => true,
+        }
+    }
+
+    /// Seconds that the next step must be able to take inside the room; `None` if nothing is known of steps.
+    pub(super) fn step_high_s(&self, bucket: usize) -> Option<f64> {
+        self.pace.bucket_high_s(bucket, STEP_DEVIATIONS)
+    }
+
+    /// How many steps fit into `room_s`, the next one taking `first_s`.
+    ///
+    /// Solves `j·a + z·σ·√j = room − first` for j, with the time per step a, which includes its share of saves and
+    /// samples as long as more than one of them is still to come.
+    pub(super) fn steps_that_fit(&self, room_s: f64, first_s: f64, step: StepTime) -> u64 {
+        let rest_s = room_s - first_s;
+        if rest_s <= 0.0 {
+            return 1;
+        }
+        let each_s = step.mean_s + self.overhead_per_step_s(room_s, step.mean_s);
+        let reserve_s = COUNT_DEVIATIONS * step.deviation_s;
+        let root =
+            ((reserve_s * reserve_s + 4.0 * each_s * rest_s).sqrt() - reserve_s) / (2.0 * each_s);
+        // The cast saturates, so that an absurdly small step time cannot overflow.
+        1_u64.saturating_add((root * root) as u64)
+    }
+
+    /// Seconds of periodic saves and samples per step over the next `room_s`.
+    fn overhead_per_step_s(&self, room_s: f64, step_s: f64) -> f64 {
+        let save_s = self.save_s().unwrap_or(0.0);
+        let interval_s = cadence::interval_s(self.deadline_s, save_s);
+        let saves = if room_s > interval_s {
+            save_s * step_s / interval_s
+        } else {
+            0.0
+        };
+        let samples = self.config.samples.map_or(0.0, |plan| {
+            let every = plan.every_steps.max(1) as f64;
+            let due = room_s > every * step_s;
+            let share = (self.config.sample_share_max / (1.0 - self.config.sample_share_max))
+                .clamp(0.0, 1.0);
+            let round_s = self.round_s().unwrap_or(0.0);
+            if due {
+                (round_s / every).min(share * step_s)
+            } else {
+                0.0
+            }
+        });
+        saves + samples
+    }
+
+    /// Steps still to come as far as anything limits them: `None` if only an unknown step time does.
+    pub(super) fn steps_left(&self, room_s: Option<f64>) -> (Option<u64>, RuledBy) {
+        let asked = self
+            .config
+            .steps
+            .map(|steps| steps.saturating_sub(self.steps_done));
+        let fit = match (room_s, self.pace.mixture()) {
+            (Some(room_s), _) if room_s <= 0.0 => Some(0),
+            (Some(room_s), Some(step)) if room_s < step.mean_s => Some(0),
+            (Some(room_s), Some(step)) => Some(self.steps_that_fit(room_s, step.mean_s, step)),
+            _ => None,
+        };
+        let asked = if self.config.fill && self.deadline_s.is_some() {
+            None
+        } else {
+            asked
+        };
+        match (asked, fit) {
+            (Some(asked), Some(fit)) if fit < asked => (Some(fit), RuledBy::Deadline),
+            (Some(asked), _) => (Some(asked), RuledBy::Steps),
+            (None, fit) => (fit, RuledBy::Deadline),
+        }
+    }
+
+    /// What is expected of the rest of the run.
+    pub fn forecast(&mut self, now_s: f64) -> Forecast {
+        let now_s = self.tick(now_s);
+        let room_s = self.room_s(now_s);
+        let (steps_left, ruled_by) = self.steps_left(room_s);
+        let step = self.pace.mixture();
+        let training_s = steps_left.zip(step).map(|(steps, step)| {
+            let each_s =
+                step.mean_s + self.overhead_per_step_s(room_s.unwrap_or(f64::MAX), step.mean_s);
+            let needed_s = steps as f64 * each_s;
+            room_s.map_or(needed_s, |room_s| needed_s.min(room_s.max(0.0)))
+        });
+        let (tail_s, _) = self.tail(|_| true);
+        let margin_s = self.margin_s();
+        let end_s = training_s.map(|training_s| now_s + training_s + tail_s);
+        let idle_s = match (end_s, self.deadline_s) {
+            (Some(end_s), Some(deadline_s)) => (deadline_s - margin_s - end_s).max(0.0),
+            _ => 0.0,
+        };
+        let mut forecast = Forecast {
+            steps_done: self.steps_done,
+            steps_total: steps_left.map(|steps| self.steps_done.saturating_add(steps)),
+            ruled_by,
+            step_s: step.map(|step| step.mean_s),
+            progress: self.progress,
+            left_s: self
+                .deadline_s
+                .map(|deadline_s| (deadline_s - now_s).max(0.0)),
+            training_s,
+            tail_s,
+            margin_s,
+            end_s,
+            idle_s,
+            notes: Vec::new(),
+        };
+        forecast.notes.extend(self.note(&forecast, room_s));
+        forecast
+    }
+
+    fn note(&self, forecast: &Forecast, room_s: Option<f64>) -> Option<Note> {
+        let (room_s, left_s) = (room_s?, forecast.left_s?);
+        let total = forecast.steps_total?;
+        if total == 0 && self.steps_done == self.config.steps_done {
+            let needed_s = forecast.tail_s + forecast.margin_s;
+            return Some(Note::NoTimeForSteps { left_s, needed_s });
+        }
+        let steps = self.config.steps?;
+        match forecast.ruled_by {
+            RuledBy::Deadline if total < steps => Some(Note::StepsCut { steps, fit: total }),
+            RuledBy::Steps if forecast.idle_s > EARLY_SHARE * self.deadline_s? => {
+                let step = self.pace.mixture()?;
+                let fit = self.steps_that_fit(room_s, step.mean_s, step);
+                Some(Note::EndsEarly {
+                    steps,
+                    would_fit: self.steps_done.saturating_add(fit),
+                    idle_s: forecast.idle_s,
+                })
+            }
+            _ => None,
+        }
+    }
+}

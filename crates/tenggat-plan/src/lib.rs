@@ -1,0 +1,60 @@
+//! Plan before, budget during: everything in tenggat that reasons about time, and nothing that computes.
+//!
+//! The crate knows no tensors, files, devices or terminals, and it never looks at a clock by itself.
+//!
+//! - [`Clock`]: where the present comes from.
+//! - [`Schedule`]: learning rates as functions of progress.
+//! - [`Budget`]: the controller that ends a run before its deadline and not long before it.
+//!
+//! A training loop under a budget:
+//!
+//! ```
+//! use tenggat_plan::{Budget, BudgetConfig, Clock, Decision, Phase, PhaseCosts, Position, Schedule, SimulatedClock};
+//!
+//! let clock = SimulatedClock::default();
+//! let mut budget = Budget::new(BudgetConfig {
+//!     deadline_s: Some(120.0),
+//!     phases: PhaseCosts::default().with(Phase::FinalSave, 0.2).with(Phase::ScoreAfter, 5.0),
+//!     ..BudgetConfig::default()
+//! })?;
+//! let schedule: Schedule = "cosine".parse()?;
+//! let mut last_factor = 1.0;
+//! loop {
+//!     let bucket = 0; // of the batch that comes next
+//!     let began_s = clock.now_s();
+//!     match budget.decide(began_s, bucket) {
+//!         Decision::Step { progress, .. } => {
+//!             let step = budget.steps_done();
+//!             last_factor = schedule.factor(Position { step, progress });
+//!             clock.advance(0.5); // train one step at `peak rate × last_factor`
+//!             budget.observe_step(clock.now_s(), bucket, clock.now_s() - began_s);
+//!         }
+//!         Decision::SaveLast => {
+//!             clock.advance(0.2); // write last.safetensors
+//!             budget.observe_save(clock.now_s(), clock.now_s() - began_s);
+//!         }
+//!         Decision::Finish(_) => break,
+//!     }
+//! }
+//! for (phase, seconds) in [(Phase::FinalSave, 0.2), (Phase::ScoreAfter, 5.0)] {
+//!     if budget.allows(phase, clock.now_s()) {
+//!         budget.phase_started(phase, clock.now_s());
+//!         clock.advance(seconds);
+//!         budget.phase_finished(phase, clock.now_s());
+//!     }
+//! }
+//! assert!((114.0..=119.5).contains(&clock.now_s()));
+//! assert_eq!(last_factor, 0.0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod budget;
+mod clock;
+mod schedule;
+
+pub use budget::{
+    BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, Phase,
+    PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict,
+};
+pub use clock::{Clock, SimulatedClock, WallClock};
+pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};

@@ -1,0 +1,12 @@
+//! Host memory: element types, buffers and the pool that recycles them.
+
+mod element;
+mod matrix;
+mod pool;
+mod simd;
+
+pub use element::{Element, Real};
+pub(crate) use matrix::{Mat, MatMut};
+pub use pool::Pool;
+pub(crate) use pool::{Buffer, Storage};
+pub(crate) use simd::{sum, vectorised};

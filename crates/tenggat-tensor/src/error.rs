@@ -1,0 +1,50 @@
+//! What can go wrong in a tensor operation.
+
+use crate::DType;
+
+/// Result of a tensor operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An operation that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Two operands whose shapes do not fit together, or a shape that does not fit its data.
+    #[error("{op}: {what}: expected {expected:?}, got {got:?}")]
+    Shape {
+        /// Operation that refused.
+        op: &'static str,
+        /// Which operand or axis.
+        what: &'static str,
+        /// What the operation needs.
+        expected: Vec<usize>,
+        /// What it was given.
+        got: Vec<usize>,
+    },
+    /// An element type that the operation has no kernel for.
+    #[error("{op}: no kernel for {dtype:?} on {device}")]
+    DType {
+        /// Operation that refused.
+        op: &'static str,
+        /// The type that was given.
+        dtype: DType,
+        /// Name of the device.
+        device: &'static str,
+    },
+}
+
+impl Error {
+    /// A shape mismatch.
+    pub fn shape(op: &'static str, what: &'static str, expected: &[usize], got: &[usize]) -> Self {
+        Error::Shape { op, what, expected: expected.to_vec(), got: got.to_vec() }
+    }
+}
+
+/// Refuses unless `expected == got`.
+pub(crate) fn expect_shape(
+    op: &'static str,
+    what: &'static str,
+    expected: &[usize],
+    got: &[usize],
+) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(Error::shape(op, what, expected, got)) }
+}

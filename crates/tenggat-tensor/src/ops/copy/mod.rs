@@ -1,0 +1,69 @@
+//! Copies between views: token ranges of a joint sequence, rows of a bias.
+
+mod cpu;
+
+use super::dispatch_real;
+use crate::error::expect_shape;
+use crate::{Result, View, ViewMut};
+
+/// `to = from`, both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn forward(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "copy";
+    expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::copy::<T>(from.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
+/// `to += alpha · from`, both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn add_scaled(alpha: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "add scaled";
+    expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::add_scaled::<T>(alpha as T, from.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
+/// Every row of `to` (`[m, n]`) becomes `row` (`[1, n]`).
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn broadcast_row(row: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "broadcast row";
+    expect_shape(OP, "row", &[1, to.cols()], &row.shape())?;
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::broadcast_row::<T>(row.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::*;
+    use super::*;
+    use crate::{DType, Tensor};
+
+    #[test]
+    fn touches_its_range_and_nothing_else() {
+        let from = randn(DType::F32, &[40, 3], 1);
+        let mut to = Tensor::zeros(&from.device(), DType::F32, &[50, 5]).unwrap();
+        forward(from.view(), to.view_mut().row_range(7..47).columns(1..4)).unwrap();
+        add_scaled(-0.5, from.view(), to.view_mut().row_range(7..47).columns(1..4)).unwrap();
+        let (values, source) = (to.to_f32().unwrap(), from.to_f32().unwrap());
+        for i in 0..50 {
+            for j in 0..5 {
+                let inside = (7..47).contains(&i) && (1..4).contains(&j);
+                let expected = if inside { 0.5 * source[(i - 7) * 3 + j - 1] } else { 0.0 };
+                assert_eq!(values[i * 5 + j], expected, "({i}, {j})");
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Residual connection with a gate per sample and channel: `out = x + gate · y`.
+//!
+//! `dx = dout` (nothing to do), `dy = gate · dout`, `dgate = Σ_tokens dout · y`. Saved: y.
+
+mod cpu;
+
+use super::dispatch_real;
+use crate::error::expect_shape;
+use crate::{Result, View, ViewMut};
+
+fn expect(op: &'static str, y: [usize; 2], gate: [usize; 2], tokens: usize) -> Result<()> {
+    expect_shape(op, "gate", &[y[0] / tokens.max(1), y[1]], &gate)?;
+    expect_shape(op, "rows of y", &[gate[0] * tokens], &[y[0]])
+}
+
+/// `out = x + gate · y`; x, y, out: `[b·tokens, c]`; gate: `[b, c]`.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn forward(x: View<'_>, gate: View<'_>, y: View<'_>, tokens: usize, out: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "gated_residual forward";
+    expect(OP, y.shape(), gate.shape(), tokens)?;
+    expect_shape(OP, "x", &y.shape(), &x.shape())?;
+    expect_shape(OP, "out", &y.shape(), &out.shape())?;
+    dispatch_real!(OP, out.dtype(), T => {
+        cpu::forward::<T>(x.cpu(OP)?, gate.cpu(OP)?, y.cpu(OP)?, tokens, out.cpu(OP)?);
+        Ok(())
+    })
+}
+
+/// Writes `dy = gate · dout` (`[b·tokens, c]`) and, if asked, `dgate` (`[b, c]`).
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn backward(
+    gate: View<'_>,
+    y: View<'_>,
+    dout: View<'_>,
+    tokens: usize,
+    dy: ViewMut<'_>,
+    dgate: Option<ViewMut<'_>>,
+) -> Result<()> {
+    const OP: &str = "gated_residual backward";
+    expect(OP, y.shape(), gate.shape(), tokens)?;
+    expect_shape(OP, "dout", &y.shape(), &dout.shape())?;
+    expect_shape(OP, "dy", &y.shape(), &dy.shape())?;
+    dispatch_real!(OP, dy.dtype(), T => {
+        if let Some(dgate) = dgate {
+            expect_shape(OP, "dgate", &gate.shape(), &dgate.shape())?;
+            cpu::backward_gate::<T>(y.cpu(OP)?, dout.cpu(OP)?, tokens, dgate.cpu(OP)?);
+        }
+        cpu::backward_input::<T>(gate.cpu(OP)?, dout.cpu(OP)?, tokens, dy.cpu(OP)?);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::*;
+    use super::*;
+    use crate::{DType, Tensor};
+
+    #[test]
+    fn backward_is_the_derivative() {
+        let (b, tokens, c) = (2, 17, 3);
+        let t = |seed| randn(DType::F64, &[b * tokens, c], seed);
+        let (x, y, dout, gate) = (t(1), t(2), t(3), randn(DType::F64, &[b, c], 4));
+        let loss = |gate: &Tensor, y: &Tensor| {
+            let mut out = x.empty_like(x.shape()).unwrap();
+            forward(x.view(), gate.view(), y.view(), tokens, out.view_mut()).unwrap();
+            dot(&out, &dout)
+        };
+        let (mut dy, mut dgate) = (y.empty_like(y.shape()).unwrap(), gate.empty_like(gate.shape()).unwrap());
+        backward(gate.view(), y.view(), dout.view(), tokens, dy.view_mut(), Some(dgate.view_mut())).unwrap();
+        finite_differences("dy", &y, &dy, |y| loss(&gate, y));
+        finite_differences("dgate", &gate, &dgate, |gate| loss(gate, &y));
+    }
+}

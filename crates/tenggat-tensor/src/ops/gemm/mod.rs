@@ -1,0 +1,142 @@
+//! General matrix product, `C = alpha · op(A) · op(B) + beta · C`.
+//!
+//! With `beta == 0`, C is not read. Backward of `C = A · B` is two more products:
+//! `dA = dC · Bᵀ` ([`nt`]) and `dB = Aᵀ · dC` ([`tn`]).
+
+mod cpu;
+pub(crate) use cpu::{Operand, Shared, kernel, product, product_serial};
+
+use super::dispatch_real;
+use crate::error::expect_shape;
+use crate::{Result, View, ViewMut};
+
+/// `C = alpha · A · B + beta · C`; a: `[m, k]`, b: `[k, n]`, c: `[m, n]`.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn nn(alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: ViewMut<'_>) -> Result<()> {
+    run("gemm nn", alpha, (a, false), (b, false), beta, c)
+}
+
+/// `C = alpha · A · Bᵀ + beta · C`; a: `[m, k]`, b: `[n, k]`, c: `[m, n]`.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn nt(alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: ViewMut<'_>) -> Result<()> {
+    run("gemm nt", alpha, (a, false), (b, true), beta, c)
+}
+
+/// `C = alpha · Aᵀ · B + beta · C`; a: `[k, m]`, b: `[k, n]`, c: `[m, n]`.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn tn(alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: ViewMut<'_>) -> Result<()> {
+    run("gemm tn", alpha, (a, true), (b, false), beta, c)
+}
+
+fn run(
+    op: &'static str,
+    alpha: f64,
+    (a, a_transposed): (View<'_>, bool),
+    (b, b_transposed): (View<'_>, bool),
+    beta: f64,
+    c: ViewMut<'_>,
+) -> Result<()> {
+    let (m, k) = if a_transposed { (a.cols(), a.rows()) } else { (a.rows(), a.cols()) };
+    let (kb, n) = if b_transposed { (b.cols(), b.rows()) } else { (b.rows(), b.cols()) };
+    expect_shape(op, "inner axis of b", &[k], &[kb])?;
+    expect_shape(op, "c", &[m, n], &c.shape())?;
+    dispatch_real!(op, c.dtype(), T => {
+        let a = Operand::new(a.cpu::<T>(op)?, a_transposed);
+        let b = Operand::new(b.cpu::<T>(op)?, b_transposed);
+        product(alpha as T, a, b, beta as T, c.cpu::<T>(op)?);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::*;
+    use super::*;
+    use crate::{DType, Tensor};
+
+    fn naive(a: &Tensor, ta: bool, b: &Tensor, tb: bool, alpha: f64, beta: f64, c: &Tensor) -> Tensor {
+        let at = |x: &Tensor, t: bool, i: usize, j: usize| {
+            let (s, v) = (x.shape()[1], x.to_f64().unwrap());
+            if t { v[j * s + i] } else { v[i * s + j] }
+        };
+        let (m, n) = (c.shape()[0], c.shape()[1]);
+        let k = if ta { a.shape()[0] } else { a.shape()[1] };
+        let old = c.to_f64().unwrap();
+        let mut out = vec![0.0; m * n];
+        for i in 0..m {
+            for j in 0..n {
+                let sum: f64 = (0..k).map(|l| at(a, ta, i, l) * at(b, tb, l, j)).sum();
+                out[i * n + j] = alpha * sum + if beta == 0.0 { 0.0 } else { beta * old[i * n + j] };
+            }
+        }
+        Tensor::from_f64(&c.device(), DType::F64, &out, &[m, n]).unwrap()
+    }
+
+    #[test]
+    fn agrees_with_three_loops_in_every_layout() {
+        for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {
+            for (m, n, k) in [(1, 1, 1), (3, 5, 7), (17, 1, 9), (1, 33, 8), (40, 70, 30), (0, 4, 3)] {
+                for (ta, tb) in [(false, false), (false, true), (true, false)] {
+                    for (alpha, beta) in [(1.0, 0.0), (0.5, 1.0), (-1.0, 0.25)] {
+                        let a = randn(dtype, &if ta { [k, m] } else { [m, k] }, 1);
+                        let b = randn(dtype, &if tb { [n, k] } else { [k, n] }, 2);
+                        let mut c = if beta == 0.0 {
+                            a.empty_like(&[m, n]).unwrap() // poisoned: beta = 0 must not read it
+                        } else {
+                            randn(dtype, &[m, n], 3)
+                        };
+                        let expected = naive(&a, ta, &b, tb, alpha, beta, &c);
+                        run("gemm", alpha, (a.view(), ta), (b.view(), tb), beta, c.view_mut()).unwrap();
+                        assert_close(&format!("{m}x{n}x{k} {ta} {tb}"), &c, &expected, tolerance);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn works_on_column_slices() {
+        let (a, b) = (randn(DType::F64, &[6, 10], 1), randn(DType::F64, &[4, 10], 2));
+        let mut wide = Tensor::zeros(&a.device(), DType::F64, &[6, 9]).unwrap();
+        nt(1.0, a.view().columns(2..9), b.view().columns(3..10), 0.0, wide.view_mut().columns(5..9)).unwrap();
+        let values = wide.to_f64().unwrap();
+        let (av, bv) = (a.to_f64().unwrap(), b.to_f64().unwrap());
+        for i in 0..6 {
+            for j in 0..9 {
+                let expected: f64 = if j < 5 {
+                    0.0
+                } else {
+                    (0..7).map(|l| av[i * 10 + 2 + l] * bv[(j - 5) * 10 + 3 + l]).sum()
+                };
+                assert!((values[i * 9 + j] - expected).abs() < 1e-12, "({i}, {j})");
+            }
+        }
+    }
+
+    #[test]
+    fn any_thread_count_gives_the_same_bits() {
+        let (a, b) = (randn(DType::F32, &[333, 257], 1), randn(DType::F32, &[515, 257], 2));
+        let run_with = |threads: usize| {
+            let mut c = a.empty_like(&[333, 515]).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| nt(1.0, a.view(), b.view(), 0.0, c.view_mut())).unwrap();
+            c.to_f32().unwrap()
+        };
+        let one = run_with(1);
+        assert!((2..6).all(|threads| run_with(threads) == one));
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let a = randn(DType::F32, &[2, 3], 1);
+        let mut c = a.empty_like(&[2, 2]).unwrap();
+        let message = nn(1.0, a.view(), a.view(), 0.0, c.view_mut()).unwrap_err().to_string();
+        assert!(message.contains("inner axis of b: expected [3], got [2]"), "{message}");
+    }
+}

@@ -1,0 +1,42 @@
+//! The closed set of ops.
+//!
+//! Each folder holds one op: its contract, dispatch and tests in `mod.rs`, the readable CPU reference in `cpu.rs`
+//! and, where it pays, a fast CPU path in a file of its own. The reference runs in f32 and f64; finite differences
+//! are taken in f64.
+
+pub mod adamw;
+pub mod attention;
+pub mod copy;
+pub mod gated_residual;
+pub mod gelu;
+pub mod gemm;
+pub mod layer_norm_modulate;
+pub mod linear;
+pub mod mse;
+pub mod rms_norm_rope;
+pub mod silu;
+
+#[cfg(test)]
+mod check;
+
+/// Runs a block with `$t` bound to the Rust type of a computing dtype.
+macro_rules! dispatch_real {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            dtype => Err($crate::Error::DType { op: $op, dtype, device: "cpu" }),
+        }
+    };
+}
+pub(crate) use dispatch_real;
+
+/// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
+/// way whatever the number of threads.
+pub(crate) const ROW_BLOCK: usize = 16;

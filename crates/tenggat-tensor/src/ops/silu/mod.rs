@@ -1,0 +1,62 @@
+//! SiLU: `y = x·σ(x)`, `dy/dx = σ + x·σ·(1 − σ)`. Saved: the input.
+
+mod cpu;
+
+use super::dispatch_real;
+use crate::error::expect_shape;
+use crate::{Result, View, ViewMut};
+
+/// `y = silu(x)`, both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "silu forward";
+    expect_shape(OP, "y", &x.shape(), &y.shape())?;
+    dispatch_real!(OP, y.dtype(), T => {
+        cpu::forward::<T>(x.cpu(OP)?, y.cpu(OP)?);
+        Ok(())
+    })
+}
+
+/// `d *= silu'(x)`: turns the output gradient into the input gradient in place; both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn backward(x: View<'_>, d: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "silu backward";
+    expect_shape(OP, "d", &x.shape(), &d.shape())?;
+    dispatch_real!(OP, d.dtype(), T => {
+        cpu::backward::<T>(x.cpu(OP)?, d.cpu(OP)?);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::*;
+    use super::*;
+    use crate::{DType, Tensor};
+
+    #[test]
+    fn backward_is_the_derivative() {
+        let (x, dy) = (randn(DType::F64, &[3, 9], 1), randn(DType::F64, &[3, 9], 2));
+        let loss = |x: &Tensor| {
+            let mut y = x.empty_like(&[3, 9]).unwrap();
+            forward(x.view(), y.view_mut()).unwrap();
+            dot(&y, &dy)
+        };
+        let mut dx = dy.duplicate().unwrap();
+        backward(x.view(), dx.view_mut()).unwrap();
+        finite_differences("dx", &x, &dx, loss);
+    }
+
+    #[test]
+    fn f32_agrees_with_f64() {
+        let x = randn(DType::F64, &[20, 50], 3);
+        let (mut y, mut y32) = (x.empty_like(&[20, 50]).unwrap(), randn(DType::F32, &[20, 50], 0));
+        forward(x.view(), y.view_mut()).unwrap();
+        forward(x.to_dtype(DType::F32).unwrap().view(), y32.view_mut()).unwrap();
+        assert_close("silu", &y32, &y, 1e-6);
+    }
+}
