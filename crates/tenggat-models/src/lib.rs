@@ -1,1 +1,8 @@
-//! tenggat-models
+//! Qwen-Image, read from a diffusers folder as it is published: transformer forward and backward, VAE, text encoder,
+//! tokenizer, scheduler and the text-to-image pipeline.
+
+mod error;
+pub mod qwen_image;
+pub mod weights;
+
+pub use error::{Error, Result};

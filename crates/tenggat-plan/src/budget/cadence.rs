@@ -2,23 +2,34 @@
 
 /// The first save is done by this share of the budget after the training began.
 const FIRST_BY_SHARE: f64 = 0.05;
-/// Time that saving may take while training, as a share of it.
+/// Unforeseen ends per budget that the interval is chosen for: one run in five.
+const ENDS_PER_BUDGET: f64 = 0.2;
+/// Shortest interval, as a share of the budget.
+const SHORTEST_SHARE: f64 = 0.02;
+/// Longest stretch whose loss is bearable, in seconds ...
+const BEARABLE_S: f64 = 600.0;
+/// ... unless saving that often would take more than this share of the time.
 const SAVING_SHARE: f64 = 0.01;
-/// Longest stretch that may be lost where saves are cheap, as a share of the budget ...
-const LOST_SHARE: f64 = 0.05;
-/// ... and in seconds, which also holds without a deadline.
-const LOST_S: f64 = 600.0;
 
-/// Seconds between two saves: a stretch whose loss is bearable, or longer if saving would then cost over 1 % of the
-/// time.
+/// Seconds between two saves.
+///
+/// Saves of `s` seconds every `t` cost `s / t` of the time, and an end at a random moment loses `t / 2`. With `h` such
+/// ends per budget `b` the sum is least at `t = √(2·s·b / h)` (J. W. Young, "A first order approximation to the optimum
+/// checkpoint interval", 1974).
 pub(super) fn interval_s(budget_s: Option<f64>, save_s: f64) -> f64 {
-    let bearable_s = budget_s.map_or(LOST_S, |budget_s| (budget_s * LOST_SHARE).min(LOST_S));
-    bearable_s.max(save_s / SAVING_SHARE)
+    let bearable_s = BEARABLE_S.max(save_s / SAVING_SHARE);
+    match budget_s {
+        Some(budget_s) => (2.0 * save_s * budget_s / ENDS_PER_BUDGET)
+            .sqrt()
+            .min(bearable_s)
+            .max(SHORTEST_SHARE * budget_s),
+        None => bearable_s,
+    }
 }
 
-/// The moment after the start of training at which the first save should begin, so that it ends by 5 % of the budget.
+/// Seconds after the start of training at which the first save should begin, so that it ends by 5 % of the budget.
 pub(super) fn first_after_s(budget_s: Option<f64>, save_s: f64, step_s: f64) -> f64 {
-    let by_s = interval_s(budget_s, 0.0).min(budget_s.map_or(LOST_S, |b| b * FIRST_BY_SHARE));
+    let by_s = budget_s.map_or(BEARABLE_S, |b| (b * FIRST_BY_SHARE).min(BEARABLE_S));
     // A save can only begin between two steps, so the step that would run past the moment counts too.
     (by_s - 1.25 * save_s - step_s).max(0.2 * by_s)
 }
@@ -29,11 +40,14 @@ mod tests {
 
     #[test]
     fn cheap_saves_come_often_and_dear_ones_seldom() {
-        assert_eq!(interval_s(Some(120.0), 0.01), 6.0);
-        assert_eq!(interval_s(Some(7200.0), 1.0), 360.0);
-        assert_eq!(interval_s(Some(40_000.0), 1.0), 600.0);
-        assert_eq!(interval_s(Some(7200.0), 20.0), 2000.0);
-        assert_eq!(interval_s(None, 0.1), 600.0);
+        let interval = |budget_s, save_s| interval_s(budget_s, save_s).round();
+        assert_eq!(interval(Some(120.0), 0.05), 8.0);
+        assert_eq!(interval(Some(7200.0), 1.0), 268.0);
+        assert_eq!(interval(Some(7200.0), 20.0), 1200.0);
+        assert_eq!(interval(Some(28_000.0), 4.0), 600.0);
+        assert_eq!(interval(Some(28_000.0), 0.0), 560.0);
+        assert_eq!(interval(None, 0.1), 600.0);
+        assert_eq!(interval(None, 20.0), 2000.0);
     }
 
     #[test]

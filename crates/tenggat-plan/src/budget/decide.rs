@@ -103,16 +103,10 @@ impl Budget {
             // Nothing is known of steps: find out, if there is any room.
             return u64::from(room_s > 0.0) * u64::MAX;
         };
-        let mean_s = self.pace.bucket_mean_s(bucket).unwrap_or(mixture.mean_s);
-        // A forecast that nothing has confirmed must not keep a run from its first step.
-        let needed_s = if self.pace.observed() == 0 {
-            mean_s
-        } else {
-            high_s
-        };
-        if needed_s > room_s {
+        if high_s > room_s {
             return 0;
         }
+        let mean_s = self.pace.bucket_mean_s(bucket).unwrap_or(mixture.mean_s);
         let spent = self.progress >= 1.0 && self.steps_done > 0;
         let left_over_s = LEFT_OVER_SHARE * self.deadline_s.unwrap_or(0.0);
         if spent && room_s < left_over_s {

@@ -38,6 +38,11 @@ fn sane_s(seconds: f64) -> Option<f64> {
     (seconds.is_finite() && seconds >= 0.0).then_some(seconds)
 }
 
+/// How far back the average speed looks that the cost of later phases is corrected by: a share of the budget, or
+/// seconds without one.
+const STEADY_SHARE: f64 = 0.02;
+const STEADY_S: f64 = 60.0;
+
 /// The time controller of one run. Moments are seconds on the run's clock, see [`Clock`](crate::Clock).
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -70,7 +75,10 @@ impl Budget {
             deadline_s: config.deadline_s,
             now_s: 0.0,
             phases: Phases::new(config.phases),
-            pace: Pace::new(&config.buckets),
+            pace: Pace::new(
+                &config.buckets,
+                config.deadline_s.map_or(STEADY_S, |s| s * STEADY_SHARE),
+            ),
             saves: Estimate::default(),
             rounds: Estimate::default(),
             sampled_s: 0.0,

@@ -7,6 +7,8 @@ use super::estimate::Estimate;
 const BUCKET_MEMORY: f64 = 1.0 / 16.0;
 /// Largest change of a well-known bucket believed from one observation, as a logarithm.
 const BUCKET_CLIP: f64 = 0.25;
+/// Largest weight of one step in the average speed over a longer time.
+const STEADY_MOST: f64 = 1.0 / 8.0;
 /// Relative standard deviation of a forecast that nothing has been measured for yet.
 const UNMEASURED_DEVIATION: f64 = 0.3;
 
@@ -21,6 +23,9 @@ pub(super) struct Pace {
     buckets: Vec<Bucket>,
     speed: Estimate,
     opening_speed: Option<f64>,
+    /// The speed factor averaged over about `steady_over_s`.
+    steady_speed: f64,
+    steady_over_s: f64,
     observed: u64,
 }
 
@@ -41,7 +46,8 @@ pub(super) struct StepTime {
 }
 
 impl Pace {
-    pub(super) fn new(buckets: &[BucketConfig]) -> Self {
+    /// `steady_over_s`: how far back [`Pace::slowdown`] looks.
+    pub(super) fn new(buckets: &[BucketConfig], steady_over_s: f64) -> Self {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let buckets = buckets
             .iter()
@@ -55,6 +61,8 @@ impl Pace {
             buckets,
             speed: Estimate::default(),
             opening_speed: None,
+            steady_speed: 1.0,
+            steady_over_s,
             observed: 0,
         }
     }
@@ -83,8 +91,17 @@ impl Pace {
         }
         self.buckets[bucket].observed += 1;
         self.observed += 1;
-        if self.opening_speed.is_none() && self.speed.count() >= 5 {
-            self.opening_speed = self.speed.mean();
+        self.follow_speed(seconds);
+    }
+
+    fn follow_speed(&mut self, seconds: f64) {
+        let speed = self.speed_factor();
+        if self.opening_speed.is_none() {
+            self.steady_speed = speed;
+            self.opening_speed = (self.speed.count() >= 5).then_some(speed);
+        } else {
+            let weight = (seconds / self.steady_over_s).min(STEADY_MOST);
+            self.steady_speed += weight * (speed - self.steady_speed);
         }
     }
 
@@ -104,11 +121,12 @@ impl Pace {
     }
 
     /// Step times now, as a multiple of those at the beginning of the training, within `[0.5, 3]`.
+    ///
+    /// Averaged over longer than a few steps: the cost of the phases after the training is multiplied by it, and with
+    /// minutes of scoring to come a trembling factor would move the end of the training by many steps each step.
     pub(super) fn slowdown(&self) -> f64 {
-        match (self.opening_speed, self.speed.mean()) {
-            (Some(opening), Some(now)) => (now / opening).clamp(0.5, 3.0),
-            _ => 1.0,
-        }
+        self.opening_speed
+            .map_or(1.0, |opening| (self.steady_speed / opening).clamp(0.5, 3.0))
     }
 
     /// Relative standard deviation of a step about its bucket's mean.
@@ -117,6 +135,11 @@ impl Pace {
             Some(mean) => self.speed.deviation() / mean,
             None => UNMEASURED_DEVIATION,
         }
+    }
+
+    /// The largest recent excess of a step over its mean, as a share of the mean.
+    pub(super) fn recent_excess(&self) -> f64 {
+        self.speed.recent_excess()
     }
 
     /// Expected seconds of a step of `bucket`; `None` if nothing at all is known.
@@ -191,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_forecast_wrong_for_all_buckets_is_corrected_by_one() {
-        let mut pace = Pace::new(&[bucket(Some(1.0), Some(0.5)), bucket(Some(4.0), Some(0.5))]);
+        let mut pace = Pace::new(&[bucket(Some(1.0), Some(0.5)), bucket(Some(4.0), Some(0.5))], 60.0);
         for _ in 0..20 {
             pace.observe(0, 2.0);
         }
@@ -201,7 +224,7 @@ mod tests {
 
     #[test]
     fn one_slow_bucket_is_told_from_a_slow_machine() {
-        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)]);
+        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)], 60.0);
         for _ in 0..30 {
             for _ in 0..4 {
                 pace.observe(0, 1.0);
@@ -220,7 +243,7 @@ mod tests {
 
     #[test]
     fn throttling_seen_in_one_bucket_slows_the_forecast_of_the_other() {
-        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)]);
+        let mut pace = Pace::new(&[bucket(None, None), bucket(None, None)], 60.0);
         for _ in 0..20 {
             pace.observe(0, 1.0);
             pace.observe(1, 3.0);

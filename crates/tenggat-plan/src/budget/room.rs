@@ -7,9 +7,13 @@ use super::{Budget, Phase, cadence, sane_s};
 /// Standard deviations of what follows the last step that are kept free.
 const TAIL_DEVIATIONS: f64 = 3.0;
 /// Standard deviations of the sum of the steps left that are kept free when they are counted.
-const COUNT_DEVIATIONS: f64 = 1.0;
+const COUNT_DEVIATIONS: f64 = 2.5;
+/// Relative deviation assumed of saves before the first one.
+const UNMEASURED_SAVE_DEVIATION: f64 = 0.2;
+/// How much slower than the slowest so far the next part of a phase may be and still end in time.
+const PART_SLACK: f64 = 1.3;
 /// Standard deviations by which a single step may be slow and still end inside the room.
-const STEP_DEVIATIONS: f64 = 3.0;
+const STEP_DEVIATIONS: f64 = 4.0;
 /// The part of the margin for ending the process: a share of the deadline within bounds in seconds.
 const CLOSING_SHARE: f64 = 0.03;
 const CLOSING_LEAST_S: f64 = 0.1;
@@ -27,8 +31,21 @@ impl Budget {
     /// Seconds that a save while training will hardly exceed.
     pub(super) fn save_high_s(&self) -> f64 {
         let mean_s = self.save_s().unwrap_or(0.0);
-        let spread_s = TAIL_DEVIATIONS * self.saves.deviation();
-        mean_s + spread_s.max(mean_s * self.saves.recent_excess())
+        mean_s * (1.0 + TAIL_DEVIATIONS * self.save_deviation())
+    }
+
+    /// A third of the excess over its mean that a save may have, as a share of the mean.
+    ///
+    /// Durations of writing to disks and networks have a long upper end, so three deviations are counted on a
+    /// logarithmic scale; and a spread seen in `n` saves may itself be wrong, for which it is raised by `√(1 + 4/n)`.
+    fn save_deviation(&self) -> f64 {
+        let Some(mean_s) = self.saves.mean() else {
+            return UNMEASURED_SAVE_DEVIATION;
+        };
+        let doubt = (1.0 + 4.0 / self.saves.count() as f64).sqrt();
+        let relative = (self.saves.deviation() / mean_s * doubt).min(0.4);
+        let excess = (TAIL_DEVIATIONS * relative).exp() - 1.0;
+        excess.max(self.saves.recent_excess()) / TAIL_DEVIATIONS
     }
 
     /// Expected seconds of one round of samples.
@@ -54,8 +71,19 @@ impl Budget {
             } else {
                 mean_s.max(measured_s)
             };
-            let lesson = self.saves.recent_excess() / TAIL_DEVIATIONS;
-            deviation_s = mean_s * (self.saves.deviation() / measured_s).max(lesson);
+            deviation_s = mean_s * self.save_deviation();
+        }
+        // Rounds of samples during training are the better rehearsal of the last one: more of them, and later.
+        if phase == Phase::FinalSample
+            && mean_s > 0.0
+            && let Some(round_s) = self.rounds.mean()
+        {
+            let predicted_s = self.config.samples.map_or(0.0, |plan| plan.round_s);
+            let all_s = self.config.phases.get(phase);
+            mean_s = match sane_s(predicted_s) {
+                Some(predicted_s) if predicted_s > 0.0 => all_s * round_s / predicted_s,
+                _ => all_s.max(round_s),
+            };
         }
         (mean_s, deviation_s)
     }
@@ -92,18 +120,22 @@ impl Budget {
         Some(self.deadline_s? - now_s - self.tail(|_| true).0 - self.margin_s())
     }
 
-    /// Seconds to spare for more work in the present phase, never negative: what is left once the later phases and the
-    /// margin are set aside. Infinite without a deadline.
-    ///
-    /// A phase made of equal parts, such as scoring picture by picture, goes on while a part is shorter than this.
+    /// Seconds to spare for more work in the present phase, never negative: what is left once the phases that have not
+    /// begun and the margin are set aside. Infinite without a deadline.
     pub fn spare_s(&self, now_s: f64) -> f64 {
-        let Some(deadline_s) = self.deadline_s else {
-            return f64::INFINITY;
-        };
         let now_s = sane_s(now_s).unwrap_or(self.now_s).max(self.now_s);
-        let (tail_s, deviation_s) = self.tail(|_| true);
-        let kept_s = self.closing_s() + TAIL_DEVIATIONS * deviation_s;
-        (deadline_s - now_s - tail_s - kept_s).max(0.0)
+        self.room_s(now_s).map_or(f64::INFINITY, |s| s.max(0.0))
+    }
+
+    /// Whether one more part of the present phase may begin, parts having taken up to `part_s` so far.
+    ///
+    /// Long phases after the training (scoring, sample pictures) should be made of parts and ask before each. The phase
+    /// then ends in time even if the machine has become slower, and it may add parts that were not planned while there
+    /// is time for them.
+    pub fn allows_part(&mut self, now_s: f64, part_s: f64) -> bool {
+        let now_s = self.tick(now_s);
+        let part_s = sane_s(part_s).unwrap_or(0.0);
+        PART_SLACK * part_s <= self.spare_s(now_s)
     }
 
     /// Whether a phase after the last step may begin.
@@ -134,10 +166,13 @@ impl Budget {
 
     /// How many steps fit into `room_s`, the next one taking `first_s`.
     ///
-    /// Solves `j·a + z·σ·√j = room − first` for j, with the time per step a, which includes its share of saves and
-    /// samples as long as more than one of them is still to come.
+    /// Solves `j·a + z·σ·√j = room − first − e` for the j steps after it. The time per step a includes its share of
+    /// saves and samples as long as more than one of them is still to come; e is the excess that the last step must be
+    /// allowed before it may begin, so that the step counted as the last is indeed begun.
     pub(super) fn steps_that_fit(&self, room_s: f64, first_s: f64, step: StepTime) -> u64 {
-        let rest_s = room_s - first_s;
+        let spread_s = STEP_DEVIATIONS * step.deviation_s;
+        let excess_s = spread_s.max(step.mean_s * self.pace.recent_excess());
+        let rest_s = room_s - first_s - excess_s;
         if rest_s <= 0.0 {
             return 1;
         }

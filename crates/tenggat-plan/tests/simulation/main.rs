@@ -164,6 +164,7 @@ fn no_run_ends_late_and_little_is_left_over() {
     let used = sorted(played.iter().filter(long).map(Played::use_of_budget));
     let (median, fifth) = (quantile(&used, 0.5), quantile(&used, 0.05));
     println!("use of budgets over 10 minutes: median {median:.4}, 5th percentile {fifth:.4}");
+    for p in played.iter().filter(|p| p.scene.kind==Kind::Gaussian && p.outcome.last_progress<1.0).take(25) { println!("DBG {:.5} {}", p.outcome.last_progress, p.describe()); }
     let off = sorted(played.iter().map(|p| 1.0 - p.outcome.last_progress));
     println!(
         "distance of the last step from the end of the schedule: 90 % {:.5}, 99 % {:.5}, most {:.5}",
@@ -188,8 +189,10 @@ fn no_run_ends_late_and_little_is_left_over() {
         quantile(&unsaved, 0.95)
     );
     println!(
-        "closing phases left out {} times, rounds of samples skipped {} times, unsaved runs {}, out of time {}",
+        "closing phases left out {} times, {} of {} parts of others left out, rounds of samples skipped {} times, unsaved runs {}, out of time {}",
         played.iter().map(|p| p.outcome.skipped_phases).sum::<usize>(),
+        played.iter().map(|p| p.outcome.skipped_parts).sum::<u64>(),
+        played.iter().map(|p| p.outcome.skipped_parts + p.outcome.parts).sum::<u64>(),
         played.iter().map(|p| p.outcome.skipped_samples).sum::<u64>(),
         played.iter().filter(|p| !p.outcome.saved).count(),
         played

@@ -43,7 +43,6 @@ pub struct Stall {
 
 /// The disturbances of one run, as functions of the clock.
 pub struct Weather {
-    kind: Kind,
     gaussian: f64,
     tails: f64,
     drift: Vec<f64>,
@@ -90,7 +89,6 @@ impl Weather {
             stalls_due_s.reverse();
         }
         Self {
-            kind,
             gaussian,
             tails,
             drift,
@@ -102,10 +100,6 @@ impl Weather {
             stalls_due_s,
             stalls: Vec::new(),
         }
-    }
-
-    pub fn slow_bucket(&self) -> bool {
-        self.kind.is(Kind::SlowBucket)
     }
 
     /// Speed factor at a moment.

@@ -1,0 +1,1 @@
+//! The parts of Qwen-Image, each as in its diffusers or transformers class.

@@ -1,0 +1,203 @@
+//! A folder of safetensors files, read tensor by tensor.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata};
+use serde::Deserialize;
+use tenggat_tensor::{DType, Device, Tensor};
+
+use super::read_json;
+use crate::{Error, Result};
+
+/// Weights of one component of a model folder.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    architecture: &'static str,
+    files: Vec<Shard>,
+    /// Tensor name → index into `files`.
+    owner: HashMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin.
+    data_start: usize,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `<folder>/<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists, for the first
+    /// of the usual stems that is there. `architecture` names the model class in messages.
+    ///
+    /// # Errors
+    /// No weights are there, a shard is missing or truncated, or a header is malformed.
+    pub fn open(folder: &Path, architecture: &'static str) -> Result<Self> {
+        for stem in ["diffusion_pytorch_model", "model"] {
+            let index = folder.join(format!("{stem}.safetensors.index.json"));
+            if index.is_file() {
+                let listed: Index = read_json(&index)?;
+                let mut names: Vec<&String> = listed.weight_map.values().collect();
+                names.sort();
+                names.dedup();
+                let paths = names.into_iter().map(|name| folder.join(name));
+                return Self::from_files(folder, architecture, paths);
+            }
+            let single = folder.join(format!("{stem}.safetensors"));
+            if single.is_file() {
+                return Self::from_files(folder, architecture, [single]);
+            }
+        }
+        Err(Error::format(
+            folder,
+            format!(
+                "no weights of a {architecture} here: expected model.safetensors or \
+                 diffusion_pytorch_model.safetensors, or shards with their .index.json"
+            ),
+        ))
+    }
+
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// The file is missing, truncated or malformed.
+    pub fn open_file(path: &Path, architecture: &'static str) -> Result<Self> {
+        Self::from_files(path, architecture, [path.to_path_buf()])
+    }
+
+    fn from_files(
+        folder: &Path,
+        architecture: &'static str,
+        paths: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<Self> {
+        let files = paths.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+        let owner = files
+            .iter()
+            .enumerate()
+            .flat_map(|(i, shard)| shard.metadata.tensors().into_keys().map(move |name| (name, i)))
+            .collect();
+        Ok(Weights { folder: folder.to_path_buf(), architecture, files, owner })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.owner.contains_key(name)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.owner.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Shape of a tensor.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.find(name)?.1.shape)
+    }
+
+    /// Free-form metadata of the first file.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        self.files.first().and_then(|f| f.metadata.metadata().clone()).unwrap_or_default()
+    }
+
+    /// A tensor on a device, rounded to `dtype`; its shape must be `shape`.
+    ///
+    /// # Errors
+    /// There is none of this name, its shape differs, or its type is not a float.
+    pub fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor> {
+        let (shard, info) = self.find(name)?;
+        if info.shape != shape {
+            return Err(Error::TensorShape {
+                path: shard.path.clone(),
+                name: name.into(),
+                expected: shape.to_vec(),
+                got: info.shape.clone(),
+            });
+        }
+        let bytes =
+            &shard.map[shard.data_start + info.data_offsets.0..shard.data_start + info.data_offsets.1];
+        let mut out = Tensor::empty(device, dtype, shape)?;
+        match (info.dtype, dtype) {
+            (Dtype::BF16, DType::BF16) => copy_into(bytes, out.host_mut::<bf16>()?, bf16::from_le_bytes),
+            (Dtype::BF16, DType::F32) => {
+                copy_into(bytes, out.host_mut::<f32>()?, |b| bf16::from_le_bytes(b).to_f32());
+            }
+            (Dtype::F32, DType::F32) => copy_into(bytes, out.host_mut::<f32>()?, f32::from_le_bytes),
+            (Dtype::F16, DType::F32) => {
+                copy_into(bytes, out.host_mut::<f32>()?, |b| f16::from_le_bytes(b).to_f32());
+            }
+            (from, _) => {
+                let values: Vec<f64> = match from {
+                    Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f64()),
+                    Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f64()),
+                    Dtype::F32 => convert(bytes, |b| f64::from(f32::from_le_bytes(b))),
+                    Dtype::F64 => convert(bytes, f64::from_le_bytes),
+                    other => {
+                        return Err(Error::format(
+                            &shard.path,
+                            format!("tensor `{name}` has type {other:?}; expected BF16, F16, F32 or F64"),
+                        ));
+                    }
+                };
+                out = Tensor::from_f64(device, dtype, &values, shape)?;
+            }
+        }
+        Ok(out)
+    }
+
+    fn find(&self, name: &str) -> Result<(&Shard, &safetensors::tensor::TensorInfo)> {
+        let missing = || Error::MissingTensor {
+            path: self.folder.clone(),
+            name: name.into(),
+            architecture: self.architecture,
+        };
+        let shard = &self.files[*self.owner.get(name).ok_or_else(missing)?];
+        Ok((shard, shard.metadata.info(name).ok_or_else(missing)?))
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|e| Error::read(&path, e))?;
+        // SAFETY: the map is read only. A file that another process truncates meanwhile kills this one with SIGBUS;
+        // checkpoints are replaced by renaming, never rewritten in place, so that does not happen to a running job.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(&path, e))?;
+        let malformed = |reason: String| {
+            Error::format(
+                &path,
+                format!("not a whole safetensors file ({reason}); delete it and fetch it again"),
+            )
+        };
+        let (header, metadata) =
+            safetensors::SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
+        let data_start = header + 8;
+        let end = metadata.tensors().values().map(|t| t.data_offsets.1).max().unwrap_or(0);
+        if data_start + end > map.len() {
+            return Err(malformed(format!("{} bytes, but its header needs {}", map.len(), data_start + end)));
+        }
+        Ok(Shard { path, map, metadata, data_start })
+    }
+}
+
+fn convert<const N: usize, T>(bytes: &[u8], one: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|&b| one(b)).collect()
+}
+
+fn copy_into<const N: usize, T>(bytes: &[u8], to: &mut [T], one: impl Fn([u8; N]) -> T) {
+    to.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(d, &b)| *d = one(b));
+}

@@ -1,0 +1,7 @@
+//! Weights as they lie on disk: one safetensors file or several with an index, memory-mapped.
+
+mod folder;
+mod json;
+
+pub use folder::Weights;
+pub use json::read_json;
