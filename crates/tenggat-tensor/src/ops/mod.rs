@@ -13,6 +13,7 @@ pub mod gemm;
 pub mod layer_norm_modulate;
 pub mod linear;
 pub mod mse;
+pub mod rms_norm;
 pub mod rms_norm_rope;
 pub mod silu;
 
