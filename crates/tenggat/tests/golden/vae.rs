@@ -1,0 +1,1 @@
+//! VAE: encode and decode against the reference.
