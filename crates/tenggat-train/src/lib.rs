@@ -1,1 +1,3 @@
 //! tenggat-train
+
+pub mod timesteps;

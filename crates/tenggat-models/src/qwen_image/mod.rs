@@ -1,1 +1,5 @@
 //! The parts of Qwen-Image, each as in its diffusers or transformers class.
+
+mod scheduler;
+
+pub use scheduler::Scheduler;

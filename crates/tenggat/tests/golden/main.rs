@@ -4,4 +4,5 @@
 //! from the files, so that any set made by the same generator runs unchanged.
 
 mod fixture;
+mod schedule;
 mod vae;
