@@ -2,6 +2,7 @@
 //! tokenizer, scheduler and the text-to-image pipeline.
 
 mod error;
+pub mod lora;
 pub mod qwen_image;
 pub mod weights;
 

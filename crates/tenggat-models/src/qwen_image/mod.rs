@@ -3,3 +3,5 @@
 mod scheduler;
 
 pub use scheduler::Scheduler;
+
+pub mod transformer;

@@ -5,4 +5,5 @@
 
 mod fixture;
 mod schedule;
+mod transformer;
 mod vae;

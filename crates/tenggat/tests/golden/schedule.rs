@@ -16,7 +16,6 @@ fn image_tokens(size: &str) -> usize {
     patches(height) * patches(width)
 }
 
-
 #[test]
 fn schedules_for_every_size_and_step_count() {
     let (golden, scheduler) = (Golden::open("sampling.safetensors"), scheduler());
@@ -28,7 +27,12 @@ fn schedules_for_every_size_and_step_count() {
         let (tokens, steps) = (image_tokens(size), steps.parse().expect("steps"));
         let get = |what: &str| golden.f64(&format!("schedule.{case}.{what}"));
         assert_close(&format!("{case} sigmas"), &scheduler.sigmas(steps, tokens), &get("sigmas"), 1e-6);
-        assert_close(&format!("{case} timesteps"), &scheduler.timesteps(steps, tokens), &get("timesteps"), 1e-3);
+        assert_close(
+            &format!("{case} timesteps"),
+            &scheduler.timesteps(steps, tokens),
+            &get("timesteps"),
+            1e-3,
+        );
         let mu = golden.f64(&format!("schedule.{size}.mu"));
         assert_close(&format!("{size} mu"), &[scheduler.mu(tokens)], &mu, 1e-6);
         seen += 1;

@@ -4,7 +4,7 @@ mod cpu;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
-use crate::{Result, View, ViewMut};
+use crate::{DType, Result, View, ViewMut};
 
 /// `to = from`, both `[m, n]`.
 ///
@@ -13,8 +13,24 @@ use crate::{Result, View, ViewMut};
 pub fn forward(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "copy";
     expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    if to.dtype() == DType::BF16 {
+        cpu::copy::<half::bf16>(from.cpu(OP)?, to.cpu(OP)?);
+        return Ok(());
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::copy::<T>(from.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
+/// `to = 0`.
+///
+/// # Errors
+/// No kernel for the type.
+pub fn zero(to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "zero";
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::zero::<T>(to.cpu(OP)?);
         Ok(())
     })
 }
@@ -49,7 +65,7 @@ pub fn broadcast_row(row: View<'_>, to: ViewMut<'_>) -> Result<()> {
 mod tests {
     use super::super::check::*;
     use super::*;
-    use crate::{DType, Tensor};
+    use crate::Tensor;
 
     #[test]
     fn touches_its_range_and_nothing_else() {

@@ -1,0 +1,231 @@
+//! A block: two streams joined by one attention, forward and backward.
+//!
+//! The joint sequence is laid out [image, text, padding], so that the valid keys of a sample are its first ones;
+//! upstream puts text first, which changes nothing: attention does not see order, and positions are per token.
+
+use tenggat_tensor::ops::attention::{self, Layout, Saved};
+use tenggat_tensor::ops::copy;
+use tenggat_tensor::ops::rms_norm_rope::Segment;
+use tenggat_tensor::{DType, Device, Tensor};
+
+use super::rope::Positions;
+use super::stream::{After, Before, Between, Pass, Stream, Trace};
+use crate::Result;
+use crate::lora::Gradients;
+
+/// Frozen weights of a block.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub image: Stream,
+    pub text: Stream,
+    /// Whether nothing reads the text stream's output, as in the last block.
+    pub last: bool,
+}
+
+/// Shapes of one forward pass.
+#[derive(Debug, Clone)]
+pub(super) struct Geometry {
+    pub image_tokens: usize,
+    pub text_tokens: usize,
+    /// Valid keys per sample.
+    pub key_lens: Vec<usize>,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Geometry {
+    fn joint_tokens(&self) -> usize {
+        self.image_tokens + self.text_tokens
+    }
+
+    fn segment(&self, image: bool) -> Segment {
+        let (tokens, at) = if image { (self.image_tokens, 0) } else { (self.text_tokens, self.image_tokens) };
+        Segment { tokens, at, joint_tokens: self.joint_tokens(), heads: self.heads }
+    }
+
+    fn layout(&self) -> Layout<'_> {
+        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        Layout { key_lens: &self.key_lens, tokens: self.joint_tokens(), heads: self.heads, scale }
+    }
+
+    fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {
+        let rows = self.key_lens.len() * self.joint_tokens();
+        Ok(Tensor::empty(device, dtype, &[rows, self.heads * self.head_dim])?)
+    }
+
+    /// One stream's rows of a joint tensor.
+    fn gather(&self, joint: &Tensor, image: bool) -> Result<Tensor> {
+        let s = self.segment(image);
+        let mut out = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
+        for sample in 0..self.key_lens.len() {
+            let from = sample * s.joint_tokens + s.at;
+            let to = out.view_mut().row_range(sample * s.tokens..(sample + 1) * s.tokens);
+            copy::forward(joint.view().row_range(from..from + s.tokens), to)?;
+        }
+        Ok(out)
+    }
+
+    /// Writes one stream's rows of a joint tensor; zeros if there are none to write.
+    fn scatter(&self, stream: Option<&Tensor>, image: bool, joint: &mut Tensor) -> Result<()> {
+        let s = self.segment(image);
+        for sample in 0..self.key_lens.len() {
+            let from = sample * s.joint_tokens + s.at;
+            let to = joint.view_mut().row_range(from..from + s.tokens);
+            match stream {
+                Some(t) => {
+                    copy::forward(t.view().row_range(sample * s.tokens..(sample + 1) * s.tokens), to)?;
+                }
+                None => copy::zero(to)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a block's backward pass reads.
+#[derive(Debug)]
+pub(super) struct Tape {
+    image: Before,
+    text: Before,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    image_after: After,
+    /// None in the last block.
+    text_after: Option<After>,
+}
+
+impl Tape {
+    /// Keeps the block's inputs alone; [`Block::forward`] on them rebuilds the rest.
+    pub fn into_inputs(self) -> (Tensor, Tensor) {
+        (self.image.x, self.text.x)
+    }
+
+    pub fn trace(&self, block: usize, trace: Trace<'_>) {
+        self.image.trace(block, "img", trace);
+        self.text.trace(block, "txt", trace);
+        self.image_after.trace(block, "img", trace);
+        if let Some(after) = &self.text_after {
+            after.trace(block, "txt", trace);
+        }
+    }
+}
+
+impl Block {
+    /// Image and text stream in, both streams out; text is returned as it came if nothing reads it.
+    ///
+    /// image: `[b·image tokens, c]`; text: `[b·text tokens, c]`.
+    pub fn forward(
+        &self,
+        pass: Pass<'_>,
+        geometry: &Geometry,
+        positions: &Positions,
+        image: Tensor,
+        text: Tensor,
+    ) -> Result<(Tensor, Option<Tensor>, Tape)> {
+        let (device, dtype) = (image.device(), image.dtype());
+        let [mut q, mut k, mut v, mut o] = [
+            geometry.joint(&device, dtype)?,
+            geometry.joint(&device, dtype)?,
+            geometry.joint(&device, dtype)?,
+            geometry.joint(&device, dtype)?,
+        ];
+        let joint = [q.view_mut(), k.view_mut(), v.view_mut()];
+        let image = self.image.before(pass, image, &positions.image, geometry.segment(true), joint)?;
+        let joint = [q.view_mut(), k.view_mut(), v.view_mut()];
+        let text = self.text.before(pass, text, &positions.text, geometry.segment(false), joint)?;
+        let mut lse = o.empty_like(&[o.shape()[0], geometry.heads])?;
+        let layout = geometry.layout();
+        attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
+
+        let attended = geometry.gather(&o, true)?;
+        let (image_out, image_after) = self.image.after(pass, &image, &attended, geometry.image_tokens)?;
+        let (text_out, text_after) = if self.last {
+            (None, None)
+        } else {
+            let attended = geometry.gather(&o, false)?;
+            let (out, after) = self.text.after(pass, &text, &attended, geometry.text_tokens)?;
+            (Some(out), Some(after))
+        };
+        Ok((image_out, text_out, Tape { image, text, q, k, v, o, lse, image_after, text_after }))
+    }
+
+    /// Output gradients in (`dtext` is None where nothing reads the text), input gradients out if `want_dx`.
+    #[allow(clippy::too_many_arguments)] // mirrors `forward`, whose tape it takes
+    pub fn backward(
+        &self,
+        pass: Pass<'_>,
+        geometry: &Geometry,
+        positions: &Positions,
+        tape: &Tape,
+        dimage: Tensor,
+        dtext: Option<Tensor>,
+        gradients: &mut Option<Gradients<'_>>,
+        want_dx: bool,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut d_o = tape.o.empty_like(tape.o.shape())?;
+        let attended = geometry.gather(&tape.o, true)?;
+        let image = self.image.after_backward(
+            pass,
+            (&tape.image, &tape.image_after),
+            attended.view(),
+            geometry.image_tokens,
+            dimage,
+            gradients,
+        )?;
+        geometry.scatter(Some(&image.d_attention), true, &mut d_o)?;
+        let text = match (&tape.text_after, dtext) {
+            (Some(after), Some(dtext)) => {
+                let attended = geometry.gather(&tape.o, false)?;
+                let tapes = (&tape.text, after);
+                let tokens = geometry.text_tokens;
+                Some(self.text.after_backward(pass, tapes, attended.view(), tokens, dtext, gradients)?)
+            }
+            _ => None,
+        };
+        geometry.scatter(text.as_ref().map(|t| &t.d_attention), false, &mut d_o)?;
+
+        let [mut dq, mut dk, mut dv] =
+            [d_o.empty_like(d_o.shape())?, d_o.empty_like(d_o.shape())?, d_o.empty_like(d_o.shape())?];
+        let saved = Saved {
+            q: tape.q.view(),
+            k: tape.k.view(),
+            v: tape.v.view(),
+            o: tape.o.view(),
+            lse: tape.lse.view(),
+        };
+        attention::backward(
+            saved,
+            geometry.layout(),
+            d_o.view(),
+            dq.view_mut(),
+            dk.view_mut(),
+            dv.view_mut(),
+        )?;
+        let joint = [dq.view(), dk.view(), dv.view()];
+        let rest = |b: Between| (b.dx, b.dmodulation);
+        let dimage = self.image.before_backward(
+            pass,
+            &tape.image,
+            Some(rest(image)),
+            &positions.image,
+            geometry.segment(true),
+            joint,
+            gradients,
+            want_dx,
+        )?;
+        let dtext = self.text.before_backward(
+            pass,
+            &tape.text,
+            text.map(rest),
+            &positions.text,
+            geometry.segment(false),
+            joint,
+            gradients,
+            want_dx,
+        )?;
+        Ok((dimage, dtext))
+    }
+}

@@ -1,0 +1,53 @@
+//! A frozen linear layer with its adapter.
+
+use tenggat_tensor::ops::linear::{self, Weight, Write};
+use tenggat_tensor::{Tensor, View, ViewMut};
+
+use crate::Result;
+use crate::lora::{Gradients, Part};
+
+/// Weight `[out, in]` and bias `[out]`.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub weight: Weight,
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `y = W·x + b + adapter(x)`, `[m, out]`; also `A·x` if there is an adapter.
+    pub fn forward(&self, x: View<'_>, adapter: Option<Part<'_>>) -> Result<(Tensor, Option<Tensor>)> {
+        let mut y = Tensor::empty(&x.device(), x.dtype(), &[x.rows(), self.weight.shape()[0]])?;
+        linear::forward(x, &self.weight, self.bias.as_ref(), y.view_mut())?;
+        let ax = adapter.map(|part| part.forward(x, y.view_mut())).transpose()?;
+        Ok((y, ax))
+    }
+
+    /// The input gradient `[m, in]`, and the adapter's gradients on the way.
+    pub fn backward(
+        &self,
+        x: View<'_>,
+        dy: View<'_>,
+        adapter: Option<Trained<'_, '_, '_>>,
+    ) -> Result<Tensor> {
+        let mut dx = Tensor::empty(&dy.device(), dy.dtype(), &[dy.rows(), self.weight.shape()[1]])?;
+        linear::backward(dy, &self.weight, Write::Replace, dx.view_mut())?;
+        if let Some(t) = adapter {
+            t.part.backward(x, t.ax, dy, t.gradients, Some(dx.view_mut()))?;
+        }
+        Ok(dx)
+    }
+}
+
+/// What the adapter of one layer needs in the backward pass.
+pub(super) struct Trained<'a, 'g, 't> {
+    pub part: Part<'a>,
+    pub ax: &'a Tensor,
+    pub gradients: &'g mut Gradients<'t>,
+}
+
+impl Trained<'_, '_, '_> {
+    /// The adapter's gradients alone, where nothing trained lies below.
+    pub fn leaf(self, x: View<'_>, dy: View<'_>) -> Result<()> {
+        Ok(self.part.backward(x, self.ax, dy, self.gradients, None::<ViewMut<'_>>)?)
+    }
+}

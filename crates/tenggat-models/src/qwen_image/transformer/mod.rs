@@ -1,0 +1,347 @@
+//! `QwenImageTransformer2DModel`: forward, and backward to every LoRA matrix and to the latents.
+
+mod block;
+mod config;
+mod linear;
+mod load;
+mod rope;
+mod stream;
+
+use tenggat_tensor::ops::{layer_norm_modulate, rms_norm, silu};
+use tenggat_tensor::{Device, Tensor};
+
+use block::{Block, Geometry, Tape as BlockTape};
+pub use config::{Config, Layer};
+use linear::Linear;
+pub use load::Precision;
+pub use rope::Positions;
+use stream::{Pass, Trace};
+
+use crate::lora::{Gradients, Layout, Lora};
+use crate::{Error, Result};
+
+/// Added to the mean square of the text norm.
+const TEXT_NORM_EPS: f64 = 1e-6;
+/// The sinusoid's slowest wave, and the factor from σ to timesteps.
+const MAX_PERIOD: f64 = 10_000.0;
+const TIMESTEPS: f64 = 1000.0;
+
+/// The frozen model.
+#[derive(Debug)]
+pub struct Transformer {
+    config: Config,
+    device: Device,
+    precision: Precision,
+    image_in: Linear,
+    text_norm: Tensor,
+    text_in: Linear,
+    time_1: Linear,
+    time_2: Linear,
+    blocks: Vec<Block>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+/// One batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Packed noisy latents, `[b·image tokens, in_channels]`.
+    pub latents: &'a Tensor,
+    /// σ of each sample, 0 to 1.
+    pub sigmas: &'a [f64],
+    /// Text embeddings, `[b·text tokens, joint_attention_dim]`, padded on the right.
+    pub text: &'a Tensor,
+    /// Valid text tokens of each sample.
+    pub text_lens: &'a [usize],
+    /// Tables of [`Transformer::positions`] for this picture size and padded text length.
+    pub positions: &'a Positions,
+}
+
+/// How much of a forward pass stays for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: inference.
+    Nothing,
+    /// All activations of the last `full` blocks; of the blocks before them only the inputs, from which the
+    /// backward pass rebuilds the rest.
+    Blocks {
+        /// Blocks whose activations all stay.
+        full: usize,
+    },
+}
+
+#[derive(Debug)]
+enum Kept {
+    All(Box<BlockTape>),
+    Inputs(Tensor, Tensor),
+}
+
+/// What [`Transformer::backward`] reads.
+#[derive(Debug)]
+pub struct Tape {
+    geometry: Geometry,
+    conditioning: Tensor,
+    blocks: Vec<Kept>,
+    last: Tensor,
+    modulation: Tensor,
+    stats: Tensor,
+}
+
+impl Transformer {
+    /// Dimensions.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Element types.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Position tables for a picture of `grid` = (rows, columns) patches and texts padded to `text_tokens`.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn positions(&self, grid: (usize, usize), text_tokens: usize) -> Result<Positions> {
+        Positions::new(self.config.axes_dims_rope, grid, text_tokens, &self.device, self.precision.compute)
+    }
+
+    /// Layout of an adapter of this rank on the modules that `select` picks by their dotted names.
+    pub fn lora_layout(&self, rank: usize, select: impl Fn(&str) -> bool) -> Layout {
+        Layout::new(rank, self.config.lora_layers(), select)
+    }
+
+    /// The predicted velocity, `[b·image tokens, in_channels]`.
+    ///
+    /// # Errors
+    /// The inputs' shapes do not fit, or the device failed.
+    pub fn forward(&self, inputs: Inputs<'_>, lora: Option<&Lora>) -> Result<Tensor> {
+        Ok(self.run(inputs, lora, Keep::Nothing, None)?.0)
+    }
+
+    /// [`Transformer::forward`] that keeps what the backward pass needs.
+    ///
+    /// # Errors
+    /// The inputs' shapes do not fit, or the device failed.
+    pub fn forward_for_backward(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        full: usize,
+    ) -> Result<(Tensor, Tape)> {
+        let (out, tape) = self.run(inputs, lora, Keep::Blocks { full }, None)?;
+        let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
+        Ok((out, tape))
+    }
+
+    /// [`Transformer::forward`] that shows its intermediate results by the names of the golden data: `temb`,
+    /// `img_in`, `block0.img_mod`, `block0.hidden_states`, …
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn forward_traced(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        trace: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        Ok(self.run(inputs, lora, Keep::Nothing, Some(trace))?.0)
+    }
+
+    fn run(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        keep: Keep,
+        mut trace: Option<Trace<'_>>,
+    ) -> Result<(Tensor, Option<Tape>)> {
+        let mut show = |name: &str, tensor: &Tensor| {
+            if let Some(trace) = &mut trace {
+                trace(name, tensor);
+            }
+        };
+        let geometry = self.geometry(&inputs)?;
+        let temb = self.timestep_embedding(inputs.sigmas, &mut show)?;
+        let mut conditioning = temb.empty_like(temb.shape())?;
+        silu::forward(temb.view(), conditioning.view_mut())?;
+        let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
+        show("img_in", &image);
+        let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
+        let norm = self.text_norm.view();
+        rms_norm::forward(inputs.text.view(), norm, TEXT_NORM_EPS, text_normed.view_mut())?;
+        show("txt_norm", &text_normed);
+        let (mut text, _) = self.text_in.forward(text_normed.view(), None)?;
+        show("txt_in", &text);
+
+        let mut kept = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let pass = Pass { block: i, conditioning: &conditioning, lora };
+            let (image_out, text_out, tape) =
+                block.forward(pass, &geometry, inputs.positions, image, text)?;
+            tape.trace(i, &mut show);
+            show(&format!("block{i}.hidden_states"), &image_out);
+            image = image_out;
+            text = match text_out {
+                Some(text) => {
+                    show(&format!("block{i}.encoder_hidden_states"), &text);
+                    text
+                }
+                None => Tensor::empty(&self.device, self.precision.compute, &[0, 0])?,
+            };
+            match keep {
+                Keep::Nothing => {}
+                Keep::Blocks { full } if i + full >= self.blocks.len() => {
+                    kept.push(Kept::All(Box::new(tape)))
+                }
+                Keep::Blocks { .. } => {
+                    let (image, text) = tape.into_inputs();
+                    kept.push(Kept::Inputs(image, text));
+                }
+            }
+        }
+        let (modulation, _) = self.norm_out.forward(conditioning.view(), None)?;
+        let (mut normed, mut stats) =
+            (image.empty_like(image.shape())?, image.empty_like(&[image.shape()[0], 2])?);
+        layer_norm_modulate::forward(
+            image.view(),
+            modulation.view(),
+            geometry.image_tokens,
+            normed.view_mut(),
+            stats.view_mut(),
+        )?;
+        show("norm_out", &normed);
+        let (out, _) = self.proj_out.forward(normed.view(), None)?;
+        let tape = (keep != Keep::Nothing).then_some(Tape {
+            geometry,
+            conditioning,
+            blocks: kept,
+            last: image,
+            modulation,
+            stats,
+        });
+        Ok((out, tape))
+    }
+
+    /// The gradients of the adapter, and of the latents if `want_dlatents`, from the gradient of the prediction.
+    /// `inputs` and `lora` are those of the forward pass.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or the device failed.
+    pub fn backward(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        tape: Tape,
+        dout: &Tensor,
+        mut gradients: Option<Gradients<'_>>,
+        want_dlatents: bool,
+    ) -> Result<Option<Tensor>> {
+        let Tape { geometry, conditioning, blocks, last, modulation, stats } = tape;
+        let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
+        let mut dimage = last.empty_like(last.shape())?;
+        dimage.fill(0.0);
+        layer_norm_modulate::backward(
+            last.view(),
+            modulation.view(),
+            stats.view(),
+            geometry.image_tokens,
+            dnormed.view(),
+            dimage.view_mut(),
+            None,
+        )?;
+        drop((last, dnormed));
+        let (mut dimage, mut dtext) = (Some(dimage), None);
+        for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+            let pass = Pass { block: i, conditioning: &conditioning, lora };
+            let tape = match kept {
+                Kept::All(tape) => tape,
+                Kept::Inputs(image, text) => {
+                    Box::new(block.forward(pass, &geometry, inputs.positions, image, text)?.2)
+                }
+            };
+            let Some(d) = dimage.take() else { break };
+            (dimage, dtext) = block.backward(
+                pass,
+                &geometry,
+                inputs.positions,
+                &tape,
+                d,
+                dtext.take(),
+                &mut gradients,
+                want_dlatents || i > 0,
+            )?;
+        }
+        match dimage {
+            Some(dimage) if want_dlatents => {
+                Ok(Some(self.image_in.backward(inputs.latents.view(), dimage.view(), None)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn geometry(&self, inputs: &Inputs<'_>) -> Result<Geometry> {
+        let batch = inputs.sigmas.len();
+        let image_tokens = inputs.positions.image.shape()[0];
+        let text_tokens = inputs.positions.text.shape()[0];
+        let check = |what: &'static str, expected: [usize; 2], got: &[usize]| {
+            if got == expected {
+                return Ok(());
+            }
+            Err(Error::Tensor(tenggat_tensor::Error::shape("transformer", what, &expected, got)))
+        };
+        check("latents", [batch * image_tokens, self.config.in_channels], inputs.latents.shape())?;
+        check("text", [batch * text_tokens, self.config.joint_attention_dim], inputs.text.shape())?;
+        if inputs.text_lens.len() != batch || inputs.text_lens.iter().any(|&n| n > text_tokens) {
+            return Err(Error::Unsupported(format!(
+                "transformer: text lengths {:?} do not fit {batch} samples of {text_tokens} tokens",
+                inputs.text_lens
+            )));
+        }
+        Ok(Geometry {
+            image_tokens,
+            text_tokens,
+            key_lens: inputs.text_lens.iter().map(|n| image_tokens + n).collect(),
+            heads: self.config.num_attention_heads,
+            head_dim: self.config.attention_head_dim,
+        })
+    }
+
+    /// `Timesteps(256, flip_sin_to_cos, scale 1000)` and `TimestepEmbedding` of diffusers `embeddings.py`: cosines
+    /// then sines of `1000·σ·10000^(−i/128)`, linear, SiLU, linear. `[b, c]`.
+    fn timestep_embedding(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
+        let half = config::SINUSOID / 2;
+        let angle =
+            |sigma: f64, i: usize| TIMESTEPS * sigma * (-MAX_PERIOD.ln() * i as f64 / half as f64).exp();
+        let values: Vec<f64> = sigmas
+            .iter()
+            .flat_map(|&s| {
+                (0..half).map(move |i| angle(s, i).cos()).chain((0..half).map(move |i| angle(s, i).sin()))
+            })
+            .collect();
+        let shape = [sigmas.len(), config::SINUSOID];
+        let sinusoid = Tensor::from_f64(&self.device, self.precision.compute, &values, &shape)?;
+        show("time_proj", &sinusoid);
+        let (mut hidden, _) = self.time_1.forward(sinusoid.view(), None)?;
+        let before = hidden.duplicate()?;
+        silu::forward(before.view(), hidden.view_mut())?;
+        let (temb, _) = self.time_2.forward(hidden.view(), None)?;
+        show("temb", &temb);
+        Ok(temb)
+    }
+
+    /// Bytes of the blocks' matrices.
+    pub fn weight_bytes(&self) -> usize {
+        let stream = |s: &stream::Stream| {
+            [&s.modulation, &s.qkv, &s.out, &s.mlp_in, &s.mlp_out]
+                .iter()
+                .map(|l| l.weight.bytes())
+                .sum::<usize>()
+        };
+        self.blocks.iter().map(|b| stream(&b.image) + stream(&b.text)).sum()
+    }
+}
