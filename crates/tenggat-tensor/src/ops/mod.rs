@@ -6,10 +6,12 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod conv2d;
 pub mod copy;
 pub mod gated_residual;
 pub mod gelu;
 pub mod gemm;
+pub mod guidance;
 pub mod layer_norm_modulate;
 pub mod linear;
 pub mod mse;
