@@ -5,5 +5,6 @@
 
 mod fixture;
 mod schedule;
+mod tokenizer;
 mod transformer;
 mod vae;
