@@ -1,3 +1,5 @@
 //! tenggat-train
 
 pub mod timesteps;
+pub mod adapter;
+pub mod optimiser;

@@ -6,8 +6,10 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod causal_attention;
 pub mod conv2d;
 pub mod copy;
+pub mod embedding;
 pub mod gated_residual;
 pub mod gelu;
 pub mod gemm;
@@ -17,7 +19,10 @@ pub mod linear;
 pub mod mse;
 pub mod rms_norm;
 pub mod rms_norm_rope;
+pub mod rotary;
+pub mod scale_shift;
 pub mod silu;
+pub mod swiglu;
 
 #[cfg(test)]
 mod check;

@@ -4,7 +4,9 @@
 //! from the files, so that any set made by the same generator runs unchanged.
 
 mod fixture;
+mod sampling;
 mod schedule;
+mod steps;
 mod tokenizer;
 mod transformer;
 mod vae;

@@ -195,7 +195,7 @@ impl Transformer {
             };
             match keep {
                 Keep::Nothing => {}
-                Keep::Blocks { full } if i + full >= self.blocks.len() => {
+                Keep::Blocks { full } if full >= self.blocks.len() - i => {
                     kept.push(Kept::All(Box::new(tape)))
                 }
                 Keep::Blocks { .. } => {
@@ -288,14 +288,15 @@ impl Transformer {
         let batch = inputs.sigmas.len();
         let image_tokens = inputs.positions.image.shape()[0];
         let text_tokens = inputs.positions.text.shape()[0];
-        let check = |what: &'static str, expected: [usize; 2], got: &[usize]| {
+        let check = |what: &'static str, expected: [usize; 2], got: &Tensor| {
+            let got = got.view().shape();
             if got == expected {
                 return Ok(());
             }
-            Err(Error::Tensor(tenggat_tensor::Error::shape("transformer", what, &expected, got)))
+            Err(Error::Tensor(tenggat_tensor::Error::shape("transformer", what, &expected, &got)))
         };
-        check("latents", [batch * image_tokens, self.config.in_channels], inputs.latents.shape())?;
-        check("text", [batch * text_tokens, self.config.joint_attention_dim], inputs.text.shape())?;
+        check("latents", [batch * image_tokens, self.config.in_channels], inputs.latents)?;
+        check("text", [batch * text_tokens, self.config.joint_attention_dim], inputs.text)?;
         if inputs.text_lens.len() != batch || inputs.text_lens.iter().any(|&n| n > text_tokens) {
             return Err(Error::Unsupported(format!(
                 "transformer: text lengths {:?} do not fit {batch} samples of {text_tokens} tokens",

@@ -1,0 +1,35 @@
+//! The block at the smallest size: residual, attention, residual.
+
+use tenggat_tensor::Tensor;
+
+use super::layers::{AttentionBlock, Loader, ResidualBlock};
+use super::trace::Trace;
+use crate::Result;
+
+/// Source: `QwenImageMidBlock` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, which is always built with one
+/// attention layer.
+#[derive(Debug)]
+pub struct MidBlock {
+    first: ResidualBlock,
+    attention: AttentionBlock,
+    second: ResidualBlock,
+}
+
+impl MidBlock {
+    pub fn load(from: &Loader<'_>, c: usize) -> Result<Self> {
+        Ok(MidBlock {
+            first: ResidualBlock::load(&from.under("resnets.0"), [c, c])?,
+            attention: AttentionBlock::load(&from.under("attentions.0"), c)?,
+            second: ResidualBlock::load(&from.under("resnets.1"), [c, c])?,
+        })
+    }
+
+    /// `name`: of the whole block, for the trace.
+    pub fn forward(&self, x: Tensor, name: &str, trace: &mut Trace<'_>) -> Result<Tensor> {
+        let x = self.attention.forward(self.first.forward(x)?)?;
+        trace.see(|| format!("{name}.attn"), &x);
+        let x = self.second.forward(x)?;
+        trace.see(|| name.into(), &x);
+        Ok(x)
+    }
+}

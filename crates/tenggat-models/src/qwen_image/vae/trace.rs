@@ -1,0 +1,25 @@
+//! Looking at activations on their way.
+
+use tenggat_tensor::Tensor;
+
+use crate::Result;
+
+/// Whoever wants to see intermediate activations, if anybody does.
+pub struct Trace<'a>(pub Option<&'a mut dyn FnMut(&str, &Tensor)>);
+
+impl Trace<'_> {
+    /// Shows an activation.
+    pub fn see(&mut self, name: impl FnOnce() -> String, x: &Tensor) {
+        if let Some(observer) = &mut self.0 {
+            observer(&name(), x);
+        }
+    }
+
+    /// Shows an activation that is computed for nothing else.
+    pub fn compute(&mut self, name: &str, x: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if let Some(observer) = &mut self.0 {
+            observer(name, &x()?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! A new adapter's first values.
+
+use tenggat_models::lora::{Layout, Lora};
+use tenggat_tensor::random::Philox;
+use tenggat_tensor::{DType, Device, Result, Tensor};
+
+/// Random stream of the initial values.
+const STREAM: u64 = 0x10_7a;
+
+/// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength 1.
+///
+/// # Errors
+/// Out of device memory.
+pub fn initialise(layout: Layout, seed: u64, device: &Device, dtype: DType) -> Result<Lora> {
+    let random = Philox::new(seed);
+    let mut values = vec![0.0f64; layout.len()];
+    for module in layout.modules() {
+        let bound = 1.0 / (module.input as f64).sqrt();
+        let range = module.a..module.a + layout.rank() * module.input;
+        for (i, value) in range.clone().zip(&mut values[range]) {
+            *value = bound * (2.0 * random.uniform(STREAM, i as u64) - 1.0);
+        }
+    }
+    let parameters = Tensor::from_f64(device, dtype, &values, &[values.len()])?;
+    Ok(Lora { layout, parameters, scale: 1.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenggat_models::lora::Candidate;
+
+    #[test]
+    fn a_is_uniform_and_b_is_zero() {
+        let candidate = Candidate { name: "m".into(), output: 30, trained: true };
+        let layout = Layout::new(8, [(400, vec![candidate])], |_| true);
+        let lora = initialise(layout, 1, &Device::cpu(), DType::F64).unwrap();
+        let values = lora.parameters.to_f64().unwrap();
+        let (a, b) = values.split_at(8 * 400);
+        let bound = 1.0 / 20.0;
+        assert!(b.iter().all(|&x| x == 0.0) && b.len() == 240);
+        assert!(a.iter().all(|x| x.abs() <= bound) && a.iter().any(|x| x.abs() > 0.98 * bound));
+        let variance = a.iter().map(|x| x * x).sum::<f64>() / a.len() as f64;
+        assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.1, "{variance}");
+    }
+}
