@@ -27,7 +27,7 @@ pub fn forward<T: Real>(
     for &len in layout.lens.iter().filter(|&&len| len > 0) {
         o.rows_mut(first, len).par_blocks(QUERIES).for_each_init(
             || vec![T::ZERO; QUERIES * len],
-            |scores, (from, mut o)| {
+            |scores, (from, o)| {
                 // The keys that the last query of the block sees.
                 let (rows, keys) = (o.rows, from + o.rows);
                 let scores = &mut scores[..rows * keys];
