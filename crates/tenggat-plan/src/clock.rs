@@ -27,10 +27,7 @@ impl WallClock {
 
     /// A clock that already reads `spent`, for a budget that began before this process did (`--clock-start`).
     pub fn started_earlier(spent: Duration) -> Self {
-        Self {
-            started: Instant::now(),
-            spent_before_s: spent.as_secs_f64(),
-        }
+        Self { started: Instant::now(), spent_before_s: spent.as_secs_f64() }
     }
 }
 
@@ -49,9 +46,7 @@ pub struct SimulatedClock {
 impl SimulatedClock {
     /// A clock that reads `now_s`.
     pub fn at(now_s: f64) -> Self {
-        Self {
-            now_s: Cell::new(now_s),
-        }
+        Self { now_s: Cell::new(now_s) }
     }
 
     /// Moves the clock forward; negative or undefined durations leave it where it is.

@@ -70,9 +70,7 @@ impl Default for Schedule {
     /// What a budgeted run uses unless told otherwise: constant, then a straight line to zero over the last 40 %.
     fn default() -> Self {
         Self {
-            shape: Shape::WarmupStableDecay {
-                decay_share: DECAY_SHARE,
-            },
+            shape: Shape::WarmupStableDecay { decay_share: DECAY_SHARE },
             floor: 0.0,
             warmup: Warmup::None,
         }
@@ -90,11 +88,7 @@ impl Schedule {
     ///
     /// Progress outside `[0, 1]` is clamped; undefined progress counts as 1, the cautious end.
     pub fn factor(&self, at: Position) -> f64 {
-        let progress = if at.progress.is_nan() {
-            1.0
-        } else {
-            at.progress.clamp(0.0, 1.0)
-        };
+        let progress = if at.progress.is_nan() { 1.0 } else { at.progress.clamp(0.0, 1.0) };
         if self.shape == Shape::Constant {
             return self.warmup.factor(at.step, progress);
         }
@@ -140,11 +134,7 @@ impl Warmup {
 
 /// Reads a user's fraction; anything undefined or outside `[0, 1]` is brought inside.
 fn share(value: f64) -> f64 {
-    if value.is_nan() {
-        0.0
-    } else {
-        value.clamp(0.0, 1.0)
-    }
+    if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) }
 }
 
 /// A schedule name that is not known.
@@ -165,19 +155,12 @@ impl FromStr for Schedule {
             "linear" => (Shape::Linear, Warmup::None),
             "cosine" => (Shape::Cosine, Warmup::None),
             "cosine_with_restarts" => (Shape::CosineWithRestarts { cycles: 2 }, Warmup::None),
-            "warmup_stable_decay" | "wsd" => (
-                Shape::WarmupStableDecay {
-                    decay_share: DECAY_SHARE,
-                },
-                Warmup::Share(DEFAULT_WARMUP_SHARE),
-            ),
+            "warmup_stable_decay" | "wsd" => {
+                (Shape::WarmupStableDecay { decay_share: DECAY_SHARE }, Warmup::Share(DEFAULT_WARMUP_SHARE))
+            }
             _ => return Err(UnknownSchedule(name.trim().to_owned())),
         };
-        Ok(Self {
-            shape,
-            floor: 0.0,
-            warmup,
-        })
+        Ok(Self { shape, floor: 0.0, warmup })
     }
 }
 
@@ -195,10 +178,7 @@ mod tests {
     ];
 
     fn at(progress: f64) -> Position {
-        Position {
-            step: (progress * 1000.0) as u64,
-            progress,
-        }
+        Position { step: (progress * 1000.0) as u64, progress }
     }
 
     #[test]
@@ -221,30 +201,16 @@ mod tests {
             let mut schedule: Schedule = name.parse().unwrap();
             schedule.floor = 0.1;
             let end = schedule.factor(at(1.0));
-            let expected = if schedule.shape == Shape::Constant {
-                1.0
-            } else {
-                0.1
-            };
+            let expected = if schedule.shape == Shape::Constant { 1.0 } else { 0.1 };
             assert_eq!(end, expected, "{name}");
         }
     }
 
     #[test]
     fn warm_up_rises_and_never_starts_at_nothing_when_counted_in_steps() {
-        let schedule = Schedule {
-            shape: Shape::Constant,
-            floor: 0.0,
-            warmup: Warmup::Steps(4),
-        };
-        let factors: Vec<f64> = (0..6)
-            .map(|step| {
-                schedule.factor(Position {
-                    step,
-                    progress: 0.0,
-                })
-            })
-            .collect();
+        let schedule = Schedule { shape: Shape::Constant, floor: 0.0, warmup: Warmup::Steps(4) };
+        let factors: Vec<f64> =
+            (0..6).map(|step| schedule.factor(Position { step, progress: 0.0 })).collect();
         for (factor, expected) in factors.iter().zip([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) {
             assert!((factor - expected).abs() < 1e-12, "{factors:?}");
         }
@@ -260,10 +226,7 @@ mod tests {
                 if let Shape::WarmupStableDecay { decay_share } = &mut schedule.shape {
                     *decay_share = value;
                 }
-                let factor = schedule.factor(Position {
-                    step: 3,
-                    progress: value,
-                });
+                let factor = schedule.factor(Position { step: 3, progress: value });
                 assert!((0.0..=1.0).contains(&factor), "{name} {value}: {factor}");
             }
         }
@@ -272,9 +235,6 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = "cosin".parse::<Schedule>().unwrap_err().to_string();
-        assert!(
-            error.contains("`cosin`") && error.contains("cosine_with_restarts"),
-            "{error}"
-        );
+        assert!(error.contains("`cosin`") && error.contains("cosine_with_restarts"), "{error}");
     }
 }

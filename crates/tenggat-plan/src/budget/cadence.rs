@@ -19,10 +19,9 @@ const SAVING_SHARE: f64 = 0.01;
 pub(super) fn interval_s(budget_s: Option<f64>, save_s: f64) -> f64 {
     let bearable_s = BEARABLE_S.max(save_s / SAVING_SHARE);
     match budget_s {
-        Some(budget_s) => (2.0 * save_s * budget_s / ENDS_PER_BUDGET)
-            .sqrt()
-            .min(bearable_s)
-            .max(SHORTEST_SHARE * budget_s),
+        Some(budget_s) => {
+            (2.0 * save_s * budget_s / ENDS_PER_BUDGET).sqrt().min(bearable_s).max(SHORTEST_SHARE * budget_s)
+        }
         None => bearable_s,
     }
 }
@@ -52,8 +51,7 @@ mod tests {
 
     #[test]
     fn the_first_save_ends_within_five_percent() {
-        for (budget_s, save_s, step_s) in [(120.0, 0.05, 0.2), (7200.0, 20.0, 3.0), (60.0, 1.0, 0.5)]
-        {
+        for (budget_s, save_s, step_s) in [(120.0, 0.05, 0.2), (7200.0, 20.0, 3.0), (60.0, 1.0, 0.5)] {
             let begins_s = first_after_s(Some(budget_s), save_s, step_s);
             assert!(begins_s + step_s + save_s <= 0.05 * budget_s);
         }

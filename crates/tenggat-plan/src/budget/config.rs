@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::phase::PhaseCosts;
+use super::sane_s;
 
 /// A shape bucket as planned.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub struct BudgetConfig {
     pub steps: Option<u64>,
     /// Lets the budget overrule `steps` upwards. Without it, a run whose steps end early ends early.
     pub fill: bool,
-    /// Seconds kept free before the deadline whatever the measurements say. `None`: 3 % of the deadline, at least
+    /// Seconds kept free before the deadline whatever the measurements say. `None`: 2 % of the deadline, at least
     /// 0.1 s and at most 0.75 s; on top comes what the observed spread asks for.
     pub margin_s: Option<f64>,
     /// Predicted seconds of each phase.
@@ -85,37 +86,31 @@ pub enum BudgetError {
         "`fill` asks for the whole budget to be used, but no budget is given; set `--budget` or `--deadline`, or leave `fill` out"
     )]
     FillWithoutDeadline,
-    /// The margin is not a number of seconds, or eats the budget.
-    #[error(
-        "margin of {margin_s} s: expected at least 0 and less than half of the {deadline_s} s that the budget allows"
-    )]
-    Margin {
-        /// The margin asked for.
-        margin_s: f64,
-        /// The deadline it is taken from.
-        deadline_s: f64,
-    },
+    /// The margin is not a number of seconds.
+    #[error("margin of {0} s: expected a number of seconds, 0 or more")]
+    Margin(f64),
+    /// The margin takes half of the budget or more.
+    #[error("a margin of {0} s takes half of the budget or more; give a smaller margin or a longer budget")]
+    MarginEatsBudget(f64),
 }
 
 impl BudgetConfig {
     /// Refuses what no run can keep.
     pub(super) fn check(&self) -> Result<(), BudgetError> {
         match self.deadline_s {
-            Some(deadline_s) if !(deadline_s.is_finite() && deadline_s > 0.0) => {
+            Some(deadline_s) if sane_s(deadline_s).is_none_or(|s| s == 0.0) => {
                 return Err(BudgetError::Deadline(deadline_s));
             }
             None if self.fill => return Err(BudgetError::FillWithoutDeadline),
             None if self.steps.is_none() => return Err(BudgetError::Endless),
             _ => {}
         }
-        if let (Some(margin_s), Some(deadline_s)) = (self.margin_s, self.deadline_s)
-            && !(margin_s >= 0.0 && margin_s < deadline_s / 2.0)
-        {
-            return Err(BudgetError::Margin {
-                margin_s,
-                deadline_s,
-            });
+        match self.margin_s {
+            Some(margin_s) if sane_s(margin_s).is_none() => Err(BudgetError::Margin(margin_s)),
+            Some(margin_s) if self.deadline_s.is_some_and(|s| margin_s >= s / 2.0) => {
+                Err(BudgetError::MarginEatsBudget(margin_s))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -90,10 +90,7 @@ impl Budget {
             _ => self.progress + (1.0 - self.progress) / left as f64,
         };
         self.pending = Some(progress);
-        Decision::Step {
-            progress,
-            last: left <= 1,
-        }
+        Decision::Step { progress, last: left <= 1 }
     }
 
     /// Steps that fit into the room, beginning with one of `bucket`; 0 if that one might not end in time or the end of
@@ -107,9 +104,10 @@ impl Budget {
             return 0;
         }
         let mean_s = self.pace.bucket_mean_s(bucket).unwrap_or(mixture.mean_s);
-        let spent = self.progress >= 1.0 && self.steps_done > 0;
+        // Past the end of the schedule a step is hardly worth anything, so it must not risk anything either.
         let left_over_s = LEFT_OVER_SHARE * self.deadline_s.unwrap_or(0.0);
-        if spent && room_s < left_over_s {
+        let spent = self.progress >= 1.0 && self.steps_done > 0;
+        if spent && room_s < left_over_s.max(high_s + mean_s) {
             return 0;
         }
         self.steps_that_fit(room_s, mean_s, mixture)
@@ -129,21 +127,18 @@ impl Budget {
         if now_s < due_s {
             return false;
         }
-        // Near the end the final save is at hand: another one just before would only take its time.
+        // Near the end the final save is at hand: another one just before would only take the time of steps that the
+        // schedule counts on.
         let never = self.saves.count() == 0;
         let interval_s = cadence::interval_s(self.deadline_s, save_s);
-        room_s.is_none_or(|room_s| {
-            let high_s = self.save_high_s();
-            high_s <= room_s && (never || 3.0 * room_s > interval_s.min(60.0))
-        })
+        room_s.is_none_or(|room_s| self.save_high_s() <= room_s && (never || room_s > interval_s))
     }
 
     /// Whether a save that the job asks for at this step may be written while training. It may be left out without
     /// loss of work: the final save follows.
     pub fn allows_save(&mut self, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
-        self.room_s(now_s)
-            .is_none_or(|room_s| self.save_high_s() <= room_s)
+        self.room_s(now_s).is_none_or(|room_s| self.save_high_s() <= room_s)
     }
 
     /// Whether a round of sample pictures that is due may be made now.

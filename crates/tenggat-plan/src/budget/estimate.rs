@@ -59,11 +59,8 @@ impl Estimate {
         sorted.sort_by(f64::total_cmp);
         // The lower median: the first step of a run often pays for allocations that no later step pays for.
         self.mean = sorted[seen / 2];
-        let spread = sorted
-            .iter()
-            .map(|x| (x - self.mean).abs().min(self.mean))
-            .sum::<f64>()
-            / sorted.len() as f64;
+        let spread =
+            sorted.iter().map(|x| (x - self.mean).abs().min(self.mean)).sum::<f64>() / sorted.len() as f64;
         // With few observations the spread itself is uncertain; 10 % of the mean stands in for those missing.
         let missing = (OPENING - sorted.len()) as f64 / OPENING as f64;
         self.deviation = (spread + missing * 0.1 * self.mean).max(LEAST_DEVIATION * self.mean);
@@ -73,22 +70,11 @@ impl Estimate {
     fn follow(&mut self, seconds: f64) {
         let reach = CLIP * self.deviation;
         let (low, high) = (self.mean - reach, self.mean + reach);
-        self.above_in_a_row = if seconds > high {
-            self.above_in_a_row + 1
-        } else {
-            0
-        };
-        self.below_in_a_row = if seconds < low {
-            self.below_in_a_row + 1
-        } else {
-            0
-        };
+        self.above_in_a_row = if seconds > high { self.above_in_a_row + 1 } else { 0 };
+        self.below_in_a_row = if seconds < low { self.below_in_a_row + 1 } else { 0 };
         let believed = self.above_in_a_row.max(self.below_in_a_row) >= BELIEVED_IN_A_ROW;
-        let taken = if believed {
-            seconds.clamp(self.mean / 4.0, self.mean * 4.0)
-        } else {
-            seconds.clamp(low, high)
-        };
+        let taken =
+            if believed { seconds.clamp(self.mean / 4.0, self.mean * 4.0) } else { seconds.clamp(low, high) };
         self.remember_excess(seconds);
         let off = (taken - self.mean).abs();
         self.mean += NEWEST * (taken - self.mean);
@@ -159,11 +145,7 @@ mod tests {
     fn the_spread_of_even_noise_is_found() {
         // Alternating 0.9 and 1.1: standard deviation 0.1.
         let estimate = after((0..200).map(|k| if k % 2 == 0 { 0.9 } else { 1.1 }));
-        assert!(
-            (0.08..0.15).contains(&estimate.deviation()),
-            "{}",
-            estimate.deviation()
-        );
+        assert!((0.08..0.15).contains(&estimate.deviation()), "{}", estimate.deviation());
         assert!(estimate.recent_excess() > 0.09);
     }
 }

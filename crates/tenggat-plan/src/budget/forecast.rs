@@ -75,11 +75,7 @@ pub enum Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EndsEarly {
-                steps,
-                would_fit,
-                idle_s,
-            } => write!(
+            Self::EndsEarly { steps, would_fit, idle_s } => write!(
                 f,
                 "the {steps} steps asked for end {idle_s:.0} s before the deadline, where about {would_fit} would fit; set `fill: true` to use all of the budget"
             ),

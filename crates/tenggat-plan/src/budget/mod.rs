@@ -4,7 +4,7 @@
 //! before each step what comes next:
 //!
 //! 1. **Room.** What is left until the deadline, less the phases that follow the last step, less a margin, is the room
-//!    for steps. The margin is a fixed part for ending the process plus three standard deviations of what is still to
+//!    for steps. The margin is a fixed part for ending the process plus three and a half standard deviations of what is still to
 //!    come, learnt from the saves and steps seen.
 //! 2. **Steps.** A step begins only if it would end inside the room even if it were as slow as the slowest recent one.
 //! 3. **Learning rate.** Each step moves the progress of the schedule by `(1 − progress) / n`, where `n` is the number
@@ -33,9 +33,12 @@ use estimate::Estimate;
 use pace::Pace;
 use phase::Phases;
 
-/// Seconds as a number that arithmetic can trust: finite and not negative.
+/// Longest duration taken seriously, about thirty thousand years. Sums and products of such numbers stay finite.
+const LONGEST_S: f64 = 1e12;
+
+/// Seconds as a number that arithmetic can trust: not negative, not undefined, not absurdly long.
 fn sane_s(seconds: f64) -> Option<f64> {
-    (seconds.is_finite() && seconds >= 0.0).then_some(seconds)
+    (0.0..=LONGEST_S).contains(&seconds).then_some(seconds)
 }
 
 /// How far back the average speed looks that the cost of later phases is corrected by: a share of the budget, or
@@ -75,10 +78,7 @@ impl Budget {
             deadline_s: config.deadline_s,
             now_s: 0.0,
             phases: Phases::new(config.phases),
-            pace: Pace::new(
-                &config.buckets,
-                config.deadline_s.map_or(STEADY_S, |s| s * STEADY_SHARE),
-            ),
+            pace: Pace::new(&config.buckets, config.deadline_s.map_or(STEADY_S, |s| s * STEADY_SHARE)),
             saves: Estimate::default(),
             rounds: Estimate::default(),
             sampled_s: 0.0,
@@ -117,8 +117,7 @@ impl Budget {
     pub fn observe_save(&mut self, now_s: f64, seconds: f64) {
         let now_s = self.tick(now_s);
         self.saves.observe(seconds);
-        self.next_save_s =
-            Some(now_s + cadence::interval_s(self.deadline_s, self.save_s().unwrap_or(0.0)));
+        self.next_save_s = Some(now_s + cadence::interval_s(self.deadline_s, self.save_s().unwrap_or(0.0)));
     }
 
     /// Notes that a round of sample pictures was made while training.
@@ -141,7 +140,7 @@ impl Budget {
     /// now; an undefined one changes nothing.
     pub fn set_deadline(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
         let now_s = self.tick(now_s);
-        if !deadline_s.is_finite() {
+        if deadline_s.is_nan() || deadline_s > LONGEST_S {
             return self.deadline_s;
         }
         let later = self.deadline_s.is_some_and(|old_s| deadline_s > old_s);
@@ -174,7 +173,7 @@ impl Budget {
 
     /// Takes note of the present and returns it, never earlier than before.
     fn tick(&mut self, now_s: f64) -> f64 {
-        if now_s.is_finite() && now_s > self.now_s {
+        if sane_s(now_s).is_some_and(|s| s > self.now_s) {
             self.now_s = now_s;
         }
         self.now_s

@@ -9,6 +9,8 @@ const BUCKET_MEMORY: f64 = 1.0 / 16.0;
 const BUCKET_CLIP: f64 = 0.25;
 /// Largest weight of one step in the average speed over a longer time.
 const STEADY_MOST: f64 = 1.0 / 8.0;
+/// Steps after which the speed at the opening of the training is taken as known.
+const OPENING_STEPS: u64 = 5;
 /// Relative standard deviation of a forecast that nothing has been measured for yet.
 const UNMEASURED_DEVIATION: f64 = 0.3;
 
@@ -22,7 +24,8 @@ const UNMEASURED_DEVIATION: f64 = 0.3;
 pub(super) struct Pace {
     buckets: Vec<Bucket>,
     speed: Estimate,
-    opening_speed: Option<f64>,
+    /// The bucket most often seen in the first steps, and its seconds per step then.
+    opening: Option<(usize, f64)>,
     /// The speed factor averaged over about `steady_over_s`.
     steady_speed: f64,
     steady_over_s: f64,
@@ -38,6 +41,11 @@ struct Bucket {
     observed: u64,
 }
 
+/// Whether a number can be the duration of a step in seconds (or a share): between a nanosecond and centuries.
+fn plausible(value: f64) -> bool {
+    (1e-9..=1e10).contains(&value)
+}
+
 /// What is expected of one step of a random bucket.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct StepTime {
@@ -48,19 +56,18 @@ pub(super) struct StepTime {
 impl Pace {
     /// `steady_over_s`: how far back [`Pace::slowdown`] looks.
     pub(super) fn new(buckets: &[BucketConfig], steady_over_s: f64) -> Self {
-        let positive = |x: f64| x.is_finite() && x > 0.0;
         let buckets = buckets
             .iter()
             .map(|bucket| Bucket {
-                base_s: bucket.step_s.filter(|s| positive(*s)),
-                planned_share: bucket.share.filter(|s| positive(*s)),
+                base_s: bucket.step_s.filter(|s| plausible(*s)),
+                planned_share: bucket.share.filter(|s| plausible(*s)),
                 observed: 0,
             })
             .collect();
         Self {
             buckets,
             speed: Estimate::default(),
-            opening_speed: None,
+            opening: None,
             steady_speed: 1.0,
             steady_over_s,
             observed: 0,
@@ -69,13 +76,11 @@ impl Pace {
 
     /// Takes in the duration of one step; anything but a finite positive number is ignored.
     pub(super) fn observe(&mut self, bucket: usize, seconds: f64) {
-        if !seconds.is_finite() || seconds <= 0.0 {
+        if !plausible(seconds) {
             return;
         }
         self.make_room_for(bucket);
-        let base_s = self.buckets[bucket]
-            .base_s
-            .unwrap_or(seconds / self.speed_factor());
+        let base_s = self.buckets[bucket].base_s.unwrap_or(seconds / self.speed_factor());
         self.buckets[bucket].base_s = Some(base_s);
         self.speed.observe(seconds / base_s);
         let known = self.buckets[bucket].observed;
@@ -85,7 +90,7 @@ impl Pace {
             let weight = (1.0 / (known as f64 + 2.0)).max(BUCKET_MEMORY);
             let clip = if known < 3 { f64::MAX } else { BUCKET_CLIP };
             let moved = base_s * (weight * surprise.clamp(-clip, clip)).exp();
-            if moved.is_finite() && moved > 0.0 {
+            if plausible(moved) {
                 self.buckets[bucket].base_s = Some(moved);
             }
         }
@@ -96,23 +101,23 @@ impl Pace {
 
     fn follow_speed(&mut self, seconds: f64) {
         let speed = self.speed_factor();
-        if self.opening_speed.is_none() {
-            self.steady_speed = speed;
-            self.opening_speed = (self.speed.count() >= 5).then_some(speed);
-        } else {
+        if self.opening.is_some() {
             let weight = (seconds / self.steady_over_s).min(STEADY_MOST);
             self.steady_speed += weight * (speed - self.steady_speed);
+            return;
+        }
+        self.steady_speed = speed;
+        if self.observed >= OPENING_STEPS {
+            let buckets = 0..self.buckets.len();
+            let most_seen = buckets.max_by_key(|b| self.buckets[*b].observed);
+            self.opening = most_seen.and_then(|b| Some((b, self.bucket_mean_s(b)?)));
         }
     }
 
     fn make_room_for(&mut self, bucket: usize) {
         // A bucket the plan did not know of: it must not be an error in the middle of a run.
         while self.buckets.len() <= bucket {
-            self.buckets.push(Bucket {
-                base_s: None,
-                planned_share: None,
-                observed: 0,
-            });
+            self.buckets.push(Bucket { base_s: None, planned_share: None, observed: 0 });
         }
     }
 
@@ -120,19 +125,26 @@ impl Pace {
         self.speed.mean().unwrap_or(1.0)
     }
 
-    /// Step times now, as a multiple of those at the beginning of the training, within `[0.5, 3]`.
+    /// Step times now, as a multiple of those at the beginning of the training, within `[0.25, 8]`.
     ///
     /// Averaged over longer than a few steps: the cost of the phases after the training is multiplied by it, and with
     /// minutes of scoring to come a trembling factor would move the end of the training by many steps each step.
     pub(super) fn slowdown(&self) -> f64 {
-        self.opening_speed
-            .map_or(1.0, |opening| (self.steady_speed / opening).clamp(0.5, 3.0))
+        let Some((bucket, opening_s)) = self.opening else {
+            return 1.0;
+        };
+        let base_s = self.buckets[bucket].base_s.unwrap_or(opening_s);
+        (base_s * self.steady_speed / opening_s).clamp(0.25, 8.0)
     }
 
-    /// Relative standard deviation of a step about its bucket's mean.
+    /// Relative standard deviation of a step about its bucket's mean. A spread seen in `n` steps may itself be wrong,
+    /// for which it is raised by `√(1 + 8/n)`.
     pub(super) fn relative_deviation(&self) -> f64 {
         match self.speed.mean() {
-            Some(mean) => self.speed.deviation() / mean,
+            Some(mean) => {
+                let doubt = (1.0 + 8.0 / self.speed.count() as f64).sqrt();
+                doubt * self.speed.deviation() / mean
+            }
             None => UNMEASURED_DEVIATION,
         }
     }
@@ -145,21 +157,18 @@ impl Pace {
     /// Expected seconds of a step of `bucket`; `None` if nothing at all is known.
     pub(super) fn bucket_mean_s(&self, bucket: usize) -> Option<f64> {
         let known = self.buckets.get(bucket).and_then(|b| b.base_s);
-        let base_s = known.or_else(|| {
+        match known {
+            Some(base_s) => Some(base_s * self.speed_factor()),
             // Unknown bucket: as slow as the slowest known one.
-            self.buckets
-                .iter()
-                .filter_map(|b| b.base_s)
-                .max_by(f64::total_cmp)
-        });
-        base_s.map(|base_s| base_s * self.speed_factor())
+            None => self.slowest_bucket_s(),
+        }
     }
 
-    /// Seconds that a step of `bucket` will hardly exceed: `deviations` standard deviations above its mean, or as slow
-    /// as the slowest of the recent steps if that is more.
-    pub(super) fn bucket_high_s(&self, bucket: usize, deviations: f64) -> Option<f64> {
-        let excess = (deviations * self.relative_deviation()).max(self.speed.recent_excess());
-        self.bucket_mean_s(bucket).map(|mean| mean * (1.0 + excess))
+    /// Expected seconds of a step of the slowest bucket; `None` if nothing is known.
+    pub(super) fn slowest_bucket_s(&self) -> Option<f64> {
+        let bases = self.buckets.iter().filter_map(|b| b.base_s);
+        let slowest = bases.max_by(f64::total_cmp)?;
+        Some(slowest * self.speed_factor())
     }
 
     /// Mean and spread over the mixture of buckets, the spread including the differences between buckets.
@@ -184,10 +193,7 @@ impl Pace {
         let square = squares / weights;
         let between = (square - mean_s * mean_s).max(0.0);
         let deviation_s = (square * within * within + between).sqrt();
-        Some(StepTime {
-            mean_s,
-            deviation_s,
-        })
+        Some(StepTime { mean_s, deviation_s })
     }
 
     fn weight(&self, bucket: &Bucket) -> f64 {
@@ -231,10 +237,7 @@ mod tests {
             }
             pace.observe(1, 6.0);
         }
-        let (fast, slow) = (
-            pace.bucket_mean_s(0).unwrap(),
-            pace.bucket_mean_s(1).unwrap(),
-        );
+        let (fast, slow) = (pace.bucket_mean_s(0).unwrap(), pace.bucket_mean_s(1).unwrap());
         assert!((0.85..1.15).contains(&fast), "{fast}");
         assert!((5.0..7.0).contains(&slow), "{slow}");
         let mean_s = pace.mixture().unwrap().mean_s;
@@ -253,6 +256,10 @@ mod tests {
         }
         let other = pace.bucket_mean_s(1).unwrap();
         assert!(other > 4.5, "{other}");
-        assert!(pace.slowdown() > 1.5);
+        assert!(pace.slowdown() < 1.5, "a few slow steps are no slow machine");
+        for _ in 0..60 {
+            pace.observe(0, 2.0);
+        }
+        assert!(pace.slowdown() > 1.7, "{}", pace.slowdown());
     }
 }

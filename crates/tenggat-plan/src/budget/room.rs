@@ -5,17 +5,22 @@ use super::pace::StepTime;
 use super::{Budget, Phase, cadence, sane_s};
 
 /// Standard deviations of what follows the last step that are kept free.
-const TAIL_DEVIATIONS: f64 = 3.0;
+const TAIL_DEVIATIONS: f64 = 3.5;
 /// Standard deviations of the sum of the steps left that are kept free when they are counted.
 const COUNT_DEVIATIONS: f64 = 2.5;
+/// A step may always be slower by this share of its mean, however steady the steps were so far, ...
+const SUDDEN_SLOWNESS: f64 = 0.5;
+/// ... and by as much as its whole mean (another job arrives on the machine) as far as this share of the budget pays
+/// for it.
+const SUDDEN_SHARE: f64 = 0.005;
 /// Relative deviation assumed of saves before the first one.
 const UNMEASURED_SAVE_DEVIATION: f64 = 0.2;
 /// How much slower than the slowest so far the next part of a phase may be and still end in time.
-const PART_SLACK: f64 = 1.3;
+const PART_SLACK: f64 = 2.0;
 /// Standard deviations by which a single step may be slow and still end inside the room.
 const STEP_DEVIATIONS: f64 = 4.0;
 /// The part of the margin for ending the process: a share of the deadline within bounds in seconds.
-const CLOSING_SHARE: f64 = 0.03;
+const CLOSING_SHARE: f64 = 0.02;
 const CLOSING_LEAST_S: f64 = 0.1;
 const CLOSING_MOST_S: f64 = 0.75;
 /// Steps that would end earlier than this share of the budget before the deadline are worth a note.
@@ -34,9 +39,9 @@ impl Budget {
         mean_s * (1.0 + TAIL_DEVIATIONS * self.save_deviation())
     }
 
-    /// A third of the excess over its mean that a save may have, as a share of the mean.
+    /// The standard deviation of a save that the margin counts with, as a share of the mean.
     ///
-    /// Durations of writing to disks and networks have a long upper end, so three deviations are counted on a
+    /// Durations of writing to disks and networks have a long upper end, so the deviations are counted on a
     /// logarithmic scale; and a spread seen in `n` saves may itself be wrong, for which it is raised by `√(1 + 4/n)`.
     fn save_deviation(&self) -> f64 {
         let Some(mean_s) = self.saves.mean() else {
@@ -109,7 +114,7 @@ impl Budget {
         })
     }
 
-    /// Seconds kept free before the deadline: for ending the process, and three standard deviations of what is still
+    /// Seconds kept free before the deadline: for ending the process, and three and a half standard deviations of what is still
     /// to come.
     pub(super) fn margin_s(&self) -> f64 {
         self.closing_s() + TAIL_DEVIATIONS * self.tail(|_| true).1
@@ -140,8 +145,8 @@ impl Budget {
 
     /// Whether a phase after the last step may begin.
     ///
-    /// The final save may begin if it is expected to end before the deadline, or if nothing was saved before: then a
-    /// late file is better than none. The others may begin if they would end before the time for ending the process;
+    /// The final save may begin if it is all but certain to end before the deadline, or if steps were done and nothing
+    /// was saved before: then a late file is better than none. The others may begin if they would end before the time for ending the process;
     /// phases before the training always may.
     pub fn allows(&mut self, phase: Phase, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
@@ -151,9 +156,12 @@ impl Budget {
         let (mean_s, deviation_s) = self.expected_phase(phase);
         let left_s = deadline_s - now_s;
         match phase {
-            Phase::FinalSave => self.saves.count() == 0 || mean_s <= left_s,
+            Phase::FinalSave => {
+                let unsaved = self.saves.count() == 0 && self.steps_done > self.config.steps_done;
+                unsaved || mean_s + 2.0 * deviation_s <= left_s
+            }
             _ if Phase::TAIL.contains(&phase) => {
-                mean_s + deviation_s + 0.5 * self.closing_s() <= left_s
+                mean_s + 2.5 * deviation_s + 0.8 * self.closing_s() <= left_s
             }
             _ => true,
         }
@@ -161,25 +169,35 @@ impl Budget {
 
     /// Seconds that the next step must be able to take inside the room; `None` if nothing is known of steps.
     pub(super) fn step_high_s(&self, bucket: usize) -> Option<f64> {
-        self.pace.bucket_high_s(bucket, STEP_DEVIATIONS)
+        let mean_s = self.pace.bucket_mean_s(bucket)?;
+        Some(mean_s + self.step_excess_s(mean_s))
+    }
+
+    /// Seconds by which a step of `mean_s` must be able to exceed its mean: for its spread, for a slowness seen
+    /// recently, for one never seen.
+    fn step_excess_s(&self, mean_s: f64) -> f64 {
+        let spread = STEP_DEVIATIONS * self.pace.relative_deviation();
+        let paid_s = SUDDEN_SHARE * self.deadline_s.unwrap_or(0.0);
+        let sudden_s = paid_s.clamp(SUDDEN_SLOWNESS * mean_s, mean_s);
+        (mean_s * spread.max(self.pace.recent_excess())).max(sudden_s)
     }
 
     /// How many steps fit into `room_s`, the next one taking `first_s`.
     ///
     /// Solves `j·a + z·σ·√j = room − first − e` for the j steps after it. The time per step a includes its share of
-    /// saves and samples as long as more than one of them is still to come; e is the excess that the last step must be
-    /// allowed before it may begin, so that the step counted as the last is indeed begun.
+    /// saves and samples as long as more than one of them is still to come; e is the excess over the mean that
+    /// a step of the slowest bucket must be allowed before it may begin, so that the step counted as the last is indeed
+    /// begun, whatever its bucket.
     pub(super) fn steps_that_fit(&self, room_s: f64, first_s: f64, step: StepTime) -> u64 {
-        let spread_s = STEP_DEVIATIONS * step.deviation_s;
-        let excess_s = spread_s.max(step.mean_s * self.pace.recent_excess());
+        let slowest_s = self.pace.slowest_bucket_s().unwrap_or(first_s);
+        let excess_s = slowest_s + self.step_excess_s(slowest_s) - step.mean_s;
         let rest_s = room_s - first_s - excess_s;
         if rest_s <= 0.0 {
             return 1;
         }
         let each_s = step.mean_s + self.overhead_per_step_s(room_s, step.mean_s);
         let reserve_s = COUNT_DEVIATIONS * step.deviation_s;
-        let root =
-            ((reserve_s * reserve_s + 4.0 * each_s * rest_s).sqrt() - reserve_s) / (2.0 * each_s);
+        let root = ((reserve_s * reserve_s + 4.0 * each_s * rest_s).sqrt() - reserve_s) / (2.0 * each_s);
         // The cast saturates, so that an absurdly small step time cannot overflow.
         1_u64.saturating_add((root * root) as u64)
     }
@@ -188,43 +206,27 @@ impl Budget {
     fn overhead_per_step_s(&self, room_s: f64, step_s: f64) -> f64 {
         let save_s = self.save_s().unwrap_or(0.0);
         let interval_s = cadence::interval_s(self.deadline_s, save_s);
-        let saves = if room_s > interval_s {
-            save_s * step_s / interval_s
-        } else {
-            0.0
-        };
+        let saves = if room_s > interval_s { save_s * step_s / interval_s } else { 0.0 };
         let samples = self.config.samples.map_or(0.0, |plan| {
             let every = plan.every_steps.max(1) as f64;
             let due = room_s > every * step_s;
-            let share = (self.config.sample_share_max / (1.0 - self.config.sample_share_max))
-                .clamp(0.0, 1.0);
+            let share = (self.config.sample_share_max / (1.0 - self.config.sample_share_max)).clamp(0.0, 1.0);
             let round_s = self.round_s().unwrap_or(0.0);
-            if due {
-                (round_s / every).min(share * step_s)
-            } else {
-                0.0
-            }
+            if due { (round_s / every).min(share * step_s) } else { 0.0 }
         });
         saves + samples
     }
 
     /// Steps still to come as far as anything limits them: `None` if only an unknown step time does.
     pub(super) fn steps_left(&self, room_s: Option<f64>) -> (Option<u64>, RuledBy) {
-        let asked = self
-            .config
-            .steps
-            .map(|steps| steps.saturating_sub(self.steps_done));
+        let asked = self.config.steps.map(|steps| steps.saturating_sub(self.steps_done));
         let fit = match (room_s, self.pace.mixture()) {
             (Some(room_s), _) if room_s <= 0.0 => Some(0),
             (Some(room_s), Some(step)) if room_s < step.mean_s => Some(0),
             (Some(room_s), Some(step)) => Some(self.steps_that_fit(room_s, step.mean_s, step)),
             _ => None,
         };
-        let asked = if self.config.fill && self.deadline_s.is_some() {
-            None
-        } else {
-            asked
-        };
+        let asked = if self.config.fill && self.deadline_s.is_some() { None } else { asked };
         match (asked, fit) {
             (Some(asked), Some(fit)) if fit < asked => (Some(fit), RuledBy::Deadline),
             (Some(asked), _) => (Some(asked), RuledBy::Steps),
@@ -239,8 +241,7 @@ impl Budget {
         let (steps_left, ruled_by) = self.steps_left(room_s);
         let step = self.pace.mixture();
         let training_s = steps_left.zip(step).map(|(steps, step)| {
-            let each_s =
-                step.mean_s + self.overhead_per_step_s(room_s.unwrap_or(f64::MAX), step.mean_s);
+            let each_s = step.mean_s + self.overhead_per_step_s(room_s.unwrap_or(f64::MAX), step.mean_s);
             let needed_s = steps as f64 * each_s;
             room_s.map_or(needed_s, |room_s| needed_s.min(room_s.max(0.0)))
         });
@@ -257,9 +258,7 @@ impl Budget {
             ruled_by,
             step_s: step.map(|step| step.mean_s),
             progress: self.progress,
-            left_s: self
-                .deadline_s
-                .map(|deadline_s| (deadline_s - now_s).max(0.0)),
+            left_s: self.deadline_s.map(|deadline_s| (deadline_s - now_s).max(0.0)),
             training_s,
             tail_s,
             margin_s,

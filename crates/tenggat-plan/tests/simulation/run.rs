@@ -1,8 +1,8 @@
 //! One rehearsed run: a training loop without the training.
 
 use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, Decision, FinishReason, Phase, PhaseCosts,
-    SamplePlan, SampleVerdict, SimulatedClock,
+    BucketConfig, Budget, BudgetConfig, Clock, Decision, FinishReason, Phase, PhaseCosts, SamplePlan,
+    SampleVerdict, SimulatedClock,
 };
 
 use crate::random::Random;
@@ -20,6 +20,8 @@ pub struct Scene {
     /// Predictions are off by this factor.
     misjudged: f64,
     forecast: bool,
+    /// Whether the closing score takes further draws as long as there is time.
+    scores_until_the_end: bool,
 }
 
 /// How it went.
@@ -59,10 +61,7 @@ impl Scene {
         let score_s = part(random, 0.03);
         let sample_s = part(random, 0.02);
         let sampled = random.chance(0.5);
-        let mut phases = vec![
-            (Phase::Load, part(random, 0.1)),
-            (Phase::Cache, part(random, 0.05)),
-        ];
+        let mut phases = vec![(Phase::Load, part(random, 0.1)), (Phase::Cache, part(random, 0.05))];
         if random.chance(0.7) {
             phases.push((Phase::ScoreBefore, score_s));
             phases.push((Phase::ScoreAfter, score_s));
@@ -84,6 +83,34 @@ impl Scene {
             misjudged: random.log_between(0.5, 2.0),
             // How buckets compare follows from their shapes; a single bucket may well begin without a forecast.
             forecast: several || random.chance(0.5),
+            scores_until_the_end: false,
+        }
+    }
+
+    /// A run on a small shared machine: 15 to 180 s, with another process that comes and goes.
+    pub fn short(random: &mut Random) -> Self {
+        let budget_s = random.between(15.0, 180.0);
+        let step_s = random.between(0.05, 0.3);
+        let save_s = random.between(0.01, 0.05);
+        let score_s = random.between(0.03, 0.15) * budget_s.min(60.0);
+        Self {
+            kind: Kind::Neighbour,
+            budget_s,
+            step_s,
+            save_s,
+            buckets: vec![(step_s, 1.0)],
+            samples: None,
+            phases: vec![
+                (Phase::Load, random.between(0.1, 1.0)),
+                (Phase::Cache, random.between(0.1, 1.5)),
+                (Phase::ScoreBefore, score_s),
+                (Phase::FinalSave, save_s),
+                (Phase::ScoreAfter, score_s),
+                (Phase::Report, random.between(0.05, 0.3)),
+            ],
+            misjudged: random.log_between(0.7, 1.4),
+            forecast: true,
+            scores_until_the_end: true,
         }
     }
 
@@ -105,10 +132,9 @@ impl Scene {
                     share: self.forecast.then_some(share),
                 })
                 .collect(),
-            samples: self.samples.map(|(every_steps, seconds)| SamplePlan {
-                every_steps,
-                round_s: seconds * self.misjudged,
-            }),
+            samples: self
+                .samples
+                .map(|(every_steps, seconds)| SamplePlan { every_steps, round_s: seconds * self.misjudged }),
             ..BudgetConfig::default()
         }
     }
@@ -134,6 +160,7 @@ impl Scene {
             clock.advance(weather.work(clock.now_s(), seconds, random));
             budget.phase_finished(phase, clock.now_s());
         }
+        // From here on the budget can keep its promise; what came before it could only watch.
         let train_began_s = clock.now_s();
         let mut outcome = Outcome {
             end_s: 0.0,
@@ -172,8 +199,7 @@ impl Scene {
                     budget.observe_save(clock.now_s(), took_s);
                     outcome.saved = true;
                     outcome.first_save_s.get_or_insert(clock.now_s());
-                    outcome.longest_unsaved_s =
-                        outcome.longest_unsaved_s.max(clock.now_s() - saved_at_s);
+                    outcome.longest_unsaved_s = outcome.longest_unsaved_s.max(clock.now_s() - saved_at_s);
                     saved_at_s = clock.now_s();
                 }
                 Decision::Finish(reason) => {
@@ -191,14 +217,18 @@ impl Scene {
             match phase {
                 Phase::FinalSample | Phase::ScoreAfter => {
                     // Picture by picture: up to ten seconds each.
-                    let parts = (seconds / 10.0).ceil().max(4.0);
+                    let parts = (seconds / 10.0).ceil().max(40.0);
                     budget.phase_started(phase, clock.now_s());
                     let mut slowest_s: f64 = 0.0;
-                    for _ in 0..parts as usize {
+                    for part in 0..usize::MAX {
+                        let more = part >= parts as usize;
+                        if more && !self.scores_until_the_end {
+                            break;
+                        }
                         let now_s = clock.now_s();
                         if !budget.allows_part(now_s, slowest_s.max(seconds / parts)) {
-                            outcome.skipped_parts += 1;
-                            continue;
+                            outcome.skipped_parts += (parts as u64).saturating_sub(part as u64);
+                            break;
                         }
                         let took_s = weather.work(now_s, seconds / parts, random);
                         slowest_s = slowest_s.max(took_s);

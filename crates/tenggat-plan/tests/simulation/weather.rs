@@ -62,22 +62,14 @@ impl Weather {
             Kind::Gaussian => random.between(0.02, 0.2),
             _ => random.between(0.01, 0.06),
         };
-        let tails = if kind.is(Kind::HeavyTails) {
-            random.between(0.03, 0.15)
-        } else {
-            0.0
-        };
+        let tails = if kind.is(Kind::HeavyTails) { random.between(0.03, 0.15) } else { 0.0 };
         // A slow course between half and three times the speed, through points that lie a quarter of the run apart.
         let drift = if kind.is(Kind::Drift) {
             (0..6).map(|_| random.log_between(0.5, 3.0)).collect()
         } else {
             vec![1.0; 6]
         };
-        let neighbour = if kind.is(Kind::Neighbour) {
-            random.between(1.2, 2.0)
-        } else {
-            1.0
-        };
+        let neighbour = if kind.is(Kind::Neighbour) { random.between(1.2, 2.0) } else { 1.0 };
         let mut stalls_due_s = Vec::new();
         if kind.is(Kind::Stalls) {
             let gap_s = budget_s / random.between(0.5, 6.0);
@@ -111,11 +103,7 @@ impl Weather {
             self.neighbour_here = !self.neighbour_here;
             self.neighbour_until_s += random.waiting(self.neighbour_stay_s).max(0.1);
         }
-        if self.neighbour_here {
-            drift * self.neighbour
-        } else {
-            drift
-        }
+        if self.neighbour_here { drift * self.neighbour } else { drift }
     }
 
     /// Duration of one step whose undisturbed time is `nominal_s`.
@@ -152,11 +140,7 @@ impl Weather {
             }
             self.stalls_due_s.pop();
             let began_s = due_s.max(now_s);
-            self.stalls.push(Stall {
-                began_s,
-                length_s,
-                unfinished_s: now_s + took_s - began_s,
-            });
+            self.stalls.push(Stall { began_s, length_s, unfinished_s: now_s + took_s - began_s });
             took_s += length_s;
         }
         took_s
