@@ -1,14 +1,19 @@
 //! The parts of Qwen-Image, each as in its diffusers or transformers class.
 
 mod denoise;
+pub mod patchify;
 mod prompt;
+mod prompt_encoder;
 mod scheduler;
 mod text_batch;
+pub mod text_encoder;
 mod tokenizer;
 pub mod transformer;
+pub mod vae;
 
 pub use denoise::{Conditioning, OnStep, denoise};
 pub use prompt::{MAX_PROMPT_TOKENS, PromptTemplate};
+pub use prompt_encoder::PromptEncoder;
 pub use scheduler::Scheduler;
 pub use text_batch::TextBatch;
 pub use tokenizer::Tokenizer;

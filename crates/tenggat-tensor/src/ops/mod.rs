@@ -7,11 +7,10 @@
 pub mod adamw;
 pub mod attention;
 pub mod causal_attention;
-pub mod causal_attention;
 pub mod conv2d;
 pub mod copy;
 pub mod embedding;
-pub mod embedding;
+pub mod flow;
 pub mod gated_residual;
 pub mod gelu;
 pub mod gemm;
@@ -22,10 +21,8 @@ pub mod mse;
 pub mod rms_norm;
 pub mod rms_norm_rope;
 pub mod rotary;
-pub mod rotary;
 pub mod scale_shift;
 pub mod silu;
-pub mod swiglu;
 pub mod swiglu;
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl Decoder {
             }
             trace.see(|| format!("dec.up_blocks.{i}"), &x);
         }
-        trace.compute("dec.norm_out", || norm(&x, &self.norm_out.view_as_row()?))?;
+        trace.compute("dec.norm_out", || norm(&x, &self.norm_out))?;
         x = self.conv_out.forward(&x, Some(&self.norm_out), Resample::Keep)?;
         trace.see(|| "dec.conv_out".into(), &x);
         Ok(x)

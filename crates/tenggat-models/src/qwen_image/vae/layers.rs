@@ -195,7 +195,7 @@ pub struct AttentionBlock {
 impl AttentionBlock {
     pub fn load(from: &Loader<'_>, c: usize) -> Result<Self> {
         Ok(AttentionBlock {
-            gamma: from.gamma("norm", c, 2)?.reshape(&[1, c])?,
+            gamma: from.gamma("norm", c, 2)?,
             to_qkv: Pointwise::load(&from.under("to_qkv"), [c, 3 * c], 2)?,
             proj: Pointwise::load(&from.under("proj"), [c, c], 2)?,
         })
