@@ -46,6 +46,10 @@ fn sane_s(seconds: f64) -> Option<f64> {
 const STEADY_SHARE: f64 = 0.02;
 const STEADY_S: f64 = 60.0;
 
+/// From this progress on the expected cost of later phases stays as it is: the last steps of the schedule are worth
+/// more than the last parts of a score, which are left out if the machine becomes slower now.
+const SETTLED: f64 = 0.95;
+
 /// The time controller of one run. Moments are seconds on the run's clock, see [`Clock`](crate::Clock).
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -55,6 +59,8 @@ pub struct Budget {
     now_s: f64,
     phases: Phases,
     pace: Pace,
+    /// How much slower the machine is than when the training began, as taken for the phases after it.
+    slowdown: f64,
     saves: Estimate,
     rounds: Estimate,
     sampled_s: f64,
@@ -79,6 +85,7 @@ impl Budget {
             now_s: 0.0,
             phases: Phases::new(config.phases),
             pace: Pace::new(&config.buckets, config.deadline_s.map_or(STEADY_S, |s| s * STEADY_SHARE)),
+            slowdown: 1.0,
             saves: Estimate::default(),
             rounds: Estimate::default(),
             sampled_s: 0.0,
@@ -110,6 +117,9 @@ impl Budget {
         self.steps_done += 1;
         if let Some(progress) = self.pending.take() {
             self.progress = progress;
+        }
+        if self.progress < SETTLED {
+            self.slowdown = self.pace.slowdown();
         }
     }
 

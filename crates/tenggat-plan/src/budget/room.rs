@@ -64,7 +64,7 @@ impl Budget {
         let slowdown = match phase {
             // Writing a file does not slow down with the card.
             Phase::FinalSave => 1.0,
-            _ => self.pace.slowdown(),
+            _ => self.slowdown,
         };
         let (mut mean_s, mut deviation_s) = self.phases.expected(phase, slowdown);
         if phase == Phase::FinalSave
