@@ -7,6 +7,7 @@ mod fixture;
 mod sampling;
 mod schedule;
 mod steps;
+mod text;
 mod tokenizer;
 mod transformer;
 mod vae;
