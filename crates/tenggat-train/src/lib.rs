@@ -1,5 +1,6 @@
 //! tenggat-train
 
+pub mod job;
 pub mod timesteps;
 pub mod adapter;
 pub mod optimiser;

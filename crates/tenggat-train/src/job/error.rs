@@ -1,0 +1,85 @@
+//! What can be wrong with a job file.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Place;
+
+/// Result of reading a job.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A job that cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the job {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// `${VAR}` of a variable that is not set.
+    #[error("{place}: the environment variable `{name}` is not set; set it, or write the value in its place\n{}", place.excerpt())]
+    Variable {
+        /// Where it is used.
+        place: Place,
+        /// The variable.
+        name: String,
+    },
+    /// The text is neither YAML nor JSON.
+    #[error("{place}: {message}\n{}", place.excerpt())]
+    Syntax {
+        /// Where the parser stopped.
+        place: Place,
+        /// The parser's reason.
+        message: String,
+    },
+    /// A value of the wrong type, or one that makes no sense.
+    #[error("{place}: `{key}`: {message}\n{}", place.excerpt())]
+    Value {
+        /// Where the value is.
+        place: Place,
+        /// The key, from `config` on.
+        key: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A key, or a value of it, that ai-toolkit has and this version does not.
+    #[error("{place}: `{key}` is not supported: {why}; {instead}\n{}", place.excerpt())]
+    Refused {
+        /// Where the key is.
+        place: Place,
+        /// The key, from `config` on.
+        key: String,
+        /// Why not.
+        why: String,
+        /// What to do.
+        instead: String,
+    },
+    /// A key that no job can do without.
+    #[error("{}: `{key}` is missing; {hint}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The key, from the root on.
+        key: &'static str,
+        /// What to write.
+        hint: &'static str,
+    },
+}
+
+/// Something in a job that does not stop it and that its author will want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Where.
+    pub place: Place,
+    /// What, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}

@@ -1,0 +1,84 @@
+//! The data sets.
+
+use std::path::PathBuf;
+
+use super::super::types::Dataset;
+use super::super::{Result, raw};
+use super::{PROCESS, Resolver};
+
+impl Resolver<'_> {
+    /// Every data set of the job; the trigger word, the batch size and the text cache of the job hold for sets that
+    /// say nothing.
+    pub(super) fn datasets(
+        &mut self,
+        raw: Vec<raw::Dataset>,
+        trigger: &Option<String>,
+        batch_size: usize,
+        cached_text: bool,
+    ) -> Result<Vec<Dataset>> {
+        if raw.is_empty() {
+            return Err(self.missing("config.process[0].datasets", "name at least one `folder_path`"));
+        }
+        let cached = raw.iter().filter(|d| d.cache_text_embeddings == Some(true)).count();
+        if cached > 0 && cached < raw.len() && !cached_text {
+            let path = format!("{PROCESS}.datasets");
+            self.warn(&path, "only some data sets cache text embeddings; tenggat does it for all of them");
+        }
+        let cached_text = cached_text || cached > 0;
+        raw.into_iter()
+            .enumerate()
+            .map(|(i, raw)| self.dataset(i, raw, trigger, batch_size, cached_text))
+            .collect()
+    }
+
+    fn dataset(
+        &mut self,
+        index: usize,
+        raw: raw::Dataset,
+        trigger: &Option<String>,
+        batch_size: usize,
+        cached_text: bool,
+    ) -> Result<Dataset> {
+        let here = format!("{PROCESS}.datasets[{index}]");
+        let at = |key: &str| format!("{here}.{key}");
+        let path = raw
+            .dataset_path
+            .or(raw.folder_path)
+            .filter(|p| !p.is_empty())
+            .ok_or_else(|| self.wrong(&here, "no `folder_path`; name the folder of the pictures"))?;
+        let extension = raw.caption_type.or(raw.caption_ext).unwrap_or_else(|| "txt".into());
+        let mut resolutions = Vec::new();
+        for side in raw.resolution.map_or_else(|| vec![512], |r| r.0) {
+            resolutions.push(self.within(&at("resolution"), side as f64, 32.0, 8192.0)? as usize);
+        }
+        if resolutions.is_empty() {
+            return Err(self.wrong(&at("resolution"), "an empty list; expected numbers such as 512 or 1024"));
+        }
+        let rate = |key: &str, value: Option<f64>| self.within(&at(key), value.unwrap_or(0.0), 0.0, 1.0);
+        let positive = |key: &str, value: Option<f64>| match value.unwrap_or(1.0) {
+            x if x > 0.0 => Ok(x),
+            x => Err(self.wrong(&at(key), format!("{x} is out of range; expected more than 0"))),
+        };
+        Ok(Dataset {
+            path: PathBuf::from(path),
+            caption_ext: if extension.starts_with('.') { extension } else { format!(".{extension}") },
+            default_caption: raw.default_caption,
+            trigger_word: raw.trigger_word.filter(|t| !t.trim().is_empty()).or_else(|| trigger.clone()),
+            caption_dropout_rate: rate("caption_dropout_rate", raw.caption_dropout_rate)?,
+            token_dropout_rate: rate("token_dropout_rate", raw.token_dropout_rate)?,
+            keep_tokens: raw.keep_tokens.unwrap_or(0) as usize,
+            shuffle_tokens: raw.shuffle_tokens.unwrap_or(false),
+            resolutions,
+            num_repeats: self.count(&at("num_repeats"), raw.num_repeats, 1)?,
+            flip_x: raw.flip_x.unwrap_or(false),
+            flip_y: raw.flip_y.unwrap_or(false),
+            scale: positive("scale", raw.scale)?,
+            square_crop: raw.square_crop.unwrap_or(false),
+            batch_size: self.count(&at("batch_size"), raw.batch_size, batch_size)?,
+            loss_multiplier: raw.loss_multiplier.unwrap_or(1.0),
+            // Memory holds them for the run in any case.
+            cache_latents_to_disk: raw.cache_latents_to_disk.unwrap_or(false),
+            cache_text_to_disk: cached_text,
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! The training section.
+
+use super::super::types::{Bell, OptimiserConfig, Train};
+use super::super::values::{self, Balance, Loss, LrScheduler, Optimiser, SaveType, TimestepType};
+use super::super::{Result, raw};
+use super::{PROCESS, Resolver};
+
+impl Resolver<'_> {
+    pub(super) fn train(&mut self, raw: raw::Train, batch_size: usize) -> Result<Train> {
+        let at = |key: &str| format!("{PROCESS}.train.{key}");
+        if raw.unload_text_encoder == Some(true) && raw.cache_text_embeddings != Some(true) {
+            let why = "without cached embeddings, ai-toolkit then trains on the blank caption alone";
+            return Err(self.refused(&at("unload_text_encoder"), why, "write `cache_text_embeddings: true`"));
+        }
+        if let Some(dtype) = raw.dtype.as_deref() {
+            self.choose(&at("dtype"), Some(dtype), values::SAVE_TYPES, SaveType::F32)?;
+        }
+        let low = raw.min_denoising_steps.unwrap_or(0);
+        let high = raw.max_denoising_steps.unwrap_or(999);
+        if high > 1000 || low >= high {
+            let message = format!("{low} to {high} is no range; expected 0 ≤ min < max ≤ 1000");
+            return Err(self.wrong(&at("max_denoising_steps"), message));
+        }
+        let params = raw.optimizer_params.unwrap_or_default();
+        let schedule = raw.lr_scheduler_params.unwrap_or_default();
+        let betas = match params.betas.as_deref() {
+            None => None,
+            Some(&[a, b]) if (0.0..1.0).contains(&a) && (0.0..1.0).contains(&b) => Some((a, b)),
+            Some(other) => {
+                let message = format!("{other:?}: expected two numbers from 0 to below 1");
+                return Err(self.wrong(&at("optimizer_params.betas"), message));
+            }
+        };
+        let ema = raw.ema_config.unwrap_or_default();
+        let ema_decay = match ema.use_ema {
+            Some(true) => {
+                Some(self.within(&at("ema_config.ema_decay"), ema.ema_decay.unwrap_or(0.999), 0.0, 1.0)?)
+            }
+            _ => None,
+        };
+        let lr_scheduler = match raw.lr_scheduler.as_deref() {
+            None => None,
+            name => {
+                Some(self.choose(&at("lr_scheduler"), name, values::LR_SCHEDULERS, LrScheduler::Constant)?)
+            }
+        };
+        let positive = |key: &str, value: Option<f64>, default: f64| {
+            self.within(&at(key), value.unwrap_or(default), 0.0, f64::INFINITY)
+        };
+        Ok(Train {
+            steps: match raw.steps {
+                None => None,
+                some => Some(self.count(&at("steps"), some, 1)? as u64),
+            },
+            batch_size,
+            gradient_accumulation: self.count(&at("gradient_accumulation"), raw.gradient_accumulation, 1)?,
+            lr: positive("lr", raw.lr, 1e-6)?,
+            optimiser: OptimiserConfig {
+                kind: self.choose(
+                    &at("optimizer"),
+                    raw.optimizer.as_deref(),
+                    values::OPTIMISERS,
+                    Optimiser::AdamW,
+                )?,
+                betas,
+                eps: params.eps.map(|e| positive("optimizer_params.eps", Some(e), 0.0)).transpose()?,
+                weight_decay: params
+                    .weight_decay
+                    .map(|w| positive("optimizer_params.weight_decay", Some(w), 0.0))
+                    .transpose()?,
+            },
+            lr_scheduler,
+            warmup_steps: schedule.num_warmup_steps.or(schedule.warmup_steps),
+            lr_min: positive("lr_scheduler_params.eta_min", schedule.eta_min, 0.0)?,
+            lr_cycles: self.count(&at("lr_scheduler_params.num_cycles"), schedule.num_cycles, 1)? as u64,
+            max_grad_norm: positive("max_grad_norm", raw.max_grad_norm, 1.0)?,
+            timestep_type: self.choose(
+                &at("timestep_type"),
+                raw.timestep_type.as_deref(),
+                values::TIMESTEP_TYPES,
+                TimestepType::Sigmoid,
+            )?,
+            balance: self.choose(
+                &at("content_or_style"),
+                raw.content_or_style.as_deref(),
+                values::BALANCES,
+                Balance::Balanced,
+            )?,
+            bell: match (raw.linear_timesteps, raw.linear_timesteps2) {
+                (Some(true), _) => Bell::Whole,
+                (_, Some(true)) => Bell::Half,
+                _ => Bell::Flat,
+            },
+            denoising_steps: (low as usize, high as usize),
+            loss: self.choose(
+                &at("loss_type"),
+                raw.loss_type.as_deref(),
+                values::LOSSES,
+                Loss::MeanSquared,
+            )?,
+            noise_offset: positive("noise_offset", raw.noise_offset, 0.0)?,
+            ema_decay,
+            gradient_checkpointing: raw.gradient_checkpointing,
+        })
+    }
+}

@@ -1,0 +1,352 @@
+//! Whole files in, jobs, warnings and errors out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::keys::{self, Rule};
+use super::*;
+
+/// A 24 GB job as ai-toolkit's users write it.
+const TYPICAL: &str = r#"---
+job: extension
+config:
+  name: "pears"
+  process:
+    - type: 'sd_trainer'
+      training_folder: "output"
+      device: cuda:0
+      trigger_word: "p3ar"
+      network:
+        type: "lora"
+        linear: 16
+        linear_alpha: 16
+      save:
+        dtype: float16
+        save_every: 250
+        max_step_saves_to_keep: 4
+      datasets:
+        - folder_path: "${DATA}/pears"
+          caption_ext: "txt"
+          caption_dropout_rate: 0.05
+          shuffle_tokens: false
+          cache_latents_to_disk: true
+          resolution: [ 512, 768, 1024 ]
+      train:
+        batch_size: 1
+        cache_text_embeddings: true
+        steps: 2000
+        gradient_accumulation: 1
+        train_unet: true
+        train_text_encoder: false
+        gradient_checkpointing: true
+        noise_scheduler: "flowmatch"
+        optimizer: "adamw8bit"
+        lr: 1e-4
+        dtype: bf16
+      model:
+        name_or_path: "Qwen/Qwen-Image"
+        arch: "qwen_image:2512"
+        quantize: true
+        qtype: "uint3|ostris/adapters/qwen_image_uint3.safetensors"
+        quantize_te: true
+        qtype_te: "qfloat8"
+        low_vram: true
+      sample:
+        sampler: "flowmatch"
+        sample_every: 250
+        width: 1024
+        height: 1000
+        prompts:
+          - "a [trigger] on a table"
+          - "[name] --w 512 --h 640 --d 7 --s 9 --l 2.5 --n dark --m 0.5"
+        neg: ""
+        seed: 42
+        walk_seed: true
+        guidance_scale: 3
+        sample_steps: 25
+meta:
+  name: "[name]"
+  version: '1.0'
+"#;
+
+fn parse(text: &str) -> Result<(Job, Vec<Warning>)> {
+    let variable = |name: &str| (name == "DATA").then(|| "/data".to_owned());
+    Job::from_str(text, Path::new("job.yaml"), None, &variable)
+}
+
+fn job(text: &str) -> Job {
+    parse(text).unwrap_or_else(|e| panic!("{e}")).0
+}
+
+/// The typical job with one piece of its text replaced.
+fn with(from: &str, to: &str) -> String {
+    assert!(TYPICAL.contains(from), "{from}");
+    TYPICAL.replacen(from, to, 1)
+}
+
+#[test]
+fn a_typical_job_is_read_without_a_warning() {
+    let (job, warnings) = parse(TYPICAL).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(job.folder, Path::new("output/pears"));
+    assert_eq!(job.datasets[0].path, Path::new("/data/pears"));
+    assert_eq!(job.datasets[0].resolutions, [512, 768, 1024]);
+    assert_eq!(job.datasets[0].caption_ext, ".txt");
+    assert_eq!(job.datasets[0].trigger_word.as_deref(), Some("p3ar"));
+    assert!(job.datasets[0].cache_text_to_disk && job.datasets[0].cache_latents_to_disk);
+    assert_eq!((job.train.steps, job.train.lr), (Some(2000), 1e-4));
+    assert_eq!(job.train.optimiser.kind, Optimiser::AdamW8bit);
+    assert_eq!((job.train.timestep_type, job.train.lr_scheduler), (TimestepType::Sigmoid, None));
+    assert_eq!(job.train.denoising_steps, (0, 999));
+    assert_eq!(job.save, Save { every: 250, keep: 4, dtype: SaveType::F16 });
+    assert_eq!(job.model.quantisation, Some(Quantisation::Uint(3)));
+    assert_eq!(job.model.recovery_adapter.as_deref(), Some("ostris/adapters/qwen_image_uint3.safetensors"));
+    assert_eq!(job.meta["name"], "pears");
+    let [first, second] = &job.sample.prompts[..] else { panic!("not two prompts") };
+    assert_eq!((first.text.as_str(), first.width, first.height), ("a p3ar on a table", 1024, 992));
+    assert_eq!((first.seed, first.negative.as_deref(), first.steps), (Some(42), Some(""), 25));
+    assert_eq!((second.text.as_str(), second.width, second.height), ("pears", 512, 640));
+    assert_eq!((second.seed, second.steps, second.guidance_scale), (Some(7), 9, 2.5));
+    assert_eq!((second.negative.as_deref(), second.strength), (Some("dark"), 0.5));
+    assert!(job.sample.enabled && job.sample.first == FirstRound::AtStart);
+}
+
+#[test]
+fn the_same_job_as_json_is_the_same_job() {
+    let yaml = job(TYPICAL);
+    let source = Source::new(Path::new("a"), TYPICAL);
+    let json = Node::parse(&source, TYPICAL).unwrap().to_json();
+    let read = job(&serde_json::to_string_pretty(&json).unwrap());
+    assert_eq!(Job { text: String::new(), ..read }, Job { text: String::new(), ..yaml });
+}
+
+#[test]
+fn what_is_not_written_has_upstreams_default() {
+    let small = "job: extension\nconfig:\n  name: n\n  process:\n    - type: sd_trainer\n      \
+                 datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      train:\n";
+    let job = job(small);
+    assert_eq!((job.network.rank, job.save.every, job.save.keep), (4, 1000, 5));
+    assert_eq!((job.train.lr, job.train.max_grad_norm, job.train.batch_size), (1e-6, 1.0, 1));
+    assert_eq!(job.datasets[0].resolutions, [512]);
+    assert_eq!((job.train.steps, job.sample.enabled, job.compat), (None, false, Compat::default()));
+    assert_eq!(job.model.quantisation, None);
+}
+
+#[test]
+fn the_name_given_outside_wins_everywhere() {
+    let (job, _) = Job::from_str(TYPICAL, Path::new("j"), Some("other"), &|_| Some("x".into())).unwrap();
+    assert_eq!((job.name.as_str(), &job.meta["name"]), ("other", &"other".into()));
+    assert_eq!(job.sample.prompts[1].text, "other");
+}
+
+#[test]
+fn wrong_types_show_the_place() {
+    let error = parse(&with("lr: 1e-4", "lr: fast")).unwrap_err().to_string();
+    let expected = "job.yaml:35:13: `config.process[].train.lr`: expected a number, got the text \"fast\"\n   |\n\
+                    35 |         lr: fast\n   |             ^^^^";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn unknown_keys_are_warned_about_with_a_suggestion() {
+    let (_, warnings) = parse(&with("steps: 2000", "stpes: 2000")).unwrap();
+    let shown: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["job.yaml:28:9: `stpes` is not a known key and has no effect; did you mean `steps`?"]);
+}
+
+#[test]
+fn repeated_keys_are_warned_about_and_the_last_counts() {
+    let (job, warnings) = parse(&with("steps: 2000", "steps: 2000\n        steps: 30")).unwrap();
+    assert_eq!(job.train.steps, Some(30));
+    assert_eq!(warnings[0].place.mark, Mark { line: 29, column: 9 });
+    assert!(warnings[0].message.contains("line 28"), "{}", warnings[0].message);
+}
+
+#[test]
+fn our_own_keys_and_compat_are_read() {
+    let own = "      tenggat: {budget: 1h30m, deadline: '2030-01-02T03:04:05Z', fill: true, margin: 2s, seed: 7, threads: 2}\n      network:";
+    let job = job(&with("      network:", own).replace("---\n", "---\ncompat: [step-names, linear-ramp]\n"));
+    assert_eq!((job.limits.budget_s, job.limits.margin_s, job.seed), (Some(5400.0), Some(2.0), 7));
+    assert_eq!(job.limits.deadline.unwrap().to_string(), "2030-01-02T03:04:05Z");
+    assert!(job.limits.fill && job.limits.threads == Some(2));
+    assert!(job.compat.step_names && job.compat.linear_ramp && !job.compat.caption_spaces);
+}
+
+#[test]
+fn upstreams_false_negative_prompt_needs_compat() {
+    let without = with("        neg: \"\"\n", "");
+    assert_eq!(job(&without).sample.prompts[0].negative, None);
+    let old = without.replace("---\n", "---\ncompat: ai-toolkit\n");
+    assert_eq!(job(&old).sample.prompts[0].negative.as_deref(), Some("False"));
+}
+
+#[test]
+fn values_that_make_no_sense_are_named() {
+    let cases = [
+        ("optimizer: \"adamw8bit\"", "optimizer: adamwbit", "did you mean `adamw8bit`?"),
+        ("optimizer: \"adamw8bit\"", "optimizer: automagic", "use adamw"),
+        ("steps: 2000", "steps: 0", "expected 1 or more"),
+        ("caption_dropout_rate: 0.05", "caption_dropout_rate: 5", "expected 0 to 1"),
+        ("resolution: [ 512, 768, 1024 ]", "resolution: 16", "expected 32 to 8192"),
+        ("name: \"pears\"", "name: ../pears", "no slash"),
+        ("type: \"lora\"", "type: lokr", "`config.process[0].network.type` is not supported"),
+        ("arch: \"qwen_image:2512\"", "arch: flux", "train `arch: qwen_image`"),
+        ("qtype: \"uint3|", "qtype: \"uint3|a|", "more than one `|`"),
+        ("job: extension", "job: train", "write `job: extension`"),
+        ("        - folder_path: \"${DATA}/pears\"\n", "        - num_repeats: 2\n", "no `folder_path`"),
+        (
+            "name_or_path: \"Qwen/Qwen-Image\"",
+            "low_vram: true",
+            "`config.process[0].model.name_or_path` is missing",
+        ),
+        ("batch_size: 1", "min_denoising_steps: 999", "no range"),
+        ("- \"a [trigger] on a table\"", "- \"a --w x\"", "`--w x`: expected a whole number"),
+        ("type: 'sd_trainer'", "type: train_vae", "write `type: sd_trainer`"),
+    ];
+    for (from, to, part) in cases {
+        let error = parse(&with(from, to)).unwrap_err().to_string();
+        assert!(error.contains(part), "{to}: {error}");
+    }
+}
+
+#[test]
+fn alpha_is_said_to_have_no_effect() {
+    let (_, warnings) = parse(&with("linear_alpha: 16", "linear_alpha: 8")).unwrap();
+    assert!(warnings[0].message.contains("alpha 8 has no effect"), "{}", warnings[0]);
+}
+
+#[test]
+fn modules_are_chosen_by_name() {
+    let mut network = job(TYPICAL).network;
+    assert!(network.trains("transformer_blocks.0.attn.to_q"));
+    network.only_if_contains = vec!["transformer_blocks$$1$$".into(), "blocks.0.attn".into()];
+    network.ignore_if_contains = vec!["to_out".into()];
+    let trained = ["transformer_blocks.1.img_mod.1", "transformer_blocks.0.attn.to_q"];
+    let not = [
+        "transformer_blocks.2.attn.to_q",
+        "transformer_blocks.0.attn.to_out.0",
+        "transformer_blocks.0.img_mod.1",
+    ];
+    assert!(trained.iter().all(|m| network.trains(m)) && !not.iter().any(|m| network.trains(m)));
+}
+
+/// A job with one section filled by hand.
+fn file_with(section: &str, body: &str) -> String {
+    let mut parts: BTreeMap<&str, String> = [("", ""), ("config", ""), ("config.process[]", "")]
+        .into_iter()
+        .map(|(k, v)| (k, v.to_owned()))
+        .collect();
+    let at = |inner: &str| format!("config.process[].{inner}");
+    let required = [
+        ("datasets[]", "folder_path: p, "),
+        ("model", "name_or_path: m, arch: qwen_image, "),
+        ("network.network_kwargs", ""),
+        ("network", ""),
+        ("save", ""),
+        ("logging", ""),
+        ("sample.samples[]", "prompt: p, "),
+        ("sample", ""),
+        ("tenggat", ""),
+        ("train.optimizer_params", ""),
+        ("train.lr_scheduler_params", ""),
+        ("train.ema_config", ""),
+        ("train", ""),
+    ];
+    let paths: Vec<(String, &str)> = required.iter().map(|(k, v)| (at(k), *v)).collect();
+    for (path, base) in &paths {
+        parts.insert(path, (*base).to_owned());
+    }
+    parts.get_mut(section).unwrap_or_else(|| panic!("no section {section}")).push_str(body);
+    let own = |name: &str| parts[at(name).as_str()].clone();
+    let (root, config, process) = (&parts[""], &parts["config"], &parts["config.process[]"]);
+    format!(
+        "{{job: extension, config: {{name: n, process: [{{type: sd_trainer, datasets: [{{{}}}], model: {{{}}}, \
+         network: {{network_kwargs: {{{}}}, {}}}, save: {{{}}}, logging: {{{}}}, sample: {{samples: [{{{}}}], {}}}, \
+         tenggat: {{{}}}, train: {{optimizer_params: {{{}}}, lr_scheduler_params: {{{}}}, ema_config: {{{}}}, \
+         cache_text_embeddings: true, {}}}, {process}}}], {config}}}, {root}}}",
+        own("datasets[]"),
+        own("model"),
+        own("network.network_kwargs"),
+        own("network"),
+        own("save"),
+        own("logging"),
+        own("sample.samples[]"),
+        own("sample"),
+        own("tenggat"),
+        own("train.optimizer_params"),
+        own("train.lr_scheduler_params"),
+        own("train.ema_config"),
+        own("train"),
+    )
+}
+
+/// Warnings that are the point of the test, without those about a key that the frame also has.
+fn told(text: &str) -> Result<Vec<String>> {
+    let (_, warnings) = parse(text)?;
+    Ok(warnings.into_iter().map(|w| w.message).filter(|m| !m.contains("written twice")).collect())
+}
+
+/// Keys whose example cannot stand in the frame, tried by other tests.
+const STRUCTURAL: [&str; 3] = ["config", "process", "alpha"];
+
+#[test]
+fn every_key_does_what_its_row_says() {
+    for section in keys::sections() {
+        for key in section.keys.iter().filter(|k| !STRUCTURAL.contains(&k.name)) {
+            let text = file_with(section.path, &format!("{}: {}, ", key.name, key.example));
+            let row = format!("{}.{}", section.path, key.name);
+            match (key.rule, told(&text)) {
+                (Rule::Supported, Ok(warnings)) => {
+                    let own = |w: &&String| !w.starts_with("alpha ");
+                    assert!(warnings.iter().filter(own).count() == 0, "{row}: {warnings:?}");
+                }
+                (Rule::NoEffect(why), Ok(warnings)) => {
+                    assert_eq!(warnings, [format!("`{}` has no effect: {why}", key.name)], "{row}");
+                }
+                (Rule::Refused(why, instead), Err(Error::Refused { why: w, instead: i, .. })) => {
+                    assert_eq!((why, instead), (w.as_str(), i.as_str()), "{row}");
+                }
+                (rule, got) => panic!("{row}: {rule:?} but {got:?}"),
+            }
+            for harmless in key.harmless.iter().copied().chain(["null"]) {
+                let text = file_with(section.path, &format!("{}: {harmless}, ", key.name));
+                if key.rule != Rule::Supported {
+                    assert_eq!(
+                        told(&text).unwrap_or_else(|e| panic!("{row}: {e}")),
+                        [""; 0],
+                        "{row}: {harmless}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_and_structs_name_the_same_keys() {
+    let text = file_with("", "meta: {a: 1}");
+    let source = Source::new(Path::new("a"), &text);
+    let tree = Node::parse(&source, &text).unwrap();
+    let (_, findings) = de::read::<raw::File>(&tree).unwrap();
+    for (path, fields) in &findings.sections {
+        let supported: Vec<_> = keys::sections()
+            .filter(|s| s.path == path)
+            .flat_map(|s| s.keys)
+            .filter(|k| k.rule == Rule::Supported)
+            .map(|k| k.name)
+            .collect();
+        for field in *fields {
+            assert!(supported.contains(field), "{path}.{field} has no row");
+        }
+        for name in supported {
+            assert!(fields.contains(&name), "{path}.{name} is called supported and has no field");
+        }
+    }
+    let sections: Vec<_> = findings.sections.iter().map(|(path, _)| path.as_str()).collect();
+    for section in keys::sections() {
+        assert!(sections.contains(&section.path), "{} is in no struct", section.path);
+        for (i, key) in section.keys.iter().enumerate() {
+            assert!(section.keys[..i].iter().all(|k| k.name != key.name), "{} twice", key.name);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The job as it will be run: every value decided, every name understood.
+
+use std::path::PathBuf;
+
+use super::Compat;
+use super::values::{
+    Balance, Loss, LrScheduler, Optimiser, PictureFormat, Quantisation, SaveType, TimestepType,
+};
+
+/// Everything that a run is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Name of the run, of its folder and of its files.
+    pub name: String,
+    /// Folder of the results: `training_folder/name`.
+    pub folder: PathBuf,
+    /// The job file as it was read, variables replaced; to be kept as `config.yaml`.
+    pub text: String,
+    /// Word that stands for what is learnt.
+    pub trigger_word: Option<String>,
+    /// Seed of everything drawn.
+    pub seed: u64,
+    /// Free entries for the metadata of the result.
+    pub meta: serde_json::Map<String, serde_json::Value>,
+    /// Steps between two lines of the log.
+    pub log_every: u64,
+    /// What is trained.
+    pub network: Network,
+    /// How results are kept.
+    pub save: Save,
+    /// What is trained on; at least one.
+    pub datasets: Vec<Dataset>,
+    /// How it is trained.
+    pub train: Train,
+    /// What is adapted.
+    pub model: Model,
+    /// Pictures made on the way.
+    pub sample: Sample,
+    /// Time.
+    pub limits: Limits,
+    /// Bugs to keep.
+    pub compat: Compat,
+}
+
+/// The LoRA. Its scale is 1 whatever alpha says: ai-toolkit sets alpha to the rank for transformers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    /// Rank of every module.
+    pub rank: usize,
+    /// Only modules whose name contains one of these; all if empty.
+    pub only_if_contains: Vec<String>,
+    /// No module whose name contains one of these.
+    pub ignore_if_contains: Vec<String>,
+    /// LoRA file to start from.
+    pub pretrained: Option<PathBuf>,
+}
+
+impl Network {
+    /// Whether a module of the transformer, `transformer_blocks.0.attn.to_q`, is trained.
+    /// Source: ai-toolkit `toolkit/lora_special.py`; names are tested with `transformer.` before them.
+    pub fn trains(&self, module: &str) -> bool {
+        let name = format!("transformer.{module}");
+        let contains =
+            |part: &String| name.contains(part.as_str()) || name.contains(&part.replace("$$", "."));
+        (self.only_if_contains.is_empty() || self.only_if_contains.iter().any(contains))
+            && !self.ignore_if_contains.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+/// How results are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Save {
+    /// Steps between two numbered files.
+    pub every: u64,
+    /// Numbered files kept; 0 keeps all.
+    pub keep: u64,
+    /// Type of the tensors.
+    pub dtype: SaveType,
+}
+
+/// One set of pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dataset {
+    /// Folder of the pictures, or a JSON file that lists them with their captions.
+    pub path: PathBuf,
+    /// Extension of caption files, dot included.
+    pub caption_ext: String,
+    /// Caption of pictures that have none.
+    pub default_caption: Option<String>,
+    /// Word that stands for what is learnt, of this set or of the job.
+    pub trigger_word: Option<String>,
+    /// Chance of training without the caption.
+    pub caption_dropout_rate: f64,
+    /// Chance of leaving out each comma-separated part of a caption.
+    pub token_dropout_rate: f64,
+    /// Parts at the start that are neither left out nor moved.
+    pub keep_tokens: usize,
+    /// Whether the parts are shuffled.
+    pub shuffle_tokens: bool,
+    /// Side of the square that no picture exceeds in area; every picture is used once for each.
+    pub resolutions: Vec<usize>,
+    /// Times each picture is used.
+    pub num_repeats: usize,
+    /// Adds copies mirrored left to right.
+    pub flip_x: bool,
+    /// Adds copies mirrored top to bottom.
+    pub flip_y: bool,
+    /// Factor on the size of the pictures before anything else.
+    pub scale: f64,
+    /// Crops squares of the resolution instead of using buckets.
+    pub square_crop: bool,
+    /// Pictures in a batch of this set.
+    pub batch_size: usize,
+    /// Factor on the loss.
+    pub loss_multiplier: f64,
+    /// Whether latents are kept on disk beside the pictures.
+    pub cache_latents_to_disk: bool,
+    /// Whether text embeddings are kept on disk beside the pictures.
+    pub cache_text_to_disk: bool,
+}
+
+/// How it is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Train {
+    /// Steps; `None` if the job does not say.
+    pub steps: Option<u64>,
+    /// Pictures in a batch.
+    pub batch_size: usize,
+    /// Batches in a step.
+    pub gradient_accumulation: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Optimiser and its numbers.
+    pub optimiser: OptimiserConfig,
+    /// Course of the learning rate; `None` if the job does not say.
+    pub lr_scheduler: Option<LrScheduler>,
+    /// Steps of warm-up, if the job says.
+    pub warmup_steps: Option<u64>,
+    /// Learning rate at the end of a cosine.
+    pub lr_min: f64,
+    /// Half cosines in `cosine_with_restarts`.
+    pub lr_cycles: u64,
+    /// Largest norm of the gradient; larger ones are scaled down to it.
+    pub max_grad_norm: f64,
+    /// Where timesteps are drawn from.
+    pub timestep_type: TimestepType,
+    /// Which end is drawn more often.
+    pub balance: Balance,
+    /// Weights of `linear_timesteps` or `linear_timesteps2`.
+    pub bell: Bell,
+    /// Indices of the timestep table that may be drawn, from the noisy end; the last is excluded.
+    pub denoising_steps: (usize, usize),
+    /// What is minimised.
+    pub loss: Loss,
+    /// Standard deviation of a constant added to the noise of each channel.
+    pub noise_offset: f64,
+    /// Decay of averaged weights, if wanted.
+    pub ema_decay: Option<f64>,
+    /// Whether activations are recomputed rather than kept; `None` leaves it to the planner.
+    pub gradient_checkpointing: Option<bool>,
+}
+
+/// Extra loss weights over the timestep table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bell {
+    /// None.
+    Flat,
+    /// [`crate::timesteps::bell_loss_weights`].
+    Whole,
+    /// [`crate::timesteps::half_bell_loss_weights`].
+    Half,
+}
+
+/// Optimiser and its numbers; `None` is the optimiser's own default.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimiserConfig {
+    /// Which.
+    pub kind: Optimiser,
+    /// Decay of the running averages.
+    pub betas: Option<(f64, f64)>,
+    /// Added to the denominator.
+    pub eps: Option<f64>,
+    /// Decay of the weights.
+    pub weight_decay: Option<f64>,
+}
+
+/// What is adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// Folder, or name on the Hub.
+    pub name_or_path: String,
+    /// Format of the frozen transformer, if quantised.
+    pub quantisation: Option<Quantisation>,
+    /// LoRA that repairs the quantised transformer.
+    pub recovery_adapter: Option<String>,
+    /// Format of the text encoder, if quantised.
+    pub text_quantisation: Option<Quantisation>,
+}
+
+/// Architecture name, as ai-toolkit writes it into caches and metadata.
+pub const ARCH: &str = "qwen_image";
+
+/// Pictures made on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Steps between two rounds.
+    pub every: u64,
+    /// First step with a round.
+    pub start_step: u64,
+    /// Whether a round comes before the first step; when resuming, only if asked by `force_first_sample`.
+    pub first: FirstRound,
+    /// File format.
+    pub format: PictureFormat,
+    /// Pictures of a round.
+    pub prompts: Vec<Prompt>,
+}
+
+/// The round before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstRound {
+    /// At the start of a run, not when it is resumed.
+    AtStart,
+    /// Also when resumed.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// One picture of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Prompt, trigger word in place.
+    pub text: String,
+    /// What to stay away from; `None` leaves it to the sampler.
+    pub negative: Option<String>,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Seed of the noise; `None` draws one.
+    pub seed: Option<u64>,
+    /// Classifier-free guidance; 1 or less is off.
+    pub guidance_scale: f64,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// Strength of the LoRA.
+    pub strength: f64,
+}
+
+/// Time.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Limits {
+    /// Seconds that the run may take.
+    pub budget_s: Option<f64>,
+    /// Moment at which it must have ended.
+    pub deadline: Option<jiff::Timestamp>,
+    /// Whether steps are added until the budget is used up.
+    pub fill: bool,
+    /// Seconds kept free before the end.
+    pub margin_s: Option<f64>,
+    /// Threads to compute with.
+    pub threads: Option<usize>,
+}

@@ -1,0 +1,258 @@
+//! The named values of a job: what each name stands for, and which are not there yet.
+
+use super::suggest;
+
+/// Where timesteps are drawn from. Tables: [`crate::timesteps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestepType {
+    /// Normal numbers through a sigmoid: mostly the middle of the noise range.
+    Sigmoid,
+    /// Every noise level alike.
+    Linear,
+    /// As linear, the loss weighted by noise level.
+    Weighted,
+    /// The sampler's schedule for the size of the picture.
+    Shift,
+    /// A mixture of log-normal and linear.
+    LognormBlend,
+}
+
+/// Which end of the noise range is drawn more often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// Neither.
+    Balanced,
+    /// The noisy end, which decides composition: index = r³ · 1000.
+    Content,
+    /// The clean end, which decides texture: index = (1 − r³) · 1000.
+    Style,
+}
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Mean of squared errors.
+    MeanSquared,
+    /// Mean of absolute errors.
+    MeanAbsolute,
+    /// `2c·(√(e² + c²) − c)` with c = 0.01.
+    PseudoHuber,
+}
+
+/// What turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Optimiser {
+    /// AdamW with decoupled weight decay.
+    AdamW,
+    /// AdamW with states of 8 bits in blocks of 256, as bitsandbytes keeps them.
+    AdamW8bit,
+    /// Adam, whose weight decay is part of the gradient.
+    Adam,
+    /// Lion.
+    Lion,
+    /// Prodigy.
+    Prodigy,
+    /// Adafactor.
+    Adafactor,
+}
+
+/// How the learning rate runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LrScheduler {
+    /// The same throughout.
+    Constant,
+    /// The same after a warm-up.
+    ConstantWithWarmup,
+    /// A straight line to zero (with `compat: linear-ramp`, from a third up to the whole).
+    Linear,
+    /// Half a cosine to `eta_min`.
+    Cosine,
+    /// Several half cosines.
+    CosineWithRestarts,
+    /// Warm-up, plateau, decay to zero at the end of the budget.
+    WarmupStableDecay,
+}
+
+/// Type of a saved tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaveType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+/// Weight format of a quantised base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantisation {
+    /// 8-bit floats with one scale a row (`qfloat8`).
+    Float8,
+    /// 8-bit integers with one scale a row (`qint8`).
+    Int8,
+    /// N-bit unsigned integers in groups of 64, 2 ≤ N ≤ 7 (`uint3`).
+    Uint(u8),
+}
+
+/// File format of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PictureFormat {
+    /// JPEG.
+    Jpeg,
+    /// PNG.
+    Png,
+    /// WebP.
+    WebP,
+}
+
+/// One name of a value.
+pub(super) struct Choice<T> {
+    pub name: &'static str,
+    pub value: Result<T, &'static str>,
+}
+
+const fn is<T: Copy>(name: &'static str, value: T) -> Choice<T> {
+    Choice { name, value: Ok(value) }
+}
+
+const fn not<T: Copy>(name: &'static str, instead: &'static str) -> Choice<T> {
+    Choice { name, value: Err(instead) }
+}
+
+pub(super) const TIMESTEP_TYPES: &[Choice<TimestepType>] = &[
+    is("sigmoid", TimestepType::Sigmoid),
+    is("linear", TimestepType::Linear),
+    is("weighted", TimestepType::Weighted),
+    is("shift", TimestepType::Shift),
+    is("flux_shift", TimestepType::Shift),
+    is("lumina2_shift", TimestepType::Shift),
+    is("lognorm_blend", TimestepType::LognormBlend),
+    not("next_sample", "use weighted"),
+    not("one_step", "use weighted"),
+    not("two_step", "use weighted"),
+    not("four_step", "use weighted"),
+    not("eight_step", "use weighted"),
+];
+
+pub(super) const BALANCES: &[Choice<Balance>] =
+    &[is("balanced", Balance::Balanced), is("content", Balance::Content), is("style", Balance::Style)];
+
+pub(super) const LOSSES: &[Choice<Loss>] = &[
+    is("mse", Loss::MeanSquared),
+    is("mae", Loss::MeanAbsolute),
+    is("pseudo_huber", Loss::PseudoHuber),
+    not("wavelet", "use mse"),
+    not("stepped", "use mse"),
+    not("mean_flow", "use mse"),
+    not("pixelspace", "use mse"),
+];
+
+pub(super) const OPTIMISERS: &[Choice<Optimiser>] = &[
+    is("adamw", Optimiser::AdamW),
+    is("adamw8bit", Optimiser::AdamW8bit),
+    is("adamw8", Optimiser::AdamW8bit),
+    is("adam", Optimiser::Adam),
+    is("lion", Optimiser::Lion),
+    is("prodigy", Optimiser::Prodigy),
+    is("adafactor", Optimiser::Adafactor),
+    not("adam8bit", "use adamw8bit"),
+    not("adam8", "use adamw8bit"),
+    not("lion8bit", "use lion"),
+    not("ademamix8bit", "use adamw8bit"),
+    not("prodigy8bit", "use prodigy"),
+    not("adagrad", "use adamw"),
+    not("dadaptation", "use prodigy"),
+    not("dadaptationadam", "use prodigy"),
+    not("dadaptationlion", "use prodigy"),
+    not("automagic", "use adamw"),
+    not("automagic2", "use adamw"),
+    not("automagic3", "use adamw"),
+];
+
+pub(super) const LR_SCHEDULERS: &[Choice<LrScheduler>] = &[
+    is("constant", LrScheduler::Constant),
+    is("constant_with_warmup", LrScheduler::ConstantWithWarmup),
+    is("linear", LrScheduler::Linear),
+    is("cosine", LrScheduler::Cosine),
+    is("cosine_with_restarts", LrScheduler::CosineWithRestarts),
+    is("warmup_stable_decay", LrScheduler::WarmupStableDecay),
+    is("wsd", LrScheduler::WarmupStableDecay),
+    not("step", "it fails in ai-toolkit too; use cosine"),
+    not("polynomial", "it fails in ai-toolkit too; use cosine"),
+];
+
+pub(super) const SAVE_TYPES: &[Choice<SaveType>] = &[
+    is("float16", SaveType::F16),
+    is("fp16", SaveType::F16),
+    is("f16", SaveType::F16),
+    is("half", SaveType::F16),
+    is("bfloat16", SaveType::Bf16),
+    is("bf16", SaveType::Bf16),
+    is("float32", SaveType::F32),
+    is("fp32", SaveType::F32),
+    is("f32", SaveType::F32),
+    is("float", SaveType::F32),
+    is("single", SaveType::F32),
+];
+
+pub(super) const QUANTISATIONS: &[Choice<Quantisation>] = &[
+    is("qfloat8", Quantisation::Float8),
+    is("float8", Quantisation::Float8),
+    is("qint8", Quantisation::Int8),
+    is("int8", Quantisation::Int8),
+    is("uint2", Quantisation::Uint(2)),
+    is("uint3", Quantisation::Uint(3)),
+    is("uint4", Quantisation::Uint(4)),
+    is("uint5", Quantisation::Uint(5)),
+    is("uint6", Quantisation::Uint(6)),
+    is("uint7", Quantisation::Uint(7)),
+    not("uint8", "it leaves the weights as they are; write `quantize: false`"),
+    not("qint4", "use uint4"),
+    not("qint2", "use uint2"),
+    not("nvfp4", "use uint4"),
+];
+
+pub(super) const PICTURE_FORMATS: &[Choice<PictureFormat>] = &[
+    is("jpg", PictureFormat::Jpeg),
+    is("jpeg", PictureFormat::Jpeg),
+    is("png", PictureFormat::Png),
+    is("webp", PictureFormat::WebP),
+];
+
+/// Why a name gives no value.
+pub(super) enum Unchosen {
+    /// Known and refused; what to do.
+    Refused(&'static str),
+    /// Unknown; the message.
+    Unknown(String),
+}
+
+/// The value of a name; case does not matter.
+pub(super) fn choose<T: Copy>(name: &str, choices: &'static [Choice<T>]) -> Result<T, Unchosen> {
+    let lower = name.to_lowercase();
+    if let Some(choice) = choices.iter().find(|c| c.name == lower) {
+        return choice.value.map_err(Unchosen::Refused);
+    }
+    let names = || choices.iter().filter(|c| c.value.is_ok()).map(|c| c.name);
+    let advice = match suggest::nearest(name, names()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("expected one of {}", names().collect::<Vec<_>>().join(", ")),
+    };
+    Err(Unchosen::Unknown(format!("`{name}` is not known; {advice}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_chosen_refused_or_suggested() {
+        assert!(matches!(choose("AdamW8Bit", OPTIMISERS), Ok(Optimiser::AdamW8bit)));
+        assert!(matches!(choose("automagic", OPTIMISERS), Err(Unchosen::Refused("use adamw"))));
+        let Err(Unchosen::Unknown(message)) = choose("adamv", OPTIMISERS) else { panic!("accepted") };
+        assert!(message.ends_with("did you mean `adamw`?"), "{message}");
+        let Err(Unchosen::Unknown(message)) = choose("tiff", PICTURE_FORMATS) else { panic!("accepted") };
+        assert!(message.ends_with("expected one of jpg, jpeg, png, webp"), "{message}");
+    }
+}
