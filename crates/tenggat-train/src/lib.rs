@@ -1,6 +1,9 @@
 //! tenggat-train
 
-pub mod job;
-pub mod timesteps;
 pub mod adapter;
+pub mod draws;
+pub mod job;
 pub mod optimiser;
+pub mod step;
+pub mod timesteps;
+pub mod score;

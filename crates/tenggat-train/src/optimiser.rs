@@ -68,15 +68,24 @@ impl AdamW {
         self.steps
     }
 
-    /// One update. `gradients` is as long as the parameters and zero outside the trained ranges.
+    /// Measures the gradients and prepares their clipping; returns their norm. `gradients` is as long as the
+    /// parameters and zero outside the trained ranges.
     ///
     /// # Errors
     /// The device failed.
-    pub fn step(&mut self, lora: &mut Lora, gradients: &Tensor, lr: f64) -> Result<()> {
-        self.steps += 1;
-        let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = self.config;
+    pub fn measure(&mut self, gradients: &Tensor) -> Result<f64> {
         let all = gradients.matrix(0, 1, gradients.len())?;
-        adamw::clip_factor(all, max_grad_norm, self.clip.view_mut())?;
+        adamw::clip_factor(all, self.config.max_grad_norm, self.clip.view_mut())?;
+        Ok(self.clip.to_f64()?[0])
+    }
+
+    /// One update with the gradients that [`AdamW::measure`] saw last.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn update(&mut self, lora: &mut Lora, gradients: &Tensor, lr: f64) -> Result<()> {
+        self.steps += 1;
+        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
         let hyper = Hyper { lr, beta1, beta2, eps, weight_decay, step: self.steps };
         for range in &self.ranges {
             let (at, n) = (range.start, range.len());
@@ -90,13 +99,5 @@ impl AdamW {
             )?;
         }
         Ok(())
-    }
-
-    /// Norm of the last step's gradients before clipping.
-    ///
-    /// # Errors
-    /// Reading back from the device failed.
-    pub fn gradient_norm(&self) -> Result<f64> {
-        Ok(self.clip.to_f64()?[0])
     }
 }

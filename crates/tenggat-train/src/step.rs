@@ -1,0 +1,112 @@
+//! One training step: noisy latents, forward, loss, backward, clipping, update.
+
+use tenggat_models::Result;
+use tenggat_models::lora::{Gradients, Lora};
+use tenggat_models::qwen_image::TextBatch;
+use tenggat_models::qwen_image::transformer::{Inputs, Positions, Transformer};
+use tenggat_tensor::Tensor;
+use tenggat_tensor::ops::linear::Write;
+use tenggat_tensor::ops::{flow, mse};
+
+use crate::draws::Level;
+use crate::optimiser::AdamW;
+
+/// A batch of pictures of one size, with everything random already drawn.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// Clean packed latents, `[b·tokens, channels]`.
+    pub latents: Tensor,
+    /// Noise, likewise.
+    pub noise: Tensor,
+    /// Noise level and loss weight of each sample.
+    pub levels: Vec<Level>,
+    /// Captions.
+    pub text: TextBatch,
+    /// Position tables of this picture size and text length.
+    pub positions: &'a Positions,
+}
+
+/// The trained state: adapter, optimiser and gradient buffer.
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    model: &'a Transformer,
+    /// Blocks whose activations stay for the backward pass.
+    full_blocks: usize,
+    lora: Lora,
+    optimiser: AdamW,
+    gradients: Tensor,
+}
+
+/// What a step reports.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// Mean weighted loss over the step's samples.
+    pub loss: f64,
+    /// Norm of the gradients before clipping.
+    pub gradient_norm: f64,
+    /// Whether the update was made. It is not when the loss or a gradient is not a number.
+    pub updated: bool,
+}
+
+impl<'a> Trainer<'a> {
+    /// A trainer of `lora`.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn new(model: &'a Transformer, lora: Lora, optimiser: AdamW, full_blocks: usize) -> Result<Self> {
+        let parameters = &lora.parameters;
+        let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
+        Ok(Trainer { model, full_blocks, lora, optimiser, gradients })
+    }
+
+    /// The adapter as it stands.
+    pub fn lora(&self) -> &Lora {
+        &self.lora
+    }
+
+    /// One update from the mean gradient of all micro-batches.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or the device failed.
+    pub fn step(&mut self, micro_batches: &[Batch<'_>], lr: f64) -> Result<Outcome> {
+        let mut loss = 0.0;
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let write = if i == 0 { Write::Replace } else { Write::Add };
+            loss += self.accumulate(batch, 1.0 / micro_batches.len() as f64, write)?;
+        }
+        if !loss.is_finite() {
+            return Ok(Outcome { loss, gradient_norm: f64::NAN, updated: false });
+        }
+        let gradient_norm = self.optimiser.measure(&self.gradients)?;
+        let updated = gradient_norm.is_finite();
+        if updated {
+            self.optimiser.update(&mut self.lora, &self.gradients, lr)?;
+        }
+        Ok(Outcome { loss, gradient_norm, updated })
+    }
+
+    /// Gradients of one micro-batch, whose loss counts `share`; returns its part of the loss.
+    fn accumulate(&mut self, batch: &Batch<'_>, share: f64, write: Write) -> Result<f64> {
+        let sigmas: Vec<f64> = batch.levels.iter().map(|l| l.sigma).collect();
+        let shape = batch.latents.shape();
+        let (mut noisy, mut target) = (batch.latents.empty_like(shape)?, batch.latents.empty_like(shape)?);
+        let (x0, noise) = (batch.latents.view(), batch.noise.view());
+        flow::forward(x0, noise, &sigmas, noisy.view_mut(), target.view_mut())?;
+        let inputs = Inputs {
+            latents: &noisy,
+            sigmas: &sigmas,
+            text: &batch.text.embeds,
+            text_lens: &batch.text.lens,
+            positions: batch.positions,
+        };
+        let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
+        let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
+        let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
+        mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), dpred.view_mut())?;
+        drop((pred, target));
+        let gradients = Gradients { buffer: &mut self.gradients, write };
+        self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
+        let losses = losses.to_f64()?;
+        Ok(losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>() / weights.len() as f64)
+    }
+}
