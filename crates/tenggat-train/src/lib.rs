@@ -1,6 +1,7 @@
 //! tenggat-train
 
 pub mod adapter;
+pub mod dataset;
 pub mod draws;
 pub mod job;
 pub mod optimiser;

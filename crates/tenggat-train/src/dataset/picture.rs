@@ -1,0 +1,205 @@
+//! Picture files: their size, and their pixels as the VAE takes them.
+
+use std::path::Path;
+
+use fast_image_resize as fir;
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, imageops};
+
+use super::{Error, Item, Result};
+
+/// Width and height of a picture after its EXIF orientation; reads the header alone.
+///
+/// # Errors
+/// The file cannot be read or is no picture.
+pub fn size(path: &Path) -> Result<(usize, usize)> {
+    let mut decoder = decoder(path)?;
+    let (width, height) = decoder.dimensions();
+    let orientation = decoder.orientation().map_err(|e| Error::picture(path, e))?;
+    use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let turned = matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH);
+    let (width, height) = if turned { (height, width) } else { (width, height) };
+    if width == 0 || height == 0 {
+        return Err(Error::Picture { path: path.into(), reason: "it has no pixels".into() });
+    }
+    Ok((width as usize, height as usize))
+}
+
+/// Pixels of a training picture, `[height, width, 3]` of the item's crop, red first, from −1 to 1.
+///
+/// Turned upright by its EXIF orientation, made RGB (transparency is left out, not blended), mirrored, resized with
+/// Pillow's antialiased bicubic filter (a = −0.5), cut. Source: ai-toolkit `toolkit/dataloader_mixins.py`,
+/// `load_and_process_image`.
+///
+/// # Errors
+/// The file cannot be read or is no whole picture.
+pub fn load_pixels(item: &Item) -> Result<Vec<f32>> {
+    let mut picture = open(&item.path)?;
+    if item.flip_x {
+        imageops::flip_horizontal_in_place(&mut picture);
+    }
+    if item.flip_y {
+        imageops::flip_vertical_in_place(&mut picture);
+    }
+    let crop = item.crop;
+    let scaled =
+        resize(picture, crop.scaled).map_err(|reason| Error::Picture { path: item.path.clone(), reason })?;
+    let row = scaled.width() as usize * 3;
+    let bytes = scaled.as_raw();
+    let mut pixels = Vec::with_capacity(crop.width * crop.height * 3);
+    for y in crop.y..crop.y + crop.height {
+        let start = y * row + crop.x * 3;
+        pixels.extend(bytes[start..start + crop.width * 3].iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0));
+    }
+    Ok(pixels)
+}
+
+fn decoder(path: &Path) -> Result<impl ImageDecoder> {
+    let reader = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|source| Error::Read { path: path.into(), source })?;
+    reader.into_decoder().map_err(|e| Error::picture(path, e))
+}
+
+/// The picture, upright, as RGB.
+fn open(path: &Path) -> Result<RgbImage> {
+    let mut decoder = decoder(path)?;
+    let orientation = decoder.orientation().map_err(|e| Error::picture(path, e))?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| Error::picture(path, e))?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb8())
+}
+
+/// Resizes with Pillow's `BICUBIC`.
+fn resize(picture: RgbImage, (width, height): (usize, usize)) -> std::result::Result<RgbImage, String> {
+    let (w, h) = (width as u32, height as u32);
+    if picture.dimensions() == (w, h) {
+        return Ok(picture);
+    }
+    let (from_w, from_h) = picture.dimensions();
+    let source = fir::images::Image::from_vec_u8(from_w, from_h, picture.into_raw(), fir::PixelType::U8x3)
+        .map_err(|e| e.to_string())?;
+    let mut scaled = fir::images::Image::new(w, h, fir::PixelType::U8x3);
+    let bicubic =
+        fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom));
+    fir::Resizer::new().resize(&source, &mut scaled, &bicubic).map_err(|e| e.to_string())?;
+    RgbImage::from_raw(w, h, scaled.into_vec()).ok_or_else(|| "resizing lost pixels".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use image::codecs::jpeg::JpegEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+
+    use super::super::{Crop, tests};
+    use super::*;
+
+    fn pattern(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([0, 1, 2].map(|c| ((x * 37 + y * 59 + c * 101 + x * y * 7) % 256) as u8))
+        })
+    }
+
+    /// `Image.resize(size, Image.BICUBIC)` of Pillow 12 on the same pattern: single values and the sum of all. Both
+    /// libraries round their filters to fixed point, at different widths, hence the 1.
+    #[test]
+    fn resizing_is_pillows() {
+        let cases = [
+            (
+                (50, 40),
+                (34, 28),
+                366_185,
+                [(0, 0, [25, 131, 158]), (5, 3, [141, 110, 150]), (1, 26, [174, 67, 177])],
+            ),
+            (
+                (10, 9),
+                (16, 15),
+                90_086,
+                [(0, 0, [0, 94, 214]), (5, 3, [83, 73, 205]), (15, 14, [6, 147, 247])],
+            ),
+        ];
+        for ((w, h), to, sum, values) in cases {
+            let resized = resize(pattern(w, h), to).unwrap();
+            for (x, y, expected) in values {
+                let got = resized.get_pixel(x, y).0;
+                assert!(
+                    got.iter().zip(expected).all(|(&a, b)| a.abs_diff(b) <= 1),
+                    "{x} {y}: {got:?} {expected:?}"
+                );
+            }
+            let got: u64 = resized.as_raw().iter().map(|&b| u64::from(b)).sum();
+            assert!(got.abs_diff(sum) < sum / 2000, "{got} {sum}");
+        }
+    }
+
+    fn item(path: &Path, crop: Crop) -> Item {
+        Item { path: path.into(), crop, ..tests::item() }
+    }
+
+    #[test]
+    fn pixels_are_cut_scaled_and_mirrored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let picture = pattern(8, 6);
+        picture.save(&path).unwrap();
+        let crop = Crop { scaled: (8, 6), x: 1, y: 2, width: 4, height: 3 };
+        let value = |x: u32, y: u32, c: usize| f32::from(picture.get_pixel(x, y)[c]) / 255.0 * 2.0 - 1.0;
+        let plain = load_pixels(&item(&path, crop)).unwrap();
+        assert_eq!(plain.len(), 4 * 3 * 3);
+        assert_eq!((plain[0], plain[5]), (value(1, 2, 0), value(2, 2, 2)));
+        assert_eq!(plain[(2 * 4 + 3) * 3 + 1], value(4, 4, 1));
+        let mirrored = Item { flip_x: true, flip_y: true, ..item(&path, crop) };
+        assert_eq!(load_pixels(&mirrored).unwrap()[0], value(8 - 1 - 1, 6 - 1 - 2, 0));
+        assert!(plain.iter().all(|v| (-1.0..=1.0).contains(v)));
+    }
+
+    /// An orientation of 6 says: turn right by a quarter.
+    #[test]
+    fn exif_orientation_is_honoured() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("turned.jpg");
+        let left_white = RgbImage::from_fn(32, 16, |x, _| image::Rgb([if x < 16 { 255 } else { 0 }; 3]));
+        let mut bytes = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
+        let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        encoder.set_exif_metadata(exif.to_vec()).unwrap();
+        encoder.write_image(left_white.as_raw(), 32, 16, ExtendedColorType::Rgb8).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(size(&path).unwrap(), (16, 32));
+        let pixels =
+            load_pixels(&item(&path, Crop { scaled: (16, 32), x: 0, y: 0, width: 16, height: 32 })).unwrap();
+        let (top, bottom) = (pixels[(2 * 16 + 8) * 3], pixels[(29 * 16 + 8) * 3]);
+        assert!(top > 0.9 && bottom < -0.9, "{top} {bottom}");
+    }
+
+    #[test]
+    fn other_kinds_of_pixels_become_rgb() {
+        let folder = tempfile::tempdir().unwrap();
+        let crop = Crop { scaled: (2, 2), x: 0, y: 0, width: 2, height: 2 };
+        let grey = folder.path().join("grey16.png");
+        image::ImageBuffer::<image::Luma<u16>, _>::from_pixel(2, 2, image::Luma([65535]))
+            .save(&grey)
+            .unwrap();
+        assert_eq!(load_pixels(&item(&grey, crop)).unwrap(), [1.0; 12]);
+        let clear = folder.path().join("clear.png");
+        image::RgbaImage::from_pixel(2, 2, image::Rgba([255, 0, 255, 0])).save(&clear).unwrap();
+        assert_eq!(load_pixels(&item(&clear, crop)).unwrap()[..3], [1.0, -1.0, 1.0]);
+    }
+
+    #[test]
+    fn broken_pictures_are_errors_that_name_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("half.png");
+        let mut whole = Vec::new();
+        pattern(64, 64).write_to(&mut std::io::Cursor::new(&mut whole), image::ImageFormat::Png).unwrap();
+        std::fs::File::create(&path).unwrap().write_all(&whole[..whole.len() / 2]).unwrap();
+        assert_eq!(size(&path).unwrap(), (64, 64));
+        let crop = Crop { scaled: (64, 64), x: 0, y: 0, width: 64, height: 64 };
+        assert!(load_pixels(&item(&path, crop)).unwrap_err().to_string().contains("half.png"));
+        let text = folder.path().join("text.jpg");
+        std::fs::write(&text, "not a picture").unwrap();
+        assert!(size(&text).unwrap_err().to_string().contains("text.jpg"));
+        assert!(size(&folder.path().join("none.png")).unwrap_err().to_string().contains("none.png"));
+    }
+}
