@@ -50,11 +50,20 @@
 
 mod budget;
 mod clock;
+mod cost;
+mod gpu;
 mod schedule;
+mod trainer;
 
 pub use budget::{
     BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, Phase,
     PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict,
 };
 pub use clock::{Clock, SimulatedClock, WallClock};
+pub use cost::{
+    Calibration, Change, Fit, Machine, MemoryPart, MemoryPlan, ModelDims, Modulation, Nearest, Op, OpClass,
+    Optimiser, Precision, Rate, Rates, StepConfig, StepShape, UnknownPrecision, Work, fit,
+};
+pub use gpu::{Efficiency, Evidence, Family, GPUS, Gpu, UnknownGpu};
 pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};
+pub use trainer::{Trainer, UnknownTrainer};

@@ -1,0 +1,274 @@
+//! Making a job fit: how many blocks keep their activations, and what to change if none may.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::memory::MemoryPlan;
+use super::precision::Precision;
+use super::rates::Machine;
+use super::step::{Modulation, Optimiser, StepConfig};
+
+/// Memory left free, as a share: allocators round up, other processes hold some, and a run that stops for want of
+/// memory in its last step has cost everything.
+const RESERVE: f64 = 0.03;
+
+/// A change to a job that makes it smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Modulation matrices stay on the host.
+    ModulationOnHost,
+    /// 8-bit optimiser state.
+    Adam8bit,
+    /// Coarser weights.
+    Precision(Precision),
+    /// A lower rank.
+    Rank(u64),
+    /// Fewer pictures per batch.
+    Batch(u64),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ModulationOnHost => write!(f, "modulation weights on the host"),
+            Self::Adam8bit => write!(f, "optimizer adamw8bit"),
+            Self::Precision(precision) => write!(f, "qtype {precision}"),
+            Self::Rank(rank) => write!(f, "rank {rank}"),
+            Self::Batch(batch) => write!(f, "batch_size {batch}"),
+        }
+    }
+}
+
+/// How a job fits a machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fit {
+    /// The job with as many blocks keeping their activations as fit; none if it does not fit at all.
+    pub config: StepConfig,
+    /// Its memory.
+    pub memory: MemoryPlan,
+    /// Memory that may be used.
+    pub usable_bytes: f64,
+    /// Whether it fits.
+    pub fits: bool,
+    /// If it does not: the changes that make it fit with least harm to the result. `None` if none do.
+    pub nearest: Option<Nearest>,
+}
+
+/// The nearest job that fits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Nearest {
+    /// What to change.
+    pub changes: Vec<Change>,
+    /// The job with these changes.
+    pub config: StepConfig,
+    /// Its memory.
+    pub memory: MemoryPlan,
+}
+
+/// Fits a job, given by its largest bucket, into a machine, `limit_bytes` at most if given.
+pub fn fit(config: &StepConfig, machine: &Machine, limit_bytes: Option<f64>) -> Fit {
+    let memory_bytes = limit_bytes.map_or(machine.memory_bytes, |limit| limit.min(machine.memory_bytes));
+    let usable_bytes = memory_bytes * (1.0 - RESERVE);
+    match keep_most(config, machine, usable_bytes) {
+        Some(config) => {
+            Fit { config, memory: config.memory(machine), usable_bytes, fits: true, nearest: None }
+        }
+        None => {
+            let config = StepConfig { kept_blocks: 0, ..*config };
+            let nearest = nearest(&config, machine, usable_bytes);
+            Fit { config, memory: config.memory(machine), usable_bytes, fits: false, nearest }
+        }
+    }
+}
+
+/// The job with the most blocks that keep their activations, or `None` if it does not fit with none.
+fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
+    let with = |kept_blocks: u64| StepConfig { kept_blocks, ..*config };
+    let fits = |kept: u64| {
+        let memory = with(kept).memory(machine);
+        let host_bytes = if machine.shares_host_memory { memory.host_bytes } else { 0.0 };
+        memory.device_bytes() + host_bytes <= usable_bytes
+    };
+    if fits(config.dims.layers) {
+        return Some(with(config.dims.layers)); // without one that computes again, also its workspace is saved
+    }
+    // Memory grows with every block below that, so the last one that fits is found by halving.
+    let (mut low, mut high) = (0, config.dims.layers);
+    if !fits(low) {
+        return None;
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Some(with(low))
+}
+
+/// Harm of a weight type to the result, in steps of one halving of the rank. Assumed: 8 bits are hardly seen, fewer
+/// than 4 need a recovery adapter.
+fn harm(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 | Precision::Bf16 => 0.0,
+        Precision::Float8 | Precision::Int8 => 0.5,
+        Precision::Uint(bits) => 0.5 + 0.6 * (8.0 - f64::from(bits)),
+    }
+}
+
+fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<Nearest> {
+    let mut candidates = Vec::new();
+    let ranks = || {
+        (0..).map(|halvings| config.rank >> halvings).take_while(|rank| *rank >= 4.min(config.rank).max(1))
+    };
+    let batches = || (0..).map(|halvings| config.shape.batch >> halvings).take_while(|batch| *batch >= 1);
+    let coarser = || Precision::ALL.into_iter().filter(|p| *p >= config.precision && *p != Precision::F32);
+    for precision in coarser() {
+        for (rank_halvings, rank) in ranks().enumerate() {
+            for (batch_halvings, batch) in batches().enumerate() {
+                for smaller_state in [false, true] {
+                    let changed = changed(config, precision, rank, batch, smaller_state);
+                    let penalty = harm(precision) - harm(config.precision)
+                        + rank_halvings as f64
+                        + 0.4 * batch_halvings as f64
+                        + if smaller_state { 0.1 } else { 0.0 };
+                    candidates.push((penalty, changed));
+                }
+            }
+        }
+    }
+    candidates.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let config = candidates
+        .into_iter()
+        .find_map(|(_, (changes, config))| Some((changes, keep_most(&config, machine, usable_bytes)?)));
+    config.map(|(changes, config)| Nearest { changes, config, memory: config.memory(machine) })
+}
+
+fn changed(
+    config: &StepConfig,
+    precision: Precision,
+    rank: u64,
+    batch: u64,
+    smaller_state: bool,
+) -> (Vec<Change>, StepConfig) {
+    let mut new = *config;
+    let mut changes = Vec::new();
+    if new.modulation == Modulation::EveryStep {
+        new.modulation = Modulation::Table { every_steps: 64 };
+        changes.push(Change::ModulationOnHost);
+    }
+    if smaller_state && new.optimiser == Optimiser::AdamW {
+        new.optimiser = Optimiser::AdamW8bit;
+        changes.push(Change::Adam8bit);
+    }
+    if precision != new.precision {
+        new.precision = precision;
+        changes.push(Change::Precision(precision));
+    }
+    if rank != new.rank {
+        new.rank = rank;
+        changes.push(Change::Rank(rank));
+    }
+    if batch != new.shape.batch {
+        new.shape.batch = batch;
+        changes.push(Change::Batch(batch));
+    }
+    (changes, new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{MemoryPart, ModelDims, StepShape};
+    use crate::gpu::Gpu;
+
+    fn job(rank: u64, precision: Precision) -> StepConfig {
+        StepConfig {
+            dims: ModelDims::QWEN_IMAGE,
+            shape: StepShape { batch: 1, image_tokens: 4096, text_tokens: 128 },
+            rank,
+            precision,
+            ara_rank: None,
+            activation_bytes: 2.0,
+            fp8_products: false,
+            kept_blocks: 0,
+            modulation: Modulation::Table { every_steps: 64 },
+            optimiser: Optimiser::AdamW8bit,
+            accumulation: 1,
+        }
+    }
+
+    fn on(gpu: &str) -> Machine {
+        Machine::from(Gpu::find(gpu).unwrap())
+    }
+
+    #[test]
+    fn nothing_is_recomputed_on_80_gb() {
+        let fit = fit(&job(128, Precision::Bf16), &on("h100 sxm"), None);
+        assert!(fit.fits);
+        assert_eq!(fit.config.kept_blocks, 60);
+        // 13.6 G linear weights in bf16; 1.18 G parameters with 4-byte gradients.
+        assert!((fit.memory.part(MemoryPart::Weights) / 27.3e9 - 1.0).abs() < 0.02);
+        assert!((fit.memory.part(MemoryPart::Gradients) / 4.72e9 - 1.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn an_unquantised_base_with_modulation_needs_more_than_40_gb() {
+        let all = StepConfig { modulation: Modulation::EveryStep, ..job(16, Precision::Bf16) };
+        assert!(all.memory(&on("a100 40")).device_bytes() > 40e9);
+        assert!(!fit(&all, &on("a100 40"), None).fits);
+    }
+
+    #[test]
+    fn a_24_gb_card_takes_float8_at_moderate_rank() {
+        let fit = fit(&job(16, Precision::Float8), &on("4090"), None);
+        assert!(fit.fits, "{:?}", fit.memory);
+        assert!(fit.config.kept_blocks > 0 && fit.config.kept_blocks < 60);
+    }
+
+    #[test]
+    fn what_does_not_fit_names_the_nearest_that_does() {
+        let machine = on("4090");
+        let fit = fit(&job(128, Precision::Bf16), &machine, None);
+        assert!(!fit.fits);
+        let nearest = fit.nearest.unwrap();
+        assert!(nearest.memory.device_bytes() <= fit.usable_bytes);
+        assert!(!nearest.changes.is_empty());
+        // Undoing any one change makes it too large again, else it was not the nearest.
+        for change in &nearest.changes {
+            let original = job(128, Precision::Bf16);
+            let mut undone = nearest.config;
+            match change {
+                Change::Precision(_) => undone.precision = original.precision,
+                Change::Rank(_) => undone.rank = original.rank,
+                Change::Batch(_) => undone.shape.batch = original.shape.batch,
+                Change::Adam8bit => undone.optimiser = original.optimiser,
+                Change::ModulationOnHost => undone.modulation = original.modulation,
+            }
+            assert!(keep_most(&undone, &machine, fit.usable_bytes).is_none(), "{change}");
+        }
+    }
+
+    #[test]
+    fn more_blocks_keep_more_and_never_over_the_limit() {
+        for limit_gb in [26.0, 32.0, 40.0, 48.0, 60.0, 80.0] {
+            let fit = fit(&job(64, Precision::Float8), &on("h200"), Some(limit_gb * 1e9));
+            assert!(fit.fits);
+            assert!(fit.memory.device_bytes() <= 0.97 * limit_gb * 1e9);
+            if fit.config.kept_blocks < 60 {
+                let more = StepConfig { kept_blocks: fit.config.kept_blocks + 1, ..fit.config };
+                assert!(more.memory(&on("h200")).device_bytes() > 0.97 * limit_gb * 1e9);
+            }
+        }
+    }
+
+    #[test]
+    fn a_hopeless_job_has_no_nearest() {
+        let fit = fit(&job(16, Precision::Bf16), &on("4090"), Some(1e9));
+        assert!(!fit.fits && fit.nearest.is_none());
+    }
+}

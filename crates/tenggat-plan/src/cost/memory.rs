@@ -1,0 +1,155 @@
+//! Memory of a training run, part by part.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::rates::Machine;
+use super::step::{Modulation, StepConfig};
+
+/// What memory is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryPart {
+    /// Frozen weights as stored.
+    Weights,
+    /// Scales and zero points of quantised weights.
+    QuantisationScales,
+    /// The accuracy recovery adapter.
+    RecoveryAdapter,
+    /// LoRA: 32-bit master weights, and a bf16 copy where products are bf16.
+    Lora,
+    /// Its gradients, 32-bit.
+    Gradients,
+    /// State of the optimiser.
+    Optimiser,
+    /// Activations of the blocks that keep them.
+    KeptActivations,
+    /// Inputs of the blocks that compute again.
+    BlockInputs,
+    /// The block at work: its activations if it computes again, and gradients on their way.
+    BlockAtWork,
+    /// Workspace of the attention's backward pass.
+    AttentionWorkspace,
+    /// Workspace of the products, and the expanded weights of the block at work.
+    GemmWorkspace,
+    /// What the driver and its libraries take.
+    Context,
+}
+
+impl fmt::Display for MemoryPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Weights => "weights",
+            Self::QuantisationScales => "quantisation scales",
+            Self::RecoveryAdapter => "recovery adapter",
+            Self::Lora => "LoRA",
+            Self::Gradients => "gradients",
+            Self::Optimiser => "optimiser",
+            Self::KeptActivations => "activations kept",
+            Self::BlockInputs => "block inputs",
+            Self::BlockAtWork => "block at work",
+            Self::AttentionWorkspace => "attention workspace",
+            Self::GemmWorkspace => "products, workspace",
+            Self::Context => "driver",
+        })
+    }
+}
+
+/// Memory by part, in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// Device memory; parts that are not used are left out.
+    pub parts: Vec<(MemoryPart, f64)>,
+    /// Host memory beside the device.
+    pub host_bytes: f64,
+}
+
+impl MemoryPlan {
+    /// Device memory in all.
+    pub fn device_bytes(&self) -> f64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes of one part.
+    pub fn part(&self, part: MemoryPart) -> f64 {
+        self.parts.iter().filter(|(p, _)| *p == part).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Driver, cuBLASLt, cuDNN and compiled kernels on a GPU. Assumed; 0.5 to 0.8 GB are commonly seen.
+pub(crate) const CONTEXT_BYTES: f64 = 0.7e9;
+/// cuBLASLt's workspace.
+pub(crate) const GEMM_WORKSPACE_BYTES: f64 = 32.0 * 1024.0 * 1024.0;
+/// The process itself: code, tokenizer, pictures on their way. Assumed.
+const PROCESS_BYTES: f64 = 0.5e9;
+/// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer: before the
+/// attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and after GELU, output (12).
+const KEPT_WIDTHS: f64 = 21.0;
+/// Columns of rank r that it keeps: q, k, v, out, MLP in, MLP out.
+const KEPT_RANKS: f64 = 6.0;
+/// Rows of c of gradients that live at the same time: stream (1), MLP (4 + 1), q, k, v and their sum (6).
+const WORKING_WIDTHS: f64 = 12.0;
+
+impl StepConfig {
+    /// Bytes that one block keeps for its backward pass.
+    pub fn activation_bytes_per_block(&self) -> f64 {
+        let (width, heads) = (self.dims.width(), self.dims.heads as f64);
+        let values = KEPT_WIDTHS * width + KEPT_RANKS * self.rank as f64;
+        // 32-bit statistics: two norms (2 each), head norms (2 per head), log-sum-exp (1 per head).
+        let statistics = 4.0 + 3.0 * heads;
+        self.shape.rows() * (values * self.activation_bytes + 4.0 * statistics)
+    }
+
+    /// Memory of a run whose largest bucket is this one.
+    pub fn memory(&self, machine: &Machine) -> MemoryPlan {
+        let layers = self.dims.layers as f64;
+        let width = self.dims.width();
+        let lora = self.dims.lora_parameters(self.rank);
+        let modulation = layers * self.dims.modulation_weights_per_block();
+        let linear = layers * self.dims.linear_weights_per_block();
+        let table = matches!(self.modulation, Modulation::Table { .. });
+        let on_device = if table { linear } else { linear + modulation };
+        let per_weight = self.precision.bytes_per_weight();
+        let scales = self.precision.scale_bytes_per_weight(width);
+        let again = self.recomputed_blocks() as f64;
+        let rows = self.shape.rows();
+        let per_block = self.activation_bytes_per_block();
+        let copy = if self.activation_bytes < 4.0 { self.activation_bytes } else { 0.0 };
+        let working = WORKING_WIDTHS * width * rows * self.activation_bytes;
+        let expanded = if self.precision.is_quantised() {
+            self.dims.linear_weights_per_block() * self.operand_bytes()
+        } else {
+            0.0
+        };
+        // Below this the ends of the model would have to be quantised too; they are 0.1 % of it.
+        let ends = self.dims.other_weights() * per_weight.max(2.0);
+        let (context, workspace) = if machine.shares_host_memory {
+            (PROCESS_BYTES, 0.0)
+        } else {
+            (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
+        };
+        // cuDNN adds up dQ in f32 and keeps one sum per row and head.
+        let attention = rows * 4.0 * (width + self.dims.heads as f64);
+        let parts = [
+            (MemoryPart::Weights, on_device * per_weight + ends),
+            (MemoryPart::QuantisationScales, on_device * scales),
+            (MemoryPart::RecoveryAdapter, self.ara_rank.map_or(0.0, |r| 2.0 * self.dims.lora_parameters(r))),
+            (MemoryPart::Lora, lora * (4.0 + copy)),
+            (MemoryPart::Gradients, lora * 4.0),
+            (MemoryPart::Optimiser, lora * self.optimiser.state_bytes()),
+            (MemoryPart::KeptActivations, (layers - again) * per_block),
+            (MemoryPart::BlockInputs, again * rows * width * self.activation_bytes),
+            (MemoryPart::BlockAtWork, working + if again > 0.0 { per_block } else { 0.0 }),
+            (MemoryPart::AttentionWorkspace, attention),
+            (MemoryPart::GemmWorkspace, workspace + expanded),
+            (MemoryPart::Context, context),
+        ];
+        let host = if table { modulation * (per_weight + scales) } else { 0.0 };
+        MemoryPlan {
+            parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0.0).collect(),
+            // A copy of the LoRA in 16 bits while it is written.
+            host_bytes: PROCESS_BYTES + host + 2.0 * lora,
+        }
+    }
+}

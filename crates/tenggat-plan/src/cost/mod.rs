@@ -1,0 +1,17 @@
+//! What a training step costs in time and memory, from the architecture up.
+
+mod dims;
+mod fit;
+mod memory;
+mod precision;
+mod rates;
+mod step;
+mod work;
+
+pub use dims::{ModelDims, StepShape};
+pub use fit::{Change, Fit, Nearest, fit};
+pub use memory::{MemoryPart, MemoryPlan};
+pub use precision::{Precision, UnknownPrecision};
+pub use rates::{Calibration, Machine, Rate, Rates};
+pub use step::{Modulation, Optimiser, StepConfig};
+pub use work::{Op, OpClass, Work};
