@@ -25,17 +25,37 @@ pub struct Taps<'a, T> {
 #[inline(always)]
 pub fn norm_silu<T: Real>(pixels: &mut [T], norm: &[T], factors: &mut Vec<T>) {
     let root = T::from_f64((norm.len() as f64).sqrt());
-    factors.clear();
-    factors.extend(pixels.chunks_exact(norm.len()).map(|pixel| {
-        let square = pixel.iter().fold(T::ZERO, |s, &v| s + v * v);
-        root / square.sqrt().max(T::from_f64(MIN_LENGTH))
-    }));
+    factors.resize(pixels.len() / norm.len(), T::ZERO);
+    for (factor, pixel) in factors.iter_mut().zip(pixels.chunks_exact(norm.len())) {
+        *factor = sum_of_squares(pixel);
+    }
+    for factor in factors.iter_mut() {
+        *factor = root / factor.sqrt().max(T::from_f64(MIN_LENGTH));
+    }
     for (pixel, &factor) in pixels.chunks_exact_mut(norm.len()).zip(&*factors) {
         pixel.iter_mut().zip(norm).for_each(|(v, &w)| *v = *v * factor * w);
     }
     for v in pixels {
         *v = *v / (T::ONE + (-*v).exp());
     }
+}
+
+/// Sums in 16 lanes: the fewest channels of real models.
+#[inline(always)]
+fn sum_of_squares<T: Real>(pixel: &[T]) -> T {
+    let mut lanes = [T::ZERO; 16];
+    let (chunks, tail) = pixel.as_chunks::<16>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane += v * v);
+    }
+    lanes.iter_mut().zip(tail).for_each(|(lane, &v)| *lane += v * v);
+    for width in [8, 4, 2, 1] {
+        for l in 0..width {
+            let other = lanes[l + width];
+            lanes[l] += other;
+        }
+    }
+    lanes[0]
 }
 
 pub fn forward<T: Real>(

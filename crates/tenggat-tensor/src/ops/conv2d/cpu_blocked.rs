@@ -19,7 +19,7 @@ const TILE_ROWS: usize = 16;
 /// Output pixels of a task, at least where the picture has them: fewer do not pay for packing the weights.
 const TASK_PIXELS: usize = 256;
 /// Multiply-adds of a task, about: small enough to share a picture among threads.
-const TASK_WORK: usize = 4 << 20;
+const TASK_WORK: usize = 16 << 20;
 
 /// Rows of a band, from the shape alone.
 fn band_rows(output: Pictures, work_per_pixel: usize) -> usize {
@@ -143,7 +143,11 @@ impl<T: Real> Scratch<T> {
                 }
             }
             if let Some(norm) = taps.norm {
-                vectorised(|| norm_silu(to, norm, &mut self.factors));
+                // Unless it is inlined, the closure is compiled for the build's baseline instead.
+                vectorised(
+                    #[inline(always)]
+                    || norm_silu(to, norm, &mut self.factors),
+                );
             }
         }
     }
@@ -172,18 +176,21 @@ impl<T: Real> Scratch<T> {
     /// Adds the bias and writes the tile to its band of the output.
     fn store(&self, taps: &Taps<'_, T>, tile: Tile, width: usize, write: Write, y: &mut MatMut<'_, T>) {
         let (out, positions) = (taps.weight.cols, tile.positions(taps.resample));
-        vectorised(|| {
-            for row in 0..tile.rows {
-                for col in 0..tile.columns {
-                    let from = (row * positions + col) * out;
-                    let sums = self.output[from..from + out].iter().zip(taps.bias);
-                    let y = y.row_mut(row * width + tile.left + col).iter_mut();
-                    match write {
-                        Write::Replace => y.zip(sums).for_each(|(y, (&s, &b))| *y = s + b),
-                        Write::Add => y.zip(sums).for_each(|(y, (&s, &b))| *y += s + b),
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in 0..tile.rows {
+                    for col in 0..tile.columns {
+                        let from = (row * positions + col) * out;
+                        let sums = self.output[from..from + out].iter().zip(taps.bias);
+                        let y = y.row_mut(row * width + tile.left + col).iter_mut();
+                        match write {
+                            Write::Replace => y.zip(sums).for_each(|(y, (&s, &b))| *y = s + b),
+                            Write::Add => y.zip(sums).for_each(|(y, (&s, &b))| *y += s + b),
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 }
