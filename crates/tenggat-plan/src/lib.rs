@@ -51,7 +51,9 @@
 mod budget;
 mod clock;
 mod cost;
+mod explain;
 mod gpu;
+mod quantity;
 mod schedule;
 mod trainer;
 
@@ -64,6 +66,8 @@ pub use cost::{
     Calibration, Change, Fit, Machine, MemoryPart, MemoryPlan, ModelDims, Modulation, Nearest, Op, OpClass,
     Optimiser, Precision, Rate, Rates, StepConfig, StepShape, UnknownPrecision, Work, fit,
 };
+pub use explain::{Ending, Explanation, StepAdvice, explain, recommend_steps};
 pub use gpu::{Efficiency, Evidence, Family, GPUS, Gpu, UnknownGpu};
+pub use quantity::{ParseQuantityError, Span, format_duration, parse_duration_s};
 pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};
 pub use trainer::{Trainer, UnknownTrainer};
