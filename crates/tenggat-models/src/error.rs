@@ -11,6 +11,9 @@ pub enum Error {
     /// An operation on tensors failed.
     #[error(transparent)]
     Tensor(#[from] tenggat_tensor::Error),
+    /// A model could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// A file that could not be opened or read.
     #[error("cannot read {}: {source}", path.display())]
     Read {

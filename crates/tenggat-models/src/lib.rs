@@ -2,7 +2,9 @@
 //! tokenizer, scheduler and the text-to-image pipeline.
 
 mod error;
+pub mod hub;
 pub mod lora;
+pub mod model_folder;
 pub mod qwen_image;
 pub mod weights;
 

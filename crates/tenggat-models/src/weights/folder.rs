@@ -1,6 +1,6 @@
 //! A folder of safetensors files, read tensor by tensor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,16 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Files that a `.safetensors.index.json` lists, sorted, each once.
+///
+/// # Errors
+/// The index is missing or malformed.
+pub fn shard_names(index: &Path) -> Result<Vec<String>> {
+    let listed: Index = read_json(index)?;
+    let names: BTreeSet<String> = listed.weight_map.into_values().collect();
+    Ok(names.into_iter().collect())
+}
+
 impl Weights {
     /// Opens `<folder>/<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists, for the first
     /// of the usual stems that is there. `architecture` names the model class in messages.
@@ -47,11 +57,7 @@ impl Weights {
         for stem in ["diffusion_pytorch_model", "model"] {
             let index = folder.join(format!("{stem}.safetensors.index.json"));
             if index.is_file() {
-                let listed: Index = read_json(&index)?;
-                let mut names: Vec<&String> = listed.weight_map.values().collect();
-                names.sort();
-                names.dedup();
-                let paths = names.into_iter().map(|name| folder.join(name));
+                let paths = shard_names(&index)?.into_iter().map(|name| folder.join(name));
                 return Self::from_files(folder, architecture, paths);
             }
             let single = folder.join(format!("{stem}.safetensors"));

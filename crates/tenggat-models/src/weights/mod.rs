@@ -3,5 +3,5 @@
 mod folder;
 mod json;
 
-pub use folder::Weights;
+pub use folder::{Weights, shard_names};
 pub use json::read_json;
