@@ -23,8 +23,8 @@ pub struct Encoder {
 
 #[derive(Debug)]
 enum Down {
-    Residual(ResidualBlock),
-    Attention(AttentionBlock),
+    Residual(Box<ResidualBlock>),
+    Attention(Box<AttentionBlock>),
     Halve(Conv),
 }
 
@@ -40,10 +40,10 @@ impl Encoder {
             for block in 0..config.num_res_blocks {
                 let input = if block == 0 { pair[0] } else { out };
                 let at = from.under(format_args!("down_blocks.{}", down.len()));
-                down.push(Down::Residual(ResidualBlock::load(&at, [input, out])?));
+                down.push(Down::Residual(Box::new(ResidualBlock::load(&at, [input, out])?)));
                 if config.attn_scales.contains(&scale) {
                     let at = from.under(format_args!("down_blocks.{}", down.len()));
-                    down.push(Down::Attention(AttentionBlock::load(&at, out)?));
+                    down.push(Down::Attention(Box::new(AttentionBlock::load(&at, out)?)));
                 }
             }
             if level + 2 < channels.len() {

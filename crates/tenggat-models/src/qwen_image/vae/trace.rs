@@ -4,8 +4,11 @@ use tenggat_tensor::Tensor;
 
 use crate::Result;
 
+/// Called with the name and value of an activation.
+type Observer<'a> = &'a mut dyn FnMut(&str, &Tensor);
+
 /// Whoever wants to see intermediate activations, if anybody does.
-pub struct Trace<'a>(pub Option<&'a mut dyn FnMut(&str, &Tensor)>);
+pub struct Trace<'a>(pub Option<Observer<'a>>);
 
 impl Trace<'_> {
     /// Shows an activation.
