@@ -12,7 +12,12 @@ pub fn clip_factor<T: Real>(gradient: Mat<'_, T>, max_norm: Option<f64>, mut cli
     let partial: Vec<f64> = gradient
         .data
         .par_chunks(CHUNK)
-        .map(|g| vectorised(|| Element::to_f64(sum(g.len(), |i| g[i] * g[i]))))
+        .map(|g| {
+            vectorised(
+                #[inline(always)]
+                || Element::to_f64(sum(g.len(), |i| g[i] * g[i])),
+            )
+        })
         .collect();
     let norm = partial.iter().sum::<f64>().sqrt();
     let factor = max_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
@@ -37,13 +42,16 @@ pub fn step<T: Real>(
     let parameters = parameter.data.par_chunks_mut(CHUNK).zip(gradient.data.par_chunks(CHUNK));
     let moments = m.data.par_chunks_mut(CHUNK).zip(v.data.par_chunks_mut(CHUNK));
     parameters.zip(moments).for_each(|((p, g), (m, v))| {
-        vectorised(|| {
-            for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g * factor;
-                *m = beta1 * *m + rest1 * g;
-                *v = beta2 * *v + rest2 * g * g;
-                *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                    let g = g * factor;
+                    *m = beta1 * *m + rest1 * g;
+                    *v = beta2 * *v + rest2 * g * g;
+                    *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));
+                }
+            },
+        );
     });
 }

@@ -45,11 +45,14 @@ pub fn forward<T: Real>(
                     let q = Operand::new(head(q, first + from, rows, h, d), false);
                     let k = Operand::new(head(k, first, keys, h, d), true);
                     product_serial(scale, q, k, T::ZERO, &mut scratch(scores, rows, keys));
-                    vectorised(|| {
-                        for (i, s) in scores.chunks_exact_mut(keys).take(rows).enumerate() {
-                            lse.row_mut(i)[h] = softmax(s);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (i, s) in scores.chunks_exact_mut(keys).take(rows).enumerate() {
+                                lse.row_mut(i)[h] = softmax(s);
+                            }
+                        },
+                    );
                     let p = Operand::new(whole(scores, rows, keys), false);
                     let v = Operand::new(head(v, first, keys, h, d), false);
                     let end = (rows - 1) * o.stride + (h + 1) * d;
@@ -124,18 +127,21 @@ pub fn backward<T: Real>(
                     T::ZERO,
                     &mut scratch(ds, rows, keys),
                 );
-                vectorised(|| {
-                    for i in 0..rows {
-                        let (g, o) = (d_o.row(i), o.row(i));
-                        let row_sum = sum(d, |j| g[j] * o[j]);
-                        let log_sum = s.lse.row(from + i)[h];
-                        let range = i * keys..(i + 1) * keys;
-                        for (p, ds) in p[range.clone()].iter_mut().zip(&mut ds[range]) {
-                            *p = (*p - log_sum).exp();
-                            *ds = *p * (*ds - row_sum) * scale;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for i in 0..rows {
+                            let (g, o) = (d_o.row(i), o.row(i));
+                            let row_sum = sum(d, |j| g[j] * o[j]);
+                            let log_sum = s.lse.row(from + i)[h];
+                            let range = i * keys..(i + 1) * keys;
+                            for (p, ds) in p[range.clone()].iter_mut().zip(&mut ds[range]) {
+                                *p = (*p - log_sum).exp();
+                                *ds = *p * (*ds - row_sum) * scale;
+                            }
                         }
-                    }
-                });
+                    },
+                );
                 let beta = if from == first { T::ZERO } else { T::ONE };
                 let (p, ds) = (whole(p, rows, keys), whole(ds, rows, keys));
                 // SAFETY: this task alone writes the rows of its sample in the columns of its head.

@@ -36,13 +36,16 @@ pub fn forward<T: Real>(
                     let k = Operand::new(head(k, first, keys, h / group, d), true);
                     let mut s = MatMut { data: &mut *scores, rows, cols: keys, stride: keys };
                     product_serial(T::from_f64(layout.scale), q, k, T::ZERO, &mut s);
-                    vectorised(|| {
-                        for (i, s) in scores.chunks_exact_mut(keys).enumerate() {
-                            let (seen, unseen) = s.split_at_mut(from + i + 1);
-                            softmax(seen);
-                            unseen.fill(T::ZERO);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (i, s) in scores.chunks_exact_mut(keys).enumerate() {
+                                let (seen, unseen) = s.split_at_mut(from + i + 1);
+                                softmax(seen);
+                                unseen.fill(T::ZERO);
+                            }
+                        },
+                    );
                     let p = Operand::new(Mat { data: scores, rows, cols: keys, stride: keys }, false);
                     let v = Operand::new(head(v, first, keys, h / group, d), false);
                     let (stride, end) = (o.stride, (rows - 1) * o.stride + (h + 1) * d);

@@ -48,6 +48,19 @@ pub fn add_scaled(alpha: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     })
 }
 
+/// `to += weight · (from − to)`, both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn lerp(weight: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "lerp";
+    expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::lerp::<T>(weight as T, from.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
 /// Every row of `to` (`[m, n]`) becomes `row` (`[1, n]`).
 ///
 /// # Errors

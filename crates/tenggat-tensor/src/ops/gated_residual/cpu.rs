@@ -13,27 +13,33 @@ pub fn forward<T: Real>(
     mut out: MatMut<'_, T>,
 ) {
     out.par_blocks(ROW_BLOCK).for_each(|(first, mut out)| {
-        vectorised(|| {
-            for i in 0..out.rows {
-                let (x, y, gate) = (x.row(first + i), y.row(first + i), gate.row((first + i) / tokens));
-                for (((out, &x), &y), &gate) in out.row_mut(i).iter_mut().zip(x).zip(y).zip(gate) {
-                    *out = x + gate * y;
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..out.rows {
+                    let (x, y, gate) = (x.row(first + i), y.row(first + i), gate.row((first + i) / tokens));
+                    for (((out, &x), &y), &gate) in out.row_mut(i).iter_mut().zip(x).zip(y).zip(gate) {
+                        *out = x + gate * y;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
 pub fn backward_input<T: Real>(gate: Mat<'_, T>, dout: Mat<'_, T>, tokens: usize, mut dy: MatMut<'_, T>) {
     dy.par_blocks(ROW_BLOCK).for_each(|(first, mut dy)| {
-        vectorised(|| {
-            for i in 0..dy.rows {
-                let (dout, gate) = (dout.row(first + i), gate.row((first + i) / tokens));
-                for ((dy, &dout), &gate) in dy.row_mut(i).iter_mut().zip(dout).zip(gate) {
-                    *dy = gate * dout;
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..dy.rows {
+                    let (dout, gate) = (dout.row(first + i), gate.row((first + i) / tokens));
+                    for ((dy, &dout), &gate) in dy.row_mut(i).iter_mut().zip(dout).zip(gate) {
+                        *dy = gate * dout;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -44,15 +50,18 @@ pub fn backward_gate<T: Real>(y: Mat<'_, T>, dout: Mat<'_, T>, tokens: usize, mu
     for sample in 0..dgate.rows {
         dgate.row_mut(sample).par_chunks_mut(COLUMN_BLOCK).enumerate().for_each(|(block, dgate)| {
             let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + dgate.len();
-            vectorised(|| {
-                dgate.fill(T::ZERO);
-                for row in sample * tokens..(sample + 1) * tokens {
-                    let (y, dout) = (&y.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
-                    for ((dg, &y), &dout) in dgate.iter_mut().zip(y).zip(dout) {
-                        *dg += dout * y;
+            vectorised(
+                #[inline(always)]
+                || {
+                    dgate.fill(T::ZERO);
+                    for row in sample * tokens..(sample + 1) * tokens {
+                        let (y, dout) = (&y.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
+                        for ((dg, &y), &dout) in dgate.iter_mut().zip(y).zip(dout) {
+                            *dg += dout * y;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }

@@ -18,24 +18,30 @@ fn gate<T: Real>(x: T) -> T {
 
 pub fn forward<T: Real>(x: Mat<'_, T>, mut y: MatMut<'_, T>) {
     y.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(|| {
-            for i in 0..block.rows {
-                block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(y, &x)| *y = x * gate(x));
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..block.rows {
+                    block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(y, &x)| *y = x * gate(x));
+                }
+            },
+        );
     });
 }
 
 pub fn backward<T: Real>(x: Mat<'_, T>, mut d: MatMut<'_, T>) {
     d.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(|| {
-            for i in 0..block.rows {
-                block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(d, &x)| {
-                    let s = gate(x);
-                    let slope = T::from_f64(2.0 * SCALE) + T::from_f64(6.0 * SCALE * CUBIC) * x * x;
-                    *d *= s + x * s * (T::ONE - s) * slope;
-                });
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..block.rows {
+                    block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(d, &x)| {
+                        let s = gate(x);
+                        let slope = T::from_f64(2.0 * SCALE) + T::from_f64(6.0 * SCALE * CUBIC) * x * x;
+                        *d *= s + x * s * (T::ONE - s) * slope;
+                    });
+                }
+            },
+        );
     });
 }

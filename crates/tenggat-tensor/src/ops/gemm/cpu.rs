@@ -41,9 +41,11 @@ impl<'a, T> Operand<'a, T> {
 }
 
 /// Smallest work of a parallel tile, in multiply-adds: below it, starting a task costs more than it saves.
-const TILE_WORK: usize = 1 << 20;
+const TILE_WORK: usize = 1 << 23;
 /// Most tiles that a product is cut into: enough for 64 threads to share evenly.
 const MAX_TILES: usize = 128;
+/// Columns that a tile keeps while rows can still be cut.
+const WIDE: usize = 192;
 /// Tile edges are multiples of this, a multiple of every micro-kernel's height and width.
 const TILE_STEP: usize = 48;
 
@@ -63,11 +65,11 @@ pub(crate) fn product<T: Real>(
     if tiles < 2 {
         return product_serial(alpha, a, b, beta, &mut c);
     }
-    // Cut the longer side first; the other operand is packed again by every tile, so make strips wide.
+    // Cut columns first: b is usually the weight, which every strip of rows packs again.
     let (mut tm, mut tn) = (m, n);
     let pieces = |len: usize, tile: usize| len.div_ceil(tile);
     while pieces(m, tm) * pieces(n, tn) < tiles && tm.max(tn) > TILE_STEP {
-        let edge = if tm >= tn { &mut tm } else { &mut tn };
+        let edge = if tn > WIDE || tn >= tm { &mut tn } else { &mut tm };
         *edge = (*edge / 2).div_ceil(TILE_STEP) * TILE_STEP;
     }
     let (strips, columns) = (pieces(m, tm), pieces(n, tn));

@@ -17,12 +17,15 @@ pub fn forward_backward<T: Real>(
         let mut total = 0.0;
         for row in sample * rows..(sample + 1) * rows {
             let (p, t) = (pred.row(row), target.row(row));
-            let squares = vectorised(|| {
-                for ((d, &p), &t) in dpred.row_mut(row).iter_mut().zip(p).zip(t) {
-                    *d = factor * (p - t);
-                }
-                sum(p.len(), |j| (p[j] - t[j]) * (p[j] - t[j]))
-            });
+            let squares = vectorised(
+                #[inline(always)]
+                || {
+                    for ((d, &p), &t) in dpred.row_mut(row).iter_mut().zip(p).zip(t) {
+                        *d = factor * (p - t);
+                    }
+                    sum(p.len(), |j| (p[j] - t[j]) * (p[j] - t[j]))
+                },
+            );
             total += Element::to_f64(squares);
         }
         loss.row_mut(sample)[0] = T::from_f64(total / elements);

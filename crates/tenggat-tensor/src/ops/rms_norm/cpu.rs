@@ -9,14 +9,17 @@ pub fn forward<T: Real>(x: Mat<'_, T>, weight: Mat<'_, T>, eps: f64, mut y: MatM
     let (n, weight) = (x.cols, weight.row(0));
     let inverse = T::from_f64(1.0 / n as f64);
     y.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(|| {
-            for i in 0..block.rows {
-                let x = x.row(first + i);
-                let factor = T::ONE / (sum(n, |j| x[j] * x[j]) * inverse + T::from_f64(eps)).sqrt();
-                for ((y, &x), &w) in block.row_mut(i).iter_mut().zip(x).zip(weight) {
-                    *y = x * factor * w;
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..block.rows {
+                    let x = x.row(first + i);
+                    let factor = T::ONE / (sum(n, |j| x[j] * x[j]) * inverse + T::from_f64(eps)).sqrt();
+                    for ((y, &x), &w) in block.row_mut(i).iter_mut().zip(x).zip(weight) {
+                        *y = x * factor * w;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }

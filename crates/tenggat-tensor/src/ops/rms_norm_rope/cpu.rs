@@ -24,15 +24,18 @@ pub fn forward<T: Real>(
         let outputs = q.par_blocks(ROW_BLOCK).zip(k.par_blocks(ROW_BLOCK)).zip(v.par_blocks(ROW_BLOCK));
         outputs.zip(rstd.par_blocks(ROW_BLOCK)).for_each(
             |((((first, mut q), (_, mut k)), (_, mut v)), (_, mut rstd))| {
-                vectorised(|| {
-                    for i in 0..q.rows {
-                        let (x, table) = (qkv.row(sample * s.tokens + first + i), rope.row(first + i));
-                        let (rstd_q, rstd_k) = rstd.row_mut(i).split_at_mut(s.heads);
-                        head_rows(&x[..inner], weights.row(0), table, q.row_mut(i), rstd_q);
-                        head_rows(&x[inner..2 * inner], weights.row(1), table, k.row_mut(i), rstd_k);
-                        v.row_mut(i).copy_from_slice(&x[2 * inner..]);
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for i in 0..q.rows {
+                            let (x, table) = (qkv.row(sample * s.tokens + first + i), rope.row(first + i));
+                            let (rstd_q, rstd_k) = rstd.row_mut(i).split_at_mut(s.heads);
+                            head_rows(&x[..inner], weights.row(0), table, q.row_mut(i), rstd_q);
+                            head_rows(&x[inner..2 * inner], weights.row(1), table, k.row_mut(i), rstd_k);
+                            v.row_mut(i).copy_from_slice(&x[2 * inner..]);
+                        }
+                    },
+                );
             },
         );
     }
@@ -62,20 +65,30 @@ pub fn backward<T: Real>(
 ) {
     let inner = dq.cols;
     dqkv.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(|| {
-            for i in 0..block.rows {
-                let row = first + i;
-                let (sample, token) = (row / s.tokens, row % s.tokens);
-                let joint = sample * s.joint_tokens + s.at + token;
-                let (x, table) = (qkv.row(row), rope.row(token));
-                let (rstd_q, rstd_k) = rstd.row(row).split_at(s.heads);
-                let (out_q, rest) = block.row_mut(i).split_at_mut(inner);
-                let (out_k, out_v) = rest.split_at_mut(inner);
-                head_rows_backward(&x[..inner], weights.row(0), table, rstd_q, dq.row(joint), out_q);
-                head_rows_backward(&x[inner..2 * inner], weights.row(1), table, rstd_k, dk.row(joint), out_k);
-                out_v.copy_from_slice(dv.row(joint));
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for i in 0..block.rows {
+                    let row = first + i;
+                    let (sample, token) = (row / s.tokens, row % s.tokens);
+                    let joint = sample * s.joint_tokens + s.at + token;
+                    let (x, table) = (qkv.row(row), rope.row(token));
+                    let (rstd_q, rstd_k) = rstd.row(row).split_at(s.heads);
+                    let (out_q, rest) = block.row_mut(i).split_at_mut(inner);
+                    let (out_k, out_v) = rest.split_at_mut(inner);
+                    head_rows_backward(&x[..inner], weights.row(0), table, rstd_q, dq.row(joint), out_q);
+                    head_rows_backward(
+                        &x[inner..2 * inner],
+                        weights.row(1),
+                        table,
+                        rstd_k,
+                        dk.row(joint),
+                        out_k,
+                    );
+                    out_v.copy_from_slice(dv.row(joint));
+                }
+            },
+        );
     });
 }
 
