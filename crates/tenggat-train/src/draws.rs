@@ -1,9 +1,10 @@
-//! Everything random in a training step, as a function of (seed, step, sample): a resumed run draws what an
+//! Everything random in a training step, as a function of (seed, batch, sample): a resumed run draws what an
 //! uninterrupted one would have drawn.
 
 use tenggat_models::qwen_image::Scheduler;
 use tenggat_tensor::random::Philox;
 
+use crate::dataset::Item;
 use crate::job::{Balance, Bell, TimestepType};
 use crate::timesteps;
 
@@ -53,8 +54,8 @@ impl Draws {
         Draws { random: Philox::new(seed) }
     }
 
-    fn stream(purpose: Purpose, step: u64, sample: usize) -> u64 {
-        (purpose as u64) << 56 | (step & 0xffff_ffff) << 16 | (sample as u64 & 0xffff)
+    fn stream(purpose: Purpose, batch: u64, sample: usize) -> u64 {
+        (purpose as u64) << 56 | (batch & 0xffff_ffff) << 16 | (sample as u64 & 0xffff)
     }
 
     /// Noise level of a sample whose picture has so many tokens: an entry of a table of 1000.
@@ -63,10 +64,10 @@ impl Draws {
         levels: NoiseLevels,
         scheduler: &Scheduler,
         image_tokens: usize,
-        step: u64,
+        batch: u64,
         sample: usize,
     ) -> Level {
-        let stream = Self::stream(Purpose::Sigma, step, sample);
+        let stream = Self::stream(Purpose::Sigma, batch, sample);
         let index = self.index(levels, stream);
         let sigma = match levels.kind {
             TimestepType::Linear | TimestepType::Weighted => timesteps::linear()[index] / 1000.0,
@@ -123,19 +124,19 @@ impl Draws {
         table
     }
 
-    /// Whether a sample is trained with the empty caption, which happens with this probability.
-    pub fn drops_caption(&self, rate: f64, step: u64, sample: usize) -> bool {
-        self.random.uniform(Self::stream(Purpose::Caption, step, sample), 0) < rate
+    /// The prompt that a sample is trained with: a variant of its caption, or what stands for a dropped one.
+    pub fn prompt<'i>(&self, item: &'i Item, batch: u64, sample: usize) -> &'i str {
+        item.prompt(self.random, Self::stream(Purpose::Caption, batch, sample), 0)
     }
 
     /// Noise of one sample, `tokens · channels` numbers; `offset` adds that much of one more normal number to all
     /// elements of a channel.
-    pub fn noise(&self, step: u64, sample: usize, channels: usize, offset: f64, out: &mut [f32]) {
-        self.random.normal(Self::stream(Purpose::Noise, step, sample), out);
+    pub fn noise(&self, batch: u64, sample: usize, channels: usize, offset: f64, out: &mut [f32]) {
+        self.random.normal(Self::stream(Purpose::Noise, batch, sample), out);
         if offset != 0.0 {
             // Packed channel c holds latent channel c / 4.
             let mut shift = vec![0.0; channels.div_ceil(4)];
-            self.random.normal(Self::stream(Purpose::NoiseOffset, step, sample), &mut shift);
+            self.random.normal(Self::stream(Purpose::NoiseOffset, batch, sample), &mut shift);
             for token in out.chunks_mut(channels) {
                 for (c, x) in token.iter_mut().enumerate() {
                     *x += offset as f32 * shift[c / 4];
@@ -201,7 +202,5 @@ mod tests {
         };
         assert_eq!(noise(3, 1), noise(3, 1));
         assert!(noise(3, 1) != noise(3, 0) && noise(3, 1) != noise(4, 1));
-        let dropped = (0..10_000).filter(|&s| draws.drops_caption(0.3, s, 0)).count();
-        assert!((2800..3200).contains(&dropped), "{dropped}");
     }
 }

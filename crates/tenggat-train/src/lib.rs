@@ -1,10 +1,21 @@
-//! tenggat-train
+//! From a job file to a LoRA: job, data set, caches, adapter, optimiser, training step, run, scores and reports.
+//!
+//! [`run::run`] is the whole way in one function. Nothing here knows a terminal: news of a run leaves through
+//! [`run::Event`].
 
 pub mod adapter;
+pub mod atomic;
 pub mod dataset;
 pub mod draws;
+pub mod ema;
 pub mod job;
+pub mod lora_file;
+pub mod metrics;
 pub mod optimiser;
-pub mod step;
-pub mod timesteps;
+mod python_json;
+pub mod report;
+pub mod run;
 pub mod score;
+pub mod step;
+mod tensor_file;
+pub mod timesteps;

@@ -4,7 +4,7 @@
 //! *picture error*, the mean squared difference in [0, 1] after noising a picture to `strength` and denoising it
 //! again; and *velocity error*, the training loss at fixed noise levels and fixed noise.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
@@ -51,6 +51,12 @@ impl Error {
     pub fn total(self) -> f64 {
         CAPTIONED * self.captioned + (1.0 - CAPTIONED) * self.empty
     }
+
+    /// `weight` of this error and the rest of another.
+    pub fn mixed(self, weight: f64, other: Error) -> Error {
+        let mix = |a: f64, b: f64| weight * a + (1.0 - weight) * b;
+        Error { captioned: mix(self.captioned, other.captioned), empty: mix(self.empty, other.empty) }
+    }
 }
 
 /// How pictures are redrawn.
@@ -60,13 +66,11 @@ pub struct Redraw {
     pub strength: f64,
     /// Steps of the whole schedule.
     pub steps: usize,
-    /// Seeds 0..n; errors are means over them.
-    pub seeds: u64,
 }
 
 impl Default for Redraw {
     fn default() -> Self {
-        Redraw { strength: 0.75, steps: 20, seeds: 4 }
+        Redraw { strength: 0.75, steps: 20 }
     }
 }
 
@@ -82,26 +86,29 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Picture error, and the pictures redrawn from their captions with the first seed, `[n, h, w, 3]`.
+    /// Picture error, a mean over these seeds (0 if there are none), and the pictures redrawn from their captions
+    /// with the first of them, `[n, h, w, 3]`.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
-    pub fn picture_error(&self, held: &HeldOut, lora: Option<&Lora>, redraw: Redraw) -> Result<(Error, Tensor)> {
+    pub fn picture_error(
+        &self,
+        held: &HeldOut,
+        lora: Option<&Lora>,
+        redraw: Redraw,
+        seeds: Range<u64>,
+    ) -> Result<(Error, Option<Tensor>)> {
         let mut error = Error { captioned: 0.0, empty: 0.0 };
-        let mut first = None;
-        for seed in 0..redraw.seeds.max(1) {
-            let share = 1.0 / redraw.seeds.max(1) as f64;
+        let mut pictures = None;
+        let share = 1.0 / seeds.end.saturating_sub(seeds.start).max(1) as f64;
+        for seed in seeds {
             let captioned = self.redraw(held, &held.captions, lora, redraw, seed)?;
             error.captioned += share * squared_difference(&captioned, &held.pictures)?;
             let empty = self.redraw(held, &held.empty, lora, redraw, seed)?;
             error.empty += share * squared_difference(&empty, &held.pictures)?;
-            first.get_or_insert(captioned);
+            pictures.get_or_insert(captioned);
         }
-        let first = match first {
-            Some(pictures) => pictures,
-            None => held.pictures.duplicate()?,
-        };
-        Ok((error, first))
+        Ok((error, pictures))
     }
 
     fn redraw(

@@ -1,5 +1,7 @@
 //! One training step: noisy latents, forward, loss, backward, clipping, update.
 
+use std::sync::Arc;
+
 use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
@@ -13,7 +15,7 @@ use crate::optimiser::AdamW;
 
 /// A batch of pictures of one size, with everything random already drawn.
 #[derive(Debug)]
-pub struct Batch<'a> {
+pub struct Batch {
     /// Clean packed latents, `[b·tokens, channels]`.
     pub latents: Tensor,
     /// Noise, likewise.
@@ -23,7 +25,7 @@ pub struct Batch<'a> {
     /// Captions.
     pub text: TextBatch,
     /// Position tables of this picture size and text length.
-    pub positions: &'a Positions,
+    pub positions: Arc<Positions>,
 }
 
 /// The trained state: adapter, optimiser and gradient buffer.
@@ -68,7 +70,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
-    pub fn step(&mut self, micro_batches: &[Batch<'_>], lr: f64) -> Result<Outcome> {
+    pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<Outcome> {
         let mut loss = 0.0;
         for (i, batch) in micro_batches.iter().enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
@@ -86,7 +88,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Gradients of one micro-batch, whose loss counts `share`; returns its part of the loss.
-    fn accumulate(&mut self, batch: &Batch<'_>, share: f64, write: Write) -> Result<f64> {
+    fn accumulate(&mut self, batch: &Batch, share: f64, write: Write) -> Result<f64> {
         let sigmas: Vec<f64> = batch.levels.iter().map(|l| l.sigma).collect();
         let shape = batch.latents.shape();
         let (mut noisy, mut target) = (batch.latents.empty_like(shape)?, batch.latents.empty_like(shape)?);
@@ -97,7 +99,7 @@ impl<'a> Trainer<'a> {
             sigmas: &sigmas,
             text: &batch.text.embeds,
             text_lens: &batch.text.lens,
-            positions: batch.positions,
+            positions: &batch.positions,
         };
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();

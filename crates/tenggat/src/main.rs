@@ -1,2 +1,53 @@
 //! The command line of tenggat.
-fn main() {}
+
+mod assets;
+mod cli;
+mod commands;
+mod limit;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tenggat_plan::WallClock;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The budget runs from here: loading and caching are part of it.
+    let clock = WallClock::start();
+    let cli = Cli::parse();
+    start_logging(cli.verbose);
+    match run(cli, clock) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
+    if let Some(threads) = cli.threads {
+        anyhow::ensure!(threads > 0, "--threads 0: at least one thread is needed");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    match cli.command {
+        Command::Demo(args) => commands::demo(&args, clock),
+        Command::Train(args) => commands::train(&args, clock),
+        Command::Sample(args) => commands::sample(&args),
+        Command::Doctor => commands::doctor(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// `RUST_LOG` if set; else warnings, with `-v` information and with `-vv` everything.
+fn start_logging(verbose: u8) {
+    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.parse().unwrap_or_default());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

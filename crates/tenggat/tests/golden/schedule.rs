@@ -9,11 +9,16 @@ fn scheduler() -> Scheduler {
     Scheduler::load(&folder().join("qwen_image/scheduler")).expect("scheduler")
 }
 
-/// Image tokens of a picture named `HEIGHTxWIDTH` in pixels.
-fn image_tokens(size: &str) -> usize {
+/// Height and width in pixels of a picture named `HEIGHTxWIDTH`.
+fn pixels(size: &str) -> (usize, usize) {
     let (height, width) = size.split_once('x').expect("HEIGHTxWIDTH");
-    let patches = |side: &str| side.parse::<usize>().expect("a number of pixels") / 16;
-    patches(height) * patches(width)
+    (height.parse().expect("a height"), width.parse().expect("a width"))
+}
+
+/// Image tokens as sampling counts them: whole patches.
+fn image_tokens(size: &str) -> usize {
+    let (height, width) = pixels(size);
+    (height / 16) * (width / 16)
 }
 
 #[test]
@@ -58,7 +63,9 @@ fn training_tables() {
     let (golden, scheduler) = (Golden::open("sampling.safetensors"), scheduler());
     for name in golden.names() {
         let Some(size) = name.strip_prefix("train.timesteps.shift.") else { continue };
-        let table = timesteps::shifted(&scheduler, image_tokens(size));
+        // The reference counts a quarter of the latent pixels, half patches included.
+        let (height, width) = pixels(size);
+        let table = timesteps::shifted(&scheduler, (height / 8) * (width / 8) / 4);
         assert_close(&name, &table, &golden.f64(&name), 1e-3);
     }
     for (name, table, tolerance) in [

@@ -1,0 +1,61 @@
+//! What can end a run early.
+
+use std::path::{Path, PathBuf};
+
+/// Result of a part of a run.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A run that could not be started or finished. What it had saved stays on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The job asks for something that makes no sense or cannot be done here.
+    #[error("{0}")]
+    Job(String),
+    /// A file or folder that could not be used.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The model could not be read or run.
+    #[error(transparent)]
+    Model(#[from] tenggat_models::Error),
+    /// The pictures could not be read.
+    #[error(transparent)]
+    Data(#[from] crate::dataset::Error),
+    /// A LoRA file could not be read or written.
+    #[error(transparent)]
+    LoraFile(#[from] crate::lora_file::Error),
+    /// No run could keep this budget.
+    #[error(transparent)]
+    Budget(#[from] tenggat_plan::BudgetError),
+    /// The training went astray.
+    #[error(
+        "step {step}: the loss has not been a number for {times} steps in a row; \
+         lower the learning rate ({lr:e}) or look at the pictures of the last batches"
+    )]
+    Diverged {
+        /// The step it was given up at.
+        step: u64,
+        /// Steps without a loss.
+        times: u64,
+        /// Learning rate of that step.
+        lr: f64,
+    },
+}
+
+impl Error {
+    pub(super) fn file(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Error::File { action, path: path.to_path_buf(), source }
+    }
+}
+
+impl From<tenggat_tensor::Error> for Error {
+    fn from(e: tenggat_tensor::Error) -> Self {
+        Error::Model(e.into())
+    }
+}

@@ -1,0 +1,84 @@
+//! What a run tells whoever watches it.
+
+use std::path::PathBuf;
+
+use tenggat_plan::{Forecast, Phase};
+
+use crate::score;
+
+/// News of a run.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A phase begins.
+    PhaseStarted(Phase),
+    /// A phase is over.
+    PhaseFinished {
+        /// Which.
+        phase: Phase,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// Something the user should know.
+    Warning(String),
+    /// What is trained on.
+    Data {
+        /// Entries of an epoch: pictures × resolutions × repeats × mirrored copies.
+        entries: usize,
+        /// Different picture sizes among them.
+        buckets: usize,
+        /// Parameters that are trained.
+        trainable: usize,
+    },
+    /// What is expected of the rest, after the first steps and whenever it changed much.
+    Forecast(Forecast),
+    /// A step is done.
+    Step(Step),
+    /// A LoRA file was written.
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// Updates in it.
+        steps: u64,
+    },
+    /// Held-out errors are known.
+    Scored(Scores),
+    /// A file for the user to look at was written.
+    Wrote {
+        /// What it shows.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// One finished step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Steps done.
+    pub done: u64,
+    /// Steps expected in all, if known.
+    pub total: Option<u64>,
+    /// Loss of this step.
+    pub loss: f64,
+    /// Loss averaged over about the last 50 steps.
+    pub smoothed: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Seconds of this step.
+    pub step_s: f64,
+    /// Seconds until the deadline, if there is one.
+    pub left_s: Option<f64>,
+}
+
+/// Held-out errors of the bare model or of the trained LoRA.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Whether the LoRA was on.
+    pub trained: bool,
+    /// Mean squared error of redrawn pictures.
+    pub picture: score::Error,
+    /// Mean squared error of predicted velocities.
+    pub velocity: score::Error,
+    /// Seeds that the picture error is a mean over.
+    pub seeds: u64,
+}

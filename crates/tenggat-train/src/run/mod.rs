@@ -1,0 +1,329 @@
+//! A run from job to LoRA: load → cache → score → train → save → score → report, one call each, in [`run`].
+
+mod data;
+mod error;
+mod event;
+mod folder;
+mod held_out;
+mod report;
+mod saving;
+mod training;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use tenggat_models::qwen_image::transformer::{Precision, Transformer};
+use tenggat_models::qwen_image::vae::Vae;
+use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_plan::{
+    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, Schedule, Shape, Warmup,
+};
+use tenggat_tensor::{DType, Device, Tensor};
+
+pub use error::{Error, Result};
+pub use event::{Event, Scores, Step};
+pub use folder::LAST;
+
+use crate::adapter;
+use crate::dataset;
+use crate::ema::Ema;
+use crate::job::{Job, LrScheduler, Optimiser};
+use crate::metrics::Metrics;
+use crate::optimiser::{AdamW, AdamWConfig};
+use crate::score::{self, HeldOut, Judge, Redraw};
+use crate::step::Trainer;
+use data::Prepared;
+use folder::RunFolder;
+use saving::Saver;
+use training::{State, Training};
+
+/// What a run is given besides its job.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// The device that computes.
+    pub device: &'a Device,
+    /// Where the present comes from; reads 0 when the budget begins to run.
+    pub clock: &'a dyn Clock,
+    /// Moment by which the process must have ended, on the clock.
+    pub deadline_s: Option<f64>,
+    /// Folder of the model.
+    pub model: &'a Path,
+    /// Folder of held-out pictures to score before and after.
+    pub held_out: Option<&'a Path>,
+    /// Whether the loss curve, and with held-out pictures their sheet, are drawn at the end.
+    pub report: bool,
+    /// Set by a signal: finish the step, save, and end.
+    pub stop: &'a AtomicBool,
+}
+
+/// What came out of a run.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The finished LoRA.
+    pub lora: PathBuf,
+    /// Updates in it.
+    pub steps: u64,
+    /// Seconds per step, on average.
+    pub step_s: f64,
+    /// Errors of the bare model, if there were held-out pictures.
+    pub before: Option<Scores>,
+    /// Errors with the LoRA.
+    pub after: Option<Scores>,
+}
+
+/// Share of the budget that the picture error may take each time; decides how many seeds it is a mean over.
+const SCORE_SHARE: f64 = 0.06;
+/// Most seeds of the picture error.
+const MAX_SEEDS: u64 = 4;
+/// Expected seconds of drawing the report's pictures.
+const REPORT_S: f64 = 0.6;
+/// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
+const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
+
+/// Runs a job.
+///
+/// # Errors
+/// The model, the pictures or the folder of the results cannot be used, or the training diverges. What was saved
+/// before stays on disk.
+pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
+    let clock = options.clock;
+    let optimiser = optimiser_config(job)?;
+    if options.deadline_s.is_none() && job.train.steps.is_none() {
+        return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
+    }
+    let (mut folder, aside) = RunFolder::create(&job.folder, &job.name)?;
+    if let Some(aside) = aside {
+        show(Event::Warning(format!("the results of an earlier run are now in {}", aside.display())));
+    }
+    let config = folder.file("config.yaml");
+    crate::atomic::write(&config, job.text.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
+    let mut phases = Phases { clock, records: Vec::new() };
+
+    let (model, vae, text, scheduler) = phases.time(Phase::Load, show, |_| {
+        let precision = Precision { compute: DType::F32, weights: DType::F32 };
+        Ok((
+            Transformer::load(&options.model.join("transformer"), options.device, precision)?,
+            Vae::load(&options.model.join("vae"), options.device, DType::F32)?,
+            PromptEncoder::load(options.model, options.device, precision)?,
+            Scheduler::load(&options.model.join("scheduler"))?,
+        ))
+    })?;
+
+    let (data, held) = phases.time(Phase::Cache, show, |show| {
+        let (items, bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
+        for bad in bad {
+            show(Event::Warning(format!("left out: {}", bad.error)));
+        }
+        let data = Prepared::new(items, job.seed, options.device, &vae, &text)?;
+        let load = |path| held_out::load(path, job, options.device, &vae, &text);
+        Ok((data, options.held_out.map(load).transpose()?))
+    })?;
+    drop(text);
+
+    let layout = model.lora_layout(job.network.rank, |module| job.network.trains(module));
+    if layout.is_empty() {
+        return Err(Error::Job(
+            "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),
+        ));
+    }
+    let trainable = layout.trained_ranges().iter().map(ExactSizeIterator::len).sum();
+    show(Event::Data { entries: data.items.len(), buckets: data.bucket_shares().len(), trainable });
+
+    let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
+    let before = match &held {
+        Some(held) => Some(phases.time(Phase::ScoreBefore, show, |show| {
+            let began_s = clock.now_s();
+            let first = judge.picture_error(held, None, Redraw::default(), 0..1)?;
+            let seeds = seeds_that_fit(options.deadline_s, clock.now_s() - began_s);
+            let rest = judge.picture_error(held, None, Redraw::default(), 1..seeds)?;
+            finish_score(judge, held, None, [first, rest], seeds, show)
+        })?),
+        None => None,
+    };
+
+    let mut budget = budget(job, options, &data, trainable, &phases)?;
+    let lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
+    let ema = job.train.ema_decay.map(|decay| Ema::new(decay, &lora)).transpose()?;
+    let optimiser = AdamW::new(optimiser, &lora)?;
+    let mut state = State::new(Trainer::new(&model, lora, optimiser, usize::MAX)?, ema);
+    let metrics = folder.file("metrics.jsonl");
+    let metrics = Metrics::create(&metrics).map_err(|e| Error::file("write", &metrics, e))?;
+    let mut training = Training {
+        job,
+        model: &model,
+        scheduler: &scheduler,
+        data,
+        schedule: schedule(job, options.deadline_s.is_some()),
+        saver: Saver::new(job),
+        metrics,
+        folder: &mut folder,
+    };
+    let train_began_s = clock.now_s();
+    budget.phase_started(Phase::Train, train_began_s);
+    show(Event::PhaseStarted(Phase::Train));
+    training.run(&mut state, &mut budget, options, show)?;
+    drop(training);
+    let trained_s = clock.now_s() - train_began_s;
+    budget.phase_finished(Phase::Train, clock.now_s());
+    show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });
+
+    let steps = budget.steps_done();
+    budget.phase_started(Phase::FinalSave, clock.now_s());
+    let lora = folder.finished();
+    Saver::new(job).save(state.best(), &lora, steps)?;
+    crate::atomic::copy(&lora, &folder.file(LAST)).map_err(|e| Error::file("write", &lora, e))?;
+    budget.phase_finished(Phase::FinalSave, clock.now_s());
+    show(Event::Saved { path: lora.clone(), steps });
+
+    let mut after = None;
+    if let (Some(held), Some((before, _))) = (&held, &before) {
+        if budget.allows(Phase::ScoreAfter, clock.now_s()) {
+            budget.phase_started(Phase::ScoreAfter, clock.now_s());
+            show(Event::PhaseStarted(Phase::ScoreAfter));
+            let lora = Some(state.best());
+            let first = judge.picture_error(held, lora, Redraw::default(), 0..1)?;
+            let rest = judge.picture_error(held, lora, Redraw::default(), 1..before.seeds)?;
+            after = Some(finish_score(judge, held, lora, [first, rest], before.seeds, show)?);
+            let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
+            show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
+        } else {
+            show(Event::Warning("no time was left to score the result; it is saved".into()));
+        }
+    }
+    if options.report && budget.allows(Phase::Report, clock.now_s()) {
+        budget.phase_started(Phase::Report, clock.now_s());
+        let pictures = match (&held, &before, &after) {
+            (Some(held), Some((_, before)), Some((_, after))) => Some((&held.pictures, before, after)),
+            _ => None,
+        };
+        report::write(job, &folder, &state.curve, pictures, show)?;
+        budget.phase_finished(Phase::Report, clock.now_s());
+    }
+    let done = steps.max(1) as f64;
+    let scores = |s: Option<(Scores, Tensor)>| s.map(|(scores, _)| scores);
+    Ok(Summary { lora, steps, step_s: trained_s / done, before: scores(before), after: scores(after) })
+}
+
+/// Times the phases before there is a budget.
+struct Phases<'a> {
+    clock: &'a dyn Clock,
+    records: Vec<(Phase, f64, f64)>,
+}
+
+impl Phases<'_> {
+    fn time<T>(
+        &mut self,
+        phase: Phase,
+        show: &mut dyn FnMut(Event),
+        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T>,
+    ) -> Result<T> {
+        let began_s = self.clock.now_s();
+        show(Event::PhaseStarted(phase));
+        let result = work(show)?;
+        let now_s = self.clock.now_s();
+        self.records.push((phase, began_s, now_s));
+        show(Event::PhaseFinished { phase, seconds: now_s - began_s });
+        Ok(result)
+    }
+}
+
+/// Seeds of the picture error so that it takes no more than its share of the budget, one at least.
+fn seeds_that_fit(deadline_s: Option<f64>, one_s: f64) -> u64 {
+    let Some(deadline_s) = deadline_s else { return MAX_SEEDS };
+    ((deadline_s * SCORE_SHARE / one_s.max(1e-3)) as u64).clamp(1, MAX_SEEDS)
+}
+
+/// Adds the velocity error to the picture errors of the first seed and of the others.
+fn finish_score(
+    judge: Judge<'_>,
+    held: &HeldOut,
+    lora: Option<&tenggat_models::lora::Lora>,
+    [first, rest]: [(score::Error, Option<Tensor>); 2],
+    seeds: u64,
+    show: &mut dyn FnMut(Event),
+) -> Result<(Scores, Tensor)> {
+    let weight = 1.0 / seeds as f64;
+    let picture = first.0.mixed(weight, rest.0);
+    let velocity = judge.velocity_error(held, lora)?;
+    let scores = Scores { trained: lora.is_some(), picture, velocity, seeds };
+    show(Event::Scored(scores));
+    let pictures = first.1.ok_or_else(|| Error::Job("there are no held-out pictures".into()))?;
+    Ok((scores, pictures))
+}
+
+fn budget(
+    job: &Job,
+    options: &Options<'_>,
+    data: &Prepared,
+    trainable: usize,
+    phases: &Phases<'_>,
+) -> Result<Budget> {
+    let save_s = trainable as f64 * SAVE_S_PER_PARAMETER;
+    let mut costs = PhaseCosts::default().with(Phase::FinalSave, 2.0 * save_s);
+    for &(phase, began_s, ended_s) in &phases.records {
+        costs = costs.with(phase, ended_s - began_s);
+        if phase == Phase::ScoreBefore {
+            costs = costs.with(Phase::ScoreAfter, ended_s - began_s);
+        }
+    }
+    if options.report {
+        costs = costs.with(Phase::Report, REPORT_S);
+    }
+    let shares = data.bucket_shares();
+    let mut budget = Budget::new(BudgetConfig {
+        deadline_s: options.deadline_s,
+        steps: job.train.steps,
+        fill: job.limits.fill && options.deadline_s.is_some(),
+        margin_s: job.limits.margin_s,
+        phases: costs,
+        save_s,
+        buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
+        ..BudgetConfig::default()
+    })?;
+    for &(phase, began_s, ended_s) in &phases.records {
+        budget.phase_started(phase, began_s);
+        budget.phase_finished(phase, ended_s);
+    }
+    Ok(budget)
+}
+
+/// The optimiser's numbers: the job's, else ai-toolkit's.
+fn optimiser_config(job: &Job) -> Result<AdamWConfig> {
+    let wanted = job.train.optimiser;
+    if !matches!(wanted.kind, Optimiser::AdamW | Optimiser::AdamW8bit) {
+        return Err(Error::Job(format!(
+            "the optimiser {:?} is not there yet; use `optimizer: adamw`",
+            wanted.kind
+        )));
+    }
+    let default = AdamWConfig::default();
+    let (beta1, beta2) = wanted.betas.unwrap_or((default.beta1, default.beta2));
+    Ok(AdamWConfig {
+        beta1,
+        beta2,
+        eps: wanted.eps.unwrap_or(default.eps),
+        weight_decay: wanted.weight_decay.unwrap_or(default.weight_decay),
+        max_grad_norm: Some(job.train.max_grad_norm),
+    })
+}
+
+/// The job's schedule; where it names none, the budget anneals and a fixed number of steps keeps the rate.
+fn schedule(job: &Job, budgeted: bool) -> Schedule {
+    let train = &job.train;
+    let floor = if train.lr > 0.0 { train.lr_min / train.lr } else { 0.0 };
+    let steps = train.warmup_steps.map_or(Warmup::None, Warmup::Steps);
+    let shaped = |shape| Schedule { shape, floor, warmup: steps };
+    match train.lr_scheduler {
+        None if budgeted => Schedule::default(),
+        None | Some(LrScheduler::Constant | LrScheduler::ConstantWithWarmup) => shaped(Shape::Constant),
+        Some(LrScheduler::Linear) => shaped(Shape::Linear),
+        Some(LrScheduler::Cosine) => shaped(Shape::Cosine),
+        Some(LrScheduler::CosineWithRestarts) => {
+            shaped(Shape::CosineWithRestarts { cycles: train.lr_cycles.clamp(1, u64::from(u32::MAX)) as u32 })
+        }
+        Some(LrScheduler::WarmupStableDecay) => {
+            let default = Schedule::default();
+            Schedule { floor, warmup: if train.warmup_steps.is_some() { steps } else { default.warmup }, ..default }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The loop: as many steps as the budget allows, the newest adapter always on disk.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use tenggat_models::qwen_image::Scheduler;
+use tenggat_models::qwen_image::transformer::Transformer;
+use tenggat_plan::{Budget, Clock, Decision, Position, Schedule};
+
+use super::data::Prepared;
+use super::event::{Event, Step};
+use super::folder::{LAST, RunFolder};
+use super::saving::Saver;
+use super::{Error, Options, Result};
+use crate::draws::{Draws, NoiseLevels};
+use crate::ema::Ema;
+use crate::job::Job;
+use crate::metrics::{Metrics, Record};
+use crate::report::Point;
+use crate::step::{Outcome, Trainer};
+
+/// Steps in a row without a usable loss after which a run is given up.
+const MAX_UNUSABLE: u64 = 20;
+/// Weight of the newest loss in the smoothed one.
+const SMOOTHING: f64 = 0.02;
+/// Steps after which the first forecast is worth showing.
+const FIRST_FORECAST: u64 = 5;
+
+/// What the loop works with.
+pub(super) struct Training<'a> {
+    pub job: &'a Job,
+    pub model: &'a Transformer,
+    pub scheduler: &'a Scheduler,
+    pub data: Prepared,
+    pub schedule: Schedule,
+    pub folder: &'a mut RunFolder,
+    pub saver: Saver<'a>,
+    pub metrics: Metrics,
+}
+
+/// The trained state.
+pub(super) struct State<'a> {
+    pub trainer: Trainer<'a>,
+    pub ema: Option<Ema>,
+    pub curve: Vec<Point>,
+    smoothed: f64,
+    unusable: u64,
+}
+
+impl<'a> State<'a> {
+    pub fn new(trainer: Trainer<'a>, ema: Option<Ema>) -> Self {
+        State { trainer, ema, curve: Vec::new(), smoothed: f64::NAN, unusable: 0 }
+    }
+
+    /// The adapter that is saved and scored: the average if there is one.
+    pub fn best(&self) -> &tenggat_models::lora::Lora {
+        self.ema.as_ref().map_or(self.trainer.lora(), Ema::average)
+    }
+}
+
+impl Training<'_> {
+    /// Trains until the budget says finish, or somebody asks to stop.
+    pub fn run(
+        &mut self,
+        state: &mut State<'_>,
+        budget: &mut Budget,
+        options: &Options<'_>,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        while !options.stop.load(Ordering::Relaxed) {
+            let bucket = self.data.bucket(self.first_batch(budget.steps_done()));
+            match budget.decide(options.clock.now_s(), bucket) {
+                Decision::Finish(_) => break,
+                Decision::SaveLast => {
+                    let path = self.folder.file(LAST);
+                    self.save(&path, state, budget, options.clock, show)?;
+                }
+                Decision::Step { progress, .. } => {
+                    let step = budget.steps_done();
+                    let lr = self.job.train.lr * self.schedule.factor(Position { step, progress });
+                    let began_s = options.clock.now_s();
+                    let outcome = self.step(state, step, lr)?;
+                    let now_s = options.clock.now_s();
+                    budget.observe_step(now_s, bucket, now_s - began_s);
+                    state.take_in(step, outcome, lr, show)?;
+                    self.log(state, outcome, lr, bucket, (began_s, now_s), budget, show);
+                    self.save_numbered(state, budget, options.clock, show)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn first_batch(&self, step: u64) -> u64 {
+        step * self.job.train.gradient_accumulation.max(1) as u64
+    }
+
+    /// One update.
+    fn step(&mut self, state: &mut State<'_>, step: u64, lr: f64) -> Result<Outcome> {
+        let train = &self.job.train;
+        let draws = Draws::new(self.job.seed);
+        let levels = NoiseLevels {
+            kind: train.timestep_type,
+            balance: train.balance,
+            bell: train.bell,
+            range: train.denoising_steps,
+        };
+        let first = self.first_batch(step);
+        let batches = (first..first + train.gradient_accumulation.max(1) as u64)
+            .map(|number| self.data.draw(number, self.model, self.scheduler, (&draws, levels, train.noise_offset)))
+            .collect::<Result<Vec<_>>>()?;
+        let outcome = state.trainer.step(&batches, lr)?;
+        if let (Some(ema), true) = (&mut state.ema, outcome.updated) {
+            ema.update(state.trainer.lora())?;
+        }
+        Ok(outcome)
+    }
+
+    #[allow(clippy::too_many_arguments)] // one line of the log
+    fn log(
+        &mut self,
+        state: &State<'_>,
+        outcome: Outcome,
+        lr: f64,
+        bucket: usize,
+        (began_s, now_s): (f64, f64),
+        budget: &mut Budget,
+        show: &mut dyn FnMut(Event),
+    ) {
+        let (done, step_s) = (budget.steps_done(), now_s - began_s);
+        let (width, height) = self.data.bucket_size(bucket);
+        let written = self.metrics.write(&Record {
+            step: done,
+            time_s: now_s,
+            loss: outcome.loss,
+            lr,
+            grad_norm: outcome.gradient_norm,
+            s_per_step: step_s,
+            bucket: format!("{width}x{height}"),
+        });
+        if let Err(e) = written {
+            show(Event::Warning(format!("metrics are not being written: {e}")));
+        }
+        let forecast = budget.forecast(now_s);
+        let (total, left_s) = (forecast.steps_total, forecast.left_s);
+        if done == FIRST_FORECAST {
+            show(Event::Forecast(forecast));
+        }
+        let (loss, smoothed) = (outcome.loss, state.smoothed);
+        show(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s }));
+    }
+
+    /// The file that the job asks for every so many steps, if there is time for it.
+    fn save_numbered(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let (done, every) = (budget.steps_done(), self.job.save.every);
+        if every == 0 || !done.is_multiple_of(every) || !budget.allows_save(clock.now_s()) {
+            return Ok(());
+        }
+        let path = self.folder.numbered(done);
+        self.save(&path, state, budget, clock, show)?;
+        self.folder.wrote_numbered(path, self.job.save.keep);
+        Ok(())
+    }
+
+    fn save(
+        &self,
+        path: &Path,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let began_s = clock.now_s();
+        self.saver.save(state.best(), path, budget.steps_done())?;
+        let now_s = clock.now_s();
+        budget.observe_save(now_s, now_s - began_s);
+        show(Event::Saved { path: path.to_path_buf(), steps: budget.steps_done() });
+        Ok(())
+    }
+}
+
+impl State<'_> {
+    /// Adds a step to the loss curve; gives up after too many steps without a usable loss.
+    fn take_in(&mut self, step: u64, outcome: Outcome, lr: f64, show: &mut dyn FnMut(Event)) -> Result<()> {
+        if !outcome.updated {
+            self.unusable += 1;
+            if self.unusable >= MAX_UNUSABLE {
+                return Err(Error::Diverged { step: step + 1, times: self.unusable, lr });
+            }
+            let text = format!("step {}: the loss or a gradient is not a number; the update is skipped", step + 1);
+            show(Event::Warning(text));
+            return Ok(());
+        }
+        self.unusable = 0;
+        self.curve.push(Point { step: step + 1, loss: outcome.loss, lr });
+        let weight = SMOOTHING.max(1.0 / self.curve.len() as f64);
+        let before = if self.smoothed.is_nan() { outcome.loss } else { self.smoothed };
+        self.smoothed = before + weight * (outcome.loss - before);
+        Ok(())
+    }
+}

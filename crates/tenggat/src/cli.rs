@@ -1,0 +1,140 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Exit codes, shown under `--help`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done: the LoRA is on disk, whole (also after an interrupt, which saves first)
+  1  failed: the message says what is wrong, where, and what to do
+  2  the command line was not understood";
+
+/// Trains Qwen-Image LoRAs inside a wall-clock budget.
+#[derive(Debug, Parser)]
+#[command(name = "tenggat", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Threads to compute with (default: all cores, or RAYON_NUM_THREADS).
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// More messages on standard error; twice for even more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a LoRA on the built-in mini model and its 24 pictures, and show what it learnt.
+    #[command(after_help = "\
+Examples:
+  tenggat demo
+  tenggat demo --budget 20s
+  tenggat demo --budget 5m --out my-demo --seed 7")]
+    Demo(Demo),
+    /// Train the LoRA that a job file describes (ai-toolkit's YAML or JSON).
+    #[command(after_help = "\
+Examples:
+  tenggat train my_job.yaml --budget 2h
+  tenggat train my_job.yaml --deadline 2026-12-01T18:00:00+07:00
+  tenggat train my_job.yaml --name second_try")]
+    Train(Train),
+    /// Make pictures with a model and, if given, a LoRA.
+    #[command(after_help = "\
+Examples:
+  tenggat sample --model mini --prompt 'fox, twemoji style' --size 128x128 --out fox.png
+  tenggat sample --model Qwen/Qwen-Image --lora my_lora.safetensors --prompt 'a fox' --steps 20 --guidance 4")]
+    Sample(Sample),
+    /// Show version, processor, memory and caches, and what is missing.
+    Doctor,
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  tenggat completions bash > /etc/bash_completion.d/tenggat")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// When a run must have ended.
+#[derive(Debug, Args)]
+pub struct Limit {
+    /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
+    #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
+    pub budget: Option<String>,
+    /// Moment by which the program must have ended (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    pub deadline: Option<jiff::Timestamp>,
+    /// Moment at which the budget began to run, if earlier than the program (RFC 3339).
+    #[arg(long, value_name = "TIME", requires = "budget")]
+    pub clock_start: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Time the whole demo may take: 20s, 120s, 5m.
+    #[arg(long, value_name = "DURATION", default_value = "120s")]
+    pub budget: String,
+    /// Folder of the results.
+    #[arg(long, value_name = "FOLDER", default_value = "tenggat-demo")]
+    pub out: PathBuf,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Peak learning rate.
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// Rank of the LoRA.
+    #[arg(long)]
+    pub rank: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Job file.
+    pub job: PathBuf,
+    #[command(flatten)]
+    pub limit: Limit,
+    /// Name of the run, in place of the job's (`[name]` in the job).
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// Folder of held-out pictures with captions, scored before and after training.
+    #[arg(long, value_name = "FOLDER")]
+    pub held_out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// Model folder, hub id, or `mini` for the built-in model.
+    #[arg(long)]
+    pub model: String,
+    /// LoRA file.
+    #[arg(long, value_name = "FILE")]
+    pub lora: Option<PathBuf>,
+    /// Strength of the LoRA.
+    #[arg(long, default_value_t = 1.0)]
+    pub strength: f64,
+    /// Prompt; give several times for several pictures.
+    #[arg(long, required = true)]
+    pub prompt: Vec<String>,
+    /// What to stay away from; used if the guidance is above 1.
+    #[arg(long, default_value = " ")]
+    pub negative: String,
+    /// Width and height in pixels; rounded down to multiples of 16.
+    #[arg(long, value_name = "WxH", default_value = "1024x1024")]
+    pub size: String,
+    /// Steps of the sampler.
+    #[arg(long, default_value_t = 20)]
+    pub steps: usize,
+    /// Classifier-free guidance; 1 turns it off and halves the time.
+    #[arg(long, default_value_t = 4.0)]
+    pub guidance: f64,
+    /// Seed of the noise; pictures after the first use the numbers after it.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Picture file; several pictures get -1, -2, … before the extension.
+    #[arg(long, value_name = "FILE", default_value = "sample.png")]
+    pub out: PathBuf,
+}

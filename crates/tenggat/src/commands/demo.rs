@@ -1,0 +1,61 @@
+//! `tenggat demo`: a real LoRA on the built-in mini model, inside a budget, from nothing but this binary.
+
+use anyhow::Context;
+use tenggat_plan::{Clock, WallClock};
+use tenggat_train::job::Job;
+use tenggat_train::run::Scores;
+
+use super::train::{run_job, show_warnings};
+use crate::assets;
+use crate::cli;
+
+/// The demo's job.
+const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
+
+/// Trains, scores before and after, and draws the pictures.
+pub fn demo(args: &cli::Demo, clock: WallClock) -> anyhow::Result<()> {
+    let budget_s = tenggat_plan::parse_duration_s(&args.budget)?;
+    let assets = assets::mini()?;
+    let out = std::path::absolute(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
+    let (parent, name) = (out.parent(), out.file_name().and_then(|n| n.to_str()));
+    let (Some(parent), Some(name)) = (parent, name) else {
+        anyhow::bail!("--out {} is not the name of a folder", args.out.display());
+    };
+    let variable = |key: &str| match key {
+        "DATA" => Some(assets.join("demo-dataset/train").display().to_string()),
+        "OUT" => Some(parent.display().to_string()),
+        "SEED" => Some(args.seed.to_string()),
+        _ => None,
+    };
+    let (mut job, warnings) = Job::from_str(JOB, "demo.yaml".as_ref(), Some(name), &variable)?;
+    show_warnings(&warnings);
+    job.train.lr = args.lr.unwrap_or(job.train.lr);
+    job.network.rank = args.rank.unwrap_or(job.network.rank);
+    let summary =
+        run_job(&job, Some(&assets.join("demo-dataset/test")), &clock, Some(budget_s), true)?;
+    println!();
+    if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
+        table(before, after);
+    }
+    println!("{:<14} {}", "LoRA", summary.lora.display());
+    println!(
+        "{:<14} {} steps of {:.0} ms; {:.1} s of {budget_s:.0} s used",
+        "training",
+        summary.steps,
+        summary.step_s * 1e3,
+        clock.now_s()
+    );
+    Ok(())
+}
+
+fn table(before: &Scores, after: &Scores) {
+    println!("{:<34} {:>9} {:>9} {:>9}", "error on 8 pictures never seen", "bare", "LoRA", "change");
+    let row = |name: &str, a: f64, b: f64| {
+        println!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));
+    };
+    row("picture, 1/4 captioned + 3/4 empty", before.picture.total(), after.picture.total());
+    row("  captioned", before.picture.captioned, after.picture.captioned);
+    row("  empty prompt", before.picture.empty, after.picture.empty);
+    row("velocity, 1/4 captioned + 3/4 empty", before.velocity.total(), after.velocity.total());
+    println!("(mean of {} {})", before.seeds, if before.seeds == 1 { "seed" } else { "seeds" });
+}

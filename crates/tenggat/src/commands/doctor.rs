@@ -1,0 +1,77 @@
+//! `tenggat doctor`: what this machine has, and what is missing.
+
+use std::path::Path;
+
+use anyhow::Context;
+use sysinfo::{Disks, System};
+
+use crate::assets;
+
+/// Prints the report.
+pub fn doctor() -> anyhow::Result<()> {
+    let mut system = System::new().context("cannot read the system's state")?;
+    system.refresh_memory();
+    system.refresh_cpu_all();
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    row("version", env!("CARGO_PKG_VERSION"));
+    row("system", &format!("{} {}", System::long_os_version().unwrap_or_default(), std::env::consts::ARCH));
+    let brand = system.cpus().first().map(|c| c.brand().trim().to_string()).unwrap_or_default();
+    row("processor", &format!("{brand}, {} cores in use", rayon::current_num_threads()));
+    row("vector units", &vector_units());
+    row(
+        "memory",
+        &format!("{:.1} GiB, {:.1} GiB free", gib(system.total_memory()), gib(system.available_memory())),
+    );
+    row("devices", "cpu (this build has no CUDA kernels)");
+    let cache = assets::cache_folder()?;
+    row("cache", &format!("{} ({}{})", cache.display(), present(&cache), free(&cache)));
+    let hub = tenggat_models::hub::Options::from_env().cache;
+    row("model hub cache", &format!("{} ({})", hub.display(), present(&hub)));
+    for (name, secret) in [("HF_TOKEN", true), ("HF_HOME", false), ("HF_ENDPOINT", false), ("HF_HUB_OFFLINE", false)] {
+        let value = match std::env::var(name) {
+            Ok(_) if secret => "set".to_string(),
+            Ok(value) => value,
+            Err(_) => "not set".to_string(),
+        };
+        row(name, &value);
+    }
+    Ok(())
+}
+
+fn row(name: &str, value: &str) {
+    println!("{name:<16} {value}");
+}
+
+fn present(folder: &Path) -> &'static str {
+    if folder.is_dir() { "exists" } else { "made when needed" }
+}
+
+/// Free space of the disk that holds a folder or its nearest parent.
+fn free(folder: &Path) -> String {
+    let Ok(disks) = Disks::new_with_refreshed_list() else { return String::new() };
+    let disk = disks.iter().filter(|d| folder.starts_with(d.mount_point()));
+    match disk.max_by_key(|d| d.mount_point().as_os_str().len()) {
+        Some(disk) => format!(", {:.1} GiB free", disk.available_space() as f64 / f64::from(1 << 30)),
+        None => String::new(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_units() -> String {
+    let mut found = vec!["SSE2"];
+    let mut add = |name, there: bool| {
+        if there {
+            found.push(name);
+        }
+    };
+    add("AVX2", std::arch::is_x86_feature_detected!("avx2"));
+    add("FMA", std::arch::is_x86_feature_detected!("fma"));
+    add("AVX-512", std::arch::is_x86_feature_detected!("avx512f"));
+    add("AVX512-BF16", std::arch::is_x86_feature_detected!("avx512bf16"));
+    found.join(", ")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vector_units() -> String {
+    "those of the build target".into()
+}

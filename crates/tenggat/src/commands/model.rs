@@ -1,0 +1,33 @@
+//! Where a model argument lies on disk.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tenggat_models::{hub, model_folder};
+
+use crate::assets;
+
+/// The folder of a model: `mini`, a local folder, or a hub repository, fetched with a progress bar. Its files are
+/// checked before any is loaded.
+pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
+    if name_or_path == assets::MINI {
+        return Ok(assets::mini()?.join("model"));
+    }
+    let bar: OnceLock<ProgressBar> = OnceLock::new();
+    let show = |progress: hub::Progress<'_>| {
+        let bar = bar.get_or_init(|| {
+            let style = ProgressStyle::with_template("{bar:28} {bytes}/{total_bytes} {bytes_per_sec}  {msg}");
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        bar.set_message(progress.file.to_string());
+    };
+    let folder = hub::locate(name_or_path, &hub::Options::from_env(), &show)?;
+    if let Some(bar) = bar.get() {
+        bar.finish_and_clear();
+    }
+    model_folder::check(&folder)?;
+    Ok(folder)
+}

@@ -1,0 +1,59 @@
+//! `tenggat train`, and what `tenggat demo` shares with it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tenggat_plan::WallClock;
+use tenggat_tensor::Device;
+use tenggat_train::job::{Job, Warning};
+use tenggat_train::run::{self, Options, Summary};
+
+use super::model::locate;
+use crate::cli;
+use crate::limit;
+use crate::progress::Progress;
+
+/// Runs a job file.
+pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
+    let limited = limit::resolve(&args.limit, clock, job.limits.budget_s, job.limits.deadline)?;
+    show_warnings(&warnings);
+    let summary = run_job(&job, args.held_out.as_deref(), &limited.clock, limited.deadline_s, true)?;
+    println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+    Ok(())
+}
+
+/// Prints what the job file is warned about.
+pub fn show_warnings(warnings: &[Warning]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Runs a job on this machine's processor with a display, stopping early but whole at an interrupt.
+pub fn run_job(
+    job: &Job,
+    held_out: Option<&Path>,
+    clock: &WallClock,
+    deadline_s: Option<f64>,
+    report: bool,
+) -> anyhow::Result<Summary> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second signal ends the process at once, should saving itself hang.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .context("cannot listen to signals")?;
+    }
+    let model = locate(&job.model.name_or_path)?;
+    let device = Device::cpu();
+    let mut progress = Progress::new(clock, deadline_s);
+    let options =
+        Options { device: &device, clock, deadline_s, model: &model, held_out, report, stop: &stop };
+    let summary = run::run(job, &options, &mut |event| progress.show(event))?;
+    Ok(summary)
+}

@@ -1,0 +1,51 @@
+//! From `--budget`, `--deadline` and `--clock-start` to seconds on the run's clock.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tenggat_plan::{Clock, WallClock};
+
+use crate::cli::Limit;
+
+/// A clock and the deadline on it.
+pub struct Limited {
+    pub clock: WallClock,
+    pub deadline_s: Option<f64>,
+}
+
+/// Applies the flags; without any, what the job says.
+pub fn resolve(
+    limit: &Limit,
+    clock: WallClock,
+    job_budget_s: Option<f64>,
+    job_deadline: Option<Timestamp>,
+) -> anyhow::Result<Limited> {
+    let budget_s = limit.budget.as_deref().map(tenggat_plan::parse_duration_s).transpose()?;
+    let now = Timestamp::now();
+    let mut clock = clock;
+    if let Some(start) = limit.clock_start {
+        let spent_s = seconds(start, now);
+        anyhow::ensure!(spent_s >= 0.0, "--clock-start {start} lies in the future; it is now {now}");
+        clock = WallClock::started_earlier(Duration::from_secs_f64(spent_s));
+    }
+    let deadline_s = match (budget_s, limit.deadline) {
+        (Some(budget_s), _) => Some(budget_s),
+        (None, Some(deadline)) => Some(on_clock(&clock, now, deadline)?),
+        (None, None) => match (job_budget_s, job_deadline) {
+            (Some(budget_s), _) => Some(budget_s),
+            (None, Some(deadline)) => Some(on_clock(&clock, now, deadline)?),
+            (None, None) => None,
+        },
+    };
+    Ok(Limited { clock, deadline_s })
+}
+
+fn on_clock(clock: &WallClock, now: Timestamp, deadline: Timestamp) -> anyhow::Result<f64> {
+    let left_s = seconds(now, deadline);
+    anyhow::ensure!(left_s > 0.0, "the deadline {deadline} has passed; it is now {now}");
+    Ok(clock.now_s() + left_s)
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}

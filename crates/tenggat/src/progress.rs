@@ -1,0 +1,127 @@
+//! A run's news on the terminal.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
+use tenggat_plan::{Clock, Forecast, Phase, RuledBy};
+use tenggat_train::run::{Event, Scores, Step};
+
+/// Seconds between two progress lines when the output is not a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows the events of one run.
+pub struct Progress<'a> {
+    clock: &'a dyn Clock,
+    /// The deadline as a person reads it.
+    deadline: Option<String>,
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+}
+
+impl<'a> Progress<'a> {
+    /// A display for a run on this clock.
+    pub fn new(clock: &'a dyn Clock, deadline_s: Option<f64>) -> Self {
+        let deadline = deadline_s.map(|at_s| {
+            let left = SignedDuration::from_secs_f64((at_s - clock.now_s()).min(1e9));
+            let at = Timestamp::now().checked_add(left).unwrap_or(Timestamp::MAX);
+            Zoned::new(at, TimeZone::system()).strftime("%H:%M:%S").to_string()
+        });
+        Progress { clock, deadline, bar: None, last_line: None }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, event: Event) {
+        match event {
+            Event::PhaseStarted(Phase::Train) => self.start_bar(),
+            Event::PhaseStarted(phase) => tracing::info!("{} …", phase.name()),
+            Event::PhaseFinished { phase, seconds } => {
+                if phase == Phase::Train
+                    && let Some(bar) = self.bar.take()
+                {
+                    bar.finish();
+                }
+                self.say(&format!("{:<14} {seconds:7.1} s", phase.name()));
+            }
+            Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::Data { entries, buckets, trainable } => self.say(&format!(
+                "{:<14} {entries} entries in {buckets} {}, {:.2} M trainable parameters",
+                "data",
+                if buckets == 1 { "size" } else { "sizes" },
+                trainable as f64 / 1e6
+            )),
+            Event::Forecast(forecast) => self.forecast(&forecast),
+            Event::Step(step) => self.step(&step),
+            Event::Saved { path, steps } => tracing::info!("{} holds {steps} steps", path.display()),
+            Event::Scored(scores) => self.scores(&scores),
+            Event::Wrote { what, path } => self.say(&format!("{what:<14} {}", path.display())),
+        }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => println!("{line}"),
+        }
+    }
+
+    fn start_bar(&mut self) {
+        if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:28} {pos}/{len}  {msg}");
+            self.bar = Some(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+        }
+    }
+
+    fn forecast(&self, forecast: &Forecast) {
+        let steps = forecast.steps_total.map_or("as many steps as fit".into(), |n| format!("{n} steps"));
+        let speed = forecast.step_s.map_or(String::new(), |s| format!(" at {:.0} ms", s * 1e3));
+        let ruled = match forecast.ruled_by {
+            RuledBy::Deadline => "fit the budget",
+            RuledBy::Steps => "are asked for",
+        };
+        let end = forecast.end_s.map_or(String::new(), |s| format!(", ending after {s:.1} s"));
+        self.say(&format!("{:<14} {steps}{speed} {ruled}{end}", "forecast"));
+        for note in &forecast.notes {
+            self.say(&format!("{:<14} {note}", "note"));
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let left = step.left_s.map_or(String::new(), |s| format!("  left {}", clock_face(s)));
+        let deadline = self.deadline.as_ref().map_or(String::new(), |d| format!("  deadline {d}"));
+        let text = format!(
+            "loss {:.4}  lr {:.1e}  {:.0} ms/step{left}{deadline}",
+            step.smoothed,
+            step.lr,
+            step.step_s * 1e3
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(step.total.unwrap_or(step.done));
+            bar.set_position(step.done);
+            bar.set_message(text);
+        } else if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            let total = step.total.map_or("?".into(), |n| n.to_string());
+            println!("step {}/{total}  {text}", step.done);
+        }
+    }
+
+    fn scores(&self, scores: &Scores) {
+        let what = if scores.trained { "with the LoRA" } else { "bare model" };
+        let (picture, velocity) = (scores.picture.total(), scores.velocity.total());
+        self.say(&format!("{what:<14} held-out picture error {picture:.5}, velocity error {velocity:.5}"));
+    }
+
+    /// Seconds that the run has taken.
+    pub fn elapsed_s(&self) -> f64 {
+        self.clock.now_s()
+    }
+}
+
+/// `1:02:03` or `02:03`.
+fn clock_face(seconds: f64) -> String {
+    let s = seconds.clamp(0.0, 1e9) as u64;
+    let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
+    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
+}
