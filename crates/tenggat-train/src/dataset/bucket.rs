@@ -98,7 +98,7 @@ mod tests {
                     let c = Crop::to_bucket(w, h, resolution);
                     assert!(c.x + c.width <= c.scaled.0 && c.y + c.height <= c.scaled.1, "{w} {h} {c:?}");
                     assert!(
-                        c.width % 32 == 0 && c.height % 32 == 0 && c.width * c.height > 0,
+                        c.width.is_multiple_of(32) && c.height.is_multiple_of(32) && c.width * c.height > 0,
                         "{w} {h} {c:?}"
                     );
                     if w >= 32 && h >= 32 && c.width > 32 && c.height > 32 {

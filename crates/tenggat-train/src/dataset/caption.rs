@@ -19,8 +19,7 @@ pub(super) struct Captions<'a> {
 impl Captions<'_> {
     /// The captions of a picture: one, or several variants. `file` is the text of its caption file.
     pub(super) fn of(&self, file: Option<&str>, stream: u64) -> Vec<String> {
-        let blank = |text: &&str| !text.trim().is_empty();
-        let text = match file.filter(|t| blank(&t)) {
+        let text = match file.filter(|t| !t.trim().is_empty()) {
             Some(text) => text,
             None => self.set.default_caption.as_deref().or(file).unwrap_or_default(),
         };

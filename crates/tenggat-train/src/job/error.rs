@@ -23,7 +23,7 @@ pub enum Error {
     #[error("{place}: the environment variable `{name}` is not set; set it, or write the value in its place\n{}", place.excerpt())]
     Variable {
         /// Where it is used.
-        place: Place,
+        place: Box<Place>,
         /// The variable.
         name: String,
     },
@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{place}: {message}\n{}", place.excerpt())]
     Syntax {
         /// Where the parser stopped.
-        place: Place,
+        place: Box<Place>,
         /// The parser's reason.
         message: String,
     },
@@ -39,7 +39,7 @@ pub enum Error {
     #[error("{place}: `{key}`: {message}\n{}", place.excerpt())]
     Value {
         /// Where the value is.
-        place: Place,
+        place: Box<Place>,
         /// The key, from `config` on.
         key: String,
         /// What is wrong and what to do.
@@ -49,7 +49,7 @@ pub enum Error {
     #[error("{place}: `{key}` is not supported: {why}; {instead}\n{}", place.excerpt())]
     Refused {
         /// Where the key is.
-        place: Place,
+        place: Box<Place>,
         /// The key, from `config` on.
         key: String,
         /// Why not.

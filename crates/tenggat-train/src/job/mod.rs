@@ -78,7 +78,7 @@ impl Job {
         let mut warnings = Vec::new();
         tree.entries(&mut |entry| warnings.extend(repeated(&source, entry)));
         let (file, findings) = de::read::<raw::File>(&tree).map_err(|misfit| Error::Value {
-            place: source.place(misfit.at.unwrap_or(Mark { line: 1, column: 1 })),
+            place: source.place(misfit.at.unwrap_or(Mark { line: 1, column: 1 })).into(),
             key: misfit.path,
             message: misfit.message,
         })?;
@@ -130,7 +130,7 @@ fn check_rules(source: &Source, node: &Node, path: &str, warnings: &mut Vec<Warn
                     Ok(())
                 }
                 Rule::Refused(why, instead) => Err(Error::Refused {
-                    place: source.place(entry.at),
+                    place: source.place(entry.at).into(),
                     key: path,
                     why: why.into(),
                     instead: instead.into(),

@@ -31,7 +31,7 @@ pub(super) fn variables(
                 line: before.matches('\n').count() + 1,
                 column: before[line_start..].chars().count() + 1,
             };
-            Error::Variable { place: source.place(mark), name: name.into() }
+            Error::Variable { place: source.place(mark).into(), name: name.into() }
         })?;
         out.push_str(&rest[..start]);
         out.push_str(&value);

@@ -51,7 +51,7 @@ impl Node {
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
             let mark = error.location().map_or(Mark { line: 1, column: 1 }, |l| mark(&l));
             let message = error.without_snippet().to_string();
-            Error::Syntax { place: source.place(mark), message }
+            Error::Syntax { place: source.place(mark).into(), message }
         })
     }
 
@@ -91,6 +91,7 @@ impl Node {
     }
 
     /// The same tree as JSON; numbers that JSON does not have become null.
+    #[cfg(test)]
     pub(super) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,

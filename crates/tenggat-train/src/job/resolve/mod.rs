@@ -44,12 +44,12 @@ impl Resolver<'_> {
 
     pub(super) fn wrong(&self, path: &str, message: impl Into<String>) -> Error {
         let place = self.source.place(self.mark(path));
-        Error::Value { place, key: path.into(), message: message.into() }
+        Error::Value { place: place.into(), key: path.into(), message: message.into() }
     }
 
     pub(super) fn refused(&self, path: &str, why: &str, instead: &str) -> Error {
         let place = self.source.place(self.mark(path));
-        Error::Refused { place, key: path.into(), why: why.into(), instead: instead.into() }
+        Error::Refused { place: place.into(), key: path.into(), why: why.into(), instead: instead.into() }
     }
 
     pub(super) fn warn(&mut self, path: &str, message: impl Into<String>) {

@@ -1,0 +1,135 @@
+//! Files that are whole at every moment: written beside, flushed to the disk, renamed into place.
+//!
+//! A process that is killed, or a machine that loses power, leaves either the old file or the new one.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// Start of the names of unfinished files.
+const PREFIX: &str = ".tenggat-unfinished-";
+
+/// Writes a file of these bytes; makes the folder if need be.
+///
+/// # Errors
+/// The system's reason; an old file of that name is then untouched.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// Copies a file.
+///
+/// # Errors
+/// As [`write`].
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = File::open(from)?;
+    write_with(to, |file| io::copy(&mut source, file).map(drop))
+}
+
+/// Writes a file with what `fill` puts out.
+///
+/// # Errors
+/// As [`write`], or what `fill` returns.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Like any new file, subject to the umask; the default would shut out everybody else.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    fill(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    // The name itself is on the disk only when the folder is.
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+/// Removes unfinished files that a killed process left in a folder; others stay. For folders that nobody else writes.
+///
+/// # Errors
+/// The folder cannot be read or a file not be removed.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_are_replaced_and_nothing_is_left_beside_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/a.txt");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(path.parent().unwrap()), ["a.txt"]);
+        let other = folder.path().join("b.txt");
+        copy(&path, &other).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_failure_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write(&path, b"old").unwrap();
+        let failed = write_with(&path, |file| {
+            file.write_all(b"half of the new")?;
+            Err(io::Error::other("no more room"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no more room");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a.txt"]);
+        assert!(copy(&folder.path().join("none"), &path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn others_may_read_the_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, usual) = (folder.path().join("a"), folder.path().join("b"));
+        write(&ours, b"").unwrap();
+        fs::write(&usual, b"").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&usual));
+    }
+
+    #[test]
+    fn sweeping_removes_unfinished_files_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.txt", ".tenggat-unfinished-x", ".hidden"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        sweep(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), [".hidden", "a.txt"]);
+    }
+}

@@ -1,0 +1,96 @@
+//! Names of LoRA tensors, in every style that diffusers reads.
+
+/// Which part of a module a tensor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// `[rank, input]`.
+    A,
+    /// `[output, rank]`.
+    B,
+    /// A number; the module's scale is alpha / rank.
+    Alpha,
+}
+
+/// Prefix of ai-toolkit and ComfyUI, which we write.
+pub(super) const PREFIX: &str = "diffusion_model.";
+
+/// Prefixes of dotted names.
+const PREFIXES: [&str; 3] = [PREFIX, "transformer.", "base_model.model."];
+
+/// Prefix of names with underscores for dots.
+const FLAT_PREFIX: &str = "lora_unet_";
+
+const SUFFIXES: [(&str, Part); 7] = [
+    (".lora_A.weight", Part::A),
+    (".lora_B.weight", Part::B),
+    (".lora_A.default.weight", Part::A),
+    (".lora_B.default.weight", Part::B),
+    (".lora_down.weight", Part::A),
+    (".lora_up.weight", Part::B),
+    (".alpha", Part::Alpha),
+];
+
+/// Linear layers of a Qwen-Image block, to turn underscores back into dots.
+const LAYERS: [&str; 14] = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "img_mod.1",
+    "txt_mod.1",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+];
+
+/// Module and part of a key; `None` if it is in no style that we know.
+pub(super) fn parse(key: &str) -> Option<(String, Part)> {
+    let (stem, part) = SUFFIXES.iter().find_map(|(s, part)| Some((key.strip_suffix(s)?, *part)))?;
+    if let Some(flat) = stem.strip_prefix(FLAT_PREFIX) {
+        return Some((dotted(flat)?, part));
+    }
+    let module = PREFIXES.iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(stem);
+    Some((module.to_owned(), part))
+}
+
+/// `transformer_blocks_7_attn_to_out_0` as `transformer_blocks.7.attn.to_out.0`.
+fn dotted(flat: &str) -> Option<String> {
+    let (block, layer) = flat.strip_prefix("transformer_blocks_")?.split_once('_')?;
+    block.parse::<usize>().ok()?;
+    let layer = LAYERS.iter().find(|l| l.replace('.', "_") == layer)?;
+    Some(format!("transformer_blocks.{block}.{layer}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_style_is_understood() {
+        let module = "transformer_blocks.7.attn.to_out.0";
+        let known = [
+            ("diffusion_model.transformer_blocks.7.attn.to_out.0.lora_A.weight", Part::A),
+            ("transformer.transformer_blocks.7.attn.to_out.0.lora_B.weight", Part::B),
+            ("base_model.model.transformer_blocks.7.attn.to_out.0.lora_A.default.weight", Part::A),
+            ("transformer_blocks.7.attn.to_out.0.lora_B.weight", Part::B),
+            ("diffusion_model.transformer_blocks.7.attn.to_out.0.lora_down.weight", Part::A),
+            ("diffusion_model.transformer_blocks.7.attn.to_out.0.alpha", Part::Alpha),
+            ("lora_unet_transformer_blocks_7_attn_to_out_0.lora_up.weight", Part::B),
+        ];
+        for (key, part) in known {
+            assert_eq!(parse(key), Some((module.into(), part)), "{key}");
+        }
+        for layer in LAYERS {
+            let flat = format!("transformer_blocks_12_{}", layer.replace('.', "_"));
+            assert_eq!(dotted(&flat), Some(format!("transformer_blocks.12.{layer}")));
+        }
+        for key in ["lora_unet_other_7.lora_up.weight", "a.lokr_w1", "a.diff", "a.lora_A", ""] {
+            assert_eq!(parse(key), None, "{key}");
+        }
+    }
+}

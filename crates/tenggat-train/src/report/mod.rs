@@ -1,0 +1,16 @@
+//! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]) and a sheet of pictures ([`sheet`]).
+
+mod picture;
+
+pub use picture::save_picture;
+
+/// Loss and learning rate of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Loss.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+}
