@@ -163,20 +163,15 @@ fn tiles_change_little_and_one_tile_nothing() {
     let tiled = run(&vae, &large);
     // The first tile ends at column 256 and is faded out over the 64 columns before; left of those, what the tile
     // does not see is far away, and the rest comes from the attention, which sees less.
-    for (i, (what, edge, limit)) in [("latents", 192 / 8, 0.1), ("picture", 192, 0.1)].into_iter().enumerate()
-    {
-        let width = if i == 0 { 320 / 8 } else { 320 };
-        let per_row = whole[1][i].len() / if i == 0 { 256 / 8 } else { 256 };
-        let kept = edge * per_row / width;
-        let left =
-            |v: &[f64]| -> Vec<f64> { v.chunks(per_row).flat_map(|row| row[..kept].to_vec()).collect() };
-        assert_close_l2(
-            &format!("{what}, tiled, away from seams"),
-            &left(&tiled[i]),
-            &left(&whole[1][i]),
-            limit,
-        );
-        assert_close_l2(&format!("{what}, tiled"), &tiled[i], &whole[1][i], limit);
+    for (i, (what, edge)) in [("latents", 192 / 8), ("picture", 192)].into_iter().enumerate() {
+        let (rows, columns) = if i == 0 { (256 / 8, 320 / 8) } else { (256, 320) };
+        let per_row = whole[1][i].len() / rows;
+        let left = |v: &[f64]| -> Vec<f64> {
+            v.chunks(per_row).flat_map(|row| row[..edge * per_row / columns].to_vec()).collect()
+        };
+        let (tiled, whole) = (&tiled[i], &whole[1][i]);
+        assert_close_l2(&format!("{what}, tiled, away from seams"), &left(tiled), &left(whole), 1e-2);
+        assert_close_l2(&format!("{what}, tiled"), tiled, whole, 3e-2);
     }
 }
 
