@@ -5,6 +5,11 @@
 //! - [`Clock`]: where the present comes from.
 //! - [`Schedule`]: learning rates as functions of progress.
 //! - [`Budget`]: the controller that ends a run before its deadline and not long before it.
+//! - [`StepConfig`] and [`Rates`]: what a training step costs, operation by operation; [`Gpu`] and [`Calibration`]: how
+//!   fast machines are; [`fit`](fit()): what to keep in their memory.
+//! - [`Plan`]: all of it put together for one job on one machine; [`Trainer`] and [`compare_with_reports`]: the same
+//!   job elsewhere.
+//! - [`explain`](explain()) and [`recommend_steps`]: runs with a fixed number of steps.
 //!
 //! A training loop under a budget:
 //!
@@ -53,7 +58,9 @@ mod clock;
 mod cost;
 mod explain;
 mod gpu;
+mod plan;
 mod quantity;
+mod reports;
 mod schedule;
 mod trainer;
 
@@ -68,6 +75,11 @@ pub use cost::{
 };
 pub use explain::{Ending, Explanation, StepAdvice, explain, recommend_steps};
 pub use gpu::{Efficiency, Evidence, Family, GPUS, Gpu, UnknownGpu};
+pub use plan::{
+    BucketShape, BucketTime, Plan, PlanError, PlanJob, PlanOptions, PlanTable, SampleJob, Storage,
+    Surroundings,
+};
 pub use quantity::{ParseQuantityError, Span, format_duration, parse_duration_s};
+pub use reports::{Comparison, ComparisonTable, compare_with_reports};
 pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};
 pub use trainer::{Trainer, UnknownTrainer};

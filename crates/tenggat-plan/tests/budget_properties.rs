@@ -191,7 +191,7 @@ proptest! {
         shares in prop::array::uniform4(any_number()),
         every_steps in any::<u64>(),
         done in any::<u64>(),
-        events in prop::collection::vec((0..10_u8, any_number(), any_number(), 0..5_usize), 0..60),
+        events in prop::collection::vec((0..10_u8, any_number(), any_number(), prop_oneof![0..5_usize, Just(usize::MAX)]), 0..60),
     ) {
         let made = Budget::new(BudgetConfig {
             deadline_s,
@@ -232,7 +232,7 @@ proptest! {
             }
             let forecast = budget.forecast(a);
             let optional = [forecast.step_s, forecast.left_s, forecast.training_s, forecast.end_s];
-            let always = [forecast.tail_s, forecast.margin_s, forecast.idle_s, forecast.progress];
+            let always = [forecast.before_s, forecast.tail_s, forecast.margin_s, forecast.idle_s, forecast.progress];
             for seconds in optional.into_iter().flatten().chain(always) {
                 prop_assert!(seconds >= 0.0, "{forecast:?}");
             }

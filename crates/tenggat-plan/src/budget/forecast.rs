@@ -29,6 +29,8 @@ pub struct Forecast {
     pub progress: f64,
     /// Seconds until the deadline; `None` without one.
     pub left_s: Option<f64>,
+    /// Expected seconds until the training begins.
+    pub before_s: f64,
     /// Seconds of training still to come, with its saves and samples; `None` while unknown.
     pub training_s: Option<f64>,
     /// Expected seconds of the phases after the last step that are still to come.

@@ -12,8 +12,10 @@
 //!    when it changes, the rest of the schedule is stretched or squeezed without a jump; and at `n = 1` it is 1, so the
 //!    step that is meant to be the last runs at the floor. `n` is counted with a reserve that shrinks with the square
 //!    root of the steps left, so that the last steps are rarely cut off and little is left over.
-//! 4. **Stalls.** `last.safetensors` is written every few minutes. After a stall, whatever no longer fits is dropped in
-//!    the order report, score, samples; the final save only if it cannot end in time and an earlier one exists.
+//! 4. **Stalls.** `last.safetensors` is written every few minutes. After a stall, phases and parts of phases that no
+//!    longer fit are left out; the final save only if it would end late and an earlier one exists.
+//! 5. **After the last step.** Long phases are made of parts and ask [`Budget::allows_part`] before each, so that they
+//!    end in time on a machine that has become slower, and may take more parts on one that has not.
 
 mod cadence;
 mod config;
@@ -114,7 +116,7 @@ impl Budget {
     pub fn observe_step(&mut self, now_s: f64, bucket: usize, seconds: f64) {
         self.tick(now_s);
         self.pace.observe(bucket, seconds);
-        self.steps_done += 1;
+        self.steps_done = self.steps_done.saturating_add(1);
         if let Some(progress) = self.pending.take() {
             self.progress = progress;
         }

@@ -11,6 +11,8 @@ const BUCKET_CLIP: f64 = 0.25;
 const STEADY_MOST: f64 = 1.0 / 8.0;
 /// Steps after which the speed at the opening of the training is taken as known.
 const OPENING_STEPS: u64 = 5;
+/// Buckets told apart; no data set has as many, and an index gone wrong must not take all memory.
+const MOST_BUCKETS: usize = 1024;
 /// Relative standard deviation of a forecast that nothing has been measured for yet.
 const UNMEASURED_DEVIATION: f64 = 0.3;
 
@@ -79,6 +81,7 @@ impl Pace {
         if !plausible(seconds) {
             return;
         }
+        let bucket = bucket.min(MOST_BUCKETS - 1);
         self.make_room_for(bucket);
         let base_s = self.buckets[bucket].base_s.unwrap_or(seconds / self.speed_factor());
         self.buckets[bucket].base_s = Some(base_s);

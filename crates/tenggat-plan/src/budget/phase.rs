@@ -155,6 +155,12 @@ impl Phases {
         self.records.iter().any(|r| r.phase == phase)
     }
 
+    /// When a phase began that has not finished.
+    pub(super) fn running_since_s(&self, phase: Phase) -> Option<f64> {
+        let running = self.records.iter().rev().find(|r| r.phase == phase && r.finished_s.is_none());
+        running.map(|r| r.started_s)
+    }
+
     /// Expected seconds of a phase and their standard deviation.
     ///
     /// A phase whose rehearsal was measured is expected to err as the rehearsal did, `predicted · measured / predicted

@@ -93,12 +93,11 @@ impl Budget {
         (mean_s, deviation_s)
     }
 
-    /// Sum of the tail phases that have not begun and satisfy `wanted`: expected seconds and standard deviation.
-    fn tail(&self, wanted: impl Fn(Phase) -> bool) -> (f64, f64) {
-        let to_come = |phase: &Phase| wanted(*phase) && !self.phases.begun(*phase);
+    /// Sum of the tail phases that have not begun: expected seconds and standard deviation.
+    fn tail(&self) -> (f64, f64) {
         let (sum_s, variance) = Phase::TAIL
             .into_iter()
-            .filter(to_come)
+            .filter(|phase| !self.phases.begun(*phase))
             .map(|phase| self.expected_phase(phase))
             .fold((0.0, 0.0), |(sum, variance), (mean, deviation)| {
                 (sum + mean, variance + deviation * deviation)
@@ -117,12 +116,31 @@ impl Budget {
     /// Seconds kept free before the deadline: for ending the process, and three and a half standard deviations of what is still
     /// to come.
     pub(super) fn margin_s(&self) -> f64 {
-        self.closing_s() + TAIL_DEVIATIONS * self.tail(|_| true).1
+        self.closing_s() + TAIL_DEVIATIONS * self.tail().1
     }
 
     /// Seconds that steps may still take, negative if the tail no longer fits; `None` without a deadline.
     pub(super) fn room_s(&self, now_s: f64) -> Option<f64> {
-        Some(self.deadline_s? - now_s - self.tail(|_| true).0 - self.margin_s())
+        Some(self.deadline_s? - now_s - self.before_s(now_s) - self.tail().0 - self.margin_s())
+    }
+
+    /// Expected seconds until the training begins; 0 once it has.
+    fn before_s(&self, now_s: f64) -> f64 {
+        if self.phases.begun(Phase::Train) {
+            return 0.0;
+        }
+        let before = Phase::ALL.into_iter().filter(|phase| *phase < Phase::Train);
+        before.map(|phase| self.rest_of_phase(phase, now_s)).sum()
+    }
+
+    /// Expected seconds until a phase is over, whether it has begun or not.
+    fn rest_of_phase(&self, phase: Phase, now_s: f64) -> f64 {
+        let expected_s = self.expected_phase(phase).0;
+        match self.phases.running_since_s(phase) {
+            Some(since_s) => (expected_s - (now_s - since_s)).max(0.0),
+            None if self.phases.begun(phase) => 0.0,
+            None => expected_s,
+        }
     }
 
     /// Seconds to spare for more work in the present phase, never negative: what is left once the phases that have not
@@ -238,16 +256,20 @@ impl Budget {
     pub fn forecast(&mut self, now_s: f64) -> Forecast {
         let now_s = self.tick(now_s);
         let room_s = self.room_s(now_s);
-        let (steps_left, ruled_by) = self.steps_left(room_s);
+        let (mut steps_left, ruled_by) = self.steps_left(room_s);
+        if Phase::TAIL.into_iter().any(|phase| self.phases.begun(phase)) {
+            steps_left = Some(0);
+        }
         let step = self.pace.mixture();
         let training_s = steps_left.zip(step).map(|(steps, step)| {
             let each_s = step.mean_s + self.overhead_per_step_s(room_s.unwrap_or(f64::MAX), step.mean_s);
             let needed_s = steps as f64 * each_s;
             room_s.map_or(needed_s, |room_s| needed_s.min(room_s.max(0.0)))
         });
-        let (tail_s, _) = self.tail(|_| true);
+        let before_s = self.before_s(now_s);
+        let tail_s: f64 = Phase::TAIL.into_iter().map(|phase| self.rest_of_phase(phase, now_s)).sum();
         let margin_s = self.margin_s();
-        let end_s = training_s.map(|training_s| now_s + training_s + tail_s);
+        let end_s = training_s.map(|training_s| now_s + before_s + training_s + tail_s);
         let idle_s = match (end_s, self.deadline_s) {
             (Some(end_s), Some(deadline_s)) => (deadline_s - margin_s - end_s).max(0.0),
             _ => 0.0,
@@ -259,6 +281,7 @@ impl Budget {
             step_s: step.map(|step| step.mean_s),
             progress: self.progress,
             left_s: self.deadline_s.map(|deadline_s| (deadline_s - now_s).max(0.0)),
+            before_s,
             training_s,
             tail_s,
             margin_s,

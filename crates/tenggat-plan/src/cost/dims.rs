@@ -32,7 +32,7 @@ impl ModelDims {
     /// Image tokens of a picture.
     pub fn image_tokens(&self, width_px: u64, height_px: u64) -> u64 {
         let side = self.pixels_per_token.max(1);
-        (width_px / side).max(1) * (height_px / side).max(1)
+        (width_px / side).max(1).saturating_mul((height_px / side).max(1))
     }
 
     /// Weights of one block's matrices without modulation: per stream q, k, v, out (4 c²) and the MLP (8 c²).
@@ -83,7 +83,7 @@ pub struct StepShape {
 impl StepShape {
     /// Tokens of the joint sequence of one sample.
     pub fn joint_tokens(&self) -> f64 {
-        (self.image_tokens + self.text_tokens) as f64
+        self.image_tokens as f64 + self.text_tokens as f64
     }
 
     /// Rows of both streams together.

@@ -110,23 +110,34 @@ fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Optio
     Some(with(low))
 }
 
-/// Harm of a weight type to the result, in steps of one halving of the rank. Assumed: 8 bits are hardly seen, fewer
-/// than 4 need a recovery adapter.
+/// Harm of a weight type to the result, in halvings of the rank. Assumed: 8 bits are hardly seen, 3 bits need a
+/// recovery adapter, and 2 bits are the last resort.
 fn harm(precision: Precision) -> f64 {
     match precision {
         Precision::F32 | Precision::Bf16 => 0.0,
         Precision::Float8 | Precision::Int8 => 0.5,
-        Precision::Uint(bits) => 0.5 + 0.6 * (8.0 - f64::from(bits)),
+        Precision::Uint(bits) => match bits {
+            7.. => 0.6,
+            6 => 0.8,
+            5 => 1.2,
+            4 => 1.8,
+            3 => 2.6,
+            _ => 6.0,
+        },
     }
 }
 
 fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<Nearest> {
     let mut candidates = Vec::new();
     let ranks = || {
-        (0..).map(|halvings| config.rank >> halvings).take_while(|rank| *rank >= 4.min(config.rank).max(1))
+        (0..64).map(|halvings| config.rank >> halvings).take_while(|rank| *rank >= 4.min(config.rank).max(1))
     };
-    let batches = || (0..).map(|halvings| config.shape.batch >> halvings).take_while(|batch| *batch >= 1);
-    let coarser = || Precision::ALL.into_iter().filter(|p| *p >= config.precision && *p != Precision::F32);
+    let batches = || (0..64).map(|halvings| config.shape.batch >> halvings).take_while(|batch| *batch >= 1);
+    // Coarser or as coarse, never finer: a finer base would make the job larger.
+    let coarser = || {
+        let no_finer = |p: &Precision| p.bytes_per_weight() <= config.precision.bytes_per_weight();
+        Precision::ALL.into_iter().filter(no_finer)
+    };
     for precision in coarser() {
         for (rank_halvings, rank) in ranks().enumerate() {
             for (batch_halvings, batch) in batches().enumerate() {

@@ -83,6 +83,44 @@ pub struct Calibration {
     pub memory_bytes: f64,
 }
 
+impl Calibration {
+    /// Corrects the rates by whole steps that were measured: one factor on all operations and the time per kernel.
+    ///
+    /// Micro-benchmarks run alone and warm; in a step, operations share caches with their neighbours. The factor α and
+    /// the time β per kernel are those with the least sum of `((α·busy + β·kernels + step) / measured − 1)²`; with one
+    /// step, or if no sensible pair comes out, the factor alone is set, by the mean of the ratios.
+    pub fn settle(&mut self, steps: &[(Work, f64)]) {
+        let sane: Vec<(f64, f64, f64)> = steps
+            .iter()
+            .filter(|(_, measured_s)| measured_s.is_finite() && *measured_s > 0.0)
+            .map(|(work, measured_s)| {
+                let busy_s: f64 = work.ops.iter().map(|op| self.rates.busy_s(op)).sum();
+                let weight = 1.0 / measured_s;
+                (busy_s * weight, work.kernels() * weight, 1.0 - self.rates.step_s * weight)
+            })
+            .collect();
+        if sane.is_empty() {
+            return;
+        }
+        let sum = |f: &dyn Fn(&(f64, f64, f64)) -> f64| sane.iter().map(f).sum::<f64>();
+        let (aa, ab, bb) = (sum(&|s| s.0 * s.0), sum(&|s| s.0 * s.1), sum(&|s| s.1 * s.1));
+        let (ay, by) = (sum(&|s| s.0 * s.2), sum(&|s| s.1 * s.2));
+        let determinant = aa * bb - ab * ab;
+        let (alpha, beta) = ((ay * bb - by * ab) / determinant, (by * aa - ay * ab) / determinant);
+        // Nearly parallel columns would make the pair a matter of noise.
+        let sound = determinant > 1e-6 * aa * bb && alpha > 0.0 && beta >= 0.0;
+        if sane.len() > 1 && sound {
+            self.rates.step_scale = alpha;
+            self.rates.kernel_s = beta / alpha;
+        } else {
+            let ratio = sum(&|s| s.2 / (s.0 + s.1 * self.rates.kernel_s)) / sane.len() as f64;
+            if ratio.is_finite() && ratio > 0.0 {
+                self.rates.step_scale = ratio;
+            }
+        }
+    }
+}
+
 /// A machine to plan for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
@@ -235,6 +273,35 @@ mod tests {
         assert!((rates.busy_s(&op(791.5e12, 1.0)) - 1.0).abs() < 1e-3);
         assert!((rates.busy_s(&op(1.0, 4.272e12)) - 1.0).abs() < 1e-3);
         assert!((rates.busy_s(&op(791.5e12, 4.272e12)) - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn settling_finds_the_factor_and_the_time_per_kernel() {
+        let truth =
+            Rates { step_scale: 1.3, kernel_s: 8e-6, ..Machine::from(Gpu::find("4090").unwrap()).rates };
+        let work = |tokens: f64, kernels: f64| {
+            let mut work = Work::default();
+            work.gemm(OpClass::Gemm, 10.0, [tokens, 512.0, 512.0], [4.0, 4.0]);
+            work.traffic(OpClass::Elementwise, 1.0, tokens * 1e4, kernels);
+            work
+        };
+        let steps: Vec<(Work, f64)> = [(100.0, 500.0), (800.0, 300.0), (3000.0, 700.0)]
+            .into_iter()
+            .map(|(tokens, kernels)| work(tokens, kernels))
+            .map(|work| (work.clone(), truth.step_seconds(&work)))
+            .collect();
+        let off = Rates { step_scale: 1.0, kernel_s: 1e-6, ..truth };
+        let mut calibration =
+            Calibration { device: "x".into(), activation_bytes: 4.0, rates: off, memory_bytes: 1e9 };
+        calibration.settle(&steps);
+        assert!((calibration.rates.step_scale - 1.3).abs() < 1e-6, "{:?}", calibration.rates);
+        assert!((calibration.rates.kernel_s - 8e-6).abs() < 1e-11);
+        // One step fixes the factor alone.
+        calibration.rates = off;
+        calibration.settle(&steps[..1]);
+        assert!((calibration.rates.step_seconds(&steps[0].0) / steps[0].1 - 1.0).abs() < 0.05);
+        assert_eq!(calibration.rates.kernel_s, off.kernel_s);
+        calibration.settle(&[(Work::default(), f64::NAN)]);
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn no_run_ends_late_and_little_is_left_over() {
         cut.len(),
         guilty.len()
     );
-    for p in stalled.iter().chain(&cut).take(20) {
+    for p in stalled.iter().take(3).chain(cut.iter().take(3)) {
         println!("  excused: {}", p.describe());
     }
     for p in guilty.iter().take(20) {
