@@ -4,7 +4,7 @@
 //! *picture error*, the mean squared difference in [0, 1] after noising a picture to `strength` and denoising it
 //! again; and *velocity error*, the training loss at fixed noise levels and fixed noise.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
@@ -18,7 +18,7 @@ use tenggat_tensor::random::{Mt19937, Philox};
 /// Share of the captioned error in the total; the rest is the empty prompt's.
 const CAPTIONED: f64 = 0.25;
 /// Noise levels of the velocity error: the midpoints of so many equal parts of 0..1.
-const LEVELS: usize = 16;
+pub const LEVELS: usize = 16;
 /// Seed of the velocity error's noise.
 const VELOCITY_SEED: u64 = 42;
 
@@ -51,12 +51,6 @@ impl Error {
     pub fn total(self) -> f64 {
         CAPTIONED * self.captioned + (1.0 - CAPTIONED) * self.empty
     }
-
-    /// `weight` of this error and the rest of another.
-    pub fn mixed(self, weight: f64, other: Error) -> Error {
-        let mix = |a: f64, b: f64| weight * a + (1.0 - weight) * b;
-        Error { captioned: mix(self.captioned, other.captioned), empty: mix(self.empty, other.empty) }
-    }
 }
 
 /// How pictures are redrawn.
@@ -85,94 +79,88 @@ pub struct Judge<'a> {
     pub scheduler: &'a Scheduler,
 }
 
+/// Which prompt a measurement is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prompt {
+    /// Each picture's caption.
+    Caption,
+    /// The empty prompt.
+    Empty,
+}
+
+impl Prompt {
+    /// Both.
+    pub const ALL: [Prompt; 2] = [Prompt::Caption, Prompt::Empty];
+
+    fn of(self, held: &HeldOut) -> &TextBatch {
+        match self {
+            Prompt::Caption => &held.captions,
+            Prompt::Empty => &held.empty,
+        }
+    }
+}
+
 impl Judge<'_> {
-    /// Picture error, a mean over these seeds (0 if there are none), and the pictures redrawn from their captions
-    /// with the first of them, `[n, h, w, 3]`.
+    /// Noises the held-out pictures with one seed, denoises them, and compares: the mean squared difference in [0, 1],
+    /// and the pictures `[n, h, w, 3]`.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
-    pub fn picture_error(
+    pub fn redraw(
         &self,
         held: &HeldOut,
-        lora: Option<&Lora>,
-        redraw: Redraw,
-        seeds: Range<u64>,
-    ) -> Result<(Error, Option<Tensor>)> {
-        let mut error = Error { captioned: 0.0, empty: 0.0 };
-        let mut pictures = None;
-        let share = 1.0 / seeds.end.saturating_sub(seeds.start).max(1) as f64;
-        for seed in seeds {
-            let captioned = self.redraw(held, &held.captions, lora, redraw, seed)?;
-            error.captioned += share * squared_difference(&captioned, &held.pictures)?;
-            let empty = self.redraw(held, &held.empty, lora, redraw, seed)?;
-            error.empty += share * squared_difference(&empty, &held.pictures)?;
-            pictures.get_or_insert(captioned);
-        }
-        Ok((error, pictures))
-    }
-
-    fn redraw(
-        &self,
-        held: &HeldOut,
-        text: &TextBatch,
+        prompt: Prompt,
         lora: Option<&Lora>,
         redraw: Redraw,
         seed: u64,
-    ) -> Result<Tensor> {
+    ) -> Result<(f64, Tensor)> {
         let sigmas = self.scheduler.sigmas(redraw.steps, held.grid.0 * held.grid.1);
         let run = ((redraw.steps as f64 * redraw.strength) as usize).clamp(1, redraw.steps);
         let sigmas = &sigmas[redraw.steps - run..];
         let mut noise = vec![0.0f32; held.latents.len()];
         Mt19937::new(seed).randn(&mut noise);
         let (noisy, _) = mix(held, &noise, sigmas[0])?;
-        let conditioning = Conditioning { prompt: text, guidance: None };
+        let conditioning = Conditioning { prompt: prompt.of(held), guidance: None };
         let mut go_on = |_: usize, _: &Tensor| ControlFlow::Continue(());
         let latents = denoise(self.model, lora, noisy, sigmas, held.grid, conditioning, &mut go_on)?;
         let latents = latents.reshape(held.latents.shape())?;
-        let mut picture = self.vae.decode(&patchify::unpack(&latents, held.grid.0, held.grid.1)?)?;
-        vae::clamp(&mut picture)?;
-        Ok(picture)
+        let mut pictures = self.vae.decode(&patchify::unpack(&latents, held.grid.0, held.grid.1)?)?;
+        vae::clamp(&mut pictures)?;
+        Ok((squared_difference(&pictures, &held.pictures)?, pictures))
     }
 
-    /// Velocity error over 16 noise levels with one noise each.
+    /// Mean squared error of the velocity at noise level `level` of [`LEVELS`], with noise number `noise`.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
-    pub fn velocity_error(&self, held: &HeldOut, lora: Option<&Lora>) -> Result<Error> {
-        let captioned = self.velocity(held, &held.captions, lora)?;
-        Ok(Error { captioned, empty: self.velocity(held, &held.empty, lora)? })
-    }
-
-    fn velocity(&self, held: &HeldOut, text: &TextBatch, lora: Option<&Lora>) -> Result<f64> {
+    pub fn velocity(
+        &self,
+        held: &HeldOut,
+        prompt: Prompt,
+        lora: Option<&Lora>,
+        level: usize,
+        noise: u64,
+    ) -> Result<f64> {
+        let text = prompt.of(held);
         let positions = self.model.positions(held.grid, text.tokens)?;
         let n = text.lens.len();
-        let mut total = 0.0;
-        for level in 0..LEVELS {
-            let sigma = (level as f64 + 0.5) / LEVELS as f64;
-            let mut noise = vec![0.0f32; held.latents.len()];
-            Philox::new(VELOCITY_SEED).normal(level as u64, &mut noise);
-            let (noisy, target) = mix(held, &noise, sigma)?;
-            let sigmas = vec![sigma; n];
-            let inputs = Inputs {
-                latents: &noisy,
-                sigmas: &sigmas,
-                text: &text.embeds,
-                text_lens: &text.lens,
-                positions: &positions,
-            };
-            let pred = self.model.forward(inputs, lora)?;
-            let (mut losses, mut unused) = (pred.empty_like(&[n, 1])?, pred.empty_like(pred.shape())?);
-            let weights = vec![1.0; n];
-            mse::forward_backward(
-                pred.view(),
-                target.view(),
-                &weights,
-                losses.view_mut(),
-                unused.view_mut(),
-            )?;
-            total += losses.to_f64()?.iter().sum::<f64>() / n as f64;
-        }
-        Ok(total / LEVELS as f64)
+        let sigma = (level as f64 + 0.5) / LEVELS as f64;
+        let mut drawn = vec![0.0f32; held.latents.len()];
+        Philox::new(VELOCITY_SEED).normal(noise << 8 | level as u64, &mut drawn);
+        let (noisy, target) = mix(held, &drawn, sigma)?;
+        let sigmas = vec![sigma; n];
+        let inputs = Inputs {
+            latents: &noisy,
+            sigmas: &sigmas,
+            text: &text.embeds,
+            text_lens: &text.lens,
+            positions: &positions,
+        };
+        let pred = self.model.forward(inputs, lora)?;
+        let (mut losses, mut unused) = (pred.empty_like(&[n, 1])?, pred.empty_like(pred.shape())?);
+        let weights = vec![1.0; n];
+        mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), unused.view_mut())?;
+        Ok(losses.to_f64()?.iter().sum::<f64>() / n as f64)
     }
 }
 

@@ -22,7 +22,8 @@ pub fn mini() -> anyhow::Result<PathBuf> {
     }
     fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
     // Unpacked beside and renamed, so that a folder of this name is always whole.
-    let unpacked = tempfile::tempdir_in(&parent).with_context(|| format!("cannot write to {}", parent.display()))?;
+    let unpacked =
+        tempfile::tempdir_in(&parent).with_context(|| format!("cannot write to {}", parent.display()))?;
     for name in Mini::iter() {
         if let Some(file) = Mini::get(&name) {
             let path = unpacked.path().join(&*name);

@@ -47,7 +47,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
 /// `RUST_LOG` if set; else warnings, with `-v` information and with `-vv` everything.
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.parse().unwrap_or_default());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| level.parse().unwrap_or_default());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
 }

@@ -12,23 +12,22 @@ use tenggat_train::run::{Event, Scores, Step};
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows the events of one run.
-pub struct Progress<'a> {
-    clock: &'a dyn Clock,
+pub struct Progress {
     /// The deadline as a person reads it.
     deadline: Option<String>,
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
 }
 
-impl<'a> Progress<'a> {
+impl Progress {
     /// A display for a run on this clock.
-    pub fn new(clock: &'a dyn Clock, deadline_s: Option<f64>) -> Self {
+    pub fn new(clock: &dyn Clock, deadline_s: Option<f64>) -> Self {
         let deadline = deadline_s.map(|at_s| {
             let left = SignedDuration::from_secs_f64((at_s - clock.now_s()).min(1e9));
             let at = Timestamp::now().checked_add(left).unwrap_or(Timestamp::MAX);
             Zoned::new(at, TimeZone::system()).strftime("%H:%M:%S").to_string()
         });
-        Progress { clock, deadline, bar: None, last_line: None }
+        Progress { deadline, bar: None, last_line: None }
     }
 
     /// Shows one event.
@@ -69,7 +68,8 @@ impl<'a> Progress<'a> {
     fn start_bar(&mut self) {
         if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{bar:28} {pos}/{len}  {msg}");
-            self.bar = Some(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+            self.bar =
+                Some(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
         }
     }
 
@@ -111,11 +111,6 @@ impl<'a> Progress<'a> {
         let what = if scores.trained { "with the LoRA" } else { "bare model" };
         let (picture, velocity) = (scores.picture.total(), scores.velocity.total());
         self.say(&format!("{what:<14} held-out picture error {picture:.5}, velocity error {velocity:.5}"));
-    }
-
-    /// Seconds that the run has taken.
-    pub fn elapsed_s(&self) -> f64 {
-        self.clock.now_s()
     }
 }
 

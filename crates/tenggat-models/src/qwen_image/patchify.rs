@@ -18,7 +18,11 @@ pub fn pack(latents: &Tensor) -> Result<Tensor> {
     let [b, h, w, z] = match *latents.shape() {
         [b, h, w, z] if h % PATCH == 0 && w % PATCH == 0 => [b, h, w, z],
         ref other => {
-            let even: Vec<usize> = other.iter().map(|n| n.next_multiple_of(PATCH)).collect();
+            // Batch and channels stay as they are; height and width must be even.
+            let round = |(axis, n): (usize, &usize)| {
+                if axis == 1 || axis == 2 { n.next_multiple_of(PATCH) } else { *n }
+            };
+            let even: Vec<usize> = other.iter().enumerate().map(round).collect();
             return Err(TensorError::shape("pack", "latents [b, h, w, z]", &even, other).into());
         }
     };

@@ -85,7 +85,8 @@ impl Prepared {
     pub fn bucket_shares(&self) -> Vec<f64> {
         let all = self.batches.all();
         let share = |b: &(usize, usize)| {
-            let of_size = all.iter().filter(|batch| batch.first().is_some_and(|&i| size_of(&self.items[i]) == *b));
+            let of_size =
+                all.iter().filter(|batch| batch.first().is_some_and(|&i| size_of(&self.items[i]) == *b));
             of_size.count() as f64 / all.len().max(1) as f64
         };
         self.buckets.iter().map(share).collect()

@@ -70,7 +70,10 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
             return Ok(aside);
         }
     }
-    Err(Error::Job(format!("{} holds results of an earlier run; remove it or give another name", path.display())))
+    Err(Error::Job(format!(
+        "{} holds results of an earlier run; remove it or give another name",
+        path.display()
+    )))
 }
 
 #[cfg(test)]

@@ -14,7 +14,13 @@ use crate::score::HeldOut;
 
 /// Reads a folder of captioned pictures as the job's first data set would be read, without mirroring or dropout.
 /// All pictures must come out at one size.
-pub(super) fn load(folder: &Path, job: &Job, device: &Device, vae: &Vae, text: &PromptEncoder) -> Result<HeldOut> {
+pub(super) fn load(
+    folder: &Path,
+    job: &Job,
+    device: &Device,
+    vae: &Vae,
+    text: &PromptEncoder,
+) -> Result<HeldOut> {
     let Some(first_set) = job.datasets.first() else {
         return Err(Error::Job("the job has no data set".into()));
     };
@@ -36,7 +42,8 @@ pub(super) fn load(folder: &Path, job: &Job, device: &Device, vae: &Vae, text: &
         )));
     }
     let (pictures, each) = encode_pictures(device, vae, &refs)?;
-    let captions: Vec<&str> = items.iter().filter_map(|item| item.captions.first().map(String::as_str)).collect();
+    let captions: Vec<&str> =
+        items.iter().filter_map(|item| item.captions.first().map(String::as_str)).collect();
     let captions = text.encode_each(&captions)?;
     let empty = text.encode_each(&[""])?;
     let all = |texts: Vec<&Tensor>| TextBatch::new(&texts);

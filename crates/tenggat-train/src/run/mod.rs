@@ -7,6 +7,7 @@ mod folder;
 mod held_out;
 mod report;
 mod saving;
+mod scoring;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -15,10 +16,8 @@ use std::sync::atomic::AtomicBool;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
-use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, Schedule, Shape, Warmup,
-};
-use tenggat_tensor::{DType, Device, Tensor};
+use tenggat_plan::{BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, Schedule, Shape, Warmup};
+use tenggat_tensor::{DType, Device};
 
 pub use error::{Error, Result};
 pub use event::{Event, Scores, Step};
@@ -30,11 +29,12 @@ use crate::ema::Ema;
 use crate::job::{Job, LrScheduler, Optimiser};
 use crate::metrics::Metrics;
 use crate::optimiser::{AdamW, AdamWConfig};
-use crate::score::{self, HeldOut, Judge, Redraw};
+use crate::score::Judge;
 use crate::step::Trainer;
 use data::Prepared;
 use folder::RunFolder;
 use saving::Saver;
+use scoring::Scoring;
 use training::{State, Training};
 
 /// What a run is given besides its job.
@@ -71,10 +71,6 @@ pub struct Summary {
     pub after: Option<Scores>,
 }
 
-/// Share of the budget that the picture error may take each time; decides how many seeds it is a mean over.
-const SCORE_SHARE: f64 = 0.06;
-/// Most seeds of the picture error.
-const MAX_SEEDS: u64 = 4;
 /// Expected seconds of drawing the report's pictures.
 const REPORT_S: f64 = 0.6;
 /// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
@@ -130,16 +126,13 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     show(Event::Data { entries: data.items.len(), buckets: data.bucket_shares().len(), trainable });
 
     let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
-    let before = match &held {
-        Some(held) => Some(phases.time(Phase::ScoreBefore, show, |show| {
-            let began_s = clock.now_s();
-            let first = judge.picture_error(held, None, Redraw::default(), 0..1)?;
-            let seeds = seeds_that_fit(options.deadline_s, clock.now_s() - began_s);
-            let rest = judge.picture_error(held, None, Redraw::default(), 1..seeds)?;
-            finish_score(judge, held, None, [first, rest], seeds, show)
-        })?),
-        None => None,
-    };
+    let mut scoring = held.as_ref().map(|held| Scoring::new(judge, held, clock));
+    if let Some(scoring) = &mut scoring {
+        phases.time(Phase::ScoreBefore, show, |show| {
+            show(Event::Scored(scoring.before(options.deadline_s)?));
+            Ok(())
+        })?;
+    }
 
     let mut budget = budget(job, options, &data, trainable, &phases)?;
     let lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
@@ -175,33 +168,35 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
-    let mut after = None;
-    if let (Some(held), Some((before, _))) = (&held, &before) {
+    let mut compared = None;
+    if let Some(scoring) = &mut scoring {
         if budget.allows(Phase::ScoreAfter, clock.now_s()) {
             budget.phase_started(Phase::ScoreAfter, clock.now_s());
             show(Event::PhaseStarted(Phase::ScoreAfter));
-            let lora = Some(state.best());
-            let first = judge.picture_error(held, lora, Redraw::default(), 0..1)?;
-            let rest = judge.picture_error(held, lora, Redraw::default(), 1..before.seeds)?;
-            after = Some(finish_score(judge, held, lora, [first, rest], before.seeds, show)?);
+            compared = scoring.after(state.best(), &mut budget)?;
+            if let Some((_, trained)) = compared {
+                show(Event::Scored(trained));
+            }
             let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
             show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
-        } else {
-            show(Event::Warning("no time was left to score the result; it is saved".into()));
+        }
+        if compared.is_none() {
+            show(Event::Warning("no time was left to score the LoRA; it is saved".into()));
         }
     }
     if options.report && budget.allows(Phase::Report, clock.now_s()) {
         budget.phase_started(Phase::Report, clock.now_s());
-        let pictures = match (&held, &before, &after) {
-            (Some(held), Some((_, before)), Some((_, after))) => Some((&held.pictures, before, after)),
+        let pictures = match (&held, &scoring) {
+            (Some(held), Some(Scoring { redrawn: (Some(bare), Some(trained)), .. })) => {
+                Some([&held.pictures, bare, trained])
+            }
             _ => None,
         };
         report::write(job, &folder, &state.curve, pictures, show)?;
         budget.phase_finished(Phase::Report, clock.now_s());
     }
-    let done = steps.max(1) as f64;
-    let scores = |s: Option<(Scores, Tensor)>| s.map(|(scores, _)| scores);
-    Ok(Summary { lora, steps, step_s: trained_s / done, before: scores(before), after: scores(after) })
+    let (before, after) = compared.unzip();
+    Ok(Summary { lora, steps, step_s: trained_s / steps.max(1) as f64, before, after })
 }
 
 /// Times the phases before there is a budget.
@@ -225,30 +220,6 @@ impl Phases<'_> {
         show(Event::PhaseFinished { phase, seconds: now_s - began_s });
         Ok(result)
     }
-}
-
-/// Seeds of the picture error so that it takes no more than its share of the budget, one at least.
-fn seeds_that_fit(deadline_s: Option<f64>, one_s: f64) -> u64 {
-    let Some(deadline_s) = deadline_s else { return MAX_SEEDS };
-    ((deadline_s * SCORE_SHARE / one_s.max(1e-3)) as u64).clamp(1, MAX_SEEDS)
-}
-
-/// Adds the velocity error to the picture errors of the first seed and of the others.
-fn finish_score(
-    judge: Judge<'_>,
-    held: &HeldOut,
-    lora: Option<&tenggat_models::lora::Lora>,
-    [first, rest]: [(score::Error, Option<Tensor>); 2],
-    seeds: u64,
-    show: &mut dyn FnMut(Event),
-) -> Result<(Scores, Tensor)> {
-    let weight = 1.0 / seeds as f64;
-    let picture = first.0.mixed(weight, rest.0);
-    let velocity = judge.velocity_error(held, lora)?;
-    let scores = Scores { trained: lora.is_some(), picture, velocity, seeds };
-    show(Event::Scored(scores));
-    let pictures = first.1.ok_or_else(|| Error::Job("there are no held-out pictures".into()))?;
-    Ok((scores, pictures))
 }
 
 fn budget(
@@ -323,7 +294,11 @@ fn schedule(job: &Job, budgeted: bool) -> Schedule {
         }
         Some(LrScheduler::WarmupStableDecay) => {
             let default = Schedule::default();
-            Schedule { floor, warmup: if train.warmup_steps.is_some() { steps } else { default.warmup }, ..default }
+            Schedule {
+                floor,
+                warmup: if train.warmup_steps.is_some() { steps } else { default.warmup },
+                ..default
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use tenggat_tensor::Tensor;
 
+use super::Result;
 use super::event::Event;
 use super::folder::RunFolder;
-use super::Result;
 use crate::job::Job;
 use crate::report::Point;
 
@@ -13,7 +13,7 @@ pub(super) fn write(
     job: &Job,
     folder: &RunFolder,
     curve: &[Point],
-    pictures: Option<(&Tensor, &Tensor, &Tensor)>,
+    pictures: Option<[&Tensor; 3]>,
     show: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let _ = (job, folder, curve, pictures, show);

@@ -107,7 +107,9 @@ impl Training<'_> {
         };
         let first = self.first_batch(step);
         let batches = (first..first + train.gradient_accumulation.max(1) as u64)
-            .map(|number| self.data.draw(number, self.model, self.scheduler, (&draws, levels, train.noise_offset)))
+            .map(|number| {
+                self.data.draw(number, self.model, self.scheduler, (&draws, levels, train.noise_offset))
+            })
             .collect::<Result<Vec<_>>>()?;
         let outcome = state.trainer.step(&batches, lr)?;
         if let (Some(ema), true) = (&mut state.ema, outcome.updated) {
@@ -193,7 +195,8 @@ impl State<'_> {
             if self.unusable >= MAX_UNUSABLE {
                 return Err(Error::Diverged { step: step + 1, times: self.unusable, lr });
             }
-            let text = format!("step {}: the loss or a gradient is not a number; the update is skipped", step + 1);
+            let text =
+                format!("step {}: the loss or a gradient is not a number; the update is skipped", step + 1);
             show(Event::Warning(text));
             return Ok(());
         }

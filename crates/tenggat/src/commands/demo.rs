@@ -31,8 +31,7 @@ pub fn demo(args: &cli::Demo, clock: WallClock) -> anyhow::Result<()> {
     show_warnings(&warnings);
     job.train.lr = args.lr.unwrap_or(job.train.lr);
     job.network.rank = args.rank.unwrap_or(job.network.rank);
-    let summary =
-        run_job(&job, Some(&assets.join("demo-dataset/test")), &clock, Some(budget_s), true)?;
+    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &clock, Some(budget_s), true)?;
     println!();
     if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
         table(before, after);

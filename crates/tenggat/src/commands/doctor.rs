@@ -27,7 +27,9 @@ pub fn doctor() -> anyhow::Result<()> {
     row("cache", &format!("{} ({}{})", cache.display(), present(&cache), free(&cache)));
     let hub = tenggat_models::hub::Options::from_env().cache;
     row("model hub cache", &format!("{} ({})", hub.display(), present(&hub)));
-    for (name, secret) in [("HF_TOKEN", true), ("HF_HOME", false), ("HF_ENDPOINT", false), ("HF_HUB_OFFLINE", false)] {
+    for (name, secret) in
+        [("HF_TOKEN", true), ("HF_HOME", false), ("HF_ENDPOINT", false), ("HF_HUB_OFFLINE", false)]
+    {
         let value = match std::env::var(name) {
             Ok(_) if secret => "set".to_string(),
             Ok(value) => value,

@@ -85,7 +85,8 @@ fn load_lora(path: &Path, model: &Transformer, strength: f64) -> anyhow::Result<
 }
 
 fn parse_size(text: &str) -> anyhow::Result<(usize, usize)> {
-    let parsed = text.split_once('x').and_then(|(w, h)| Some((w.parse::<usize>().ok()?, h.parse::<usize>().ok()?)));
+    let parsed =
+        text.split_once('x').and_then(|(w, h)| Some((w.parse::<usize>().ok()?, h.parse::<usize>().ok()?)));
     match parsed {
         Some((w, h)) if w >= 16 && h >= 16 && w <= 8192 && h <= 8192 => Ok((w / 16 * 16, h / 16 * 16)),
         _ => bail!("--size {text}: expected WIDTHxHEIGHT with sides of 16 to 8192 pixels, such as 1024x768"),
