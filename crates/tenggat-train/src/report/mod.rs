@@ -1,8 +1,12 @@
 //! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]) and a sheet of pictures ([`sheet`]).
 
+mod axis;
 mod picture;
+pub mod plot;
+pub mod sheet;
+mod svg;
 
-pub use picture::save_picture;
+pub use picture::{Error, save_picture, save_rgb, to_rgb};
 
 /// Loss and learning rate of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
