@@ -79,7 +79,9 @@ pub use plan::{
     BucketShape, BucketTime, Plan, PlanError, PlanJob, PlanOptions, PlanTable, SampleJob, Storage,
     Surroundings,
 };
-pub use quantity::{ParseQuantityError, Span, format_duration, parse_duration_s};
+pub use quantity::{
+    ParseBytesError, ParseQuantityError, Span, format_duration, parse_bytes, parse_duration_s,
+};
 pub use reports::{Comparison, ComparisonTable, compare_with_reports};
 pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};
 pub use trainer::{Trainer, UnknownTrainer};

@@ -99,6 +99,34 @@ pub fn parse_duration_s(text: &str) -> Result<f64, ParseQuantityError> {
     }
 }
 
+/// A text that is no amount of memory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no amount of memory; write one such as 24GB, 22.5GiB or 800MB")]
+pub struct ParseBytesError(String);
+
+/// Units of memory with their bytes, in lower case.
+const MEMORY_UNITS: [(&str, f64); 6] = [
+    ("mb", 1e6),
+    ("gb", 1e9),
+    ("tb", 1e12),
+    ("mib", 1_048_576.0),
+    ("gib", 1_073_741_824.0),
+    ("tib", 1_099_511_627_776.0),
+];
+
+/// Bytes of an amount of memory such as `24GB` (10⁹), `22.5 GiB` (2³⁰) or `800MB`.
+///
+/// # Errors
+/// [`ParseBytesError`] for anything else, with what to write instead.
+pub fn parse_bytes(text: &str) -> Result<f64, ParseBytesError> {
+    let wrong = || ParseBytesError(text.trim().to_owned());
+    let (number, unit, tail) = split(text.trim());
+    let unit = unit.to_lowercase();
+    let factor = MEMORY_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?.1;
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor;
+    if tail.trim().is_empty() && (1e6..1e18).contains(&bytes) { Ok(bytes) } else { Err(wrong()) }
+}
+
 /// Splits off a leading number and the letters behind it.
 fn split(text: &str) -> (&str, &str, &str) {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -247,6 +275,18 @@ mod tests {
         assert!(said("1.2.3h").contains("1.2.3h"));
         assert!(said("٣h").contains("not understood"));
         assert!(said("1h∞").contains("not understood"));
+    }
+
+    #[test]
+    fn amounts_of_memory() {
+        for (text, bytes) in
+            [("24GB", 24e9), ("22.5 GiB", 22.5 * 1_073_741_824.0), ("800mb", 8e8), (" 1 TB ", 1e12)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "24", "GB", "24 kB", "-1GB", "0GB", "24GB 3", "1e3GB", "9999999TB"] {
+            assert!(parse_bytes(wrong).unwrap_err().to_string().contains("24GB"), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::Plan;
+use super::{BucketTime, Plan};
 use crate::budget::Phase;
 use crate::cost::MemoryPart;
 use crate::quantity::format_duration;
@@ -121,6 +121,12 @@ impl Plan {
         rows
     }
 
+    /// The bucket with the most pixels, if there is more than one bucket.
+    fn largest_of_several(&self) -> Option<&BucketTime> {
+        let pixels = |time: &&BucketTime| time.bucket.width_px.saturating_mul(time.bucket.height_px);
+        self.buckets.iter().max_by_key(pixels).filter(|_| self.buckets.len() > 1)
+    }
+
     /// One line: memory, and whether it fits.
     fn fit_cell(&self) -> String {
         if self.fit.fits {
@@ -152,6 +158,12 @@ impl fmt::Display for PlanTable<'_> {
         if priced {
             rows[0].insert(4, "price".to_owned());
         }
+        // Next to the mean over mixed shapes, the largest one says what the same job costs at full size.
+        let largest = self.0.first().and_then(Plan::largest_of_several).map(|time| time.bucket);
+        if let Some(bucket) = largest {
+            rows[0].insert(1, format!("at {}×{}", bucket.width_px, bucket.height_px));
+            rows[0][2] = "mean step".to_owned();
+        }
         for plan in self.0 {
             let name =
                 if several { format!("{} · {}", plan.machine, plan.trainer) } else { plan.machine.clone() };
@@ -166,6 +178,9 @@ impl fmt::Display for PlanTable<'_> {
             ];
             if priced {
                 row.insert(4, plan.price.map_or("–".into(), |price| format!("{price:.2}")));
+            }
+            if largest.is_some() {
+                row.insert(1, plan.largest_of_several().map_or("–".into(), |time| step_time(time.step_s)));
             }
             rows.push(row);
         }
