@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod atomic;
+pub mod cache;
 pub mod dataset;
 pub mod draws;
 pub mod ema;

@@ -228,4 +228,4 @@ fn shuffle<T>(list: &mut [T], random: Philox, stream: u64) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,7 +13,7 @@ pub(super) fn set(path: impl Into<PathBuf>) -> job::Dataset {
 }
 
 /// An item without a file.
-pub(super) fn item() -> Item {
+pub(crate) fn item() -> Item {
     Item {
         path: "a.png".into(),
         captions: vec!["a".into()],

@@ -25,7 +25,7 @@ pub(super) fn label(value: f64, ticks: &[f64]) -> String {
         _ => value.abs(),
     };
     let largest = ticks.iter().fold(0.0f64, |m, t| m.max(t.abs()));
-    if largest < 1e-2 || largest >= 1e6 {
+    if !(1e-2..1e6).contains(&largest) {
         let exponent = value.abs().log10().floor() as i32;
         let mantissa = value / 10f64.powi(exponent);
         let digits = (exponent - (step.log10() + 1e-9).floor() as i32).clamp(0, 3) as usize;
