@@ -3,8 +3,8 @@
 //! Reading goes text → variables replaced → tree with places → raw structs → keys checked against the tables →
 //! resolved job. Nothing past this module sees a raw value. Keys of ai-toolkit that are not supported are refused by
 //! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
-//! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`, `seed`,
-//! `threads`, `compat`.
+//! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
+//! `memory_limit`, `seed`, `threads`, `compat`.
 
 mod compat;
 mod de;

@@ -95,8 +95,8 @@ sections! {
     }
     /// `tenggat`: what ai-toolkit does not have.
     Tenggat {
-        budget: String, deadline: String, fill: bool, margin: String, seed: u64, compat: OneOrMany<String>,
-        threads: u64,
+        budget: String, deadline: String, fill: bool, margin: String, memory_limit: String, seed: u64,
+        compat: OneOrMany<String>, threads: u64,
     }
 }
 

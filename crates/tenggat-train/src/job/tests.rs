@@ -111,6 +111,82 @@ fn a_typical_job_is_read_without_a_warning() {
     assert!(job.sample.enabled && job.sample.first == FirstRound::AtStart);
 }
 
+/// What ai-toolkit's web page saves when only paths, the model and a prompt are filled in.
+const FROM_THE_PAGE: &str = r#"{"job": "extension", "config": {"name": "first", "process": [{
+    "type": "diffusion_trainer", "training_folder": "output", "sqlite_db_path": "./aitk_db.db", "device": "cuda",
+    "trigger_word": null, "performance_log_every": 10,
+    "network": {"type": "lora", "linear": 32, "linear_alpha": 32, "conv": 16, "conv_alpha": 16,
+        "lokr_full_rank": true, "lokr_factor": -1, "network_kwargs": {"ignore_if_contains": []}},
+    "save": {"dtype": "bf16", "save_every": 250, "max_step_saves_to_keep": 4, "save_format": "diffusers",
+        "push_to_hub": false},
+    "datasets": [{"folder_path": "/p", "mask_path": null, "mask_min_value": 0.1, "default_caption": "",
+        "caption_ext": "txt", "caption_dropout_rate": 0.05, "cache_latents_to_disk": false, "is_reg": false,
+        "network_weight": 1, "resolution": [512, 768, 1024], "controls": [], "shrink_video_to_frames": true,
+        "num_frames": 1, "flip_x": false, "flip_y": false, "num_repeats": 1, "do_i2v": true, "fps": 24}],
+    "train": {"batch_size": 1, "bypass_guidance_embedding": true, "steps": 3000, "gradient_accumulation": 1,
+        "train_unet": true, "train_text_encoder": false, "gradient_checkpointing": true,
+        "noise_scheduler": "flowmatch", "optimizer": "adamw8bit", "timestep_type": "weighted",
+        "content_or_style": "balanced", "optimizer_params": {"weight_decay": 0.0001}, "unload_text_encoder": false,
+        "cache_text_embeddings": false, "lr": 0.0001, "ema_config": {"use_ema": false, "ema_decay": 0.99},
+        "skip_first_sample": false, "force_first_sample": false, "disable_sampling": false, "dtype": "bf16",
+        "diff_output_preservation": false, "diff_output_preservation_multiplier": 1.0,
+        "diff_output_preservation_class": "person", "switch_boundary_every": 1, "loss_type": "mse"},
+    "logging": {"log_every": 1, "use_ui_logger": true},
+    "model": {"name_or_path": "Qwen/Qwen-Image-2512", "quantize": true, "qtype": "qfloat8", "quantize_te": true,
+        "qtype_te": "qfloat8", "arch": "qwen_image:2512", "low_vram": true, "model_kwargs": {}, "compile": false,
+        "layer_offloading": false},
+    "sample": {"sampler": "flowmatch", "sample_every": 250, "width": 1024, "height": 1024,
+        "samples": [{"prompt": "a pear"}], "neg": "", "seed": 42, "walk_seed": true, "guidance_scale": 4,
+        "sample_steps": 25, "num_frames": 1, "fps": 1}
+    }]}, "meta": {"name": "[name]", "version": "1.0"}}"#;
+
+#[test]
+fn a_job_of_the_web_page_is_read_without_a_warning() {
+    let (job, warnings) = parse(FROM_THE_PAGE).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!((job.train.timestep_type, job.network.rank), (TimestepType::Weighted, 32));
+    assert_eq!(job.train.optimiser.weight_decay, Some(1e-4));
+}
+
+/// Files cut short, or with a line or a value spoilt, are errors or jobs; nothing else.
+#[test]
+fn spoilt_files_never_panic() {
+    let lines: Vec<&str> = TYPICAL.lines().collect();
+    for i in 0..lines.len() {
+        let _ = parse(&lines[..i].join("\n"));
+        let without: Vec<&str> = [&lines[..i], &lines[i + 1..]].concat();
+        let _ = parse(&without.join("\n"));
+        let (key, _) = lines[i].split_once(':').unwrap_or((lines[i], ""));
+        for value in [
+            "",
+            "[]",
+            "{}",
+            "~",
+            "-1",
+            "1e400",
+            ".nan",
+            "99999999999999999999999",
+            "'é\\0'",
+            "*a",
+            "{a: [",
+            "${",
+        ] {
+            let mut spoilt = lines.clone();
+            let line = format!("{key}: {value}");
+            spoilt[i] = &line;
+            if let Err(error) = parse(&spoilt.join("\n")) {
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+    for (start, _) in TYPICAL.char_indices().step_by(7) {
+        let _ = parse(&TYPICAL[start..]);
+    }
+    for deep in ["[", "{a: ", "- ", "a:\n "] {
+        let _ = parse(&deep.repeat(20_000));
+    }
+}
+
 #[test]
 fn the_same_job_as_json_is_the_same_job() {
     let yaml = job(TYPICAL);
@@ -164,11 +240,14 @@ fn repeated_keys_are_warned_about_and_the_last_counts() {
 
 #[test]
 fn our_own_keys_and_compat_are_read() {
-    let own = "      tenggat: {budget: 1h30m, deadline: '2030-01-02T03:04:05Z', fill: true, margin: 2s, seed: 7, threads: 2}\n      network:";
+    let own = "      tenggat: {budget: 1h30m, deadline: '2030-01-02T03:04:05Z', fill: true, margin: 2s, memory_limit: 22GB, seed: 7, threads: 2}\n      network:";
     let job = job(&with("      network:", own).replace("---\n", "---\ncompat: [step-names, linear-ramp]\n"));
     assert_eq!((job.limits.budget_s, job.limits.margin_s, job.seed), (Some(5400.0), Some(2.0), 7));
     assert_eq!(job.limits.deadline.unwrap().to_string(), "2030-01-02T03:04:05Z");
     assert!(job.limits.fill && job.limits.threads == Some(2));
+    assert_eq!(job.limits.memory_bytes, Some(22e9));
+    let wrong = with("      network:", "      tenggat: {memory_limit: much}\n      network:");
+    assert!(parse(&wrong).unwrap_err().to_string().contains("24GB"));
     assert!(job.compat.step_names && job.compat.linear_ramp && !job.compat.caption_spaces);
 }
 

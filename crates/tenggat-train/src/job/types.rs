@@ -260,6 +260,8 @@ pub struct Limits {
     pub fill: bool,
     /// Seconds kept free before the end.
     pub margin_s: Option<f64>,
+    /// Device memory that may be used, bytes.
+    pub memory_bytes: Option<f64>,
     /// Threads to compute with.
     pub threads: Option<usize>,
 }

@@ -156,6 +156,13 @@ impl Resolver<'_> {
             deadline: self.deadline(own.deadline.as_deref())?,
             fill: own.fill.unwrap_or(false),
             margin_s: self.seconds(&format!("{PROCESS}.tenggat.margin"), own.margin.as_deref())?,
+            memory_bytes: match own.memory_limit.as_deref().map(tenggat_plan::parse_bytes) {
+                None => None,
+                Some(Ok(bytes)) => Some(bytes),
+                Some(Err(e)) => {
+                    return Err(self.wrong(&format!("{PROCESS}.tenggat.memory_limit"), e.to_string()));
+                }
+            },
             threads: match own.threads {
                 None => None,
                 some => Some(self.count(&format!("{PROCESS}.tenggat.threads"), some, 1)?),
@@ -235,14 +242,12 @@ impl Resolver<'_> {
         })
     }
 
-    fn save(&mut self, raw: raw::Save) -> Result<Save> {
+    fn save(&self, raw: raw::Save) -> Result<Save> {
         let at = |key: &str| format!("{PROCESS}.save.{key}");
-        match raw.save_format.as_deref().unwrap_or("safetensors") {
-            "safetensors" => {}
-            "diffusers" => {
-                self.warn(&at("save_format"), "a LoRA is always saved as safetensors, in ai-toolkit too")
-            }
-            other => {
+        // Upstream ignores the format of a LoRA, and its web page writes `diffusers`.
+        match raw.save_format.as_deref() {
+            None | Some("safetensors" | "diffusers") => {}
+            Some(other) => {
                 return Err(
                     self.wrong(&at("save_format"), format!("{other:?} is not known; expected safetensors"))
                 );
