@@ -13,6 +13,7 @@ pub mod job;
 pub mod lora_file;
 pub mod metrics;
 pub mod optimiser;
+pub mod planned;
 mod python_json;
 pub mod report;
 pub mod run;

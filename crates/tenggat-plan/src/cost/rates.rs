@@ -198,6 +198,44 @@ impl From<&Calibration> for Machine {
     }
 }
 
+/// Products of a processor thread with wide vector units, FLOP/s; attention and memory as shares of what goes with it.
+/// Assumed.
+const THREAD_FLOPS: f64 = 60e9;
+/// Memory bandwidth of a thread, bytes/s, and of a whole processor. Assumed.
+const THREAD_BYTES: f64 = 8e9;
+const PROCESSOR_BYTES: f64 = 100e9;
+
+impl Machine {
+    /// A processor that nothing was measured on: assumed rates per thread, 32-bit activations.
+    pub fn uncalibrated_cpu(name: &str, threads: usize, memory_bytes: f64) -> Self {
+        let flops = THREAD_FLOPS * threads as f64;
+        let bytes_per_s = (THREAD_BYTES * threads as f64).min(PROCESSOR_BYTES);
+        let rates = Rates {
+            gemm: Rate { per_s: flops, half: 16.0 },
+            gemm_fp8: None,
+            lora_gemm: Rate { per_s: flops, half: 16.0 },
+            lora_gemm_f32: Rate { per_s: flops, half: 16.0 },
+            attention_forward: Rate { per_s: 0.7 * flops, half: 64.0 },
+            attention_backward: Rate { per_s: 0.6 * flops, half: 64.0 },
+            elementwise_bytes_per_s: bytes_per_s,
+            optimiser_bytes_per_s: bytes_per_s,
+            operand_bytes_per_s: bytes_per_s,
+            host_bytes_per_s: bytes_per_s,
+            kernel_s: 5e-6,
+            step_s: STEP_S,
+            step_scale: 1.0,
+        };
+        Self {
+            name: name.to_owned(),
+            rates,
+            memory_bytes,
+            activation_bytes: 4.0,
+            shares_host_memory: true,
+            assumed: true,
+        }
+    }
+}
+
 impl Rates {
     /// FLOP/s and bytes/s for one operation.
     fn of(&self, op: &Op) -> (Rate, f64) {

@@ -98,6 +98,16 @@ impl Prepared {
         size.and_then(|s| self.buckets.iter().position(|b| *b == s)).unwrap_or(0)
     }
 
+    /// The picture size with the most pixels.
+    pub fn largest_size(&self) -> (usize, usize) {
+        self.buckets.iter().copied().max_by_key(|(width, height)| width * height).unwrap_or_default()
+    }
+
+    /// Tokens of the longest prompt.
+    pub fn longest_prompt(&self) -> usize {
+        self.prompts.values().map(|prompt| prompt.view().rows()).max().unwrap_or(0)
+    }
+
     /// Pixels of a picture size.
     pub fn bucket_size(&self, bucket: usize) -> (usize, usize) {
         self.buckets.get(bucket).copied().unwrap_or_default()

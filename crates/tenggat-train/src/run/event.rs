@@ -31,6 +31,13 @@ pub enum Event {
     },
     /// What is expected of the rest, after the first steps and whenever it changed much.
     Forecast(Forecast),
+    /// Somebody moved the deadline.
+    DeadlineMoved {
+        /// The new one, in seconds on the run's clock.
+        deadline_s: f64,
+        /// Seconds by which it is later, negative if earlier; `None` if there was none before.
+        by_s: Option<f64>,
+    },
     /// A step is done.
     Step(Step),
     /// A LoRA file was written.

@@ -1,10 +1,12 @@
 //! A run from job to LoRA: load → cache → score → train → save → score → report, one call each, in [`run`].
 
 mod data;
+pub mod deadline;
 mod error;
 mod event;
 mod folder;
 mod held_out;
+mod memory;
 mod report;
 mod saving;
 mod scoring;
@@ -32,6 +34,7 @@ use crate::optimiser::{AdamW, AdamWConfig};
 use crate::score::Judge;
 use crate::step::Trainer;
 use data::Prepared;
+use deadline::Requests;
 use folder::RunFolder;
 use saving::Saver;
 use scoring::Scoring;
@@ -91,6 +94,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     if let Some(aside) = aside {
         show(Event::Warning(format!("the results of an earlier run are now in {}", aside.display())));
     }
+    let requests = Requests::new(&job.folder);
     let config = folder.file("config.yaml");
     crate::atomic::write(&config, job.text.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
     let mut phases = Phases { clock, records: Vec::new() };
@@ -138,7 +142,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
     let ema = job.train.ema_decay.map(|decay| Ema::new(decay, &lora)).transpose()?;
     let optimiser = AdamW::new(optimiser, &lora)?;
-    let mut state = State::new(Trainer::new(&model, lora, optimiser, usize::MAX)?, ema);
+    let kept_blocks = memory::kept_blocks(job, &model, &data, show);
+    let mut state = State::new(Trainer::new(&model, lora, optimiser, kept_blocks)?, ema);
     let metrics = folder.file("metrics.jsonl");
     let metrics = Metrics::create(&metrics).map_err(|e| Error::file("write", &metrics, e))?;
     let mut training = Training {
@@ -149,6 +154,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         schedule: schedule(job, options.deadline_s.is_some()),
         saver: Saver::new(job),
         metrics,
+        requests,
         folder: &mut folder,
     };
     let train_began_s = clock.now_s();

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 
 use tenggat_models::qwen_image::Scheduler;
 use tenggat_models::qwen_image::transformer::Transformer;
-use tenggat_plan::{Budget, Clock, Decision, Position, Schedule};
+use tenggat_plan::{Budget, Clock, Decision, FinishReason, Position, Schedule};
 
 use super::data::Prepared;
+use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::{LAST, RunFolder};
 use super::saving::Saver;
@@ -26,6 +27,9 @@ const SMOOTHING: f64 = 0.02;
 /// Steps after which the first forecast is worth showing.
 const FIRST_FORECAST: u64 = 5;
 
+/// Progress of the schedule from which on its end is not missed.
+const WHOLE_COURSE: f64 = 0.95;
+
 /// What the loop works with.
 pub(super) struct Training<'a> {
     pub job: &'a Job,
@@ -36,6 +40,7 @@ pub(super) struct Training<'a> {
     pub folder: &'a mut RunFolder,
     pub saver: Saver<'a>,
     pub metrics: Metrics,
+    pub requests: Requests,
 }
 
 /// The trained state.
@@ -69,8 +74,12 @@ impl Training<'_> {
     ) -> Result<()> {
         while !options.stop.load(Ordering::Relaxed) {
             let bucket = self.data.bucket(self.first_batch(budget.steps_done()));
+            self.requests.answer(budget, options.clock.now_s(), show);
             match budget.decide(options.clock.now_s(), bucket) {
-                Decision::Finish(_) => break,
+                Decision::Finish(reason) => {
+                    self.tell_end(reason, budget, options.clock, show);
+                    break;
+                }
                 Decision::SaveLast => {
                     let path = self.folder.file(LAST);
                     self.save(&path, state, budget, options.clock, show)?;
@@ -89,6 +98,26 @@ impl Training<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the user should know about an end that was not planned, or that came before the first forecast.
+    fn tell_end(
+        &self,
+        reason: FinishReason,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) {
+        if budget.steps_done() < FIRST_FORECAST {
+            show(Event::Forecast(budget.forecast(clock.now_s())));
+        }
+        let progress = budget.progress();
+        if reason == FinishReason::OutOfTime && budget.steps_done() > 0 && progress < WHOLE_COURSE {
+            show(Event::Warning(format!(
+                "the machine became slower near the end: the learning rate went through {:.0} % of its course",
+                100.0 * progress
+            )));
+        }
     }
 
     fn first_batch(&self, step: u64) -> u64 {

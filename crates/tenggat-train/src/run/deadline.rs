@@ -1,0 +1,199 @@
+//! Moving the deadline of a run that is under way: a small file in its folder, which the loop looks for and answers.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use tenggat_plan::{Budget, format_duration, parse_duration_s};
+
+use super::event::Event;
+
+/// Name of the file that holds a request.
+pub const REQUEST: &str = "deadline.request";
+
+/// Seconds of the run's clock between two looks at the folder.
+const LOOK_EVERY_S: f64 = 1.0;
+
+/// What is asked of a deadline.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Move {
+    /// Later by so many seconds, or earlier if negative.
+    By(f64),
+    /// To this moment.
+    To(Timestamp),
+}
+
+/// A text that says no move.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` does not say where to move the deadline; write +30m for later, -10m for earlier, or a moment such as \
+     2026-12-01T18:00:00+07:00"
+)]
+pub struct ParseMoveError(String);
+
+impl FromStr for Move {
+    type Err = ParseMoveError;
+
+    fn from_str(text: &str) -> Result<Self, ParseMoveError> {
+        let text = text.trim();
+        let wrong = || ParseMoveError(text.to_owned());
+        let signed = [('+', 1.0), ('-', -1.0), ('−', -1.0)];
+        match signed.iter().find_map(|(sign, factor)| Some((text.strip_prefix(*sign)?, factor))) {
+            Some((duration, factor)) => {
+                parse_duration_s(duration).map(|s| Move::By(factor * s)).map_err(|_| wrong())
+            }
+            None => text.parse().map(Move::To).map_err(|_| wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Move::By(s) if *s < 0.0 => write!(f, "{} earlier", format_duration(-s)),
+            Move::By(s) => write!(f, "{} later", format_duration(*s)),
+            Move::To(moment) => write!(f, "to {moment}"),
+        }
+    }
+}
+
+/// Leaves a request in the folder of a run; [`is_pending`] tells when it was taken up.
+///
+/// # Errors
+/// One is pending already, or the file cannot be written.
+pub fn request(folder: &Path, asked: Move) -> io::Result<()> {
+    if is_pending(folder) {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    let text = match asked {
+        Move::By(s) => format!("{}{:.3}s\n", if s < 0.0 { '-' } else { '+' }, s.abs()),
+        Move::To(moment) => format!("{moment}\n"),
+    };
+    crate::atomic::write(&folder.join(REQUEST), text.as_bytes())
+}
+
+/// Whether a request waits to be taken up.
+pub fn is_pending(folder: &Path) -> bool {
+    folder.join(REQUEST).exists()
+}
+
+/// The loop's side: looks for requests about once a second.
+pub(super) struct Requests {
+    path: PathBuf,
+    looked_s: f64,
+}
+
+impl Requests {
+    /// For a run that starts: what an earlier run left unanswered in the folder is removed.
+    pub fn new(folder: &Path) -> Self {
+        let path = folder.join(REQUEST);
+        // Most often there is nothing to remove.
+        let _ = fs::remove_file(&path);
+        Requests { path, looked_s: 0.0 }
+    }
+
+    /// Answers a request if it is time to look and there is one: moves the deadline, removes the file, and tells.
+    pub fn answer(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
+        if now_s - self.looked_s < LOOK_EVERY_S {
+            return;
+        }
+        self.looked_s = now_s;
+        let Ok(text) = fs::read_to_string(&self.path) else { return };
+        // A request that stays would be answered again and again.
+        if let Err(e) = fs::remove_file(&self.path) {
+            show(Event::Warning(format!("{} is not followed: {e}", self.path.display())));
+            return;
+        }
+        let before_s = budget.deadline_s();
+        let deadline_s = match text.parse() {
+            Err(e) => return show(Event::Warning(format!("{REQUEST}: {e}"))),
+            Ok(Move::By(seconds)) => budget.extend(now_s, seconds),
+            Ok(Move::To(moment)) => {
+                let left_s = moment.duration_since(Timestamp::now()).as_secs_f64();
+                budget.set_deadline(now_s, now_s + left_s)
+            }
+        };
+        let Some(deadline_s) = deadline_s else {
+            let text = "the run has no deadline that could be moved; give a moment instead of a duration";
+            return show(Event::Warning(text.into()));
+        };
+        show(Event::DeadlineMoved { deadline_s, by_s: before_s.map(|before_s| deadline_s - before_s) });
+        show(Event::Forecast(budget.forecast(now_s)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenggat_plan::BudgetConfig;
+
+    fn budget(deadline_s: Option<f64>) -> Budget {
+        let steps = deadline_s.is_none().then_some(10);
+        Budget::new(BudgetConfig { deadline_s, steps, ..BudgetConfig::default() }).unwrap()
+    }
+
+    fn answers(requests: &mut Requests, budget: &mut Budget, now_s: f64) -> Vec<Event> {
+        let mut events = Vec::new();
+        requests.answer(budget, now_s, &mut |event| events.push(event));
+        events
+    }
+
+    #[test]
+    fn moves_are_read_as_people_write_them() {
+        assert_eq!("+30m".parse(), Ok(Move::By(1800.0)));
+        assert_eq!(" -1h30m ".parse(), Ok(Move::By(-5400.0)));
+        let moment = "2030-01-02T03:04:05Z";
+        assert_eq!(moment.parse(), Ok(Move::To(moment.parse().unwrap())));
+        for wrong in ["30m", "+30", "later", "", "+-3m"] {
+            assert!(wrong.parse::<Move>().unwrap_err().to_string().contains("+30m"), "{wrong}");
+        }
+        assert_eq!(Move::By(-90.0).to_string(), "1 min 30 s earlier");
+    }
+
+    #[test]
+    fn a_request_is_followed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut budget = budget(Some(100.0));
+        let mut requests = Requests::new(folder.path());
+        request(folder.path(), Move::By(50.0)).unwrap();
+        assert_eq!(request(folder.path(), Move::By(1.0)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert!(answers(&mut requests, &mut budget, 0.5).is_empty(), "not yet time to look");
+        let events = answers(&mut requests, &mut budget, 1.5);
+        assert!(matches!(
+            events[..],
+            [Event::DeadlineMoved { deadline_s: 150.0, by_s: Some(50.0) }, Event::Forecast(_)]
+        ));
+        assert!(!is_pending(folder.path()));
+        assert!(answers(&mut requests, &mut budget, 3.0).is_empty());
+        assert_eq!(budget.deadline_s(), Some(150.0));
+    }
+
+    #[test]
+    fn a_run_without_a_deadline_takes_a_moment_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut budget = budget(None);
+        let mut requests = Requests::new(folder.path());
+        request(folder.path(), Move::By(50.0)).unwrap();
+        assert!(matches!(answers(&mut requests, &mut budget, 2.0)[..], [Event::Warning(_)]));
+        let moment = Timestamp::now() + jiff::SignedDuration::from_secs(60);
+        request(folder.path(), Move::To(moment)).unwrap();
+        answers(&mut requests, &mut budget, 4.0);
+        let deadline_s = budget.deadline_s().unwrap();
+        assert!((60.0..64.5).contains(&deadline_s), "{deadline_s}");
+    }
+
+    #[test]
+    fn nonsense_and_leftovers_do_no_harm() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(REQUEST), "+1h").unwrap();
+        let (mut budget, mut requests) = (budget(Some(100.0)), Requests::new(folder.path()));
+        assert!(answers(&mut requests, &mut budget, 2.0).is_empty(), "left by an earlier run");
+        fs::write(folder.path().join(REQUEST), "soon").unwrap();
+        assert!(matches!(answers(&mut requests, &mut budget, 4.0)[..], [Event::Warning(_)]));
+        assert!(!is_pending(folder.path()));
+        assert_eq!(budget.deadline_s(), Some(100.0));
+    }
+}
