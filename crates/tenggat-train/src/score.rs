@@ -22,9 +22,13 @@ pub const LEVELS: usize = 16;
 /// Seed of the velocity error's noise.
 const VELOCITY_SEED: u64 = 42;
 
-/// Held-out pictures of one size.
+/// Some of the held-out pictures, all of one size.
 #[derive(Debug)]
 pub struct HeldOut {
+    /// Held-out pictures before these; the noise of each picture is the same however many are measured at once.
+    pub first: usize,
+    /// Captions as text.
+    pub labels: Vec<String>,
     /// `[n, h, w, 3]` in [-1, 1].
     pub pictures: Tensor,
     /// Packed latents, `[n, tokens, channels]`.
@@ -117,9 +121,10 @@ impl Judge<'_> {
         let sigmas = self.scheduler.sigmas(redraw.steps, held.grid.0 * held.grid.1);
         let run = ((redraw.steps as f64 * redraw.strength) as usize).clamp(1, redraw.steps);
         let sigmas = &sigmas[redraw.steps - run..];
-        let mut noise = vec![0.0f32; held.latents.len()];
+        let before = held.first * held.latents.len() / held.captions.lens.len().max(1);
+        let mut noise = vec![0.0f32; before + held.latents.len()];
         Mt19937::new(seed).randn(&mut noise);
-        let (noisy, _) = mix(held, &noise, sigmas[0])?;
+        let (noisy, _) = mix(held, &noise[before..], sigmas[0])?;
         let conditioning = Conditioning { prompt: prompt.of(held), guidance: None };
         let mut go_on = |_: usize, _: &Tensor| ControlFlow::Continue(());
         let latents = denoise(self.model, lora, noisy, sigmas, held.grid, conditioning, &mut go_on)?;
@@ -146,7 +151,7 @@ impl Judge<'_> {
         let n = text.lens.len();
         let sigma = (level as f64 + 0.5) / LEVELS as f64;
         let mut drawn = vec![0.0f32; held.latents.len()];
-        Philox::new(VELOCITY_SEED).normal(noise << 8 | level as u64, &mut drawn);
+        Philox::new(VELOCITY_SEED).normal(noise << 32 | (held.first as u64) << 8 | level as u64, &mut drawn);
         let (noisy, target) = mix(held, &drawn, sigma)?;
         let sigmas = vec![sigma; n];
         let inputs = Inputs {

@@ -30,6 +30,9 @@ pub enum Error {
     /// A LoRA file could not be read or written.
     #[error(transparent)]
     LoraFile(#[from] crate::lora_file::Error),
+    /// The pictures about the run could not be drawn or written.
+    #[error(transparent)]
+    Report(#[from] crate::report::Error),
     /// No run could keep this budget.
     #[error(transparent)]
     Budget(#[from] tenggat_plan::BudgetError),

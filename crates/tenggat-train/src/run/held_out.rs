@@ -12,15 +12,18 @@ use crate::dataset::{self, Item};
 use crate::job::Job;
 use crate::score::HeldOut;
 
-/// Reads a folder of captioned pictures as the job's first data set would be read, without mirroring or dropout.
-/// All pictures must come out at one size.
+/// Pictures measured at once: few, so that a measurement can stop at almost any moment of a budget.
+const AT_ONCE: usize = 2;
+
+/// Reads a folder of captioned pictures as the job's first data set would be read, without mirroring or dropout, in
+/// groups of one size.
 pub(super) fn load(
     folder: &Path,
     job: &Job,
     device: &Device,
     vae: &Vae,
     text: &PromptEncoder,
-) -> Result<HeldOut> {
+) -> Result<Vec<HeldOut>> {
     let Some(first_set) = job.datasets.first() else {
         return Err(Error::Job("the job has no data set".into()));
     };
@@ -32,28 +35,29 @@ pub(super) fn load(
     let (items, _) = dataset::load(&[set], job.compat, job.seed)?;
     let refs: Vec<&Item> = items.iter().collect();
     let size = |item: &Item| (item.crop.width, item.crop.height);
-    if let Some(odd) = items.iter().find(|item| size(item) != size(&items[0])) {
-        return Err(Error::Job(format!(
-            "held-out pictures must come out at one size, but {} is {:?} and {} is {:?} pixels",
-            items[0].path.display(),
-            size(&items[0]),
-            odd.path.display(),
-            size(odd)
-        )));
-    }
-    let (pictures, each) = encode_pictures(device, vae, &refs)?;
-    let captions: Vec<&str> =
-        items.iter().filter_map(|item| item.captions.first().map(String::as_str)).collect();
-    let captions = text.encode_each(&captions)?;
     let empty = text.encode_each(&[""])?;
-    let all = |texts: Vec<&Tensor>| TextBatch::new(&texts);
-    Ok(HeldOut {
-        latents: concatenate(&each)?,
-        pictures,
-        grid: grid_of(&items[0]),
-        captions: all(captions.iter().collect())?,
-        empty: all(empty.iter().cycle().take(items.len()).collect())?,
-    })
+    let mut groups = Vec::new();
+    let mut rest = &refs[..];
+    while let Some(&next) = rest.first() {
+        let n = rest.iter().take(AT_ONCE).take_while(|item| size(item) == size(next)).count();
+        let (some, after) = rest.split_at(n);
+        let (pictures, each) = encode_pictures(device, vae, some)?;
+        let captions: Vec<&str> =
+            some.iter().filter_map(|item| item.captions.first().map(String::as_str)).collect();
+        let labels = captions.iter().map(|c| c.to_string()).collect();
+        let captions = text.encode_each(&captions)?;
+        groups.push(HeldOut {
+            labels,
+            first: refs.len() - rest.len(),
+            latents: concatenate(&each)?,
+            pictures,
+            grid: grid_of(next),
+            captions: TextBatch::new(&captions.iter().collect::<Vec<_>>())?,
+            empty: TextBatch::new(&empty.iter().cycle().take(n).collect::<Vec<_>>())?,
+        });
+        rest = after;
+    }
+    Ok(groups)
 }
 
 /// `[tokens, channels]` each → `[n, tokens, channels]`.

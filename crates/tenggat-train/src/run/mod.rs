@@ -174,32 +174,29 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
-    let mut compared = None;
     if let Some(scoring) = &mut scoring {
         if budget.allows(Phase::ScoreAfter, clock.now_s()) {
             budget.phase_started(Phase::ScoreAfter, clock.now_s());
             show(Event::PhaseStarted(Phase::ScoreAfter));
-            compared = scoring.after(state.best(), &mut budget)?;
-            if let Some((_, trained)) = compared {
-                show(Event::Scored(trained));
-            }
+            scoring.after(state.best(), &mut budget)?;
             let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
             show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
-        }
-        if compared.is_none() {
-            show(Event::Warning("no time was left to score the LoRA; it is saved".into()));
         }
     }
     if options.report && budget.allows(Phase::Report, clock.now_s()) {
         budget.phase_started(Phase::Report, clock.now_s());
-        let pictures = match (&held, &scoring) {
-            (Some(held), Some(Scoring { redrawn: (Some(bare), Some(trained)), .. })) => {
-                Some([&held.pictures, bare, trained])
-            }
-            _ => None,
-        };
-        report::write(job, &folder, &state.curve, pictures, show)?;
+        let pictures = scoring.as_ref().map(Scoring::redrawn).unwrap_or_default();
+        report::write(job, &folder, &state.curve, &pictures, show)?;
         budget.phase_finished(Phase::Report, clock.now_s());
+    }
+    let mut compared = None;
+    if let Some(scoring) = &mut scoring {
+        scoring.fill(state.best(), &mut budget)?;
+        compared = scoring.compared();
+        match compared {
+            Some((_, trained)) => show(Event::Scored(trained)),
+            None => show(Event::Warning("no time was left to score the LoRA; it is saved".into())),
+        }
     }
     let (before, after) = compared.unzip();
     Ok(Summary { lora, steps, step_s: trained_s / steps.max(1) as f64, before, after })

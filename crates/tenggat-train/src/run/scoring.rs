@@ -1,8 +1,8 @@
 //! Held-out errors of the bare model and of the LoRA, measured in pairs, in parts small enough for any budget.
 //!
 //! The bare model is measured before training, which also tells how long it takes. Afterwards the LoRA is measured
-//! on the same noise, part by part while time allows; what is left then goes into more pairs of velocity errors. Only
-//! what was measured both ways counts.
+//! on the same pictures and noise, part by part while time allows; what is left at the very end goes into more pairs of
+//! velocity errors. Only what was measured both ways counts.
 
 use tenggat_models::lora::Lora;
 use tenggat_plan::{Budget, Clock};
@@ -15,178 +15,213 @@ use crate::score::{Error, HeldOut, Judge, LEVELS, Prompt, Redraw};
 /// Share of the budget that the picture errors may take each time; decides how many seeds there are.
 const SHARE: f64 = 0.06;
 /// Most seeds of the picture error.
-const MAX_SEEDS: usize = 4;
+const MAX_SEEDS: u64 = 4;
 /// Most noises of the velocity error at each level.
 const MAX_NOISES: u64 = 256;
+/// How much of the slowest part is remembered from one part to the next.
+const MEMORY: f64 = 0.9;
 
 /// Measurements of the bare model and, as far as they go, of the LoRA.
 pub(super) struct Scoring<'a> {
     judge: Judge<'a>,
-    held: &'a HeldOut,
+    held: &'a [HeldOut],
     clock: &'a dyn Clock,
+    seeds: u64,
     pictures: Vec<Pair>,
-    /// Sums by level.
-    velocities: [Sum; LEVELS],
-    /// Redrawn from their captions with the first seed: by the bare model, and with the LoRA.
-    pub redrawn: (Option<Tensor>, Option<Tensor>),
+    velocities: Vec<Pair>,
     slowest_redraw_s: f64,
     slowest_velocity_s: f64,
 }
 
-/// Errors on the same noise.
-#[derive(Clone, Copy)]
+/// One group of pictures with one noise, measured both ways.
 struct Pair {
+    group: usize,
+    /// Seed of the picture's noise, or noise level of a velocity.
+    seed: u64,
     bare: Error,
     trained: Option<Error>,
+    /// Redrawn from the captions by the bare model and with the LoRA; kept for the first seed alone.
+    redrawn: (Option<Tensor>, Option<Tensor>),
 }
 
-/// Velocity errors of one level: sums, and how many.
-#[derive(Clone, Copy)]
-struct Sum {
-    bare: Error,
-    trained: Error,
-    n: f64,
+/// A group of held-out pictures, redrawn by the bare model and with the LoRA.
+pub(super) struct Redrawn<'a> {
+    pub labels: &'a [String],
+    pub truth: &'a Tensor,
+    pub bare: &'a Tensor,
+    pub trained: &'a Tensor,
 }
-
-const ZERO: Error = Error { captioned: 0.0, empty: 0.0 };
 
 impl<'a> Scoring<'a> {
-    pub fn new(judge: Judge<'a>, held: &'a HeldOut, clock: &'a dyn Clock) -> Self {
-        let velocities = [Sum { bare: ZERO, trained: ZERO, n: 0.0 }; LEVELS];
+    pub fn new(judge: Judge<'a>, held: &'a [HeldOut], clock: &'a dyn Clock) -> Self {
         let (slowest_redraw_s, slowest_velocity_s) = (0.0, 0.0);
-        let (pictures, redrawn) = (Vec::new(), (None, None));
-        Scoring { judge, held, clock, pictures, velocities, redrawn, slowest_redraw_s, slowest_velocity_s }
+        let (pictures, velocities) = (Vec::new(), Vec::new());
+        Scoring { judge, held, clock, seeds: 0, pictures, velocities, slowest_redraw_s, slowest_velocity_s }
     }
 
     /// Measures the bare model: as many seeds as their share of the budget allows, one at least.
     pub fn before(&mut self, deadline_s: Option<f64>) -> Result<Scores> {
         let began_s = self.clock.now_s();
         let mut seeds = 1;
-        while self.pictures.len() < seeds {
-            let seed = self.pictures.len() as u64;
-            let bare = self.redraw_both(None, seed, &mut || true)?.unwrap_or(ZERO);
-            self.pictures.push(Pair { bare, trained: None });
-            if seed == 0 {
+        while self.seeds < seeds {
+            for group in 0..self.held.len() {
+                let (bare, redrawn) = self.redraw(group, None, self.seeds)?;
+                let redrawn = ((self.seeds == 0).then_some(redrawn), None);
+                self.pictures.push(Pair { group, seed: self.seeds, bare, trained: None, redrawn });
+            }
+            self.seeds += 1;
+            if self.seeds == 1 {
                 let one_s = (self.clock.now_s() - began_s).max(1e-3);
-                let fit = deadline_s.map_or(MAX_SEEDS, |s| (s * SHARE / one_s) as usize);
+                let fit = deadline_s.map_or(MAX_SEEDS, |s| (s * SHARE / one_s) as u64);
                 seeds = fit.clamp(1, MAX_SEEDS);
             }
         }
         for level in 0..LEVELS {
-            self.velocities[level].bare = self.velocity_both(None, level, 0)?;
+            for group in 0..self.held.len() {
+                let bare = self.velocity(group, None, level, 0)?;
+                let pair = Pair { group, seed: level as u64, bare, trained: None, redrawn: (None, None) };
+                self.velocities.push(pair);
+            }
         }
-        Ok(self.bare_scores())
+        let (picture, velocity) = (self.mean(&self.pictures, bare), self.mean(&self.velocities, bare));
+        Ok(Scores { trained: false, picture, velocity, seeds: self.seeds })
     }
 
-    /// Measures the LoRA on the same noise, then both on more noise, while the budget allows a further part.
-    /// `None` if there was no time for one whole comparison.
-    pub fn after(&mut self, lora: &Lora, budget: &mut Budget) -> Result<Option<(Scores, Scores)>> {
-        for level in 0..LEVELS {
-            if !budget.allows_part(self.clock.now_s(), self.slowest_velocity_s) {
+    /// Measures the LoRA on the same noise while the budget allows a further part.
+    pub fn after(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
+        for i in 0..self.pictures.len() {
+            // The velocities come after the first seed, the other seeds after the velocities.
+            if self.pictures[i].seed == 1 && self.velocities.iter().all(|v| v.trained.is_none()) {
+                self.velocities_after(lora, budget)?;
+            }
+            if !budget.allows_part(self.clock.now_s(), self.slowest_redraw_s) {
                 break;
             }
-            self.velocities[level].trained = self.velocity_both(Some(lora), level, 0)?;
-            self.velocities[level].n = 1.0;
+            let Pair { group, seed, .. } = self.pictures[i];
+            let (error, redrawn) = self.redraw(group, Some(lora), seed)?;
+            self.pictures[i].trained = Some(error);
+            self.pictures[i].redrawn.1 = (seed == 0).then_some(redrawn);
         }
-        for seed in 0..self.pictures.len() {
-            let (clock, slowest_s) = (self.clock, self.slowest_redraw_s);
-            let mut may = || budget.allows_part(clock.now_s(), slowest_s);
-            match self.redraw_both(Some(lora), seed as u64, &mut may)? {
-                Some(error) => self.pictures[seed].trained = Some(error),
-                None => break,
-            }
-        }
-        if budget.deadline_s().is_some() && self.velocities.iter().all(|v| v.n > 0.0) {
-            self.fill(lora, budget)?;
-        }
-        Ok(self.compared())
-    }
-
-    /// Spends what time is left on more noises for the velocity errors.
-    fn fill(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
-        for draw in LEVELS as u64..LEVELS as u64 * MAX_NOISES {
-            let (level, noise) = ((draw % LEVELS as u64) as usize, draw / LEVELS as u64);
-            if !budget.allows_part(self.clock.now_s(), 2.0 * self.slowest_velocity_s) {
-                break;
-            }
-            let bare = self.velocity_both(None, level, noise)?;
-            let trained = self.velocity_both(Some(lora), level, noise)?;
-            let sum = &mut self.velocities[level];
-            (sum.bare, sum.trained) = (plus(sum.bare, bare, 1.0), plus(sum.trained, trained, 1.0));
-            sum.n += 1.0;
+        if self.velocities.iter().all(|v| v.trained.is_none()) {
+            self.velocities_after(lora, budget)?;
         }
         Ok(())
     }
 
-    /// Errors with the captions and with the empty prompt; `None` if `may` forbids one of them.
-    fn redraw_both(
-        &mut self,
-        lora: Option<&Lora>,
-        seed: u64,
-        may: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Error>> {
-        let mut errors = [0.0; 2];
-        for (prompt, error) in Prompt::ALL.into_iter().zip(&mut errors) {
-            if !may() {
-                return Ok(None);
-            }
-            let began_s = self.clock.now_s();
-            let (value, pictures) = self.judge.redraw(self.held, prompt, lora, Redraw::default(), seed)?;
-            *error = value;
-            self.slowest_redraw_s = self.slowest_redraw_s.max(self.clock.now_s() - began_s);
-            let kept = if lora.is_some() { &mut self.redrawn.1 } else { &mut self.redrawn.0 };
-            if prompt == Prompt::Caption && kept.is_none() {
-                *kept = Some(pictures);
-            }
+    /// Scores of the bare model and of the LoRA on what was measured both ways. `None` if that is not even one
+    /// picture and one velocity.
+    pub fn compared(&self) -> Option<(Scores, Scores)> {
+        if [&self.pictures, &self.velocities].iter().any(|pairs| pairs.iter().all(|p| p.trained.is_none())) {
+            return None;
         }
-        Ok(Some(Error { captioned: errors[0], empty: errors[1] }))
+        let scores = |trained: bool| {
+            let of = if trained { with_lora } else { both };
+            let (picture, velocity) = (self.mean(&self.pictures, of), self.mean(&self.velocities, of));
+            let whole = self.pictures.iter().filter(|p| p.trained.is_some()).map(|p| p.seed + 1).max();
+            Scores { trained, picture, velocity, seeds: whole.unwrap_or(0) }
+        };
+        Some((scores(false), scores(true)))
     }
 
-    fn velocity_both(&mut self, lora: Option<&Lora>, level: usize, noise: u64) -> Result<Error> {
+    /// Pictures redrawn both ways with the first seed.
+    pub fn redrawn(&self) -> Vec<Redrawn<'_>> {
+        let both =
+            self.pictures.iter().filter_map(|p| Some((p, p.redrawn.0.as_ref()?, p.redrawn.1.as_ref()?)));
+        both.map(|(pair, bare, trained)| {
+            let held = &self.held[pair.group];
+            Redrawn { labels: &held.labels, truth: &held.pictures, bare, trained }
+        })
+        .collect()
+    }
+
+    fn velocities_after(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
+        for i in 0..self.velocities.len() {
+            if !budget.allows_part(self.clock.now_s(), self.slowest_velocity_s) {
+                break;
+            }
+            let Pair { group, seed, .. } = self.velocities[i];
+            self.velocities[i].trained = Some(self.velocity(group, Some(lora), seed as usize, 0)?);
+        }
+        Ok(())
+    }
+
+    /// Spends what time is left on more noises for the velocity errors.
+    pub fn fill(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
+        if budget.deadline_s().is_none() || self.velocities.iter().any(|v| v.trained.is_none()) {
+            return Ok(());
+        }
+        for noise in 1..MAX_NOISES {
+            for level in 0..LEVELS {
+                for group in 0..self.held.len() {
+                    let mut may = |s: &Self| budget.allows_part(s.clock.now_s(), s.slowest_velocity_s);
+                    if !may(self) {
+                        return Ok(());
+                    }
+                    let bare = self.velocity(group, None, level, noise)?;
+                    if !may(self) {
+                        return Ok(());
+                    }
+                    let trained = Some(self.velocity(group, Some(lora), level, noise)?);
+                    let (seed, redrawn) = (level as u64, (None, None));
+                    self.velocities.push(Pair { group, seed, bare, trained, redrawn });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Errors of one group with the captions and with the empty prompt, and the pictures from the captions.
+    fn redraw(&mut self, group: usize, lora: Option<&Lora>, seed: u64) -> Result<(Error, Tensor)> {
         let began_s = self.clock.now_s();
-        let captioned = self.judge.velocity(self.held, Prompt::Caption, lora, level, noise)?;
-        let empty = self.judge.velocity(self.held, Prompt::Empty, lora, level, noise)?;
-        self.slowest_velocity_s = self.slowest_velocity_s.max(self.clock.now_s() - began_s);
+        let held = &self.held[group];
+        let (captioned, pictures) =
+            self.judge.redraw(held, Prompt::Caption, lora, Redraw::default(), seed)?;
+        let (empty, _) = self.judge.redraw(held, Prompt::Empty, lora, Redraw::default(), seed)?;
+        self.slowest_redraw_s = (MEMORY * self.slowest_redraw_s).max(self.clock.now_s() - began_s);
+        Ok((Error { captioned, empty }, pictures))
+    }
+
+    fn velocity(&mut self, group: usize, lora: Option<&Lora>, level: usize, noise: u64) -> Result<Error> {
+        let began_s = self.clock.now_s();
+        let held = &self.held[group];
+        let captioned = self.judge.velocity(held, Prompt::Caption, lora, level, noise)?;
+        let empty = self.judge.velocity(held, Prompt::Empty, lora, level, noise)?;
+        self.slowest_velocity_s = (MEMORY * self.slowest_velocity_s).max(self.clock.now_s() - began_s);
         Ok(Error { captioned, empty })
     }
 
-    fn bare_scores(&self) -> Scores {
-        let picture = mean(self.pictures.iter().map(|p| p.bare));
-        let velocity = mean(self.velocities.iter().map(|v| v.bare));
-        Scores { trained: false, picture, velocity, seeds: self.pictures.len() as u64 }
-    }
-
-    fn compared(&self) -> Option<(Scores, Scores)> {
-        let pairs: Vec<(Error, Error)> =
-            self.pictures.iter().filter_map(|p| p.trained.map(|trained| (p.bare, trained))).collect();
-        let levels: Vec<&Sum> = self.velocities.iter().filter(|v| v.n > 0.0).collect();
-        if pairs.is_empty() || levels.len() < LEVELS {
-            return None;
+    /// Mean over pictures of what `of` picks from each pair: over the pairs of one group and level first, so that a
+    /// level with more noises weighs no more than the others.
+    fn mean(&self, pairs: &[Pair], of: fn(&Pair) -> Option<Error>) -> Error {
+        let mut cells = std::collections::BTreeMap::new();
+        for (pair, error) in pairs.iter().filter_map(|p| Some((p, of(p)?))) {
+            let cell: &mut (Error, f64) = cells.entry((pair.seed, pair.group)).or_insert((ZERO, 0.0));
+            *cell = (plus(cell.0, error, 1.0), cell.1 + 1.0);
         }
-        let seeds = pairs.len() as u64;
-        let velocity = |of: fn(&Sum) -> Error| mean(levels.iter().map(|v| plus(ZERO, of(v), 1.0 / v.n)));
-        let bare = Scores {
-            trained: false,
-            picture: mean(pairs.iter().map(|p| p.0)),
-            velocity: velocity(|v| v.bare),
-            seeds,
-        };
-        let trained = Scores {
-            trained: true,
-            picture: mean(pairs.iter().map(|p| p.1)),
-            velocity: velocity(|v| v.trained),
-            seeds,
-        };
-        Some((bare, trained))
+        let weight = |group: usize| self.held[group].captions.lens.len() as f64;
+        let total: f64 = cells.keys().map(|&(_, group)| weight(group)).sum();
+        cells
+            .iter()
+            .fold(ZERO, |sum, (&(_, group), &(error, n))| plus(sum, error, weight(group) / (n * total)))
     }
+}
+
+const ZERO: Error = Error { captioned: 0.0, empty: 0.0 };
+
+fn bare(pair: &Pair) -> Option<Error> {
+    Some(pair.bare)
+}
+
+/// The bare model's error where there is the LoRA's too.
+fn both(pair: &Pair) -> Option<Error> {
+    pair.trained.map(|_| pair.bare)
+}
+
+fn with_lora(pair: &Pair) -> Option<Error> {
+    pair.trained
 }
 
 /// `a + weight · b`.
 fn plus(a: Error, b: Error, weight: f64) -> Error {
     Error { captioned: a.captioned + weight * b.captioned, empty: a.empty + weight * b.empty }
-}
-
-fn mean(errors: impl ExactSizeIterator<Item = Error>) -> Error {
-    let share = 1.0 / errors.len().max(1) as f64;
-    errors.fold(ZERO, |sum, e| plus(sum, e, share))
 }

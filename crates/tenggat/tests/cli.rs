@@ -1,0 +1,178 @@
+//! The program from outside: real processes, real files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn tenggat() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tenggat"))
+}
+
+fn pictures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset/train")
+}
+
+/// A job on the mini model in `folder`; `steps` as YAML, for example `steps: 200`.
+fn job(folder: &Path, steps: &str) -> PathBuf {
+    let (out, data) = (folder.display(), pictures());
+    let text = format!(
+        "job: extension
+config:
+  name: fox
+  process:
+    - type: sd_trainer
+      training_folder: {out}
+      training_seed: 5
+      network: {{type: lora, linear: 4, linear_alpha: 4}}
+      save: {{dtype: bf16, save_every: 100, max_step_saves_to_keep: 1}}
+      datasets:
+        - {{folder_path: '{}', resolution: 128, caption_dropout_rate: 0.5}}
+      train: {{batch_size: 1, lr: 1e-3, optimizer: adamw, timestep_type: sigmoid, {steps}}}
+      model: {{name_or_path: mini, arch: qwen_image}}
+",
+        data.display()
+    );
+    let path = folder.join("job.yaml");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_seed_gives_the_same_bytes_with_one_thread_and_with_two() {
+    let run = |threads: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let job = job(folder.path(), "steps: 200");
+        let output = tenggat().args(["train", "--threads", threads]).arg(&job).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let results = folder.path().join("fox");
+        assert!(results.join("fox_000000200.safetensors").is_file(), "the newest numbered file is kept");
+        assert!(!results.join("fox_000000100.safetensors").exists(), "older ones are not");
+        assert!(results.join("config.yaml").is_file() && results.join("loss.png").is_file());
+        let log = fs::read_to_string(results.join("metrics.jsonl")).unwrap();
+        assert_eq!(log.lines().count(), 200);
+        let (finished, last) = (results.join("fox.safetensors"), results.join("last.safetensors"));
+        assert_eq!(fs::read(&finished).unwrap(), fs::read(last).unwrap());
+        fs::read(finished).unwrap()
+    };
+    let one = run("1");
+    assert!(one.len() > 100_000);
+    assert!(one == run("2"), "the LoRA depends on the number of threads");
+}
+
+#[test]
+fn results_of_an_earlier_run_survive() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path(), "steps: 2");
+    for _ in 0..2 {
+        let output = tenggat().arg("train").arg(&job).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    for name in ["fox", "fox.old-1"] {
+        assert!(folder.path().join(name).join("fox.safetensors").is_file(), "{name}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_exits_with_zero() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path(), "steps: 1000000");
+    let mut child = tenggat().arg("train").arg(&job).stdout(Stdio::piped()).spawn().unwrap();
+    let log = folder.path().join("fox/metrics.jsonl");
+    let steps = || fs::read_to_string(&log).map_or(0, |s| s.lines().count());
+    let began = std::time::Instant::now();
+    while steps() < 3 {
+        assert!(began.elapsed().as_secs() < 120 && child.try_wait().unwrap().is_none(), "no step was made");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert!(child.wait().unwrap().success());
+    let lora = fs::read(folder.path().join("fox/fox.safetensors")).unwrap();
+    assert!(safetensors::SafeTensors::deserialize(&lora).unwrap().len() >= 28);
+}
+
+#[test]
+fn a_budget_ends_the_run_with_a_whole_lora() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = tenggat()
+        .args(["demo", "--budget", "15s", "--out"])
+        .arg(folder.path().join("demo"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let lora = fs::read(folder.path().join("demo/demo.safetensors")).unwrap();
+    let lora = safetensors::SafeTensors::deserialize(&lora).unwrap();
+    // 6 blocks, 14 modules each, A and B.
+    assert_eq!(lora.len(), 6 * 14 * 2);
+    assert!(lora.names().iter().all(|n| n.starts_with("diffusion_model.transformer_blocks.")));
+}
+
+#[test]
+fn samples_are_reproducible_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let draw = |name: &str| {
+        let path = folder.path().join(name);
+        let output = tenggat()
+            .args(["sample", "--model", "mini", "--prompt", "red apple, noto style", "--size", "64x96"])
+            .args(["--steps", "2", "--guidance", "2", "--out"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        fs::read(path).unwrap()
+    };
+    let first = draw("a.png");
+    assert!(first.starts_with(b"\x89PNG") && first == draw("b.png"));
+}
+
+/// Runs and returns what was said; the exit code must be `code`.
+fn fails(arguments: &[&str], code: i32) -> String {
+    let output = tenggat().args(arguments).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn mistakes_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let said = fails(&["train", &path("no.yaml")], 1);
+    assert!(said.contains("no.yaml"), "{said}");
+
+    let good = job(folder.path(), "steps: 2");
+    let text = fs::read_to_string(&good).unwrap();
+    let broken = |name: &str, from: &str, to: &str| {
+        assert!(text.contains(from));
+        fs::write(folder.path().join(name), text.replace(from, to)).unwrap();
+        path(name)
+    };
+    let said = fails(&["train", &broken("lr.yaml", "lr: 1e-3", "lr: fast")], 1);
+    assert!(said.contains("lr.yaml:13:") && said.contains("fast"), "{said}");
+    let said = fails(&["train", &broken("steps.yaml", ", steps: 2", "")], 1);
+    assert!(said.contains("steps"), "{said}");
+    let said = fails(&["train", &broken("model.yaml", "name_or_path: mini", "name_or_path: no/such-model")], 1);
+    assert!(said.contains("no/such-model"), "{said}");
+    let data = pictures().display().to_string();
+    let said = fails(&["train", &broken("data.yaml", &data, "/nowhere")], 1);
+    assert!(said.contains("/nowhere"), "{said}");
+
+    let good = good.display().to_string();
+    assert!(fails(&["train", &good, "--budget", "soon"], 1).contains("soon"));
+    assert!(fails(&["train", &good, "--deadline", "2020-01-01T00:00:00Z"], 1).contains("has passed"));
+    assert!(fails(&["sample", "--model", "mini", "--prompt", "x", "--size", "big"], 1).contains("--size big"));
+    assert!(fails(&["train"], 2).contains("Usage"));
+}
+
+#[test]
+fn help_doctor_and_completions_answer() {
+    for arguments in [&["--help"][..], &["train", "--help"], &["doctor"], &["completions", "bash"]] {
+        let output = tenggat().args(arguments).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() > 200, "{arguments:?}: {}", text(&output));
+    }
+    assert!(text(&tenggat().arg("--help").output().unwrap()).contains("Exit codes"));
+}
