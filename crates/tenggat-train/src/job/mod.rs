@@ -82,6 +82,7 @@ impl Job {
             key: misfit.path,
             message: misfit.message,
         })?;
+        Resolver { source: &source, tree: &tree, warnings: &mut warnings }.architecture(&file)?;
         check_rules(&source, &tree, "", &mut warnings)?;
         for stray in findings.strays.iter().filter(|s| rule(&s.path).is_none()) {
             warnings.push(unknown(&source, stray));

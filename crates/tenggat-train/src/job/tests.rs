@@ -270,6 +270,12 @@ fn values_that_make_no_sense_are_named() {
         ("name: \"pears\"", "name: ../pears", "no slash"),
         ("type: \"lora\"", "type: lokr", "`config.process[0].network.type` is not supported"),
         ("arch: \"qwen_image:2512\"", "arch: flux", "train `arch: qwen_image`"),
+        ("arch: \"qwen_image:2512\"", "is_flux: true\n        arch: flux", "train `arch: qwen_image`"),
+        (
+            "      network:",
+            "      tenggat: {budget: soon}\n      network:",
+            "`config.process[0].tenggat.budget`",
+        ),
         ("qtype: \"uint3|", "qtype: \"uint3|a|", "more than one `|`"),
         ("job: extension", "job: train", "write `job: extension`"),
         ("        - folder_path: \"${DATA}/pears\"\n", "        - num_repeats: 2\n", "no `folder_path`"),

@@ -94,11 +94,21 @@ impl Resolver<'_> {
     }
 
     fn seconds(&self, path: &str, text: Option<&str>) -> Result<Option<f64>> {
-        let Some(text) = text else { return Ok(None) };
-        let duration: jiff::SignedDuration = text.parse().map_err(|_| {
-            self.wrong(path, format!("{text:?} is no duration; expected one such as 90s, 45m or 1h30m"))
-        })?;
-        Ok(Some(self.within(path, duration.as_secs_f64(), 0.0, f64::INFINITY)?))
+        text.map(tenggat_plan::parse_duration_s).transpose().map_err(|e| self.wrong(path, e.to_string()))
+    }
+
+    /// Refuses other architectures; done first, for their jobs have keys that Qwen-Image's have not.
+    pub(super) fn architecture(&self, file: &raw::File) -> Result<()> {
+        let processes = file.config.as_ref().and_then(|c| c.process.as_ref());
+        let model = processes.and_then(|p| p.first()?.model.as_ref());
+        // `qwen_image:2512` is the same architecture; the tag is the user's note.
+        match model.and_then(|m| m.arch.as_deref()).map(|a| a.split(':').next().unwrap_or(a)) {
+            None | Some(ARCH) => Ok(()),
+            Some(other) => {
+                let why = format!("the architecture `{other}` is not done");
+                Err(self.refused(&format!("{PROCESS}.model.arch"), &why, "train `arch: qwen_image`"))
+            }
+        }
     }
 
     /// The whole job.
@@ -273,14 +283,8 @@ impl Resolver<'_> {
                 "name a folder, or a model such as Qwen/Qwen-Image",
             )
         })?;
-        // `qwen_image:2512` is the same architecture; the tag is the user's note.
-        match raw.arch.as_deref().map(|a| a.split(':').next().unwrap_or(a)) {
-            Some(ARCH) => {}
-            Some(other) => {
-                let why = format!("the architecture `{other}` is not done");
-                return Err(self.refused(&at("arch"), &why, "train `arch: qwen_image`"));
-            }
-            None => return Err(self.missing("config.process[0].model.arch", "write `arch: qwen_image`")),
+        if raw.arch.is_none() {
+            return Err(self.missing("config.process[0].model.arch", "write `arch: qwen_image`"));
         }
         let qtype = raw.qtype.as_deref().unwrap_or("qfloat8");
         let mut parts = qtype.split('|').map(str::trim);
