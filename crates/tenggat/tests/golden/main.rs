@@ -4,6 +4,7 @@
 //! from the files, so that any set made by the same generator runs unchanged.
 
 mod fixture;
+mod lora_file;
 mod sampling;
 mod schedule;
 mod steps;

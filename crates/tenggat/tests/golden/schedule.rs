@@ -3,7 +3,7 @@
 use tenggat_models::qwen_image::Scheduler;
 use tenggat_train::timesteps;
 
-use crate::fixture::{Golden, assert_close, folder};
+use crate::fixture::{Golden, assert_close, folder, skip};
 
 fn scheduler() -> Scheduler {
     Scheduler::load(&folder().join("qwen_image/scheduler")).expect("scheduler")
@@ -31,6 +31,12 @@ fn schedules_for_every_size_and_step_count() {
         let (size, steps) = case.split_once('.').expect("SIZE.STEPS");
         let (tokens, steps) = (image_tokens(size), steps.parse().expect("steps"));
         let get = |what: &str| golden.f64(&format!("schedule.{case}.{what}"));
+        if steps == 1 {
+            // The reference stretches 1 − σ of the last step to `shift_terminal`, and for σ = 1 divides zero by zero.
+            assert!(get("sigmas")[0].is_nan(), "{case} sigmas");
+            assert_eq!(scheduler.sigmas(1, tokens), [1.0, 0.0], "{case} sigmas");
+            continue;
+        }
         assert_close(&format!("{case} sigmas"), &scheduler.sigmas(steps, tokens), &get("sigmas"), 1e-6);
         assert_close(
             &format!("{case} timesteps"),
@@ -61,6 +67,9 @@ fn schedules_of_the_sampling_runs() {
 #[test]
 fn training_tables() {
     let (golden, scheduler) = (Golden::open("sampling.safetensors"), scheduler());
+    if !golden.contains("train.timesteps.linear") && std::env::var_os("TENGGAT_GOLDEN").is_some() {
+        return skip("the set was made without the ai-toolkit");
+    }
     for name in golden.names() {
         let Some(size) = name.strip_prefix("train.timesteps.shift.") else { continue };
         // The reference counts a quarter of the latent pixels, half patches included.

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
 
-use crate::fixture::folder;
+use crate::fixture::{folder, skip};
 
 fn expect_ids(reference: &str, tokenizer: &Path) {
     let path = folder().join(reference);
@@ -49,13 +49,6 @@ fn ids_of_the_published_vocabulary() {
         Some(_) if !folder().join(REFERENCE).is_file() => skip("the set has no tokenizer_real_ids.json"),
         Some(published) => expect_ids(REFERENCE, Path::new(&published)),
     }
-}
-
-/// Straight to the terminal: the harness swallows the output of a test that passes.
-fn skip(reason: &str) {
-    use std::io::Write as _;
-    let line = format!("skipped: ids of the published vocabulary; {reason}\n");
-    std::io::stderr().write_all(line.as_bytes()).expect("standard error");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod config;
 mod linear;
 mod load;
 mod rope;
+mod sinusoid;
 mod stream;
 
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm, silu};
@@ -22,9 +23,6 @@ use crate::{Error, Result};
 
 /// Added to the mean square of the text norm.
 const TEXT_NORM_EPS: f64 = 1e-6;
-/// The sinusoid's slowest wave, and the factor from σ to timesteps.
-const MAX_PERIOD: f64 = 10_000.0;
-const TIMESTEPS: f64 = 1000.0;
 
 /// The frozen model.
 #[derive(Debug)]
@@ -312,18 +310,9 @@ impl Transformer {
         })
     }
 
-    /// `Timesteps(256, flip_sin_to_cos, scale 1000)` and `TimestepEmbedding` of diffusers `embeddings.py`: cosines
-    /// then sines of `1000·σ·10000^(−i/128)`, linear, SiLU, linear. `[b, c]`.
+    /// `TimestepEmbedding` of diffusers `embeddings.py`: sinusoid, linear, SiLU, linear. `[b, c]`.
     fn timestep_embedding(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let half = config::SINUSOID / 2;
-        let angle =
-            |sigma: f64, i: usize| TIMESTEPS * sigma * (-MAX_PERIOD.ln() * i as f64 / half as f64).exp();
-        let values: Vec<f64> = sigmas
-            .iter()
-            .flat_map(|&s| {
-                (0..half).map(move |i| angle(s, i).cos()).chain((0..half).map(move |i| angle(s, i).sin()))
-            })
-            .collect();
+        let values = sinusoid::of(sigmas, self.precision.compute);
         let shape = [sigmas.len(), config::SINUSOID];
         let sinusoid = Tensor::from_f64(&self.device, self.precision.compute, &values, &shape)?;
         show("time_proj", &sinusoid);
