@@ -13,6 +13,8 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows the events of one run.
 pub struct Progress {
+    /// When the run's clock read zero.
+    started: Timestamp,
     /// The deadline as a person reads it.
     deadline: Option<String>,
     bar: Option<ProgressBar>,
@@ -22,12 +24,9 @@ pub struct Progress {
 impl Progress {
     /// A display for a run on this clock.
     pub fn new(clock: &dyn Clock, deadline_s: Option<f64>) -> Self {
-        let deadline = deadline_s.map(|at_s| {
-            let left = SignedDuration::from_secs_f64((at_s - clock.now_s()).min(1e9));
-            let at = Timestamp::now().checked_add(left).unwrap_or(Timestamp::MAX);
-            Zoned::new(at, TimeZone::system()).strftime("%H:%M:%S").to_string()
-        });
-        Progress { deadline, bar: None, last_line: None }
+        let started = moment(Timestamp::now(), -clock.now_s());
+        let deadline = deadline_s.map(|at_s| time_of_day(moment(started, at_s)));
+        Progress { started, deadline, bar: None, last_line: None }
     }
 
     /// Shows one event.
@@ -51,6 +50,12 @@ impl Progress {
                 trainable as f64 / 1e6
             )),
             Event::Forecast(forecast) => self.forecast(&forecast),
+            Event::DeadlineMoved { deadline_s, by_s } => {
+                let deadline = time_of_day(moment(self.started, deadline_s));
+                let by = by_s.map_or(String::new(), |s| format!(", {s:+.0} s"));
+                self.say(&format!("{:<14} now {deadline}{by}", "deadline"));
+                self.deadline = Some(deadline);
+            }
             Event::Step(step) => self.step(&step),
             Event::Saved { path, steps } => tracing::info!("{} holds {steps} steps", path.display()),
             Event::Scored(scores) => self.scores(&scores),
@@ -109,9 +114,21 @@ impl Progress {
 
     fn scores(&self, scores: &Scores) {
         let what = if scores.trained { "with the LoRA" } else { "bare model" };
-        let (picture, velocity) = (scores.picture.total(), scores.velocity.total());
-        self.say(&format!("{what:<14} held-out picture error {picture:.5}, velocity error {velocity:.5}"));
+        let picture = scores.picture.total();
+        let velocity = scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
+        self.say(&format!("{what:<14} held-out picture error {picture:.5}{velocity}"));
     }
+}
+
+/// A moment so many seconds after another.
+fn moment(start: Timestamp, seconds: f64) -> Timestamp {
+    let span = SignedDuration::from_secs_f64(seconds.clamp(-1e9, 1e9));
+    start.checked_add(span).unwrap_or(Timestamp::MAX)
+}
+
+/// Hours, minutes and seconds in this machine's time zone.
+fn time_of_day(at: Timestamp) -> String {
+    Zoned::new(at, TimeZone::system()).strftime("%H:%M:%S").to_string()
 }
 
 /// `1:02:03` or `02:03`.

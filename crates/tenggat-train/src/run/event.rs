@@ -84,8 +84,8 @@ pub struct Scores {
     pub trained: bool,
     /// Mean squared error of redrawn pictures.
     pub picture: score::Error,
-    /// Mean squared error of predicted velocities.
-    pub velocity: score::Error,
+    /// Mean squared error of predicted velocities, if there was time for it.
+    pub velocity: Option<score::Error>,
     /// Seeds that the picture error is a mean over.
     pub seeds: u64,
 }

@@ -83,7 +83,7 @@ impl<'a> Scoring<'a> {
                 self.velocities.push(pair);
             }
         }
-        let (picture, velocity) = (self.mean(&self.pictures, bare), self.mean(&self.velocities, bare));
+        let (picture, velocity) = (self.mean(&self.pictures, bare), Some(self.mean(&self.velocities, bare)));
         Ok(Scores { trained: false, picture, velocity, seeds: self.seeds })
     }
 
@@ -108,15 +108,16 @@ impl<'a> Scoring<'a> {
         Ok(())
     }
 
-    /// Scores of the bare model and of the LoRA on what was measured both ways. `None` if that is not even one
-    /// picture and one velocity.
+    /// Scores of the bare model and of the LoRA on what was measured both ways; `None` if no picture was.
     pub fn compared(&self) -> Option<(Scores, Scores)> {
-        if [&self.pictures, &self.velocities].iter().any(|pairs| pairs.iter().all(|p| p.trained.is_none())) {
+        let measured = |pairs: &[Pair]| pairs.iter().any(|p| p.trained.is_some());
+        if !measured(&self.pictures) {
             return None;
         }
         let scores = |trained: bool| {
             let of = if trained { with_lora } else { both };
-            let (picture, velocity) = (self.mean(&self.pictures, of), self.mean(&self.velocities, of));
+            let picture = self.mean(&self.pictures, of);
+            let velocity = measured(&self.velocities).then(|| self.mean(&self.velocities, of));
             let whole = self.pictures.iter().filter(|p| p.trained.is_some()).map(|p| p.seed + 1).max();
             Scores { trained, picture, velocity, seeds: whole.unwrap_or(0) }
         };

@@ -55,6 +55,10 @@ fn table(before: &Scores, after: &Scores) {
     row("picture, 1/4 captioned + 3/4 empty", before.picture.total(), after.picture.total());
     row("  captioned", before.picture.captioned, after.picture.captioned);
     row("  empty prompt", before.picture.empty, after.picture.empty);
-    row("velocity, 1/4 captioned + 3/4 empty", before.velocity.total(), after.velocity.total());
+    if let (Some(before), Some(after)) = (before.velocity, after.velocity) {
+        row("velocity, likewise", before.total(), after.total());
+        row("  captioned", before.captioned, after.captioned);
+        row("  empty prompt", before.empty, after.empty);
+    }
     println!("(mean of {} {})", before.seeds, if before.seeds == 1 { "seed" } else { "seeds" });
 }
