@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod cache;
+pub mod calibrate;
 pub mod dataset;
 pub mod draws;
 pub mod ema;

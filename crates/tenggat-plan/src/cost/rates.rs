@@ -58,8 +58,11 @@ pub struct Rates {
     pub elementwise_bytes_per_s: f64,
     /// Memory as the optimiser sees it, bytes/s.
     pub optimiser_bytes_per_s: f64,
-    /// Memory that bounds products, bytes/s.
+    /// Memory that bounds products with frozen matrices, bytes/s.
     pub operand_bytes_per_s: f64,
+    /// Memory that bounds products of activations alone, bytes/s: they were computed just before, and a CPU still has
+    /// them in its caches.
+    pub activation_bytes_per_s: f64,
     /// From the host, bytes/s.
     pub host_bytes_per_s: f64,
     /// Seconds lost per kernel: the gap between two kernels of a graph on a GPU, starting the threads on a CPU.
@@ -168,6 +171,7 @@ impl From<&Gpu> for Machine {
             elementwise_bytes_per_s: bandwidth,
             optimiser_bytes_per_s: bandwidth,
             operand_bytes_per_s: bandwidth,
+            activation_bytes_per_s: bandwidth,
             host_bytes_per_s: gpu.host_gb_per_s * 1e9,
             kernel_s: GRAPH_GAP_S,
             step_s: STEP_S,
@@ -220,6 +224,7 @@ impl Machine {
             elementwise_bytes_per_s: bytes_per_s,
             optimiser_bytes_per_s: bytes_per_s,
             operand_bytes_per_s: bytes_per_s,
+            activation_bytes_per_s: bytes_per_s,
             host_bytes_per_s: bytes_per_s,
             kernel_s: 5e-6,
             step_s: STEP_S,
@@ -243,10 +248,10 @@ impl Rates {
         match op.class {
             OpClass::Gemm => (self.gemm, self.operand_bytes_per_s),
             OpClass::GemmFp8 => (gemm_fp8, self.operand_bytes_per_s),
-            OpClass::LoraGemm => (self.lora_gemm, self.operand_bytes_per_s),
-            OpClass::LoraGemmF32 => (self.lora_gemm_f32, self.operand_bytes_per_s),
-            OpClass::AttentionForward => (self.attention_forward, self.operand_bytes_per_s),
-            OpClass::AttentionBackward => (self.attention_backward, self.operand_bytes_per_s),
+            OpClass::LoraGemm => (self.lora_gemm, self.activation_bytes_per_s),
+            OpClass::LoraGemmF32 => (self.lora_gemm_f32, self.activation_bytes_per_s),
+            OpClass::AttentionForward => (self.attention_forward, self.activation_bytes_per_s),
+            OpClass::AttentionBackward => (self.attention_backward, self.activation_bytes_per_s),
             OpClass::Elementwise | OpClass::Dequantise => (self.gemm, self.elementwise_bytes_per_s),
             OpClass::Optimiser => (self.gemm, self.optimiser_bytes_per_s),
             OpClass::HostTransfer => (self.gemm, self.host_bytes_per_s),
