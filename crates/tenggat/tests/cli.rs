@@ -152,7 +152,7 @@ fn mistakes_are_named() {
         path(name)
     };
     let said = fails(&["train", &broken("lr.yaml", "lr: 1e-3", "lr: fast")], 1);
-    assert!(said.contains("lr.yaml:13:") && said.contains("fast"), "{said}");
+    assert!(said.contains("lr.yaml:12:") && said.contains("fast"), "{said}");
     let said = fails(&["train", &broken("steps.yaml", ", steps: 2", "")], 1);
     assert!(said.contains("steps"), "{said}");
     let said = fails(&["train", &broken("model.yaml", "name_or_path: mini", "name_or_path: no/such-model")], 1);
