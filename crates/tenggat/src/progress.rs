@@ -115,7 +115,8 @@ impl Progress {
     fn scores(&self, scores: &Scores) {
         let what = if scores.trained { "with the LoRA" } else { "bare model" };
         let picture = scores.picture.total();
-        let velocity = scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
+        let velocity =
+            scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
         self.say(&format!("{what:<14} held-out picture error {picture:.5}{velocity}"));
     }
 }

@@ -155,7 +155,8 @@ fn mistakes_are_named() {
     assert!(said.contains("lr.yaml:12:") && said.contains("fast"), "{said}");
     let said = fails(&["train", &broken("steps.yaml", ", steps: 2", "")], 1);
     assert!(said.contains("steps"), "{said}");
-    let said = fails(&["train", &broken("model.yaml", "name_or_path: mini", "name_or_path: no/such-model")], 1);
+    let said =
+        fails(&["train", &broken("model.yaml", "name_or_path: mini", "name_or_path: no/such-model")], 1);
     assert!(said.contains("no/such-model"), "{said}");
     let data = pictures().display().to_string();
     let said = fails(&["train", &broken("data.yaml", &data, "/nowhere")], 1);
@@ -164,7 +165,9 @@ fn mistakes_are_named() {
     let good = good.display().to_string();
     assert!(fails(&["train", &good, "--budget", "soon"], 1).contains("soon"));
     assert!(fails(&["train", &good, "--deadline", "2020-01-01T00:00:00Z"], 1).contains("has passed"));
-    assert!(fails(&["sample", "--model", "mini", "--prompt", "x", "--size", "big"], 1).contains("--size big"));
+    assert!(
+        fails(&["sample", "--model", "mini", "--prompt", "x", "--size", "big"], 1).contains("--size big")
+    );
     assert!(fails(&["train"], 2).contains("Usage"));
 }
 

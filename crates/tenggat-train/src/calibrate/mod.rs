@@ -83,8 +83,7 @@ pub fn calibrate(
         findings.push(Finding { what: (*what).to_owned(), seconds, result: per_s[i], is_step: false });
     }
     let rates = ops::rates(per_s);
-    let mut calibration =
-        Calibration { device: name.to_owned(), activation_bytes: 4.0, rates, memory_bytes };
+    let mut calibration = Calibration { device: name.to_owned(), activation_bytes: 4.0, rates, memory_bytes };
     let steps: Vec<(Work, f64)> =
         STEPS.iter().map(|step| step.step_config().work()).zip(of_steps.iter().copied()).collect();
     calibration.settle(&steps);

@@ -173,11 +173,7 @@ impl<'a> Bench<'a> {
         });
         // In rows of c, as planning counts them. Forward: norm 2, head norms 6, gate 3, GELU 8. Backward: GELU 12,
         // gate 3, head norms 9, norm 4.
-        Ok(Op {
-            name: "norms, gates, GELU",
-            units: (19.0 + 28.0) * (rows * C) as f64 * F32_BYTES,
-            trial,
-        })
+        Ok(Op { name: "norms, gates, GELU", units: (19.0 + 28.0) * (rows * C) as f64 * F32_BYTES, trial })
     }
 
     fn optimiser(&self) -> Result<Op<'a>> {

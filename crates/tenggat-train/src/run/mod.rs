@@ -174,14 +174,14 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
-    if let Some(scoring) = &mut scoring {
-        if budget.allows(Phase::ScoreAfter, clock.now_s()) {
-            budget.phase_started(Phase::ScoreAfter, clock.now_s());
-            show(Event::PhaseStarted(Phase::ScoreAfter));
-            scoring.after(state.best(), &mut budget)?;
-            let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
-            show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
-        }
+    if let Some(scoring) = &mut scoring
+        && budget.allows(Phase::ScoreAfter, clock.now_s())
+    {
+        budget.phase_started(Phase::ScoreAfter, clock.now_s());
+        show(Event::PhaseStarted(Phase::ScoreAfter));
+        scoring.after(state.best(), &mut budget)?;
+        let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
+        show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
     }
     if options.report && budget.allows(Phase::Report, clock.now_s()) {
         budget.phase_started(Phase::Report, clock.now_s());
