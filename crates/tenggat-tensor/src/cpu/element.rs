@@ -1,5 +1,6 @@
 //! Element types of host buffers.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
@@ -79,6 +80,10 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// The larger of two; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
+    /// Lends the calling thread's scratch of `len` elements, contents unspecified, kept from call to call. A call
+    /// from inside `work` gets memory of its own.
+    #[doc(hidden)]
+    fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
 macro_rules! real {
@@ -101,6 +106,16 @@ macro_rules! real {
             #[inline(always)]
             fn max(self, other: Self) -> Self {
                 if self > other { self } else { other }
+            }
+            fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R {
+                thread_local!(static SCRATCH: Cell<Vec<$t>> = const { Cell::new(Vec::new()) });
+                let mut scratch = SCRATCH.take();
+                if scratch.len() < len {
+                    scratch.resize(len, 0.0);
+                }
+                let result = work(&mut scratch[..len]);
+                SCRATCH.set(scratch);
+                result
             }
         }
     };

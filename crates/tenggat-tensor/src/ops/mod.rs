@@ -18,6 +18,7 @@ pub mod guidance;
 pub mod layer_norm_modulate;
 pub mod linear;
 pub mod mse;
+pub mod quantise;
 pub mod rms_norm;
 pub mod rms_norm_rope;
 pub mod rotary;

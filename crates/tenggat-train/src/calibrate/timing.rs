@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_neighbour_who_stays_for_one_round_does_not_count() {
         let (clock, runs) = (SimulatedClock::default(), Cell::new(0));
-        let busy = || runs.get() > 30 && runs.get() < 80;
+        let busy = || runs.get() > 30 && runs.get() < 50;
         let work = |seconds: f64| {
             let (clock, runs) = (&clock, &runs);
             move || {

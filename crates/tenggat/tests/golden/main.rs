@@ -5,6 +5,7 @@
 
 mod fixture;
 mod lora_file;
+mod quant;
 mod sampling;
 mod schedule;
 mod steps;

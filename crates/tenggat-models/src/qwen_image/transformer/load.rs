@@ -131,6 +131,8 @@ fn swap_halves(linear: Linear) -> Result<Linear> {
         }
         Ok(out)
     };
-    let Weight::Dense(weight) = &linear.weight;
+    let Weight::Dense(weight) = &linear.weight else {
+        return Err(crate::Error::Unsupported("the last modulation cannot be quantised".into()));
+    };
     Ok(Linear { weight: Weight::Dense(swap(weight)?), bias: linear.bias.as_ref().map(swap).transpose()? })
 }

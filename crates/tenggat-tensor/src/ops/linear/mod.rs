@@ -4,28 +4,35 @@
 
 mod cpu;
 
+use super::quantise::Quantised;
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
-use crate::{DType, Result, Tensor, View, ViewMut};
+use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 /// A frozen weight as it is stored.
 #[derive(Debug)]
 pub enum Weight {
-    /// `[out, in]` in the computing type, or in bf16 and widened block by block as it is used.
+    /// `[out, in]` in the computing type, or in bf16 and widened part by part as it is used.
     Dense(Tensor),
+    /// `[out, in]` in 2 to 8 bits, dequantised part by part as it is used.
+    Quantised(Quantised),
 }
 
 impl Weight {
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
-        let Weight::Dense(w) = self;
-        [w.shape()[0], w.shape()[1]]
+        match self {
+            Weight::Dense(w) => [w.shape()[0], w.shape()[1]],
+            Weight::Quantised(w) => w.shape(),
+        }
     }
 
     /// Bytes of storage.
     pub fn bytes(&self) -> usize {
-        let Weight::Dense(w) = self;
-        w.len() * w.dtype().bytes()
+        match self {
+            Weight::Dense(w) => w.len() * w.dtype().bytes(),
+            Weight::Quantised(w) => w.bytes(),
+        }
     }
 }
 
@@ -63,15 +70,36 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
         }
         None => Write::Replace,
     };
-    let Weight::Dense(w) = w;
-    if w.dtype() == y.dtype() {
-        return gemm::nt(1.0, x, w.view(), write.beta(), y);
+    product(OP, x, w, write, y)
+}
+
+/// `y += x · Wᵀ`; x: `[m, in]`, w: `[out, in]`, y: `[m, out]`.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "linear accumulate";
+    let [out, input] = w.shape();
+    expect_shape(OP, "x columns", &[input], &[x.cols()])?;
+    expect_shape(OP, "y", &[x.rows(), out], &y.shape())?;
+    product(OP, x, w, Write::Add, y)
+}
+
+fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'_>) -> Result<()> {
+    match w {
+        Weight::Dense(w) if w.dtype() == y.dtype() => gemm::nt(1.0, x, w.view(), write.beta(), y),
+        Weight::Dense(w) => {
+            expect_narrow(op, w.dtype())?;
+            dispatch_real!(op, y.dtype(), T => {
+                cpu::forward::<T>(x.cpu(op)?, &w.view().cpu(op)?, write, y.cpu(op)?);
+                Ok(())
+            })
+        }
+        Weight::Quantised(w) => dispatch_real!(op, y.dtype(), T => {
+            cpu::forward::<T>(x.cpu(op)?, w, write, y.cpu(op)?);
+            Ok(())
+        }),
     }
-    expect_dtype(OP, w.dtype())?;
-    dispatch_real!(OP, y.dtype(), T => {
-        cpu::forward_widened::<T>(x.cpu(OP)?, w.view().cpu(OP)?, write, y.cpu(OP)?);
-        Ok(())
-    })
 }
 
 /// `dx = dy · W`, or added to `dx`; dy: `[m, out]`, w: `[out, in]`, dx: `[m, in]`.
@@ -83,20 +111,25 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     let [out, input] = w.shape();
     expect_shape(OP, "dy columns", &[out], &[dy.cols()])?;
     expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
-    let Weight::Dense(w) = w;
-    if w.dtype() == dx.dtype() {
-        return gemm::nn(1.0, dy, w.view(), write.beta(), dx);
+    match w {
+        Weight::Dense(w) if w.dtype() == dx.dtype() => gemm::nn(1.0, dy, w.view(), write.beta(), dx),
+        Weight::Dense(w) => {
+            expect_narrow(OP, w.dtype())?;
+            dispatch_real!(OP, dx.dtype(), T => {
+                cpu::backward::<T>(dy.cpu(OP)?, &w.view().cpu(OP)?, write, dx.cpu(OP)?);
+                Ok(())
+            })
+        }
+        Weight::Quantised(w) => dispatch_real!(OP, dx.dtype(), T => {
+            cpu::backward::<T>(dy.cpu(OP)?, w, write, dx.cpu(OP)?);
+            Ok(())
+        }),
     }
-    expect_dtype(OP, w.dtype())?;
-    dispatch_real!(OP, dx.dtype(), T => {
-        cpu::backward_widened::<T>(dy.cpu(OP)?, w.view().cpu(OP)?, write, dx.cpu(OP)?);
-        Ok(())
-    })
 }
 
 /// Only bf16 is widened on the way.
-fn expect_dtype(op: &'static str, dtype: DType) -> Result<()> {
-    if dtype == DType::BF16 { Ok(()) } else { Err(crate::Error::DType { op, dtype, device: "cpu" }) }
+fn expect_narrow(op: &'static str, dtype: DType) -> Result<()> {
+    if dtype == DType::BF16 { Ok(()) } else { Err(Error::DType { op, dtype, device: "cpu" }) }
 }
 
 #[cfg(test)]
@@ -140,5 +173,55 @@ mod tests {
         assert_close("y", &y, &y_ref, 3e-4);
         assert_close("dx", &dx, &dx_ref, 3e-4);
         assert_eq!(narrow.bytes() * 2, wide.bytes());
+    }
+
+    /// The quantised layer computes what its dequantised copy computes, forward and backward. Sums of up to 2112
+    /// products, grouped differently.
+    #[test]
+    fn a_quantised_weight_computes_as_its_dequantised_copy() {
+        let (m, out, input) = (19, 2112, 320);
+        let stored = randn(DType::BF16, &[out, input], 3);
+        let stored = stored.host::<half::bf16>().unwrap();
+        let formats =
+            ["uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "qfloat8", "float8", "qint8", "int8"];
+        for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-3)] {
+            let (x, dy) = (randn(dtype, &[m, input], 1), randn(dtype, &[m, out], 2));
+            let bias = randn(dtype, &[out], 4);
+            for format in formats {
+                let narrow = Quantised::quantise(format.parse().unwrap(), stored, input).unwrap();
+                let wide = Weight::Dense(narrow.dequantise(&x.device(), dtype).unwrap());
+                let narrow = Weight::Quantised(narrow);
+                let run = |w: &Weight| {
+                    let (mut y, mut dx) =
+                        (x.empty_like(&[m, out]).unwrap(), x.empty_like(&[m, input]).unwrap());
+                    forward(x.view(), w, Some(&bias), y.view_mut()).unwrap();
+                    accumulate(x.view(), w, y.view_mut()).unwrap();
+                    backward(dy.view(), w, Write::Replace, dx.view_mut()).unwrap();
+                    (y, dx)
+                };
+                let ((y, dx), (y_ref, dx_ref)) = (run(&narrow), run(&wide));
+                assert_close(format, &y, &y_ref, tolerance);
+                assert_close(format, &dx, &dx_ref, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_quantised_layer_gives_the_same_bits_on_any_number_of_threads() {
+        let (m, out, input) = (5, 700, 448);
+        let (x, dy) = (randn(DType::F32, &[m, input], 1), randn(DType::F32, &[m, out], 2));
+        let stored = randn(DType::BF16, &[out, input], 3);
+        let w = Quantised::quantise("uint5".parse().unwrap(), stored.host().unwrap(), input).unwrap();
+        let w = Weight::Quantised(w);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut y, mut dx) = (x.empty_like(&[m, out]).unwrap(), x.empty_like(&[m, input]).unwrap());
+                forward(x.view(), &w, None, y.view_mut()).unwrap();
+                backward(dy.view(), &w, Write::Replace, dx.view_mut()).unwrap();
+                (y.to_f32().unwrap(), dx.to_f32().unwrap())
+            })
+        };
+        assert!(run(1) == run(3));
     }
 }
