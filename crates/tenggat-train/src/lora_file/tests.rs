@@ -237,3 +237,49 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
             .contains("expected 2")
     );
 }
+
+#[test]
+fn a_file_becomes_an_adapter_of_its_model_and_of_no_other() {
+    use tenggat_models::qwen_image::transformer::{Precision, Transformer};
+    use tenggat_tensor::{DType, Device};
+
+    let folder = fixture("qwen_image/transformer");
+    let precision = Precision { compute: DType::F32, weights: DType::F32 };
+    let model = Transformer::load(&folder, &Device::cpu(), precision).unwrap();
+    let mut file = load(&fixture("lora_file.safetensors")).unwrap();
+    // A module of a lower rank stands beside the others.
+    let short = file.modules.iter().position(|m| m.name == "transformer_blocks.1.attn.to_q").unwrap();
+    let m = &mut file.modules[short];
+    m.a.truncate(2 * m.input);
+    m.b = (0..m.output * 2).map(|i| i as f32).collect();
+    m.rank = 2;
+    let lora = into_lora(&file, &model).unwrap();
+    assert_eq!((lora.layout.rank(), lora.scale, lora.layout.modules().len()), (8, 1.0, 28));
+    let values = lora.parameters.to_f32().unwrap();
+    for module in lora.layout.modules() {
+        let own = file.modules.iter().find(|m| m.name == module.name).unwrap();
+        for row in 0..8 {
+            let a = &values[module.a + row * module.input..][..module.input];
+            let expected = own.a.get(row * own.input..(row + 1) * own.input);
+            assert_eq!(
+                a,
+                expected.map_or(vec![0.0; module.input], <[f32]>::to_vec),
+                "{} A {row}",
+                module.name
+            );
+        }
+        for output in 0..module.output {
+            let b = &values[module.b + output * 8..][..8];
+            assert_eq!(b[..own.rank], own.b[output * own.rank..][..own.rank], "{} B", module.name);
+            assert!(b[own.rank..].iter().all(|&v| v == 0.0));
+        }
+    }
+    let mut strange = file.clone();
+    strange.modules[0].name = "transformer_blocks.0.attn.a_strange_one".into();
+    let error = into_lora(&strange, &model).unwrap_err().to_string();
+    assert!(error.contains("`transformer_blocks.0.attn.a_strange_one` is not in this model"), "{error}");
+    let m = &mut file.modules[0];
+    m.input /= 2;
+    m.a.truncate(m.rank * m.input);
+    assert!(into_lora(&file, &model).unwrap_err().to_string().contains("expected 128 inputs"));
+}
