@@ -22,6 +22,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file that could not be written.
+    #[error("cannot write {}: {source}; is there room on the disk?", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A file whose contents make no sense.
     #[error("{}: {reason}", path.display())]
     Format {

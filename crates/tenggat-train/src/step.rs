@@ -39,6 +39,17 @@ pub struct Trainer<'a> {
     gradients: Tensor,
 }
 
+/// A part of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Noisy latents, the forward pass and the loss.
+    Forward,
+    /// The backward pass, with what it computes again.
+    Backward,
+    /// Clipping and the optimiser.
+    Update,
+}
+
 /// What a step reports.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
@@ -71,10 +82,23 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Shapes do not fit, or the device failed.
     pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<Outcome> {
+        self.step_watched(micro_batches, lr, &mut |_| {})
+    }
+
+    /// The same; `ended` is called at the end of each part.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_watched(
+        &mut self,
+        micro_batches: &[Batch],
+        lr: f64,
+        ended: &mut dyn FnMut(Part),
+    ) -> Result<Outcome> {
         let mut loss = 0.0;
         for (i, batch) in micro_batches.iter().enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            loss += self.accumulate(batch, 1.0 / micro_batches.len() as f64, write)?;
+            loss += self.accumulate(batch, 1.0 / micro_batches.len() as f64, write, ended)?;
         }
         if !loss.is_finite() {
             return Ok(Outcome { loss, gradient_norm: f64::NAN, updated: false });
@@ -84,11 +108,18 @@ impl<'a> Trainer<'a> {
         if updated {
             self.optimiser.update(&mut self.lora, &self.gradients, lr)?;
         }
+        ended(Part::Update);
         Ok(Outcome { loss, gradient_norm, updated })
     }
 
     /// Gradients of one micro-batch, whose loss counts `share`; returns its part of the loss.
-    fn accumulate(&mut self, batch: &Batch, share: f64, write: Write) -> Result<f64> {
+    fn accumulate(
+        &mut self,
+        batch: &Batch,
+        share: f64,
+        write: Write,
+        ended: &mut dyn FnMut(Part),
+    ) -> Result<f64> {
         let sigmas: Vec<f64> = batch.levels.iter().map(|l| l.sigma).collect();
         let shape = batch.latents.shape();
         let (mut noisy, mut target) = (batch.latents.empty_like(shape)?, batch.latents.empty_like(shape)?);
@@ -106,8 +137,10 @@ impl<'a> Trainer<'a> {
         let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
         mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), dpred.view_mut())?;
         drop((pred, target));
+        ended(Part::Forward);
         let gradients = Gradients { buffer: &mut self.gradients, write };
         self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
+        ended(Part::Backward);
         let losses = losses.to_f64()?;
         Ok(losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>() / weights.len() as f64)
     }

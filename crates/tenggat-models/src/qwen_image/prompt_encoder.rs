@@ -8,6 +8,7 @@ use tenggat_tensor::{Device, Tensor};
 use super::text_encoder::TextEncoder;
 use super::transformer::Precision;
 use super::{PromptTemplate, TextBatch, Tokenizer};
+use crate::weights::Quantisation;
 use crate::{Error, Result};
 
 /// Most tokens that go through the encoder at once: enough to keep it busy, and half a gigabyte of activations with
@@ -31,10 +32,23 @@ impl PromptEncoder {
     /// # Errors
     /// A file is missing or malformed, or the variant is not supported.
     pub fn load(model: &Path, device: &Device, precision: Precision) -> Result<Self> {
+        Self::load_with(model, device, precision, None)
+    }
+
+    /// The same with a quantised text encoder.
+    ///
+    /// # Errors
+    /// As [`PromptEncoder::load`]; or the folder of quantised models cannot be written to.
+    pub fn load_with(
+        model: &Path,
+        device: &Device,
+        precision: Precision,
+        quantisation: Option<&Quantisation>,
+    ) -> Result<Self> {
         Ok(PromptEncoder {
             tokenizer: Tokenizer::load(&model.join("tokenizer"))?,
             template: PromptTemplate::load(model)?,
-            encoder: TextEncoder::load(&model.join("text_encoder"), device, precision)?,
+            encoder: TextEncoder::load_with(&model.join("text_encoder"), device, precision, quantisation)?,
         })
     }
 

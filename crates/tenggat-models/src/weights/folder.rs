@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use half::bf16;
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::read_json;
+use super::stored::{Stored, map_range};
 use crate::{Error, Result};
 
 /// Weights of one component of a model folder.
@@ -26,7 +27,7 @@ pub struct Weights {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    file: File,
     metadata: Metadata,
     /// Where the tensors' bytes begin.
     data_start: usize,
@@ -127,46 +128,33 @@ impl Weights {
     /// There is none of this name, its shape differs, or its type is not a float.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor> {
         let (shard, info) = self.find(name)?;
-        if info.shape != shape {
-            return Err(Error::TensorShape {
-                path: shard.path.clone(),
-                name: name.into(),
-                expected: shape.to_vec(),
-                got: info.shape.clone(),
-            });
-        }
-        let bytes =
-            &shard.map[shard.data_start + info.data_offsets.0..shard.data_start + info.data_offsets.1];
+        shard.check_shape(name, info, shape)?;
         let mut out = Tensor::empty(device, dtype, shape)?;
-        match (info.dtype, dtype) {
-            (Dtype::BF16, DType::BF16) => copy_into(bytes, out.host_mut::<bf16>()?, bf16::from_le_bytes),
-            (Dtype::BF16, DType::F32) => {
-                copy_into(bytes, out.host_mut::<f32>()?, |b| bf16::from_le_bytes(b).to_f32());
-            }
-            (Dtype::F32, DType::F32) => copy_into(bytes, out.host_mut::<f32>()?, f32::from_le_bytes),
-            (Dtype::F16, DType::F32) => {
-                copy_into(bytes, out.host_mut::<f32>()?, |b| f16::from_le_bytes(b).to_f32());
-            }
-            (from, _) => {
-                let values: Vec<f64> = match from {
-                    Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f64()),
-                    Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f64()),
-                    Dtype::F32 => convert(bytes, |b| f64::from(f32::from_le_bytes(b))),
-                    Dtype::F64 => convert(bytes, f64::from_le_bytes),
-                    other => {
-                        return Err(Error::format(
-                            &shard.path,
-                            format!("tensor `{name}` has type {other:?}; expected BF16, F16, F32 or F64"),
-                        ));
-                    }
-                };
-                out = Tensor::from_f64(device, dtype, &values, shape)?;
-            }
+        let stored = shard.stored(name, info)?;
+        match dtype {
+            DType::F32 => stored.read::<f32>(0..out.len(), out.host_mut()?)?,
+            DType::F64 => stored.read::<f64>(0..out.len(), out.host_mut()?)?,
+            DType::BF16 => stored.read_bf16(0..out.len(), out.host_mut::<bf16>()?)?,
         }
         Ok(out)
     }
 
-    fn find(&self, name: &str) -> Result<(&Shard, &safetensors::tensor::TensorInfo)> {
+    /// A tensor where it lies in its file; its shape must be `shape`.
+    ///
+    /// # Errors
+    /// There is none of this name, its shape differs, or the file cannot be mapped.
+    pub fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
+        let (shard, info) = self.find(name)?;
+        shard.check_shape(name, info, shape)?;
+        shard.stored(name, info)
+    }
+
+    /// The files that it was read from.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|shard| shard.path.as_path())
+    }
+
+    fn find(&self, name: &str) -> Result<(&Shard, &TensorInfo)> {
         let missing = || Error::MissingTensor {
             path: self.folder.clone(),
             name: name.into(),
@@ -180,8 +168,8 @@ impl Weights {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self> {
         let file = File::open(&path).map_err(|e| Error::read(&path, e))?;
-        // SAFETY: the map is read only. A file that another process truncates meanwhile kills this one with SIGBUS;
-        // checkpoints are replaced by renaming, never rewritten in place, so that does not happen to a running job.
+        // Of this map only the header's pages are touched; tensors are mapped one by one.
+        // SAFETY: as in `map_range`.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(&path, e))?;
         let malformed = |reason: String| {
             Error::format(
@@ -196,14 +184,26 @@ impl Shard {
         if data_start + end > map.len() {
             return Err(malformed(format!("{} bytes, but its header needs {}", map.len(), data_start + end)));
         }
-        Ok(Shard { path, map, metadata, data_start })
+        drop(map);
+        Ok(Shard { path, file, metadata, data_start })
     }
-}
 
-fn convert<const N: usize, T>(bytes: &[u8], one: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|&b| one(b)).collect()
-}
+    fn check_shape(&self, name: &str, info: &TensorInfo, shape: &[usize]) -> Result<()> {
+        if info.shape == shape {
+            return Ok(());
+        }
+        Err(Error::TensorShape {
+            path: self.path.clone(),
+            name: name.into(),
+            expected: shape.to_vec(),
+            got: info.shape.clone(),
+        })
+    }
 
-fn copy_into<const N: usize, T>(bytes: &[u8], to: &mut [T], one: impl Fn([u8; N]) -> T) {
-    to.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(d, &b)| *d = one(b));
+    fn stored(&self, name: &str, info: &TensorInfo) -> Result<Stored> {
+        let (from, to) = info.data_offsets;
+        let map = map_range(&self.file, self.data_start + from, to - from)
+            .map_err(|e| Error::read(&self.path, e))?;
+        Ok(Stored { path: self.path.clone(), name: name.into(), dtype: info.dtype, map })
+    }
 }

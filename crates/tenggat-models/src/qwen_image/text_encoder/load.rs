@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use tenggat_tensor::ops::linear::Weight;
-use tenggat_tensor::{Device, Tensor};
+use tenggat_tensor::Device;
 
 use super::layer::{Layer, Linear};
 use super::{Config, TextEncoder};
 use crate::qwen_image::transformer::Precision;
-use crate::weights::Weights;
+use crate::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
 use crate::{Error, Result};
 
 const CLASS: &str = "Qwen2_5_VLForConditionalGeneration";
@@ -17,45 +16,71 @@ const CLASS: &str = "Qwen2_5_VLForConditionalGeneration";
 /// those before its release did, and the language model alone.
 const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
 
+/// Reads vectors and matrices by the names of the language model.
 struct Loader<'a> {
-    weights: Weights,
-    prefix: &'static str,
-    device: &'a Device,
-    precision: Precision,
+    source: &'a Checkpoint,
+    config: &'a Config,
 }
 
-impl Loader<'_> {
-    /// A norm or a bias, in the computing type.
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        self.weights.tensor(&format!("{}{name}", self.prefix), &[len], self.device, self.precision.compute)
-    }
+/// A linear layer as part of the checkpoint, and whether it has a bias.
+type Named = (Matrix, bool);
 
-    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        let name = format!("{}{name}", self.prefix);
-        self.weights.tensor(&name, &[rows, columns], self.device, self.precision.weights)
-    }
+/// The linear layers of one decoder layer.
+struct Layers {
+    q: Named,
+    k: Named,
+    v: Named,
+    o: Named,
+    gate: Named,
+    up: Named,
+    down: Named,
+}
 
-    fn linear(&self, name: &str, input: usize, output: usize, bias: bool) -> Result<Linear> {
-        let weight = Weight::Dense(self.matrix(&format!("{name}.weight"), output, input)?);
-        let bias = if bias { Some(self.vector(&format!("{name}.bias"), output)?) } else { None };
-        Ok(Linear { weight, bias })
-    }
-
-    fn layer(&self, config: &Config, index: usize) -> Result<Layer> {
+impl Layers {
+    fn new(config: &Config, index: usize) -> Self {
         let (c, inner) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
-        let name = |part: &str| format!("layers.{index}.{part}");
+        let named = |part: &str, input, output, bias| {
+            (Matrix::stacked(vec![format!("layers.{index}.{part}")], input, output), bias)
+        };
+        Layers {
+            q: named("self_attn.q_proj", c, q, true),
+            k: named("self_attn.k_proj", c, kv, true),
+            v: named("self_attn.v_proj", c, kv, true),
+            o: named("self_attn.o_proj", q, c, false),
+            gate: named("mlp.gate_proj", c, inner, false),
+            up: named("mlp.up_proj", c, inner, false),
+            down: named("mlp.down_proj", inner, c, false),
+        }
+    }
+
+    fn matrices(self) -> [Matrix; 7] {
+        [self.q, self.k, self.v, self.o, self.gate, self.up, self.down].map(|(matrix, _)| matrix)
+    }
+}
+
+impl Loader<'_> {
+    fn linear(&self, (matrix, bias): Named) -> Result<Linear> {
+        let weight = self.source.matrix(&matrix)?;
+        Ok(Linear { weight, bias: bias.then(|| self.source.bias(&matrix)).transpose()? })
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let norm = |part: &str| {
+            self.source.vector(&format!("layers.{index}.{part}.weight"), self.config.hidden_size)
+        };
+        let layers = Layers::new(self.config, index);
         Ok(Layer {
-            attention_norm: self.vector(&name("input_layernorm.weight"), c)?,
-            q: self.linear(&name("self_attn.q_proj"), c, q, true)?,
-            k: self.linear(&name("self_attn.k_proj"), c, kv, true)?,
-            v: self.linear(&name("self_attn.v_proj"), c, kv, true)?,
-            o: self.linear(&name("self_attn.o_proj"), q, c, false)?,
-            mlp_norm: self.vector(&name("post_attention_layernorm.weight"), c)?,
-            gate: self.linear(&name("mlp.gate_proj"), c, inner, false)?,
-            up: self.linear(&name("mlp.up_proj"), c, inner, false)?,
-            down: self.linear(&name("mlp.down_proj"), inner, c, false)?,
+            attention_norm: norm("input_layernorm")?,
+            q: self.linear(layers.q)?,
+            k: self.linear(layers.k)?,
+            v: self.linear(layers.v)?,
+            o: self.linear(layers.o)?,
+            mlp_norm: norm("post_attention_layernorm")?,
+            gate: self.linear(layers.gate)?,
+            up: self.linear(layers.up)?,
+            down: self.linear(layers.down)?,
         })
     }
 }
@@ -67,6 +92,19 @@ impl TextEncoder {
     /// # Errors
     /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
+        Self::load_with(folder, device, precision, None)
+    }
+
+    /// The same with quantised linear layers; the embeddings stay as they are.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`]; or the folder of quantised models cannot be written to.
+    pub fn load_with(
+        folder: &Path,
+        device: &Device,
+        precision: Precision,
+        quantisation: Option<&Quantisation>,
+    ) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, CLASS)?;
         let table = "embed_tokens.weight";
@@ -76,13 +114,20 @@ impl TextEncoder {
             name: format!("{}{table}", PREFIXES[0]),
             architecture: CLASS,
         })?;
-        let load = Loader { weights, prefix, device, precision };
+        let shape = [config.vocab_size, config.hidden_size];
+        let embedding = weights.tensor(&format!("{prefix}{table}"), &shape, device, precision.weights)?;
+        let mut source = Checkpoint::new(weights, prefix, device, precision.compute, precision.weights);
+        let indices = 0..config.num_hidden_layers;
+        if let Some(wanted) = quantisation {
+            let matrices: Vec<Matrix> =
+                indices.clone().flat_map(|index| Layers::new(&config, index).matrices()).collect();
+            source = source.quantised(wanted, Modules::All, &matrices, &|_, _| {})?;
+        }
+        let load = Loader { source: &source, config: &config };
         Ok(TextEncoder {
-            embedding: load.matrix(table, config.vocab_size, config.hidden_size)?,
-            layers: (0..config.num_hidden_layers)
-                .map(|index| load.layer(&config, index))
-                .collect::<Result<_>>()?,
-            norm: load.vector("norm.weight", config.hidden_size)?,
+            embedding,
+            layers: indices.map(|index| load.layer(index)).collect::<Result<_>>()?,
+            norm: source.vector("norm.weight", config.hidden_size)?,
             compute: precision.compute,
             config,
         })

@@ -47,6 +47,24 @@ pub const SINUSOID: usize = 256;
 pub const MLP_RATIO: usize = 4;
 
 impl Config {
+    /// The published Qwen-Image: 60 blocks of 24 heads, 20.4 G weights in the blocks.
+    pub fn qwen_image() -> Self {
+        Config {
+            num_layers: 60,
+            num_attention_heads: 24,
+            attention_head_dim: 128,
+            joint_attention_dim: 3584,
+            in_channels: 64,
+            out_channels: 16,
+            patch_size: 2,
+            axes_dims_rope: [16, 56, 56],
+            guidance_embeds: false,
+            use_additional_t_cond: false,
+            use_layer3d_rope: false,
+            zero_cond_t: false,
+        }
+    }
+
     /// Reads and checks `<folder>/config.json`.
     ///
     /// # Errors

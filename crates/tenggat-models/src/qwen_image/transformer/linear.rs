@@ -5,19 +5,29 @@ use tenggat_tensor::{Tensor, View, ViewMut};
 
 use crate::Result;
 use crate::lora::{Gradients, Part};
+use crate::recovery::Branch;
 
-/// Weight `[out, in]` and bias `[out]`.
+/// Weight `[out, in]`, bias `[out]`, and what repairs the weight.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub weight: Weight,
     pub bias: Option<Tensor>,
+    pub recovery: Option<Branch>,
 }
 
 impl Linear {
+    /// Bytes of the frozen matrices.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes() + self.recovery.as_ref().map_or(0, Branch::bytes)
+    }
+
     /// `y = W·x + b + adapter(x)`, `[m, out]`; also `A·x` if there is an adapter.
     pub fn forward(&self, x: View<'_>, adapter: Option<Part<'_>>) -> Result<(Tensor, Option<Tensor>)> {
         let mut y = Tensor::empty(&x.device(), x.dtype(), &[x.rows(), self.weight.shape()[0]])?;
         linear::forward(x, &self.weight, self.bias.as_ref(), y.view_mut())?;
+        if let Some(branch) = &self.recovery {
+            branch.forward(x, y.view_mut())?;
+        }
         let ax = adapter.map(|part| part.forward(x, y.view_mut())).transpose()?;
         Ok((y, ax))
     }
@@ -31,6 +41,9 @@ impl Linear {
     ) -> Result<Tensor> {
         let mut dx = Tensor::empty(&dy.device(), dy.dtype(), &[dy.rows(), self.weight.shape()[1]])?;
         linear::backward(dy, &self.weight, Write::Replace, dx.view_mut())?;
+        if let Some(branch) = &self.recovery {
+            branch.backward(dy, dx.view_mut())?;
+        }
         if let Some(t) = adapter {
             t.part.backward(x, t.ax, dy, t.gradients, Some(dx.view_mut()))?;
         }

@@ -1,88 +1,136 @@
-//! Reads the transformer's weights into the fused layers.
+//! Builds the transformer from a source of weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use tenggat_tensor::ops::linear::Weight;
-use tenggat_tensor::{DType, Device, Tensor};
+use tenggat_tensor::ops::copy;
+use tenggat_tensor::{DType, Device};
 
 use super::Transformer;
 use super::block::Block;
 use super::config::{Config, Layer, SINUSOID};
 use super::linear::Linear;
+use super::modulation::{Current, Modulation, ModulationStorage, Streamed};
 use super::stream::{Layers, Stream};
 use crate::Result;
-use crate::weights::Weights;
+use crate::recovery::Recovery;
+use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 
 /// Element types of a loaded model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Precision {
     /// Activations, biases and norms.
     pub compute: DType,
-    /// Matrices of the blocks.
+    /// Matrices that are not quantised.
     pub weights: DType,
 }
 
+/// How a transformer is loaded beyond its element types.
+#[derive(Clone, Copy, Default)]
+pub struct LoadOptions<'a> {
+    /// How matrices are quantised, if they are.
+    pub quantisation: Option<&'a Quantisation>,
+    /// Whether the modulation matrices stay in memory.
+    pub modulation: ModulationStorage,
+    /// Told how far a first quantisation has come.
+    pub progress: Option<Progress<'a>>,
+}
+
 struct Loader<'a> {
-    weights: &'a Weights,
+    source: &'a Arc<dyn Source>,
+    recovery: Option<&'a Recovery>,
     device: &'a Device,
-    precision: Precision,
+    modulation: ModulationStorage,
+    config: &'a Config,
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.weights.tensor(name, shape, self.device, self.precision.compute)
+    fn linear(&self, matrix: Matrix) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.source.matrix(&matrix)?,
+            bias: Some(self.source.bias(&matrix)?),
+            recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
+        })
     }
 
-    fn linear(&self, name: &str, input: usize, output: usize) -> Result<Linear> {
-        self.fused(&[name.to_string()], input, output)
+    fn modulation(&self, matrix: Matrix, slot: usize) -> Result<Modulation> {
+        if self.modulation == ModulationStorage::Resident {
+            return Ok(Modulation::Resident(self.linear(matrix)?));
+        }
+        Ok(Modulation::Streamed(Streamed {
+            slot,
+            bias: self.source.bias(&matrix)?,
+            recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
+            source: Arc::clone(self.source),
+            matrix,
+        }))
     }
 
-    /// Modules of equal width stacked into one layer of `output` channels.
-    fn fused(&self, names: &[String], input: usize, output: usize) -> Result<Linear> {
-        let part = output / names.len();
-        let weight = |name: &String| {
-            let name = format!("{name}.weight");
-            self.weights.tensor(&name, &[part, input], self.device, self.precision.weights)
-        };
-        let bias = |name: &String| self.tensor(&format!("{name}.bias"), &[part]);
-        let weight = stack(names.iter().map(weight).collect::<Result<_>>()?, &[output, input])?;
-        let bias = stack(names.iter().map(bias).collect::<Result<_>>()?, &[output])?;
-        Ok(Linear { weight: Weight::Dense(weight), bias: Some(bias) })
-    }
-
-    fn stream(&self, config: &Config, prefix: &str, layers: Layers, norms: [&str; 2]) -> Result<Stream> {
-        let layer = |layer: Layer| {
-            let (input, output) = layer.dims(config.inner());
-            let names: Vec<String> = layer.modules().iter().map(|m| format!("{prefix}.{m}")).collect();
-            self.fused(&names, input, output)
-        };
-        let d = config.attention_head_dim;
-        let norm = |name: &&str| self.tensor(&format!("{prefix}.attn.{name}.weight"), &[d]);
+    fn stream(&self, block: usize, layers: Layers, norms: [&str; 2]) -> Result<Stream> {
+        let matrix = |layer| self.config.block_matrix(block, layer);
+        let d = self.config.attention_head_dim;
+        let norm =
+            |name: &str| self.source.vector(&format!("transformer_blocks.{block}.attn.{name}.weight"), d);
+        let (first, second) = (norm(norms[0])?, norm(norms[1])?);
+        let mut head_norms = first.empty_like(&[2, d])?;
+        copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
+        copy::forward(second.view(), head_norms.view_mut().row_range(1..2))?;
+        let slot = 2 * block + usize::from(layers.modulation == Layer::TxtMod);
         Ok(Stream {
             layers,
-            modulation: layer(layers.modulation)?,
-            qkv: layer(layers.qkv)?,
-            head_norms: stack(norms.iter().map(norm).collect::<Result<_>>()?, &[2, d])?,
-            out: layer(layers.out)?,
-            mlp_in: layer(layers.mlp_in)?,
-            mlp_out: layer(layers.mlp_out)?,
+            modulation: self.modulation(matrix(layers.modulation), slot)?,
+            qkv: self.linear(matrix(layers.qkv))?,
+            head_norms,
+            out: self.linear(matrix(layers.out))?,
+            mlp_in: self.linear(matrix(layers.mlp_in))?,
+            mlp_out: self.linear(matrix(layers.mlp_out))?,
         })
     }
 }
 
-/// Tensors of one type laid end to end under a new shape.
-fn stack(mut parts: Vec<Tensor>, shape: &[usize]) -> Result<Tensor> {
-    if parts.len() == 1 {
-        return Ok(parts.remove(0).reshape(shape)?);
+/// Matrices outside the blocks.
+struct Ends {
+    image_in: Matrix,
+    text_in: Matrix,
+    time_1: Matrix,
+    time_2: Matrix,
+    norm_out: Matrix,
+    proj_out: Matrix,
+}
+
+impl Ends {
+    fn new(config: &Config) -> Self {
+        let inner = config.inner();
+        let one = |name: &str, input, output| Matrix::stacked(vec![name.into()], input, output);
+        Ends {
+            image_in: one("img_in", config.in_channels, inner),
+            text_in: one("txt_in", config.joint_attention_dim, inner),
+            time_1: one("time_text_embed.timestep_embedder.linear_1", SINUSOID, inner),
+            time_2: one("time_text_embed.timestep_embedder.linear_2", inner, inner),
+            // Upstream's last modulation is scale | shift; the op takes shift | scale.
+            norm_out: Matrix::halves_swapped("norm_out.linear", inner, 2 * inner),
+            proj_out: one("proj_out", inner, config.in_channels),
+        }
     }
-    let mut out = parts[0].empty_like(shape)?;
-    let mut at = 0;
-    for part in &parts {
-        let n = part.len();
-        tenggat_tensor::ops::copy::forward(part.matrix(0, 1, n)?, out.matrix_mut(at, 1, n)?)?;
-        at += n;
+}
+
+impl Config {
+    /// A fused linear layer of a block, as parts of the checkpoint.
+    fn block_matrix(&self, block: usize, layer: Layer) -> Matrix {
+        let (input, output) = layer.dims(self.inner());
+        let module = |part: &&str| format!("transformer_blocks.{block}.{part}");
+        Matrix::stacked(layer.modules().iter().map(module).collect(), input, output)
     }
-    Ok(out)
+
+    /// All matrices of the model.
+    pub fn matrices(&self) -> Vec<Matrix> {
+        let blocks = 0..self.num_layers;
+        let blocks = blocks.flat_map(|block| Layer::ALL.into_iter().map(move |layer| (block, layer)));
+        let mut all: Vec<Matrix> = blocks.map(|(block, layer)| self.block_matrix(block, layer)).collect();
+        let Ends { image_in, text_in, time_1, time_2, norm_out, proj_out } = Ends::new(self);
+        all.extend([image_in, text_in, time_1, time_2, norm_out, proj_out]);
+        all
+    }
 }
 
 impl Transformer {
@@ -91,48 +139,78 @@ impl Transformer {
     /// # Errors
     /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
+        Self::load_with(folder, device, precision, LoadOptions::default())
+    }
+
+    /// The same, quantised or with streamed modulation.
+    ///
+    /// One matrix at a time goes from the mapped file through quantisation to its place, so that no more is in memory
+    /// than the result and one matrix. Quantised without a recovery adapter, every matrix is quantised whose width
+    /// the format allows; with one, those that it repairs.
+    ///
+    /// # Errors
+    /// As [`Transformer::load`]; or the adapter does not fit, or the cache folder cannot be written to.
+    pub fn load_with(
+        folder: &Path,
+        device: &Device,
+        precision: Precision,
+        options: LoadOptions<'_>,
+    ) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, "QwenImageTransformer2DModel")?;
-        let load = Loader { weights: &weights, device, precision };
-        let inner = config.inner();
+        let mut checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
+        let mut recovery = None;
+        if let Some(wanted) = options.quantisation {
+            recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
+            let modules = recovery.as_ref().map_or(Modules::All, |r| Modules::Only(r.modules()));
+            let progress = options.progress.unwrap_or(&|_, _| {});
+            checkpoint = checkpoint.quantised(wanted, modules, &config.matrices(), progress)?;
+        }
+        Self::from_source(
+            config,
+            device,
+            precision,
+            Arc::new(checkpoint),
+            recovery.as_ref(),
+            options.modulation,
+        )
+    }
+
+    /// A model of these dimensions from any source of weights.
+    ///
+    /// # Errors
+    /// The source or the recovery adapter does not have what the dimensions ask for.
+    pub fn from_source(
+        config: Config,
+        device: &Device,
+        precision: Precision,
+        source: Arc<dyn Source>,
+        recovery: Option<&Recovery>,
+        modulation: ModulationStorage,
+    ) -> Result<Self> {
+        let load = Loader { source: &source, recovery, device, modulation, config: &config };
         let mut blocks = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
-            let prefix = format!("transformer_blocks.{i}");
             blocks.push(Block {
-                image: load.stream(&config, &prefix, Layers::IMAGE, ["norm_q", "norm_k"])?,
-                text: load.stream(&config, &prefix, Layers::TEXT, ["norm_added_q", "norm_added_k"])?,
+                image: load.stream(i, Layers::IMAGE, ["norm_q", "norm_k"])?,
+                text: load.stream(i, Layers::TEXT, ["norm_added_q", "norm_added_k"])?,
                 last: i + 1 == config.num_layers,
             });
         }
+        let ends = Ends::new(&config);
         Ok(Transformer {
-            image_in: load.linear("img_in", config.in_channels, inner)?,
-            text_norm: load.tensor("txt_norm.weight", &[config.joint_attention_dim])?,
-            text_in: load.linear("txt_in", config.joint_attention_dim, inner)?,
-            time_1: load.linear("time_text_embed.timestep_embedder.linear_1", SINUSOID, inner)?,
-            time_2: load.linear("time_text_embed.timestep_embedder.linear_2", inner, inner)?,
-            // Upstream's last modulation is scale | shift; the op takes shift | scale.
-            norm_out: swap_halves(load.linear("norm_out.linear", inner, 2 * inner)?)?,
-            proj_out: load.linear("proj_out", inner, config.in_channels)?,
+            image_in: load.linear(ends.image_in)?,
+            text_norm: source.vector("txt_norm.weight", config.joint_attention_dim)?,
+            text_in: load.linear(ends.text_in)?,
+            time_1: load.linear(ends.time_1)?,
+            time_2: load.linear(ends.time_2)?,
+            norm_out: load.linear(ends.norm_out)?,
+            proj_out: load.linear(ends.proj_out)?,
+            modulation: Current::default(),
             device: device.clone(),
             precision,
             blocks,
             config,
         })
     }
-}
-
-/// The same layer with the two halves of its outputs exchanged.
-fn swap_halves(linear: Linear) -> Result<Linear> {
-    let swap = |t: &Tensor| -> Result<Tensor> {
-        let mut out = t.empty_like(t.shape())?;
-        let half = t.len() / 2;
-        for (from, to) in [(0, half), (half, 0)] {
-            tenggat_tensor::ops::copy::forward(t.matrix(from, 1, half)?, out.matrix_mut(to, 1, half)?)?;
-        }
-        Ok(out)
-    };
-    let Weight::Dense(weight) = &linear.weight else {
-        return Err(crate::Error::Unsupported("the last modulation cannot be quantised".into()));
-    };
-    Ok(Linear { weight: Weight::Dense(swap(weight)?), bias: linear.bias.as_ref().map(swap).transpose()? })
 }

@@ -4,6 +4,7 @@ mod block;
 mod config;
 mod linear;
 mod load;
+mod modulation;
 mod rope;
 mod sinusoid;
 mod stream;
@@ -14,7 +15,9 @@ use tenggat_tensor::{Device, Tensor};
 use block::{Block, Geometry, Tape as BlockTape};
 pub use config::{Config, Layer};
 use linear::Linear;
-pub use load::Precision;
+pub use load::{LoadOptions, Precision};
+pub use modulation::ModulationStorage;
+use modulation::{Current, Modulation, Rows, Table};
 pub use rope::Positions;
 use stream::{Pass, Trace};
 
@@ -38,6 +41,8 @@ pub struct Transformer {
     blocks: Vec<Block>,
     norm_out: Linear,
     proj_out: Linear,
+    /// Results of streamed modulation.
+    modulation: Current,
 }
 
 /// One batch.
@@ -79,6 +84,7 @@ enum Kept {
 pub struct Tape {
     geometry: Geometry,
     conditioning: Tensor,
+    table: Option<Rows>,
     blocks: Vec<Kept>,
     last: Tensor,
     modulation: Tensor,
@@ -164,9 +170,8 @@ impl Transformer {
             }
         };
         let geometry = self.geometry(&inputs)?;
-        let temb = self.timestep_embedding(inputs.sigmas, &mut show)?;
-        let mut conditioning = temb.empty_like(temb.shape())?;
-        silu::forward(temb.view(), conditioning.view_mut())?;
+        let conditioning = self.conditioning(inputs.sigmas, &mut show)?;
+        let table = self.table_rows(inputs.sigmas)?;
         let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
         show("img_in", &image);
         let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
@@ -178,7 +183,7 @@ impl Transformer {
 
         let mut kept = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
-            let pass = Pass { block: i, conditioning: &conditioning, lora };
+            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             tape.trace(i, &mut show);
@@ -217,6 +222,7 @@ impl Transformer {
         let tape = (keep != Keep::Nothing).then_some(Tape {
             geometry,
             conditioning,
+            table,
             blocks: kept,
             last: image,
             modulation,
@@ -239,7 +245,7 @@ impl Transformer {
         mut gradients: Option<Gradients<'_>>,
         want_dlatents: bool,
     ) -> Result<Option<Tensor>> {
-        let Tape { geometry, conditioning, blocks, last, modulation, stats } = tape;
+        let Tape { geometry, conditioning, table, blocks, last, modulation, stats } = tape;
         let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
         let mut dimage = last.empty_like(last.shape())?;
         dimage.fill(0.0);
@@ -255,7 +261,7 @@ impl Transformer {
         drop((last, dnormed));
         let (mut dimage, mut dtext) = (Some(dimage), None);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
-            let pass = Pass { block: i, conditioning: &conditioning, lora };
+            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
             let tape = match kept {
                 Kept::All(tape) => tape,
                 Kept::Inputs(image, text) => {
@@ -310,6 +316,57 @@ impl Transformer {
         })
     }
 
+    /// Makes sure that streamed modulation has results for these noise levels, reading its matrices once if any is
+    /// missing; only these levels are kept. Call it with those of the next steps together: a pass whose levels are
+    /// missing reads all matrices for itself alone. Does nothing where modulation is resident.
+    ///
+    /// # Errors
+    /// The matrices cannot be read, or the device failed.
+    pub fn prepare(&self, sigmas: &[f64]) -> Result<()> {
+        if self.is_prepared(sigmas) {
+            return Ok(());
+        }
+        let mut levels = sigmas.to_vec();
+        levels.sort_by(f64::total_cmp);
+        levels.dedup();
+        let conditioning = self.conditioning(&levels, &mut |_, _| {})?;
+        self.modulation.replace(Table::new(&levels, &conditioning, self.streamed())?);
+        Ok(())
+    }
+
+    /// Whether a pass with these noise levels reads no modulation matrix.
+    pub fn is_prepared(&self, sigmas: &[f64]) -> bool {
+        self.streamed().next().is_none() || self.modulation.rows(sigmas).is_some()
+    }
+
+    /// Bytes that the results of one noise level take where modulation is streamed.
+    pub fn prepared_bytes(&self) -> usize {
+        self.streamed().map(|s| s.matrix.output()).sum::<usize>() * self.precision.compute.bytes()
+    }
+
+    fn streamed(&self) -> impl Iterator<Item = &modulation::Streamed> {
+        self.blocks.iter().flat_map(|block| [&block.image, &block.text]).filter_map(|s| match &s.modulation {
+            Modulation::Streamed(streamed) => Some(streamed),
+            Modulation::Resident(_) => None,
+        })
+    }
+
+    fn table_rows(&self, sigmas: &[f64]) -> Result<Option<Rows>> {
+        if self.streamed().next().is_none() {
+            return Ok(None);
+        }
+        self.prepare(sigmas)?;
+        Ok(self.modulation.rows(sigmas))
+    }
+
+    /// SiLU of the timestep embedding, `[b, c]`.
+    fn conditioning(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
+        let temb = self.timestep_embedding(sigmas, show)?;
+        let mut conditioning = temb.empty_like(temb.shape())?;
+        silu::forward(temb.view(), conditioning.view_mut())?;
+        Ok(conditioning)
+    }
+
     /// `TimestepEmbedding` of diffusers `embeddings.py`: sinusoid, linear, SiLU, linear. `[b, c]`.
     fn timestep_embedding(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
         let values = sinusoid::of(sigmas, self.precision.compute);
@@ -324,14 +381,16 @@ impl Transformer {
         Ok(temb)
     }
 
-    /// Bytes of the blocks' matrices.
+    /// Bytes of the frozen matrices in memory, or mapped into it.
     pub fn weight_bytes(&self) -> usize {
         let stream = |s: &stream::Stream| {
-            [&s.modulation, &s.qkv, &s.out, &s.mlp_in, &s.mlp_out]
-                .iter()
-                .map(|l| l.weight.bytes())
-                .sum::<usize>()
+            let modulation =
+                if let Modulation::Resident(linear) = &s.modulation { linear.bytes() } else { 0 };
+            modulation + [&s.qkv, &s.out, &s.mlp_in, &s.mlp_out].map(Linear::bytes).iter().sum::<usize>()
         };
-        self.blocks.iter().map(|b| stream(&b.image) + stream(&b.text)).sum()
+        let ends =
+            [&self.image_in, &self.text_in, &self.time_1, &self.time_2, &self.norm_out, &self.proj_out];
+        self.blocks.iter().map(|b| stream(&b.image) + stream(&b.text)).sum::<usize>()
+            + ends.map(Linear::bytes).iter().sum::<usize>()
     }
 }

@@ -12,6 +12,7 @@ use tenggat_tensor::{Tensor, View, ViewMut};
 
 use super::config::Layer;
 use super::linear::{Linear, Trained};
+use super::modulation::{Modulation, Rows};
 use crate::Result;
 use crate::lora::{Gradients, Lora};
 
@@ -19,7 +20,7 @@ use crate::lora::{Gradients, Lora};
 #[derive(Debug)]
 pub(super) struct Stream {
     pub layers: Layers,
-    pub modulation: Linear,
+    pub modulation: Modulation,
     pub qkv: Linear,
     /// Query and key norm weights, `[2, d]`.
     pub head_norms: Tensor,
@@ -62,6 +63,8 @@ pub(super) struct Pass<'a> {
     pub block: usize,
     /// SiLU of the timestep embedding, `[b, c]`.
     pub conditioning: &'a Tensor,
+    /// Base modulation of the batch, where it is streamed.
+    pub table: Option<&'a Rows>,
     pub lora: Option<&'a Lora>,
 }
 
@@ -138,6 +141,22 @@ fn parts(c: usize) -> Parts {
 pub(super) type Trace<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
 impl Stream {
+    /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.
+    fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let (conditioning, part) = (pass.conditioning.view(), pass.part(self.layers.modulation));
+        match (&self.modulation, pass.table) {
+            (Modulation::Resident(linear), _) => linear.forward(conditioning, part),
+            (Modulation::Streamed(streamed), Some(rows)) => {
+                let mut y = rows.gather(streamed.slot)?;
+                let ax = part.map(|part| part.forward(conditioning, y.view_mut())).transpose()?;
+                Ok((y, ax))
+            }
+            (Modulation::Streamed(_), None) => {
+                Err(crate::Error::Unsupported("streamed modulation without its table".into()))
+            }
+        }
+    }
+
     /// From the stream's input to its rows of the joint q, k and v.
     pub fn before(
         &self,
@@ -148,8 +167,7 @@ impl Stream {
         joint: [ViewMut<'_>; 3],
     ) -> Result<Before> {
         let c = x.shape()[1];
-        let (modulation, modulation_ax) =
-            self.modulation.forward(pass.conditioning.view(), pass.part(self.layers.modulation))?;
+        let (modulation, modulation_ax) = self.modulate(pass)?;
         let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_like(&[x.shape()[0], 2])?);
         layer_norm_modulate::forward(
             x.view(),

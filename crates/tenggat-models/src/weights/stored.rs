@@ -1,0 +1,86 @@
+//! One tensor of a file, mapped into memory on its own: its pages leave memory as soon as it has been read.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use half::{bf16, f16};
+use memmap2::{Mmap, MmapOptions};
+use safetensors::tensor::Dtype;
+use tenggat_tensor::Element;
+
+use crate::{Error, Result};
+
+/// A tensor where it lies in its file.
+#[derive(Debug)]
+pub struct Stored {
+    pub(super) path: PathBuf,
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) map: Mmap,
+}
+
+/// Maps part of a file.
+pub(super) fn map_range(file: &File, from: usize, len: usize) -> std::io::Result<Mmap> {
+    // SAFETY: the map is read only. A file that another process truncates meanwhile kills this one with SIGBUS;
+    // checkpoints are replaced by renaming, never rewritten in place, so that does not happen to a running job.
+    unsafe { MmapOptions::new().offset(from as u64).len(len).map(file) }
+}
+
+impl Stored {
+    /// Writes the elements of `range`, rounded to the type of `to`.
+    ///
+    /// # Errors
+    /// The tensor's type is not a float, or the range is not as long as `to` or lies outside.
+    pub fn read<T: Element>(&self, range: Range<usize>, to: &mut [T]) -> Result<()> {
+        let size = match self.dtype {
+            Dtype::BF16 | Dtype::F16 => 2,
+            Dtype::F32 => 4,
+            Dtype::F64 => 8,
+            other => {
+                let reason =
+                    format!("tensor `{}` has type {other:?}; expected BF16, F16, F32 or F64", self.name);
+                return Err(Error::format(&self.path, reason));
+            }
+        };
+        let bytes = self.map.get(range.start * size..range.end * size).filter(|_| range.len() == to.len());
+        let Some(bytes) = bytes else {
+            let reason = format!("tensor `{}` has no elements {range:?} for {} values", self.name, to.len());
+            return Err(Error::format(&self.path, reason));
+        };
+        // Through f64 all conversions round once; the compiler folds those that widen and narrow again.
+        match self.dtype {
+            Dtype::BF16 => {
+                convert(bytes, to, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
+            }
+            Dtype::F16 => convert(bytes, to, |b| f64::from(f16::from_le_bytes(b).to_f32())),
+            Dtype::F32 => convert(bytes, to, |b| f64::from(f32::from_le_bytes(b))),
+            _ => convert(bytes, to, f64::from_le_bytes),
+        }
+        Ok(())
+    }
+
+    /// Elements of `range` as bf16, copied if they are stored so.
+    ///
+    /// # Errors
+    /// As [`Stored::read`].
+    pub fn read_bf16(&self, range: Range<usize>, to: &mut [bf16]) -> Result<()> {
+        if let (Dtype::BF16, Some(bytes)) = (self.dtype, self.map.get(2 * range.start..2 * range.end))
+            && range.len() == to.len()
+        {
+            to.iter_mut().zip(bytes.as_chunks().0).for_each(|(d, &b)| *d = bf16::from_le_bytes(b));
+            return Ok(());
+        }
+        self.read(range, to)
+    }
+}
+
+fn convert<const N: usize, T: Element>(bytes: &[u8], to: &mut [T], one: impl Fn([u8; N]) -> f64) {
+    to.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(d, &b)| *d = T::from_f64(one(b)));
+}
+
+impl AsRef<[u8]> for Stored {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}

@@ -1,0 +1,140 @@
+//! Quantised transformers against dense ones with the same weights: forward, gradients, recovery adapters, streamed
+//! modulation, and the folder that keeps quantised models.
+
+mod model;
+
+use std::path::Path;
+
+use model::{Dense, case, close, folder, gradients, lora, recovery_file};
+use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
+use tenggat_models::recovery::Recovery;
+use tenggat_models::weights::Quantisation;
+use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::{DType, Device};
+
+fn quantisation(format: Format, recovery: Option<&Path>, cache: Option<&Path>) -> Quantisation {
+    Quantisation { format, recovery: recovery.map(Into::into), cache: cache.map(Into::into) }
+}
+
+fn load(compute: DType, quantisation: &Quantisation, modulation: ModulationStorage) -> Transformer {
+    let precision = Precision { compute, weights: DType::BF16 };
+    let options = LoadOptions { quantisation: Some(quantisation), modulation, progress: None };
+    Transformer::load_with(&folder(), &Device::cpu_poisoned(), precision, options).unwrap()
+}
+
+/// In f64 nothing but the grouping of sums differs: every gradient agrees to 1e-9.
+#[test]
+fn quantised_gradients_are_those_of_the_dequantised_model() {
+    for format in ["uint2", "uint3", "uint7", "qfloat8", "float8", "qint8", "int8"] {
+        let wanted = quantisation(format.parse().unwrap(), None, None);
+        let quantised = load(DType::F64, &wanted, ModulationStorage::Resident);
+        let dense = Dense::model(&wanted, None);
+        let lora = lora(&quantised, 3);
+        let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+        close(format, &a, &b, 1e-9);
+        assert!(quantised.weight_bytes() < dense.weight_bytes() / 6);
+    }
+}
+
+/// The limit is that of f32 gradients against the golden data.
+#[test]
+fn quantised_gradients_in_f32() {
+    let wanted = quantisation(Format::Uint(3), None, None);
+    let quantised = load(DType::F32, &wanted, ModulationStorage::Resident);
+    let dense = Dense::model(&wanted, None);
+    let a = gradients(&quantised, &lora(&quantised, 3), 1);
+    let b = gradients(&dense, &lora(&dense, 3), 1);
+    close("uint3 in f32", &a, &b, 5e-4);
+}
+
+/// A recovery adapter on three modules: they alone are quantised, and the model is that of the weights `W' + B·A`.
+#[test]
+fn a_recovery_adapter_acts_and_is_not_trained() {
+    let files = tempfile::tempdir().unwrap();
+    let modules = [
+        "transformer_blocks.0.attn.to_k",
+        "transformer_blocks.0.img_mod.1",
+        "transformer_blocks.1.img_mlp.net.2",
+    ];
+    let path = recovery_file(files.path(), "diffusion_model.", &modules);
+    let wanted = quantisation(Format::Uint(2), Some(&path), None);
+    assert_eq!(Recovery::open(&path).unwrap().modules().len(), modules.len());
+    let dense = Dense::model(&wanted, Some(&path));
+    for modulation in [ModulationStorage::Resident, ModulationStorage::Streamed] {
+        let quantised = load(DType::F64, &wanted, modulation);
+        let lora = lora(&quantised, 3);
+        let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+        close(&format!("{modulation:?}"), &a, &b, 1e-9);
+    }
+    let without = load(DType::F64, &quantisation(Format::Uint(2), None, None), ModulationStorage::Resident);
+    let prediction = |model: &Transformer| gradients(model, &lora(model, 3), 0).prediction;
+    assert_ne!(prediction(&without), prediction(&dense));
+}
+
+#[test]
+fn a_recovery_adapter_that_is_none_is_refused() {
+    let files = tempfile::tempdir().unwrap();
+    let path = recovery_file(files.path(), "lycoris_", &["transformer_blocks_0_attn_to_k"]);
+    let error = Recovery::open(&path).unwrap_err().to_string();
+    assert!(error.contains("lycoris_transformer_blocks_0") && error.contains("diffusion_model."), "{error}");
+}
+
+/// Streamed modulation gives the numbers of resident modulation, whether its noise levels were prepared or not.
+#[test]
+fn streamed_modulation_changes_nothing() {
+    for (compute, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {
+        let wanted = quantisation(Format::Uint(4), None, None);
+        let resident = load(compute, &wanted, ModulationStorage::Resident);
+        let streamed = load(compute, &wanted, ModulationStorage::Streamed);
+        let lora = lora(&resident, 2);
+        let expected = gradients(&resident, &lora, 1);
+        assert!(resident.is_prepared(&[0.123]) && !streamed.is_prepared(&[0.5]));
+        close("read for the pass alone", &gradients(&streamed, &lora, 1), &expected, tolerance);
+        let mut levels: Vec<f64> = (0..7).map(|i| f64::from(i) / 7.0).collect();
+        levels.extend(case(&resident).sigmas);
+        streamed.prepare(&levels).unwrap();
+        assert!(streamed.is_prepared(&levels[3..]) && !streamed.is_prepared(&[0.01]));
+        close("prepared", &gradients(&streamed, &lora, 1), &expected, tolerance);
+        assert!(streamed.is_prepared(&levels), "a prepared pass reads nothing");
+        let c = streamed.config().inner();
+        assert_eq!(streamed.prepared_bytes(), 2 * streamed.config().num_layers * 6 * c * compute.bytes());
+        assert!(streamed.weight_bytes() < resident.weight_bytes());
+    }
+}
+
+#[test]
+fn a_quantised_model_is_kept_and_used_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let kept = quantisation(Format::Uint(3), None, Some(cache.path()));
+    let files = || -> Vec<_> {
+        let folder = std::fs::read_dir(cache.path().join("quantised")).unwrap();
+        folder.map(|f| f.unwrap().path()).collect()
+    };
+    let memory = load(DType::F32, &quantisation(Format::Uint(3), None, None), ModulationStorage::Resident);
+    let expected = gradients(&memory, &lora(&memory, 2), 2);
+    let mut written = None;
+    for round in 0..2 {
+        let model = load(DType::F32, &kept, ModulationStorage::Streamed);
+        close("mapped", &gradients(&model, &lora(&model, 2), 2), &expected, 2e-5);
+        assert_eq!(files().len(), 1, "one file and nothing beside it");
+        let now = std::fs::metadata(&files()[0]).unwrap().modified().unwrap();
+        assert_eq!(*written.get_or_insert(now), now, "round {round} wrote it again");
+    }
+    load(DType::F32, &quantisation(Format::Uint(5), None, Some(cache.path())), ModulationStorage::Resident);
+    assert_eq!(files().len(), 2, "another format is another file");
+}
+
+#[test]
+fn progress_of_a_first_quantisation_ends_at_the_whole() {
+    let cache = tempfile::tempdir().unwrap();
+    let wanted = quantisation(Format::QFloat8, None, Some(cache.path()));
+    let seen = std::cell::RefCell::new(Vec::new());
+    let tell = |done, total| seen.borrow_mut().push((done, total));
+    let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+    let options =
+        LoadOptions { quantisation: Some(&wanted), progress: Some(&tell), ..LoadOptions::default() };
+    Transformer::load_with(&folder(), &Device::cpu(), precision, options).unwrap();
+    let seen = seen.into_inner();
+    assert!(seen.is_sorted() && seen.len() > 20);
+    assert!(seen.last().is_some_and(|(done, total)| done == total && *total > 0));
+}
