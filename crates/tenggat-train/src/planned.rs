@@ -108,7 +108,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     let (buckets, text_tokens) = match dataset::load(&job.datasets, job.compat, job.seed) {
         Ok((items, _)) => shapes(job, &items, facts),
         Err(e) => {
-            notes.push(format!("{e}; planned with {UNKNOWN_PICTURES} square pictures per data set"));
+            notes.push(format!("{e}; planned as {UNKNOWN_PICTURES} square pictures per data set"));
             (squares(job), UNKNOWN_TOKENS)
         }
     };

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::commands::{ExtendArgs, PlanArgs};
+
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -48,6 +50,21 @@ Examples:
   tenggat sample --model mini --prompt 'fox, twemoji style' --size 128x128 --out fox.png
   tenggat sample --model Qwen/Qwen-Image --lora my_lora.safetensors --prompt 'a fox' --steps 20 --guidance 4")]
     Sample(Sample),
+    /// Say what a job will take in time, memory and money; calibrate; look back at a run.
+    #[command(after_help = "\
+Examples:
+  tenggat plan my_job.yaml
+  tenggat plan my_job.yaml --gpu h100-sxm --budget 2h --price-per-hour 2.50
+  tenggat plan my_job.yaml --trainer ai-toolkit
+  tenggat plan calibrate")]
+    Plan(PlanArgs),
+    /// Move the deadline of a run that is under way.
+    #[command(after_help = "\
+Examples:
+  tenggat extend output/my_run +30m
+  tenggat extend output/my_run -10m
+  tenggat extend output/my_run 2026-12-01T18:00:00+07:00")]
+    Extend(ExtendArgs),
     /// Show version, processor, memory and caches, and what is missing.
     Doctor,
     /// Print a completion script for a shell.
@@ -70,6 +87,15 @@ pub struct Limit {
     /// Moment at which the budget began to run, if earlier than the program (RFC 3339).
     #[arg(long, value_name = "TIME", requires = "budget")]
     pub clock_start: Option<jiff::Timestamp>,
+    /// Use all of the budget, even if the job's steps are done earlier.
+    #[arg(long)]
+    pub fill: bool,
+    /// Time kept free before the end, in place of what the run works out: 2s.
+    #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
+    pub margin: Option<f64>,
+    /// Memory that may be used; blocks that do not fit compute their activations twice: 24GB, 22.5GiB.
+    #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
+    pub memory_limit: Option<f64>,
 }
 
 #[derive(Debug, Args)]

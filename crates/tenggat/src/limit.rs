@@ -1,9 +1,11 @@
-//! From `--budget`, `--deadline` and `--clock-start` to seconds on the run's clock.
+//! From `--budget`, `--deadline` and `--clock-start` to seconds on the run's clock; the other limits of the job, as far
+//! as flags change them.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tenggat_plan::{Clock, WallClock};
+use tenggat_train::job::Limits;
 
 use crate::cli::Limit;
 
@@ -14,12 +16,10 @@ pub struct Limited {
 }
 
 /// Applies the flags; without any, what the job says.
-pub fn resolve(
-    limit: &Limit,
-    clock: WallClock,
-    job_budget_s: Option<f64>,
-    job_deadline: Option<Timestamp>,
-) -> anyhow::Result<Limited> {
+pub fn resolve(limit: &Limit, clock: WallClock, job: &mut Limits) -> anyhow::Result<Limited> {
+    job.fill |= limit.fill;
+    job.margin_s = limit.margin.or(job.margin_s);
+    job.memory_bytes = limit.memory_limit.or(job.memory_bytes);
     let budget_s = limit.budget.as_deref().map(tenggat_plan::parse_duration_s).transpose()?;
     let now = Timestamp::now();
     let mut clock = clock;
@@ -31,12 +31,16 @@ pub fn resolve(
     let deadline_s = match (budget_s, limit.deadline) {
         (Some(budget_s), _) => Some(budget_s),
         (None, Some(deadline)) => Some(on_clock(&clock, now, deadline)?),
-        (None, None) => match (job_budget_s, job_deadline) {
+        (None, None) => match (job.budget_s, job.deadline) {
             (Some(budget_s), _) => Some(budget_s),
             (None, Some(deadline)) => Some(on_clock(&clock, now, deadline)?),
             (None, None) => None,
         },
     };
+    anyhow::ensure!(
+        deadline_s.is_some() || !limit.fill,
+        "--fill asks for all of the budget to be used; give a --budget or a --deadline"
+    );
     Ok(Limited { clock, deadline_s })
 }
 

@@ -36,6 +36,8 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo(&args, clock),
         Command::Train(args) => commands::train(&args, clock),
         Command::Sample(args) => commands::sample(&args),
+        Command::Plan(args) => commands::plan(&args),
+        Command::Extend(args) => commands::extend(&args),
         Command::Doctor => commands::doctor(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut std::io::stdout());

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::format_duration;
+
 /// What decides when the training ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,7 +81,8 @@ impl fmt::Display for Note {
         match self {
             Self::EndsEarly { steps, would_fit, idle_s } => write!(
                 f,
-                "the {steps} steps asked for end {idle_s:.0} s before the deadline, where about {would_fit} would fit; set `fill: true` to use all of the budget"
+                "the {steps} steps asked for end {} before the deadline, where about {would_fit} would fit; set `fill: true` to use all of the budget",
+                format_duration(*idle_s)
             ),
             Self::StepsCut { steps, fit } => write!(
                 f,

@@ -95,18 +95,21 @@ mod tests {
 
     #[test]
     fn a_neighbour_who_stays_for_one_round_does_not_count() {
-        let (clock, runs) = (SimulatedClock::default(), Cell::new(0));
-        let busy = || runs.get() > 30 && runs.get() < 50;
+        let clock = SimulatedClock::default();
+        let (limit_s, slowed) = (8.0, Cell::new(0));
+        let busy = |now_s: f64| (2.0..2.0 + limit_s / ROUNDS).contains(&now_s);
         let work = |seconds: f64| {
-            let (clock, runs) = (&clock, &runs);
+            let (clock, slowed) = (&clock, &slowed);
             move || {
-                runs.set(runs.get() + 1);
-                clock.advance(if busy() { 3.0 * seconds } else { seconds });
+                let busy = busy(clock.now_s());
+                slowed.set(slowed.get() + u32::from(busy));
+                clock.advance(if busy { 3.0 * seconds } else { seconds });
                 Ok(())
             }
         };
         let mut trials = [Trial::new(work(0.01)), Trial::new(work(0.2))];
-        in_turn(&mut trials, &clock, 8.0).unwrap();
+        in_turn(&mut trials, &clock, limit_s).unwrap();
+        assert!(slowed.get() > 0);
         assert!((trials[0].seconds() / 0.01 - 1.0).abs() < 0.05, "{trials:?}");
         assert!((trials[1].seconds() / 0.2 - 1.0).abs() < 0.05, "{trials:?}");
         assert!((7.0..10.0).contains(&clock.now_s()), "{}", clock.now_s());

@@ -2,11 +2,15 @@
 
 mod demo;
 mod doctor;
+mod extend;
 mod model;
+mod plan;
 mod sample;
 mod train;
 
 pub use demo::demo;
 pub use doctor::doctor;
+pub use extend::{ExtendArgs, extend};
+pub use plan::{PlanArgs, plan};
 pub use sample::sample;
 pub use train::train;

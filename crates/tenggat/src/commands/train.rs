@@ -19,9 +19,13 @@ use crate::progress::Progress;
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
-    let (job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
-    let limited = limit::resolve(&args.limit, clock, job.limits.budget_s, job.limits.deadline)?;
+    let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
+    let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
     show_warnings(&warnings);
+    if let Some(threads) = job.limits.threads {
+        // Fails if --threads has set them already, which counts more.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
     let summary = run_job(&job, args.held_out.as_deref(), &limited.clock, limited.deadline_s, true)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
     Ok(())

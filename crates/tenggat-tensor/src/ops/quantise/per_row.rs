@@ -45,14 +45,16 @@ pub fn quantise_row(format: Format, w: &[bf16], codes: &mut [u8], scales: &mut [
     );
 }
 
-/// Weights of a part of a row.
+/// Weights of a part of a row, as upstream's linear layers multiply by them: floats rounded to bf16; integers exactly
+/// code·scale, because there the product with the codes is scaled afterwards. Rounded to bf16 both are upstream's
+/// dequantised weights.
 #[inline(always)]
 pub fn widen<T: Real>(format: Format, codes: &[u8], scale: &[u8], out: &mut [T]) {
     let scale = scale.first_chunk().map_or(0.0, |&b| bf16::from_le_bytes(b).to_f32());
-    let put = |x: f32| T::from_f64(f64::from(round_bf16(x)));
+    let put = |x: f32| T::from_f64(f64::from(x));
     if matches!(format, Format::QInt8 | Format::Int8) {
         out.iter_mut().zip(codes).for_each(|(d, &c)| *d = put(f32::from(c as i8) * scale));
     } else {
-        out.iter_mut().zip(codes).for_each(|(d, &c)| *d = put(float8::decode(c) * scale));
+        out.iter_mut().zip(codes).for_each(|(d, &c)| *d = put(round_bf16(float8::decode(c) * scale)));
     }
 }
