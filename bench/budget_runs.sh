@@ -2,7 +2,7 @@
 # Runs `tenggat demo` with several budgets while other processes load the machine on and off, and prints for each run
 # how much of its budget it used and whether it overran it.
 #
-#   bench/budget_runs.sh                    20 budgets from 15 to 180 s, about half an hour
+#   bench/budget_runs.sh                    20 budgets from 15 to 180 s, 21 minutes
 #   bench/budget_runs.sh 15 20 30           these budgets, in seconds
 #   TENGGAT=path/to/tenggat bench/budget_runs.sh
 #
@@ -13,7 +13,7 @@ set -u
 tenggat=${TENGGAT:-$(dirname "$0")/../target/release/tenggat}
 budgets=("$@")
 if [ ${#budgets[@]} -eq 0 ]; then
-    budgets=(15 24 32 41 50 58 67 76 84 93 102 110 119 128 136 145 154 162 171 180)
+    budgets=(15 18 21 24 27 30 34 38 42 47 52 58 65 73 82 92 105 120 150 180)
 fi
 cores=$(nproc)
 folder=$(mktemp -d)

@@ -76,6 +76,83 @@ fn results_of_an_earlier_run_survive() {
     }
 }
 
+/// Three pictures in `folder`, the last cut short after its header.
+fn some_pictures(folder: &Path) -> PathBuf {
+    let set = folder.join("set");
+    fs::create_dir(&set).unwrap();
+    for name in ["fox", "bell", "drum"] {
+        for extension in ["png", "txt"] {
+            let file = format!("{name}.{extension}");
+            fs::copy(pictures().join(&file), set.join(&file)).unwrap();
+        }
+    }
+    let whole = fs::read(set.join("drum.png")).unwrap();
+    fs::write(set.join("drum.png"), &whole[..whole.len() / 2]).unwrap();
+    set
+}
+
+#[test]
+fn caches_lie_beside_the_pictures_and_a_broken_picture_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = some_pictures(folder.path());
+    let path = job(folder.path(), "steps: 3, cache_text_embeddings: true");
+    let with_caches = fs::read_to_string(&path)
+        .unwrap()
+        .replace(&pictures().display().to_string(), &set.display().to_string())
+        .replace("resolution: 128,", "resolution: 128, cache_latents_to_disk: true,");
+    fs::write(&path, with_caches).unwrap();
+    let run = || {
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("drum.png"), "{}", text(&output));
+        fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
+    };
+    let files = |name: &str| fs::read_dir(set.join(name)).unwrap().count();
+    let first = run();
+    // Two whole pictures; a caption and the empty prompt of each.
+    assert_eq!((files("_latent_cache"), files("_t_e_cache")), (2, 4));
+    assert!(first == run(), "a run from the caches differs");
+    let latent = fs::read_dir(set.join("_latent_cache")).unwrap().next().unwrap().unwrap().path();
+    let before = fs::read(&latent).unwrap();
+    fs::write(&latent, "spoilt").unwrap();
+    assert!(first == run() && fs::read(&latent).unwrap() == before, "a spoilt cache is not made again");
+}
+
+#[test]
+fn training_starts_from_a_given_lora() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 1");
+    let run = |name: &str, network: &str, lr: &str| {
+        let changed = fs::read_to_string(&path)
+            .unwrap()
+            .replace("{type: lora, linear: 4, linear_alpha: 4}", network)
+            .replace("lr: 1e-3", lr)
+            .replace("bf16", "float32");
+        fs::write(folder.path().join("other.yaml"), changed).unwrap();
+        let run = ["train", "--name", name];
+        let output = tenggat().args(run).arg(folder.path().join("other.yaml")).output().unwrap();
+        (output, folder.path().join("fox/fox.safetensors"))
+    };
+    let (output, lora) = run("fox", "{type: lora, linear: 4}", "lr: 1e-3");
+    assert!(output.status.success(), "{}", text(&output));
+    let start = folder.path().join("start.safetensors");
+    fs::copy(&lora, &start).unwrap();
+    let network = format!("{{type: lora, linear: 4, pretrained_lora_path: '{}'}}", start.display());
+    let (output, lora) = run("fox", &network, "lr: 0");
+    assert!(output.status.success(), "{}", text(&output));
+    let tensors = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<_> = all.tensors().into_iter().map(|(n, t)| (n, t.data().to_vec())).collect();
+        all.sort();
+        all
+    };
+    // A learning rate of zero leaves the weights as they were given.
+    assert!(tensors(&start) == tensors(&lora));
+    let (output, _) = run("fox", &network.replace("linear: 4", "linear: 2"), "lr: 0");
+    assert!(!output.status.success() && text(&output).contains("rank 4"), "{}", text(&output));
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_saves_and_exits_with_zero() {

@@ -48,8 +48,9 @@ impl Latent {
     }
 }
 
-/// Latents of items, in their order: from cache files where they are good, else from `encode`, which gets items of one size.
-/// `on_disk` says whose latents are read and written. `channels` is the VAE's.
+/// Latents of items, in their order: from cache files where they are good, else from `encode`, which gets items of one
+/// size and gives `None` for a picture that cannot be used. `on_disk` says whose latents are read and written.
+/// `channels` is the VAE's.
 ///
 /// # Errors
 /// Those of `encode`.
@@ -58,8 +59,8 @@ pub fn latents<E>(
     channels: usize,
     settings: Settings<'_>,
     on_disk: impl Fn(&Item) -> bool,
-    mut encode: impl FnMut(&[&Item]) -> Result<Vec<Latent>, E>,
-) -> Result<(Vec<Latent>, Usage), E> {
+    mut encode: impl FnMut(&[&Item]) -> Result<Vec<Option<Latent>>, E>,
+) -> Result<(Vec<Option<Latent>>, Usage), E> {
     let mut usage = Usage::default();
     let mut found: Vec<Option<Latent>> =
         items.iter().map(|item| if on_disk(item) { read(item, channels, settings) } else { None }).collect();
@@ -73,7 +74,8 @@ pub fn latents<E>(
         let alike: Vec<usize> = missing.iter().copied().filter(|&i| size(i) == one).collect();
         for group in alike.chunks(settings.at_once.max(1)) {
             let pictures: Vec<&Item> = group.iter().map(|&i| items[i]).collect();
-            for (&i, mut latent) in group.iter().zip(encode(&pictures)?) {
+            for (&i, latent) in group.iter().zip(encode(&pictures)?) {
+                let Some(mut latent) = latent else { continue };
                 if on_disk(items[i]) {
                     super::rounded(&mut latent.values, settings.dtype);
                     write(items[i], &latent, settings, &mut usage);
@@ -83,7 +85,7 @@ pub fn latents<E>(
             }
         }
     }
-    Ok((found.into_iter().flatten().collect(), usage))
+    Ok((found, usage))
 }
 
 fn read(item: &Item, channels: usize, settings: Settings<'_>) -> Option<Latent> {
@@ -118,6 +120,9 @@ mod tests {
     use crate::dataset::Crop;
     use crate::job::SaveType;
 
+    /// Pictures with this name and later ones cannot be encoded.
+    const BROKEN: f32 = 90.0;
+
     fn settings(encoder: &str) -> Settings<'_> {
         Settings { dtype: SaveType::F32, encoder, at_once: 2 }
     }
@@ -135,19 +140,19 @@ mod tests {
     fn run(items: &[Item], settings: Settings<'_>, on_disk: bool) -> (Vec<Latent>, Usage, Vec<usize>) {
         let mut groups = Vec::new();
         let list: Vec<&Item> = items.iter().collect();
-        let encode = |group: &[&Item]| -> Result<Vec<Latent>, Infallible> {
+        let encode = |group: &[&Item]| -> Result<Vec<Option<Latent>>, Infallible> {
             groups.push(group.len());
             assert!(group.iter().all(|i| i.crop == group[0].crop));
             let one = |item: &&Item| {
                 let (h, w) = (item.crop.height / 8, item.crop.width / 8);
                 let first: f32 = item.path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
                 let values = (0..16 * h * w).map(|i| first + i as f32 * 0.1).collect();
-                Latent { channels: 16, height: h, width: w, values }
+                (first < BROKEN).then_some(Latent { channels: 16, height: h, width: w, values })
             };
             Ok(group.iter().map(one).collect())
         };
         let (latents, usage) = latents(&list, 16, settings, |_| on_disk, encode).unwrap();
-        (latents, usage, groups)
+        (latents.into_iter().flatten().collect(), usage, groups)
     }
 
     #[test]
@@ -232,6 +237,16 @@ mod tests {
         let (latents, usage, _) = run(&items, settings("a"), true);
         assert_eq!((latents.len(), usage.encoded), (2, 2));
         assert!(usage.unwritten.unwrap().0.ends_with(name::latent_path(&items[0]).file_name().unwrap()));
+    }
+
+    #[test]
+    fn a_picture_that_cannot_be_encoded_leaves_a_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut items = items(folder.path(), &[(64, 64), (64, 64), (64, 64)]);
+        items[1].path = folder.path().join("90.png");
+        let (latents, usage, _) = run(&items, settings("a"), true);
+        assert_eq!((usage.encoded, latents.len()), (2, 2));
+        assert!(!name::latent_path(&items[1]).exists());
     }
 
     #[test]

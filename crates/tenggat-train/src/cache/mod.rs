@@ -9,6 +9,7 @@
 mod latent;
 mod name;
 mod text;
+mod weights_name;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use latent::{Latent, latents};
 pub use name::{latent_path, text_path};
 pub use text::{Embedding, Request, texts};
+pub use weights_name::weights_name;
 
 use crate::job::SaveType;
 use crate::tensor_file::{self, Entry};

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 
-pub use adapter::into_lora;
+pub use adapter::{into_lora, start_from};
 
 use crate::job::{Job, SaveType};
 use crate::tensor_file::{self, Entry};

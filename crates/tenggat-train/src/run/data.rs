@@ -2,22 +2,19 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tenggat_models::qwen_image::transformer::{Positions, Transformer};
-use tenggat_models::qwen_image::vae::Vae;
-use tenggat_models::qwen_image::{PromptEncoder, Scheduler, TextBatch, patchify};
-use tenggat_tensor::{DType, Device, Tensor};
+use tenggat_models::qwen_image::{Scheduler, TextBatch};
+use tenggat_tensor::Tensor;
 
+use super::encoding::{Encoders, Remarks};
 use super::{Error, Result};
-use crate::dataset::{self, Batches, Item};
+use crate::dataset::{self, Bad, Batches, Crop, Item};
 use crate::draws::{Draws, NoiseLevels};
+use crate::job::Job;
 use crate::step::Batch;
-
-/// Pictures encoded at once, in pixels: bounds the memory of caching.
-const PIXELS_AT_ONCE: usize = 1 << 20;
-/// Prompts encoded at once.
-const PROMPTS_AT_ONCE: usize = 16;
 
 /// Rows and columns of patches.
 pub(super) type Grid = (usize, usize);
@@ -29,8 +26,8 @@ pub(super) struct Prepared {
     batches: Batches,
     /// Index into `latents` of each item.
     latents_of: Vec<usize>,
-    /// Packed latents, `[tokens, channels]`, once per picture, cut and mirroring.
-    latents: Vec<Tensor>,
+    /// Packed latents, `[tokens, channels]`, once per picture, cut and mirroring; `None` for broken pictures.
+    latents: Vec<Option<Tensor>>,
     prompts: HashMap<String, Tensor>,
     /// Different picture sizes, in pixels.
     buckets: Vec<(usize, usize)>,
@@ -38,47 +35,38 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Encodes everything.
+    /// Encodes everything. Pictures that turn out to be broken are left out and returned.
+    ///
+    /// # Errors
+    /// An encoder failed, or a data set has no picture left.
     pub fn new(
-        items: Vec<Item>,
-        seed: u64,
-        device: &Device,
-        vae: &Vae,
-        text: &PromptEncoder,
-    ) -> Result<Self> {
-        let mut index = HashMap::new();
-        let (mut latents_of, mut firsts) = (Vec::with_capacity(items.len()), Vec::new());
-        for (i, item) in items.iter().enumerate() {
-            match index.entry((&item.path, item.crop, item.flip_x, item.flip_y)) {
-                Entry::Occupied(known) => latents_of.push(*known.get()),
-                Entry::Vacant(new) => {
-                    latents_of.push(*new.insert(firsts.len()));
-                    firsts.push(i);
-                }
+        mut items: Vec<Item>,
+        job: &Job,
+        encoders: &Encoders<'_>,
+        remarks: &mut Remarks,
+    ) -> Result<(Self, Vec<Bad>)> {
+        let (mut latent_of, mut firsts) = (HashMap::new(), Vec::new());
+        for item in &items {
+            if let Entry::Vacant(new) = latent_of.entry(picture_of(item)) {
+                new.insert(firsts.len());
+                firsts.push(item);
             }
         }
-        let mut latents = Vec::with_capacity(firsts.len());
-        let mut rest = &firsts[..];
-        while let Some(&first) = rest.first() {
-            let size = size_of(&items[first]);
-            let most = (PIXELS_AT_ONCE / (size.0 * size.1).max(1)).max(1);
-            let n = rest.iter().take(most).take_while(|&&i| size_of(&items[i]) == size).count();
-            let group: Vec<&Item> = rest[..n].iter().map(|&i| &items[i]).collect();
-            latents.extend(encode_pictures(device, vae, &group)?.1);
-            rest = &rest[n..];
+        let (latents, bad) = encoders.latents(&firsts, &job.datasets, remarks)?;
+        items.retain(|item| latent_of.get(&picture_of(item)).is_some_and(|&i| latents[i].is_some()));
+        for (number, set) in job.datasets.iter().enumerate() {
+            if !items.iter().any(|item| item.dataset == number) {
+                return Err(dataset::Error::Empty { path: set.path.clone(), bad }.into());
+            }
         }
-        let mut wanted: Vec<&str> = items.iter().flat_map(Item::prompts).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut prompts = HashMap::new();
-        for some in wanted.chunks(PROMPTS_AT_ONCE) {
-            prompts.extend(some.iter().map(|p| p.to_string()).zip(text.encode_each(some)?));
-        }
+        let latents_of = items.iter().filter_map(|item| latent_of.get(&picture_of(item)).copied()).collect();
+        let prompts = encoders.prompts(&items, &job.datasets, remarks)?;
         let mut buckets: Vec<(usize, usize)> = items.iter().map(size_of).collect();
         buckets.sort_unstable();
         buckets.dedup();
-        let batches = Batches::new(&items, seed);
-        Ok(Prepared { items, batches, latents_of, latents, prompts, buckets, positions: HashMap::new() })
+        let batches = Batches::new(&items, job.seed);
+        let positions = HashMap::new();
+        Ok((Prepared { items, batches, latents_of, latents, prompts, buckets, positions }, bad))
     }
 
     /// Picture sizes and the share of the batches that each has.
@@ -113,6 +101,11 @@ impl Prepared {
         self.buckets.get(bucket).copied().unwrap_or_default()
     }
 
+    fn latent(&self, item: usize) -> Result<&Tensor> {
+        let latent = self.latents_of.get(item).and_then(|&i| self.latents.get(i)?.as_ref());
+        latent.ok_or_else(|| Error::Job(format!("picture {item} was not encoded")))
+    }
+
     /// Batch `number` with everything random drawn for it.
     pub fn draw(
         &mut self,
@@ -125,7 +118,7 @@ impl Prepared {
         let Some(&first) = chosen.first() else {
             return Err(Error::Job("there is nothing to train on".into()));
         };
-        let clean = &self.latents[self.latents_of[first]];
+        let clean = self.latent(first)?;
         let [tokens, channels] = clean.view().shape();
         let shape = [chosen.len() * tokens, channels];
         let mut latents = clean.empty_like(&shape)?;
@@ -134,7 +127,7 @@ impl Prepared {
         for (sample, &i) in chosen.iter().enumerate() {
             let item = &self.items[i];
             let rows = sample * tokens..(sample + 1) * tokens;
-            let one = self.latents[self.latents_of[i]].view();
+            let one = self.latent(i)?.view();
             tenggat_tensor::ops::copy::forward(one, latents.view_mut().row_range(rows.clone()))?;
             let own = &mut noise[rows.start * channels..rows.end * channels];
             draws.noise(number, sample, channels, offset, own);
@@ -165,24 +158,7 @@ pub(super) fn grid_of(item: &Item) -> Grid {
     (item.crop.height / 16, item.crop.width / 16)
 }
 
-/// Pictures of one size, `[n, h, w, 3]`, and the packed latents of each, `[tokens, channels]`.
-pub(super) fn encode_pictures(device: &Device, vae: &Vae, items: &[&Item]) -> Result<(Tensor, Vec<Tensor>)> {
-    let (width, height) = items.first().map_or((0, 0), |item| size_of(item));
-    let mut pixels = Vec::with_capacity(items.len() * width * height * 3);
-    for item in items {
-        pixels.extend(dataset::load_pixels(item)?);
-    }
-    let pictures = Tensor::from_f32(device, DType::F32, &pixels, &[items.len(), height, width, 3])?;
-    let latents = vae.normalise(&vae.encode(&pictures)?.mode()?)?;
-    let packed = patchify::pack(&latents)?;
-    let channels = packed.view().cols();
-    let tokens = packed.view().rows() / items.len().max(1);
-    let one = |i: usize| -> Result<Tensor> {
-        let mut own = packed.empty_like(&[tokens, channels])?;
-        let rows = i * tokens..(i + 1) * tokens;
-        tenggat_tensor::ops::copy::forward(packed.view().row_range(rows), own.view_mut())?;
-        Ok(own)
-    };
-    let each = (0..items.len()).map(one).collect::<Result<_>>()?;
-    Ok((pictures, each))
+/// What a latent is made of.
+fn picture_of(item: &Item) -> (PathBuf, Crop, bool, bool) {
+    (item.path.clone(), item.crop, item.flip_x, item.flip_y)
 }

@@ -6,7 +6,8 @@ use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch};
 use tenggat_tensor::{Device, Tensor, ops::copy};
 
-use super::data::{encode_pictures, grid_of};
+use super::data::grid_of;
+use super::encoding::encode_pictures;
 use super::{Error, Result};
 use crate::dataset::{self, Item};
 use crate::job::Job;

@@ -2,6 +2,7 @@
 
 mod data;
 pub mod deadline;
+mod encoding;
 mod error;
 mod event;
 mod folder;
@@ -29,12 +30,14 @@ use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
 use crate::job::{Job, LrScheduler, Optimiser};
+use crate::lora_file;
 use crate::metrics::Metrics;
 use crate::optimiser::{AdamW, AdamWConfig};
 use crate::score::Judge;
 use crate::step::Trainer;
 use data::Prepared;
 use deadline::Requests;
+use encoding::Encoders;
 use folder::RunFolder;
 use saving::Saver;
 use scoring::Scoring;
@@ -110,11 +113,21 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     })?;
 
     let (data, held) = phases.time(Phase::Cache, show, |show| {
-        let (items, bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
+        let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
+        let encoders = Encoders {
+            device: options.device,
+            vae: &vae,
+            text: &text,
+            text_width: model.config().joint_attention_dim,
+            model: options.model,
+        };
+        let mut remarks = Vec::new();
+        let (data, broken) = Prepared::new(items, job, &encoders, &mut remarks)?;
+        bad.extend(broken);
         for bad in bad {
             show(Event::Warning(format!("left out: {}", bad.error)));
         }
-        let data = Prepared::new(items, job.seed, options.device, &vae, &text)?;
+        remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
         let load = |path| held_out::load(path, job, options.device, &vae, &text);
         Ok((data, options.held_out.map(load).transpose()?))
     })?;
@@ -139,7 +152,14 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     }
 
     let mut budget = budget(job, options, &data, trainable, &phases)?;
-    let lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
+    let mut lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
+    if let Some(path) = &job.network.pretrained {
+        let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
+        if lacking > 0 {
+            let text = format!("{} lacks {lacking} of the modules trained; those start anew", path.display());
+            show(Event::Warning(text));
+        }
+    }
     let ema = job.train.ema_decay.map(|decay| Ema::new(decay, &lora)).transpose()?;
     let optimiser = AdamW::new(optimiser, &lora)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);

@@ -14,6 +14,9 @@ use crate::score::{Error, HeldOut, Judge, LEVELS, Prompt, Redraw};
 
 /// Share of the budget that the picture errors may take each time; decides how many seeds there are.
 const SHARE: f64 = 0.06;
+/// Share of the time left that measuring the bare model may take on a machine that turns out to be slow or busy. What
+/// it leaves out is not measured with the LoRA either, so that training keeps most of the budget.
+const MOST_SHARE: f64 = 0.15;
 /// Most seeds of the picture error.
 const MAX_SEEDS: u64 = 4;
 /// Most noises of the velocity error at each level.
@@ -59,12 +62,18 @@ impl<'a> Scoring<'a> {
         Scoring { judge, held, clock, seeds: 0, pictures, velocities, slowest_redraw_s, slowest_velocity_s }
     }
 
-    /// Measures the bare model: as many seeds as their share of the budget allows, one at least.
+    /// Measures the bare model: as many seeds as their share of the budget allows, one at least unless the machine is
+    /// too slow for it.
     pub fn before(&mut self, deadline_s: Option<f64>) -> Result<Scores> {
         let began_s = self.clock.now_s();
+        let until_s = deadline_s.map(|s| began_s + MOST_SHARE * (s - began_s));
+        let late = |s: &Self| until_s.is_some_and(|until_s| s.clock.now_s() > until_s);
         let mut seeds = 1;
-        while self.seeds < seeds {
+        'pictures: while self.seeds < seeds {
             for group in 0..self.held.len() {
+                if late(self) && !self.pictures.is_empty() {
+                    break 'pictures;
+                }
                 let (bare, redrawn) = self.redraw(group, None, self.seeds)?;
                 let redrawn = ((self.seeds == 0).then_some(redrawn), None);
                 self.pictures.push(Pair { group, seed: self.seeds, bare, trained: None, redrawn });
@@ -76,15 +85,19 @@ impl<'a> Scoring<'a> {
                 seeds = fit.clamp(1, MAX_SEEDS);
             }
         }
-        for level in 0..LEVELS {
+        'velocities: for level in 0..LEVELS {
             for group in 0..self.held.len() {
+                if late(self) {
+                    break 'velocities;
+                }
                 let bare = self.velocity(group, None, level, 0)?;
                 let pair = Pair { group, seed: level as u64, bare, trained: None, redrawn: (None, None) };
                 self.velocities.push(pair);
             }
         }
-        let (picture, velocity) = (self.mean(&self.pictures, bare), Some(self.mean(&self.velocities, bare)));
-        Ok(Scores { trained: false, picture, velocity, seeds: self.seeds })
+        let picture = self.mean(&self.pictures, bare);
+        let velocity = (!self.velocities.is_empty()).then(|| self.mean(&self.velocities, bare));
+        Ok(Scores { trained: false, picture, velocity, seeds: self.seeds.max(1) })
     }
 
     /// Measures the LoRA on the same noise while the budget allows a further part.

@@ -1,0 +1,171 @@
+//! Latents of pictures and embeddings of prompts: from the caches beside the pictures where the job keeps them, else
+//! from the encoders.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use tenggat_models::qwen_image::vae::Vae;
+use tenggat_models::qwen_image::{PromptEncoder, patchify};
+use tenggat_tensor::{DType, Device, Tensor, ops::copy};
+
+use super::Result;
+use crate::cache::{self, Embedding, Latent, Request, Settings, Usage};
+use crate::dataset::{self, Bad, Item};
+use crate::job::{self, SaveType};
+
+/// Pictures encoded at once, in pixels: bounds the memory of caching.
+const PIXELS_AT_ONCE: usize = 1 << 20;
+/// Prompts encoded at once.
+const PROMPTS_AT_ONCE: usize = 16;
+
+/// What turns pictures and prompts into what is trained on.
+pub(super) struct Encoders<'a> {
+    pub device: &'a Device,
+    pub vae: &'a Vae,
+    pub text: &'a PromptEncoder,
+    /// Channels of a text embedding.
+    pub text_width: usize,
+    /// Folder of the model, whose weights name the caches.
+    pub model: &'a Path,
+}
+
+/// Something that was left out or could not be kept; the run goes on.
+pub(super) type Remarks = Vec<String>;
+
+impl Encoders<'_> {
+    /// Packed latents of pictures, `[tokens, channels]` each; `None` for those that turn out to be broken, which the
+    /// second list names.
+    ///
+    /// # Errors
+    /// The encoder failed, or a file of the model cannot be read.
+    pub fn latents(
+        &self,
+        items: &[&Item],
+        sets: &[job::Dataset],
+        remarks: &mut Remarks,
+    ) -> Result<(Vec<Option<Tensor>>, Vec<Bad>)> {
+        let on_disk = |item: &Item| sets.get(item.dataset).is_some_and(|set| set.cache_latents_to_disk);
+        let name = self.name_of("vae", items.iter().any(|item| on_disk(item)))?;
+        let pixels = |item: &&Item| item.crop.width * item.crop.height;
+        let largest = items.iter().map(pixels).max().unwrap_or(1).max(1);
+        let at_once = (PIXELS_AT_ONCE / largest).max(1);
+        let settings = Settings { dtype: SaveType::F32, encoder: &name, at_once };
+        let mut bad = Vec::new();
+        let encode = |group: &[&Item]| -> Result<Vec<Option<Latent>>> {
+            let mut whole = Vec::new();
+            let mut pixels = Vec::new();
+            let mut is_whole = Vec::new();
+            for &item in group {
+                let read = dataset::load_pixels(item);
+                is_whole.push(read.is_ok());
+                match read {
+                    Ok(own) => {
+                        pixels.extend(own);
+                        whole.push(item);
+                    }
+                    Err(error) => bad.push(Bad { path: item.path.clone(), error: Box::new(error) }),
+                }
+            }
+            let mut each = match whole.first() {
+                Some(first) => self.unpacked(first, &pixels, whole.len())?,
+                None => Vec::new(),
+            }
+            .into_iter();
+            Ok(is_whole.into_iter().map(|whole| if whole { each.next() } else { None }).collect())
+        };
+        let (latents, usage) = cache::latents(items, self.vae.config().z_dim, settings, on_disk, encode)?;
+        remarks.extend(unwritten(usage));
+        let packed = |latent: Option<Latent>| -> Result<Option<Tensor>> {
+            let Some(latent) = latent else { return Ok(None) };
+            let shape = [1, latent.height, latent.width, latent.channels];
+            let values = latent.to_channels_last();
+            let tensor = Tensor::from_f32(self.device, DType::F32, &values, &shape)?;
+            let packed = patchify::pack(&tensor)?;
+            let shape = packed.view().shape();
+            Ok(Some(packed.reshape(&shape)?))
+        };
+        Ok((latents.into_iter().map(packed).collect::<Result<_>>()?, bad))
+    }
+
+    /// Embeddings of every prompt that training may draw, `[tokens, width]` each.
+    ///
+    /// # Errors
+    /// As [`Encoders::latents`].
+    pub fn prompts(
+        &self,
+        items: &[Item],
+        sets: &[job::Dataset],
+        remarks: &mut Remarks,
+    ) -> Result<HashMap<String, Tensor>> {
+        let on_disk = |item: &Item| sets.get(item.dataset).is_some_and(|set| set.cache_text_to_disk);
+        let wanted: BTreeSet<(&Path, &str, bool)> = items
+            .iter()
+            .flat_map(|item| item.prompts().map(|prompt| (item.path.as_path(), prompt, on_disk(item))))
+            .collect();
+        let name = self.name_of("text_encoder", items.iter().any(on_disk))?;
+        let request = |(picture, caption, on_disk)| Request { picture, caption, on_disk };
+        let requests: Vec<Request<'_>> = wanted.into_iter().map(request).collect();
+        let settings = Settings { dtype: SaveType::F32, encoder: &name, at_once: PROMPTS_AT_ONCE };
+        let encode = |some: &[&str]| -> Result<Vec<Embedding>> {
+            let one = |tensor: Tensor| -> Result<Embedding> {
+                let [tokens, width] = tensor.view().shape();
+                Ok(Embedding { tokens, width, values: tensor.to_f32()? })
+            };
+            self.text.encode_each(some)?.into_iter().map(one).collect()
+        };
+        let (embeddings, usage) = cache::texts(&requests, self.text_width, settings, encode)?;
+        remarks.extend(unwritten(usage));
+        let tensor = |(prompt, e): (String, Embedding)| -> Result<(String, Tensor)> {
+            Ok((prompt, Tensor::from_f32(self.device, DType::F32, &e.values, &[e.tokens, e.width])?))
+        };
+        embeddings.into_iter().map(tensor).collect()
+    }
+
+    /// What caches call the weights of an encoder; needed for caches on disk alone.
+    fn name_of(&self, part: &str, on_disk: bool) -> Result<String> {
+        if !on_disk {
+            return Ok(String::new());
+        }
+        let folder = self.model.join(part);
+        cache::weights_name(&folder).map_err(|e| super::Error::file("read", &folder, e))
+    }
+
+    /// Latents of `n` pictures of one size.
+    fn unpacked(&self, first: &Item, pixels: &[f32], n: usize) -> Result<Vec<Latent>> {
+        let (width, height) = (first.crop.width, first.crop.height);
+        let pictures = Tensor::from_f32(self.device, DType::F32, pixels, &[n, height, width, 3])?;
+        let latents = self.vae.normalise(&self.vae.encode(&pictures)?.mode()?)?;
+        let &[_, h, w, channels] = latents.shape() else {
+            return Err(super::Error::Job("the VAE's latents are no pictures".into()));
+        };
+        let values = latents.to_f32()?;
+        let each = values.chunks_exact((h * w * channels).max(1));
+        Ok(each.map(|own| Latent::from_channels_last(h, w, channels, own)).collect())
+    }
+}
+
+fn unwritten(usage: Usage) -> Option<String> {
+    let (path, error) = usage.unwritten?;
+    Some(format!("the cache {} cannot be written ({error}); it is made anew in the next run", path.display()))
+}
+
+/// Pictures of one size, `[n, h, w, 3]`, and the packed latents of each, `[tokens, channels]`.
+pub(super) fn encode_pictures(device: &Device, vae: &Vae, items: &[&Item]) -> Result<(Tensor, Vec<Tensor>)> {
+    let (width, height) = items.first().map_or((0, 0), |item| (item.crop.width, item.crop.height));
+    let mut pixels = Vec::with_capacity(items.len() * width * height * 3);
+    for item in items {
+        pixels.extend(dataset::load_pixels(item)?);
+    }
+    let pictures = Tensor::from_f32(device, DType::F32, &pixels, &[items.len(), height, width, 3])?;
+    let latents = vae.normalise(&vae.encode(&pictures)?.mode()?)?;
+    let packed = patchify::pack(&latents)?;
+    let [rows, channels] = packed.view().shape();
+    let tokens = rows / items.len().max(1);
+    let one = |i: usize| -> Result<Tensor> {
+        let mut own = packed.empty_like(&[tokens, channels])?;
+        copy::forward(packed.view().row_range(i * tokens..(i + 1) * tokens), own.view_mut())?;
+        Ok(own)
+    };
+    let each = (0..items.len()).map(one).collect::<Result<_>>()?;
+    Ok((pictures, each))
+}
