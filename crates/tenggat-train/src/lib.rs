@@ -14,6 +14,7 @@ pub mod job;
 pub mod lora_file;
 pub mod metrics;
 pub mod optimiser;
+pub mod painter;
 pub mod planned;
 mod python_json;
 pub mod report;

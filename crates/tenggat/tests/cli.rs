@@ -119,6 +119,56 @@ fn caches_lie_beside_the_pictures_and_a_broken_picture_is_left_out() {
 }
 
 #[test]
+fn samples_are_drawn_before_during_and_after_and_change_no_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 5");
+    let run = || {
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let tensors = fs::read(folder.path().join("fox/fox.safetensors")).unwrap();
+        (tensors, folder.path().join("fox/samples"))
+    };
+    let (without, samples) = run();
+    assert!(!samples.exists());
+    let sample = "      sample:
+        sample_every: 2
+        format: png
+        width: 64
+        height: 32
+        guidance_scale: 1
+        sample_steps: 2
+        prompts: ['fox', 'bell --w 96 --cfg 3 --d 4']
+";
+    let job = fs::read_to_string(&path).unwrap() + sample;
+    fs::write(&path, &job).unwrap();
+    let (with, samples) = run();
+    let mut names: Vec<String> = fs::read_dir(&samples)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .map(|name| name.split_once("__").unwrap().1.to_owned())
+        .collect();
+    names.sort();
+    let expected = [0, 2, 4, 5].iter().flat_map(|s| [0, 1].map(|n| format!("00000000{s}_{n}.png")));
+    assert_eq!(names, expected.collect::<Vec<_>>());
+    let weights = |bytes: &[u8]| {
+        let all = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let mut all: Vec<_> = all.tensors().into_iter().map(|(n, t)| (n, t.data().to_vec())).collect();
+        all.sort();
+        all
+    };
+    assert!(weights(&without) == weights(&with), "drawing samples changed the training");
+    // A job may be too short for them.
+    fs::write(
+        &path,
+        job.replace("steps: 5", "skip_first_sample: true").replace("sample_steps: 2", "sample_steps: 5000"),
+    )
+    .unwrap();
+    let began = std::time::Instant::now();
+    let output = tenggat().args(["train", "--budget", "6s"]).arg(&path).output().unwrap();
+    assert!(output.status.success() && began.elapsed().as_secs_f64() < 6.5, "{}", text(&output));
+}
+
+#[test]
 fn training_starts_from_a_given_lora() {
     let folder = tempfile::tempdir().unwrap();
     let path = job(folder.path(), "steps: 1");

@@ -9,6 +9,7 @@ mod folder;
 mod held_out;
 mod memory;
 mod report;
+mod sampling;
 mod saving;
 mod scoring;
 mod training;
@@ -19,7 +20,9 @@ use std::sync::atomic::AtomicBool;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
-use tenggat_plan::{BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, Schedule, Shape, Warmup};
+use tenggat_plan::{
+    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan, Schedule, Shape, Warmup,
+};
 use tenggat_tensor::{DType, Device};
 
 pub use error::{Error, Result};
@@ -29,16 +32,18 @@ pub use folder::LAST;
 use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
-use crate::job::{Job, LrScheduler, Optimiser};
+use crate::job::{FirstRound, Job, LrScheduler, Optimiser};
 use crate::lora_file;
 use crate::metrics::Metrics;
 use crate::optimiser::{AdamW, AdamWConfig};
+use crate::painter::Painter;
 use crate::score::Judge;
 use crate::step::Trainer;
 use data::Prepared;
 use deadline::Requests;
 use encoding::Encoders;
 use folder::RunFolder;
+use sampling::Sampling;
 use saving::Saver;
 use scoring::Scoring;
 use training::{State, Training};
@@ -79,6 +84,8 @@ pub struct Summary {
 
 /// Expected seconds of drawing the report's pictures.
 const REPORT_S: f64 = 0.6;
+/// Share of the time left that the sample pictures before the first step may take.
+const FIRST_SAMPLES_SHARE: f64 = 0.1;
 /// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
 const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
 
@@ -112,7 +119,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         ))
     })?;
 
-    let (data, held) = phases.time(Phase::Cache, show, |show| {
+    let (data, held, mut sampling) = phases.time(Phase::Cache, show, |show| {
         let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
         let encoders = Encoders {
             device: options.device,
@@ -129,7 +136,9 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
         remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
         let load = |path| held_out::load(path, job, options.device, &vae, &text);
-        Ok((data, options.held_out.map(load).transpose()?))
+        let painter = Painter { model: &model, vae: &vae, scheduler: &scheduler };
+        let sampling = Sampling::new(job, &text, painter, clock)?;
+        Ok((data, options.held_out.map(load).transpose()?, sampling))
     })?;
     drop(text);
 
@@ -151,7 +160,6 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         })?;
     }
 
-    let mut budget = budget(job, options, &data, trainable, &phases)?;
     let mut lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
     if let Some(path) = &job.network.pretrained {
         let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
@@ -160,6 +168,20 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
             show(Event::Warning(text));
         }
     }
+    if let Some(sampling) = &mut sampling
+        && job.sample.first != FirstRound::Never
+    {
+        phases.time(Phase::FirstSample, show, |show| {
+            let began_s = clock.now_s();
+            let until_s = options.deadline_s.map(|s| began_s + FIRST_SAMPLES_SHARE * (s - began_s));
+            let mut may_go_on = |_| until_s.is_none_or(|until_s| clock.now_s() < until_s);
+            if !sampling.round(&lora, 0, &folder, &mut may_go_on, show)? {
+                show(Event::Warning("the first sample pictures would take too much of the budget".into()));
+            }
+            Ok(())
+        })?;
+    }
+    let mut budget = budget(job, options, &data, trainable, &phases)?;
     let ema = job.train.ema_decay.map(|decay| Ema::new(decay, &lora)).transpose()?;
     let optimiser = AdamW::new(optimiser, &lora)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);
@@ -175,12 +197,14 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         saver: Saver::new(job),
         metrics,
         requests,
+        sampling,
         folder: &mut folder,
     };
     let train_began_s = clock.now_s();
     budget.phase_started(Phase::Train, train_began_s);
     show(Event::PhaseStarted(Phase::Train));
     training.run(&mut state, &mut budget, options, show)?;
+    let mut sampling = training.sampling.take();
     drop(training);
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
@@ -194,6 +218,15 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
+    if let Some(sampling) = &mut sampling
+        && !sampling.has_drawn(steps)
+        && budget.allows(Phase::FinalSample, clock.now_s())
+    {
+        budget.phase_started(Phase::FinalSample, clock.now_s());
+        let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
+        sampling.round(state.best(), steps, &folder, &mut may_go_on, show)?;
+        budget.phase_finished(Phase::FinalSample, clock.now_s());
+    }
     if let Some(scoring) = &mut scoring
         && budget.allows(Phase::ScoreAfter, clock.now_s())
     {
@@ -254,10 +287,16 @@ fn budget(
 ) -> Result<Budget> {
     let save_s = trainable as f64 * SAVE_S_PER_PARAMETER;
     let mut costs = PhaseCosts::default().with(Phase::FinalSave, 2.0 * save_s);
+    let mut round_s = 0.0;
     for &(phase, began_s, ended_s) in &phases.records {
         costs = costs.with(phase, ended_s - began_s);
-        if phase == Phase::ScoreBefore {
-            costs = costs.with(Phase::ScoreAfter, ended_s - began_s);
+        match phase {
+            Phase::ScoreBefore => costs = costs.with(Phase::ScoreAfter, ended_s - began_s),
+            Phase::FirstSample => {
+                costs = costs.with(Phase::FinalSample, ended_s - began_s);
+                round_s = ended_s - began_s;
+            }
+            _ => {}
         }
     }
     if options.report {
@@ -272,6 +311,7 @@ fn budget(
         phases: costs,
         save_s,
         buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
+        samples: job.sample.enabled.then_some(SamplePlan { every_steps: job.sample.every, round_s }),
         ..BudgetConfig::default()
     })?;
     for &(phase, began_s, ended_s) in &phases.records {

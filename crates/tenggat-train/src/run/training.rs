@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 
 use tenggat_models::qwen_image::Scheduler;
 use tenggat_models::qwen_image::transformer::Transformer;
-use tenggat_plan::{Budget, Clock, Decision, FinishReason, Position, Schedule};
+use tenggat_plan::{Budget, Clock, Decision, FinishReason, Position, SampleVerdict, Schedule};
 
 use super::data::Prepared;
 use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::{LAST, RunFolder};
+use super::sampling::Sampling;
 use super::saving::Saver;
 use super::{Error, Options, Result};
 use crate::draws::{Draws, NoiseLevels};
@@ -30,8 +31,8 @@ const FIRST_FORECAST: u64 = 5;
 /// Progress of the schedule from which on its end is not missed.
 const WHOLE_COURSE: f64 = 0.95;
 
-/// What the loop works with.
-pub(super) struct Training<'a> {
+/// What the loop works with. The samples outlive it.
+pub(super) struct Training<'a, 's> {
     pub job: &'a Job,
     pub model: &'a Transformer,
     pub scheduler: &'a Scheduler,
@@ -41,6 +42,7 @@ pub(super) struct Training<'a> {
     pub saver: Saver<'a>,
     pub metrics: Metrics,
     pub requests: Requests,
+    pub sampling: Option<Sampling<'s>>,
 }
 
 /// The trained state.
@@ -63,7 +65,7 @@ impl<'a> State<'a> {
     }
 }
 
-impl Training<'_> {
+impl Training<'_, '_> {
     /// Trains until the budget says finish, or somebody asks to stop.
     pub fn run(
         &mut self,
@@ -94,6 +96,7 @@ impl Training<'_> {
                     state.take_in(step, outcome, lr, show)?;
                     self.log(state, outcome, lr, bucket, (began_s, now_s), budget, show);
                     self.save_numbered(state, budget, options.clock, show)?;
+                    self.sample(state, budget, options.clock, show)?;
                 }
             }
         }
@@ -196,6 +199,36 @@ impl Training<'_> {
         let path = self.folder.numbered(done);
         self.save(&path, state, budget, clock, show)?;
         self.folder.wrote_numbered(path, self.job.save.keep);
+        Ok(())
+    }
+
+    /// The sample pictures that the job asks for every so many steps, if there is time for them.
+    fn sample(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let (done, plan) = (budget.steps_done(), &self.job.sample);
+        let Some(sampling) = &mut self.sampling else { return Ok(()) };
+        if plan.every == 0 || !done.is_multiple_of(plan.every) || done < plan.start_step {
+            return Ok(());
+        }
+        let began_s = clock.now_s();
+        let why = match budget.allows_samples(began_s) {
+            SampleVerdict::Go => {
+                let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
+                sampling.round(state.best(), done, self.folder, &mut may_go_on, show)?;
+                let now_s = clock.now_s();
+                budget.observe_samples(now_s, now_s - began_s);
+                return Ok(());
+            }
+            SampleVerdict::WouldEndangerTheEnd => "the end of the training would not be in time",
+            SampleVerdict::WouldCutSteps => "the steps asked for would no longer fit",
+            SampleVerdict::ShareSpent => "samples have had their share of the time",
+        };
+        show(Event::Warning(format!("no sample pictures at step {done}: {why}")));
         Ok(())
     }
 

@@ -1,0 +1,128 @@
+//! Sample pictures of a run: before the first step, every so many steps, and of the finished LoRA.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tenggat_models::lora::Lora;
+use tenggat_models::qwen_image::{PromptEncoder, TextBatch};
+use tenggat_plan::Clock;
+
+use super::event::Event;
+use super::folder::RunFolder;
+use super::{Error, Result};
+use crate::job::{Job, PictureFormat, Prompt};
+use crate::painter::{Painter, Request};
+
+/// Folder of the pictures inside the run's.
+const FOLDER: &str = "samples";
+/// Negative prompt of guided pictures whose job names none: as good as none, and what Qwen-Image's authors use.
+const NO_NEGATIVE: &str = " ";
+
+/// Draws rounds of pictures.
+pub(super) struct Sampling<'a> {
+    painter: Painter<'a>,
+    clock: &'a dyn Clock,
+    seed: u64,
+    format: PictureFormat,
+    prompts: Vec<(&'a Prompt, TextBatch, Option<TextBatch>)>,
+    /// Steps of the last whole round.
+    last_round: Option<u64>,
+}
+
+/// Whether the next part of a picture may begin: told the seconds that the longest part took.
+pub(super) type MayGoOn<'a> = &'a mut dyn FnMut(f64) -> bool;
+
+impl<'a> Sampling<'a> {
+    /// Encodes the job's prompts; `None` if it asks for no pictures.
+    ///
+    /// # Errors
+    /// The text encoder failed.
+    pub fn new(
+        job: &'a Job,
+        text: &PromptEncoder,
+        painter: Painter<'a>,
+        clock: &'a dyn Clock,
+    ) -> Result<Option<Self>> {
+        if !job.sample.enabled {
+            return Ok(None);
+        }
+        let encoded = |prompt: &'a Prompt| -> Result<_> {
+            let negative = prompt.negative.as_deref().unwrap_or(NO_NEGATIVE);
+            let guided = prompt.guidance_scale > 1.0;
+            let negative = guided.then(|| text.encode(&[negative])).transpose()?;
+            Ok((prompt, text.encode(&[&prompt.text])?, negative))
+        };
+        let prompts = job.sample.prompts.iter().map(encoded).collect::<Result<_>>()?;
+        let (seed, format) = (job.seed, job.sample.format);
+        Ok(Some(Sampling { painter, clock, seed, format, prompts, last_round: None }))
+    }
+
+    /// Whether the last whole round was of the LoRA after so many steps.
+    pub fn has_drawn(&self, steps: u64) -> bool {
+        self.last_round == Some(steps)
+    }
+
+    /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as `may_go_on`
+    /// allows: it is asked after every step of the sampler. Returns whether the round is whole.
+    ///
+    /// # Errors
+    /// A picture cannot be drawn or written.
+    pub fn round(
+        &mut self,
+        lora: &Lora,
+        steps: u64,
+        folder: &RunFolder,
+        may_go_on: MayGoOn<'_>,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<bool> {
+        let pictures = folder.file(FOLDER);
+        std::fs::create_dir_all(&pictures).map_err(|e| Error::file("make the folder", &pictures, e))?;
+        for (number, (prompt, text, negative)) in self.prompts.iter().enumerate() {
+            let adapter = with_strength(lora, prompt.strength)?;
+            let request = Request {
+                prompt: text,
+                guidance: negative.as_ref().map(|negative| (negative, prompt.guidance_scale)),
+                width: prompt.width,
+                height: prompt.height,
+                seed: prompt.seed.unwrap_or(self.seed.wrapping_add(steps).wrapping_add(number as u64)),
+                steps: prompt.steps,
+            };
+            let (mut before_s, mut longest_s) = (self.clock.now_s(), 0.0f64);
+            let mut tick = || {
+                let now_s = self.clock.now_s();
+                longest_s = longest_s.max(now_s - before_s);
+                before_s = now_s;
+                if may_go_on(longest_s) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            let adapter = adapter.as_ref().map_or((prompt.strength != 0.0).then_some(lora), Some);
+            let Some(picture) = self.painter.draw(adapter, request, &mut tick)? else {
+                return Ok(false);
+            };
+            let path = self.path(&pictures, steps, number);
+            crate::report::save_picture(&picture, 0, &path)?;
+        }
+        self.last_round = Some(steps);
+        show(Event::Wrote { what: "samples", path: pictures });
+        Ok(true)
+    }
+
+    fn path(&self, folder: &std::path::Path, steps: u64, number: usize) -> PathBuf {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let extension = match self.format {
+            PictureFormat::Jpeg => "jpg",
+            PictureFormat::Png => "png",
+            PictureFormat::WebP => "webp",
+        };
+        folder.join(format!("{}__{steps:09}_{number}.{extension}", since.as_millis()))
+    }
+}
+
+/// The adapter at another strength; `None` where it can be used as it is, or not at all.
+fn with_strength(lora: &Lora, strength: f64) -> Result<Option<Lora>> {
+    if strength == lora.scale || strength == 0.0 {
+        return Ok(None);
+    }
+    let parameters = lora.parameters.duplicate()?;
+    Ok(Some(Lora { layout: lora.layout.clone(), parameters, scale: strength }))
+}
