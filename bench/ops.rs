@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tenggat_tensor::ops::{
-    adamw, attention, flow, gated_residual, gelu, gemm, layer_norm_modulate, linear, mse, rms_norm,
+    adamw, attention, flow, gated_residual, gelu, gemm, layer_norm_modulate, linear, loss, rms_norm,
     rms_norm_rope, silu,
 };
 use tenggat_tensor::random::Philox;
@@ -119,7 +119,15 @@ fn rows(c: &mut Criterion) {
     let mut loss = randn(&device, &[1, 1], 13);
     group.bench_function("mse", |b| {
         b.iter(|| {
-            mse::forward_backward(x.view(), dy.view(), &[1.0], loss.view_mut(), dx.view_mut()).unwrap()
+            loss::forward_backward(
+                loss::Loss::Squared,
+                x.view(),
+                dy.view(),
+                &[1.0],
+                loss.view_mut(),
+                dx.view_mut(),
+            )
+            .unwrap()
         });
     });
     group.throughput(Throughput::Elements((TOKENS * 4 * C) as u64));

@@ -25,6 +25,9 @@ pub enum Shape {
     Constant,
     /// `1 − p`.
     Linear,
+    /// `1/3 + 2p/3`: what `linear` means in ai-toolkit, PyTorch's `LinearLR` with its defaults. It ends at the peak rate;
+    /// the floor does not apply.
+    LinearRamp,
     /// `(1 + cos πp) / 2`.
     Cosine,
     /// Several cosines one after the other; the last one ends where the training does.
@@ -89,8 +92,8 @@ impl Schedule {
     /// Progress outside `[0, 1]` is clamped; undefined progress counts as 1, the cautious end.
     pub fn factor(&self, at: Position) -> f64 {
         let progress = if at.progress.is_nan() { 1.0 } else { at.progress.clamp(0.0, 1.0) };
-        if self.shape == Shape::Constant {
-            return self.warmup.factor(at.step, progress);
+        if matches!(self.shape, Shape::Constant | Shape::LinearRamp) {
+            return self.shape.at(progress) * self.warmup.factor(at.step, progress);
         }
         let floor = share(self.floor);
         if progress >= 1.0 {
@@ -107,6 +110,7 @@ impl Shape {
         match self {
             Self::Constant => 1.0,
             Self::Linear => 1.0 - progress,
+            Self::LinearRamp => (1.0 + 2.0 * progress) / 3.0,
             Self::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
             Self::CosineWithRestarts { cycles } => {
                 let within = (progress * f64::from(cycles.max(1))).fract();

@@ -12,8 +12,10 @@ use tenggat_plan::{
     BucketShape, ModelDims, Optimiser as PlannedOptimiser, PlanJob, Precision, SampleJob, Surroundings,
 };
 
+use tenggat_tensor::ops::quantise::Format;
+
 use crate::dataset::{self, Batches, Item};
-use crate::job::{FirstRound, Job, Optimiser, Quantisation};
+use crate::job::{FirstRound, Job, Optimiser};
 
 /// Characters per token of English captions with the Qwen2 vocabulary, as far as that can be said in general.
 const CHARACTERS_PER_TOKEN: f64 = 4.3;
@@ -24,7 +26,7 @@ const UNKNOWN_TOKENS: u64 = 128;
 /// Pictures of a data set that is not there yet.
 const UNKNOWN_PICTURES: u64 = 20;
 /// Rank of the published accuracy recovery adapters.
-const RECOVERY_RANK: u64 = 16;
+pub const RECOVERY_RANK: u64 = 16;
 
 /// What planning knows about a model.
 #[derive(Debug)]
@@ -141,11 +143,12 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     Planned { job: planned, notes }
 }
 
-fn precision(quantisation: Quantisation) -> Precision {
-    match quantisation {
-        Quantisation::Float8 => Precision::Float8,
-        Quantisation::Int8 => Precision::Int8,
-        Quantisation::Uint(bits) => Precision::Uint(bits),
+/// A storage format as planning sees it.
+pub fn precision(format: Format) -> Precision {
+    match format {
+        Format::QFloat8 | Format::Float8 => Precision::Float8,
+        Format::QInt8 | Format::Int8 => Precision::Int8,
+        Format::Uint(bits) => Precision::Uint(bits),
     }
 }
 

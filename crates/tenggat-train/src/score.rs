@@ -12,7 +12,8 @@ use tenggat_models::qwen_image::transformer::{Inputs, Transformer};
 use tenggat_models::qwen_image::vae::{self, Vae};
 use tenggat_models::qwen_image::{Conditioning, Scheduler, TextBatch, denoise, patchify};
 use tenggat_tensor::Tensor;
-use tenggat_tensor::ops::{flow, mse};
+use tenggat_tensor::ops::flow;
+use tenggat_tensor::ops::loss::{self, Loss};
 use tenggat_tensor::random::{Mt19937, Philox};
 
 /// Share of the captioned error in the total; the rest is the empty prompt's.
@@ -164,7 +165,14 @@ impl Judge<'_> {
         let pred = self.model.forward(inputs, lora)?;
         let (mut losses, mut unused) = (pred.empty_like(&[n, 1])?, pred.empty_like(pred.shape())?);
         let weights = vec![1.0; n];
-        mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), unused.view_mut())?;
+        loss::forward_backward(
+            Loss::Squared,
+            pred.view(),
+            target.view(),
+            &weights,
+            losses.view_mut(),
+            unused.view_mut(),
+        )?;
         Ok(losses.to_f64()?.iter().sum::<f64>() / n as f64)
     }
 }

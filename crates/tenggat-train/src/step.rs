@@ -7,8 +7,9 @@ use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Inputs, Positions, Transformer};
 use tenggat_tensor::Tensor;
+use tenggat_tensor::ops::flow;
 use tenggat_tensor::ops::linear::Write;
-use tenggat_tensor::ops::{flow, mse};
+use tenggat_tensor::ops::loss::{self, Loss};
 
 use crate::draws::Level;
 use crate::optimiser::AdamW;
@@ -28,12 +29,28 @@ pub struct Batch {
     pub positions: Arc<Positions>,
 }
 
+/// What a step minimises, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// What is taken of each error.
+    pub loss: Loss,
+    /// Adds up the gradients of micro-batches, as ai-toolkit does, instead of averaging them.
+    pub summed: bool,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Objective { loss: Loss::Squared, summed: false }
+    }
+}
+
 /// The trained state: adapter, optimiser and gradient buffer.
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a Transformer,
     /// Blocks whose activations stay for the backward pass.
     full_blocks: usize,
+    objective: Objective,
     lora: Lora,
     optimiser: AdamW,
     gradients: Tensor,
@@ -69,7 +86,13 @@ impl<'a> Trainer<'a> {
     pub fn new(model: &'a Transformer, lora: Lora, optimiser: AdamW, full_blocks: usize) -> Result<Self> {
         let parameters = &lora.parameters;
         let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
-        Ok(Trainer { model, full_blocks, lora, optimiser, gradients })
+        Ok(Trainer { model, full_blocks, objective: Objective::default(), lora, optimiser, gradients })
+    }
+
+    /// The same with another objective than the averaged squared error.
+    #[must_use]
+    pub fn minimising(self, objective: Objective) -> Self {
+        Trainer { objective, ..self }
     }
 
     /// The adapter as it stands.
@@ -77,7 +100,7 @@ impl<'a> Trainer<'a> {
         &self.lora
     }
 
-    /// One update from the mean gradient of all micro-batches.
+    /// One update from the mean gradient of all micro-batches, or their sum if the objective says so.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
@@ -98,7 +121,11 @@ impl<'a> Trainer<'a> {
         let mut loss = 0.0;
         for (i, batch) in micro_batches.iter().enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            loss += self.accumulate(batch, 1.0 / micro_batches.len() as f64, write, ended)?;
+            let share = if self.objective.summed { 1.0 } else { 1.0 / micro_batches.len() as f64 };
+            loss += self.accumulate(batch, share, write, ended)?;
+        }
+        if self.objective.summed {
+            loss /= micro_batches.len() as f64;
         }
         if !loss.is_finite() {
             return Ok(Outcome { loss, gradient_norm: f64::NAN, updated: false });
@@ -135,7 +162,15 @@ impl<'a> Trainer<'a> {
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
-        mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), dpred.view_mut())?;
+        let kind = self.objective.loss;
+        loss::forward_backward(
+            kind,
+            pred.view(),
+            target.view(),
+            &weights,
+            losses.view_mut(),
+            dpred.view_mut(),
+        )?;
         drop((pred, target));
         ended(Part::Forward);
         let gradients = Gradients { buffer: &mut self.gradients, write };

@@ -168,6 +168,59 @@ fn samples_are_drawn_before_during_and_after_and_change_no_weight() {
     assert!(output.status.success() && began.elapsed().as_secs_f64() < 6.5, "{}", text(&output));
 }
 
+/// Each of these changes what is trained, so each must change the LoRA.
+#[test]
+fn what_the_job_says_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 4, gradient_accumulation: 2, loss_type: mse");
+    let plain = fs::read_to_string(&path).unwrap();
+    let run = |job: &str| {
+        fs::write(&path, job).unwrap();
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{job}\n{}", text(&output));
+        fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
+    };
+    let base = run(&plain);
+    assert!(base == run(&plain));
+    let model =
+        |quantised: &str| plain.replace("arch: qwen_image", &format!("arch: qwen_image, {quantised}"));
+    let process =
+        |key: &str| plain.replace("      training_seed: 5", &format!("      training_seed: 5\n      {key}"));
+    let jobs = [
+        model("quantize: true, quantize_te: false, qtype: uint3"),
+        model("quantize: true, quantize_te: false, qtype: float8"),
+        model("quantize: false, quantize_te: true, qtype_te: qfloat8"),
+        plain.replace("loss_type: mse", "loss_type: mae"),
+        plain.replace("loss_type: mse", "loss_type: pseudo_huber"),
+        plain.replace("loss_type: mse", "ema_config: {use_ema: true, ema_decay: 0.9}"),
+        plain.replace("loss_type: mse", "lr_scheduler: linear"),
+        process("tenggat: {compat: [summed-gradients]}"),
+    ];
+    let mut all = vec![base];
+    for job in &jobs {
+        let lora = run(job);
+        assert!(!all.contains(&lora), "it trains as another job did: {job}");
+        all.push(lora);
+    }
+    let ramp = "tenggat: {compat: [linear-ramp, constant-ema, step-names]}";
+    let job = process(ramp).replace("loss_type: mse", "lr_scheduler: linear, ema_config: {use_ema: true}");
+    assert!(!all.contains(&run(&job.replace("save_every: 100", "save_every: 2"))));
+    assert!(folder.path().join("fox/fox_000000002.safetensors").is_file());
+    let log = fs::read_to_string(folder.path().join("fox/metrics.jsonl")).unwrap();
+    let rates: Vec<f64> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["lr"].as_f64().unwrap())
+        .collect();
+    assert!(
+        rates.windows(2).all(|pair| pair[0] < pair[1]) && (rates[0] - 1e-3 / 3.0).abs() < 1e-9,
+        "{rates:?}"
+    );
+    let missing = model("quantize: true, qtype: 'uint3|no/such/adapter.safetensors'");
+    fs::write(&path, missing).unwrap();
+    let output = tenggat().arg("train").arg(&path).output().unwrap();
+    assert!(!output.status.success() && text(&output).contains("no/such/adapter"), "{}", text(&output));
+}
+
 #[test]
 fn training_starts_from_a_given_lora() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,6 +17,8 @@ const SUDDEN_SHARE: f64 = 0.005;
 const UNMEASURED_SAVE_DEVIATION: f64 = 0.2;
 /// How much slower than the slowest so far the next part of a phase may be and still end in time.
 const PART_SLACK: f64 = 2.0;
+/// Share of the time for ending the process that this slack may reach into: a part that needs the slack is rare.
+const SLACK_IN_CLOSING: f64 = 0.5;
 /// Standard deviations by which a single step may be slow and still end inside the room.
 const STEP_DEVIATIONS: f64 = 4.0;
 /// The part of the margin for ending the process: a share of the deadline within bounds in seconds.
@@ -158,7 +160,9 @@ impl Budget {
     pub fn allows_part(&mut self, now_s: f64, part_s: f64) -> bool {
         let now_s = self.tick(now_s);
         let part_s = sane_s(part_s).unwrap_or(0.0);
-        PART_SLACK * part_s <= self.spare_s(now_s)
+        let slack_s = (PART_SLACK - 1.0) * part_s;
+        let lent_s = slack_s.min(SLACK_IN_CLOSING * self.closing_s());
+        part_s + slack_s - lent_s <= self.spare_s(now_s)
     }
 
     /// Whether a phase after the last step may begin.

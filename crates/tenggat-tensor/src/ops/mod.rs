@@ -17,7 +17,7 @@ pub mod gemm;
 pub mod guidance;
 pub mod layer_norm_modulate;
 pub mod linear;
-pub mod mse;
+pub mod loss;
 pub mod quantise;
 pub mod rms_norm;
 pub mod rms_norm_rope;

@@ -28,9 +28,7 @@ pub use types::{
     ARCH, Bell, Dataset, FirstRound, Job, Limits, Model, Network, OptimiserConfig, Prompt, Sample, Save,
     Train,
 };
-pub use values::{
-    Balance, Loss, LrScheduler, Optimiser, PictureFormat, Quantisation, SaveType, TimestepType,
-};
+pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 
 use keys::Rule;
 use resolve::Resolver;

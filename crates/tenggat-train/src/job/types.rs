@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use tenggat_tensor::ops::quantise::Format;
+
 use super::Compat;
-use super::values::{
-    Balance, Loss, LrScheduler, Optimiser, PictureFormat, Quantisation, SaveType, TimestepType,
-};
+use super::values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 
 /// Everything that a run is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,11 +190,11 @@ pub struct Model {
     /// Folder, or name on the Hub.
     pub name_or_path: String,
     /// Format of the frozen transformer, if quantised.
-    pub quantisation: Option<Quantisation>,
+    pub quantisation: Option<Format>,
     /// LoRA that repairs the quantised transformer.
     pub recovery_adapter: Option<String>,
     /// Format of the text encoder, if quantised.
-    pub text_quantisation: Option<Quantisation>,
+    pub text_quantisation: Option<Format>,
 }
 
 /// Architecture name, as ai-toolkit writes it into caches and metadata.

@@ -1,5 +1,7 @@
 //! The named values of a job: what each name stands for, and which are not there yet.
 
+use tenggat_tensor::ops::quantise::Format;
+
 use super::suggest;
 
 /// Where timesteps are drawn from. Tables: [`crate::timesteps`].
@@ -82,17 +84,6 @@ pub enum SaveType {
     Bf16,
     /// Single precision.
     F32,
-}
-
-/// Weight format of a quantised base model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantisation {
-    /// 8-bit floats with one scale a row (`qfloat8`).
-    Float8,
-    /// 8-bit integers with one scale a row (`qint8`).
-    Int8,
-    /// N-bit unsigned integers in groups of 64, 2 ≤ N ≤ 7 (`uint3`).
-    Uint(u8),
 }
 
 /// File format of samples.
@@ -196,17 +187,17 @@ pub(super) const SAVE_TYPES: &[Choice<SaveType>] = &[
     is("single", SaveType::F32),
 ];
 
-pub(super) const QUANTISATIONS: &[Choice<Quantisation>] = &[
-    is("qfloat8", Quantisation::Float8),
-    is("float8", Quantisation::Float8),
-    is("qint8", Quantisation::Int8),
-    is("int8", Quantisation::Int8),
-    is("uint2", Quantisation::Uint(2)),
-    is("uint3", Quantisation::Uint(3)),
-    is("uint4", Quantisation::Uint(4)),
-    is("uint5", Quantisation::Uint(5)),
-    is("uint6", Quantisation::Uint(6)),
-    is("uint7", Quantisation::Uint(7)),
+pub(super) const QUANTISATIONS: &[Choice<Format>] = &[
+    is("qfloat8", Format::QFloat8),
+    is("float8", Format::Float8),
+    is("qint8", Format::QInt8),
+    is("int8", Format::Int8),
+    is("uint2", Format::Uint(2)),
+    is("uint3", Format::Uint(3)),
+    is("uint4", Format::Uint(4)),
+    is("uint5", Format::Uint(5)),
+    is("uint6", Format::Uint(6)),
+    is("uint7", Format::Uint(7)),
     not("uint8", "it leaves the weights as they are; write `quantize: false`"),
     not("qint4", "use uint4"),
     not("qint2", "use uint2"),

@@ -1,5 +1,6 @@
 //! A run from job to LoRA: load → cache → score → train → save → score → report, one call each, in [`run`].
 
+mod base;
 mod data;
 pub mod deadline;
 mod encoding;
@@ -17,12 +18,10 @@ mod training;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use tenggat_models::qwen_image::transformer::{Precision, Transformer};
-use tenggat_models::qwen_image::vae::Vae;
-use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_plan::{
     BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan, Schedule, Shape, Warmup,
 };
+use tenggat_tensor::ops::loss;
 use tenggat_tensor::{DType, Device};
 
 pub use error::{Error, Result};
@@ -32,13 +31,14 @@ pub use folder::LAST;
 use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
-use crate::job::{FirstRound, Job, LrScheduler, Optimiser};
+use crate::job::{FirstRound, Job, Loss, LrScheduler, Optimiser};
 use crate::lora_file;
 use crate::metrics::Metrics;
 use crate::optimiser::{AdamW, AdamWConfig};
 use crate::painter::Painter;
 use crate::score::Judge;
-use crate::step::Trainer;
+use crate::step::{Objective, Trainer};
+use base::Base;
 use data::Prepared;
 use deadline::Requests;
 use encoding::Encoders;
@@ -59,6 +59,8 @@ pub struct Options<'a> {
     pub deadline_s: Option<f64>,
     /// Folder of the model.
     pub model: &'a Path,
+    /// Folder that keeps quantised models for later runs; without one they are quantised every time.
+    pub quantised: Option<&'a Path>,
     /// Folder of held-out pictures to score before and after.
     pub held_out: Option<&'a Path>,
     /// Whether the loss curve, and with held-out pictures their sheet, are drawn at the end.
@@ -97,6 +99,9 @@ const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
     let clock = options.clock;
     let optimiser = optimiser_config(job)?;
+    if job.train.optimiser.kind == Optimiser::AdamW8bit {
+        show(Event::Warning("adamw8bit keeps its state in 32 bits here: the same steps, more memory".into()));
+    }
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
     }
@@ -109,15 +114,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     crate::atomic::write(&config, job.text.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
     let mut phases = Phases { clock, records: Vec::new() };
 
-    let (model, vae, text, scheduler) = phases.time(Phase::Load, show, |_| {
-        let precision = Precision { compute: DType::F32, weights: DType::F32 };
-        Ok((
-            Transformer::load(&options.model.join("transformer"), options.device, precision)?,
-            Vae::load(&options.model.join("vae"), options.device, DType::F32)?,
-            PromptEncoder::load(options.model, options.device, precision)?,
-            Scheduler::load(&options.model.join("scheduler"))?,
-        ))
-    })?;
+    let Base { model, vae, text, scheduler } =
+        phases.time(Phase::Load, show, |_| base::load(job, options))?;
 
     let (data, held, mut sampling) = phases.time(Phase::Cache, show, |show| {
         let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
@@ -182,10 +180,12 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         })?;
     }
     let mut budget = budget(job, options, &data, trainable, &phases)?;
-    let ema = job.train.ema_decay.map(|decay| Ema::new(decay, &lora)).transpose()?;
+    let ema =
+        job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
     let optimiser = AdamW::new(optimiser, &lora)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);
-    let mut state = State::new(Trainer::new(&model, lora, optimiser, kept_blocks)?, ema);
+    let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
+    let mut state = State::new(trainer, ema);
     let metrics = folder.file("metrics.jsonl");
     let metrics = Metrics::create(&metrics).map_err(|e| Error::file("write", &metrics, e))?;
     let mut training = Training {
@@ -321,6 +321,19 @@ fn budget(
     Ok(budget)
 }
 
+/// Where the pseudo-Huber loss turns from square to straight. Source: ai-toolkit `extensions_built_in/sd_trainer`.
+const PSEUDO_HUBER_C: f64 = 0.01;
+
+/// What the job minimises.
+fn objective(job: &Job) -> Objective {
+    let loss = match job.train.loss {
+        Loss::MeanSquared => loss::Loss::Squared,
+        Loss::MeanAbsolute => loss::Loss::Absolute,
+        Loss::PseudoHuber => loss::Loss::PseudoHuber { c: PSEUDO_HUBER_C },
+    };
+    Objective { loss, summed: job.compat.summed_gradients }
+}
+
 /// The optimiser's numbers: the job's, else ai-toolkit's.
 fn optimiser_config(job: &Job) -> Result<AdamWConfig> {
     let wanted = job.train.optimiser;
@@ -350,6 +363,7 @@ fn schedule(job: &Job, budgeted: bool) -> Schedule {
     match train.lr_scheduler {
         None if budgeted => Schedule::default(),
         None | Some(LrScheduler::Constant | LrScheduler::ConstantWithWarmup) => shaped(Shape::Constant),
+        Some(LrScheduler::Linear) if job.compat.linear_ramp => shaped(Shape::LinearRamp),
         Some(LrScheduler::Linear) => shaped(Shape::Linear),
         Some(LrScheduler::Cosine) => shaped(Shape::Cosine),
         Some(LrScheduler::CosineWithRestarts) => {

@@ -193,10 +193,13 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let (done, every) = (budget.steps_done(), self.job.save.every);
-        if every == 0 || !done.is_multiple_of(every) || !budget.allows_save(clock.now_s()) {
+        // ai-toolkit counts from 0 and saves after the update, so that its files hold one update more than they say.
+        let named = if self.job.compat.step_names { done.saturating_sub(1) } else { done };
+        let due = every > 0 && named > 0 && named.is_multiple_of(every);
+        if !due || !budget.allows_save(clock.now_s()) {
             return Ok(());
         }
-        let path = self.folder.numbered(done);
+        let path = self.folder.numbered(named);
         self.save(&path, state, budget, clock, show)?;
         self.folder.wrote_numbered(path, self.job.save.keep);
         Ok(())

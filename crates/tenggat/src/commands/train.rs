@@ -12,6 +12,7 @@ use tenggat_train::job::{Job, Warning};
 use tenggat_train::run::{self, Options, Summary};
 
 use super::model::locate;
+use crate::assets;
 use crate::cli;
 use crate::limit;
 use crate::progress::Progress;
@@ -55,9 +56,20 @@ pub fn run_job(
     }
     let model = locate(&job.model.name_or_path)?;
     let device = Device::cpu();
+    let kept = assets::cache_folder()?.join("quantised");
+    // The built-in model is quantised sooner than it is read.
+    let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let mut progress = Progress::new(clock, deadline_s);
-    let options =
-        Options { device: &device, clock, deadline_s, model: &model, held_out, report, stop: &stop };
+    let options = Options {
+        device: &device,
+        clock,
+        deadline_s,
+        model: &model,
+        quantised,
+        held_out,
+        report,
+        stop: &stop,
+    };
     let summary = run::run(job, &options, &mut |event| progress.show(event))?;
     Ok(summary)
 }

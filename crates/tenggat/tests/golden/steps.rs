@@ -3,7 +3,7 @@
 use tenggat_models::lora::Gradients;
 use tenggat_models::qwen_image::transformer::{Inputs, Transformer};
 use tenggat_tensor::ops::linear::Write;
-use tenggat_tensor::ops::mse;
+use tenggat_tensor::ops::loss::{self, Loss};
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::optimiser::{AdamW, AdamWConfig};
 
@@ -52,7 +52,15 @@ fn ten_adamw_steps() {
         let (pred, tape) = model.forward_for_backward(inputs, Some(&lora), usize::MAX).unwrap();
         let (mut loss, mut dpred) =
             (pred.empty_like(&[1, 1]).unwrap(), pred.empty_like(pred.shape()).unwrap());
-        mse::forward_backward(pred.view(), target.view(), &[1.0], loss.view_mut(), dpred.view_mut()).unwrap();
+        loss::forward_backward(
+            Loss::Squared,
+            pred.view(),
+            target.view(),
+            &[1.0],
+            loss.view_mut(),
+            dpred.view_mut(),
+        )
+        .unwrap();
         let into = Gradients { buffer: &mut gradients, write: Write::Replace };
         model.backward(inputs, Some(&lora), tape, &dpred, Some(into), false).unwrap();
         optimiser.measure(&gradients).unwrap();

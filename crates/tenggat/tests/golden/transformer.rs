@@ -7,7 +7,7 @@ use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::transformer::{Inputs, Positions, Precision, Transformer};
 use tenggat_models::weights::Weights;
 use tenggat_tensor::ops::linear::Write;
-use tenggat_tensor::ops::mse;
+use tenggat_tensor::ops::loss::{self, Loss};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::fixture::{Golden, assert_close, assert_close_l2, folder, has_file};
@@ -279,7 +279,15 @@ fn gradient(model: &Transformer, golden: &Golden, prefix: &str, lora: &Lora, ful
     let weights = vec![1.0; case.sigmas.len()];
     let (mut losses, mut dpred) =
         (pred.empty_like(&[weights.len(), 1]).unwrap(), pred.empty_like(pred.shape()).unwrap());
-    mse::forward_backward(pred.view(), target.view(), &weights, losses.view_mut(), dpred.view_mut()).unwrap();
+    loss::forward_backward(
+        Loss::Squared,
+        pred.view(),
+        target.view(),
+        &weights,
+        losses.view_mut(),
+        dpred.view_mut(),
+    )
+    .unwrap();
     let mut buffer = Tensor::zeros(model.device(), model.precision().compute, &[lora.layout.len()]).unwrap();
     let gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
     let d_latents = model.backward(case.inputs(), Some(lora), tape, &dpred, Some(gradients), true).unwrap();

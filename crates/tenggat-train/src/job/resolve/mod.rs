@@ -6,11 +6,13 @@ mod train;
 
 use std::path::PathBuf;
 
+use tenggat_tensor::ops::quantise::Format;
+
 use super::raw;
 use super::source::{Mark, Source};
 use super::tree::{Node, Value};
 use super::types::*;
-use super::values::{self, Choice, Quantisation, Unchosen};
+use super::values::{self, Choice, Unchosen};
 use super::{Compat, Error, Result, Warning};
 
 /// Decides; keeps the tree to say where a value is that makes no sense.
@@ -294,13 +296,13 @@ impl Resolver<'_> {
         }
         let quantise = raw.quantize.unwrap_or(false);
         let quantisation = if quantise {
-            Some(self.choose(&at("qtype"), Some(format), values::QUANTISATIONS, Quantisation::Float8)?)
+            Some(self.choose(&at("qtype"), Some(format), values::QUANTISATIONS, Format::QFloat8)?)
         } else {
             None
         };
         let text_quantisation = if raw.quantize_te.unwrap_or(quantise) {
             let name = raw.qtype_te.as_deref();
-            Some(self.choose(&at("qtype_te"), name, values::QUANTISATIONS, Quantisation::Float8)?)
+            Some(self.choose(&at("qtype_te"), name, values::QUANTISATIONS, Format::QFloat8)?)
         } else {
             None
         };
