@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::keys::{self, Rule};
+use tenggat_tensor::ops::quantise::Format;
+
 use super::*;
 
 /// A 24 GB job as ai-toolkit's users write it.
