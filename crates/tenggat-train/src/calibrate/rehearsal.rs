@@ -81,9 +81,17 @@ impl Rehearsal {
     /// # Errors
     /// Its files cannot be written to the system's folder for such, or out of memory.
     pub fn model(&self, device: &Device) -> Result<Transformer> {
+        self.model_in(device, Precision { compute: DType::F32, weights: DType::F32 })
+    }
+
+    /// The same with other element types.
+    ///
+    /// # Errors
+    /// As [`Rehearsal::model`].
+    pub fn model_in(&self, device: &Device, precision: Precision) -> Result<Transformer> {
         let folder = tempfile::tempdir().map_err(|e| unwritten(&std::env::temp_dir(), &e))?;
         self.write(folder.path()).map_err(|e| unwritten(folder.path(), &e))?;
-        Transformer::load(folder.path(), device, Precision { compute: DType::F32, weights: DType::F32 })
+        Transformer::load(folder.path(), device, precision)
     }
 
     fn write(&self, folder: &Path) -> std::io::Result<()> {
