@@ -109,7 +109,8 @@ fn upstream_work(config: &StepConfig) -> Work {
         for op in &work.ops {
             match op.class {
                 OpClass::Elementwise | OpClass::Dequantise => {}
-                OpClass::LoraGemm => pass.push(in_f32(op, times)),
+                OpClass::LoraGemm => pass.push(in_f32(op, OpClass::LoraGemmF32, times)),
+                OpClass::LoraWeights => pass.push(in_f32(op, OpClass::LoraWeights, times)),
                 _ => pass.push(Op { times: op.times * times, ..*op }),
             }
         }
@@ -130,9 +131,9 @@ fn upstream_work(config: &StepConfig) -> Work {
     work
 }
 
-/// The same product in true f32.
-fn in_f32(op: &Op, times: f64) -> Op {
-    Op { class: OpClass::LoraGemmF32, times: op.times * times, bytes: 2.0 * op.bytes, ..*op }
+/// The same with a LoRA in true f32.
+fn in_f32(op: &Op, class: OpClass, times: f64) -> Op {
+    Op { class, times: op.times * times, bytes: 2.0 * op.bytes, ..*op }
 }
 
 /// Expansion of every matrix in both forward passes.

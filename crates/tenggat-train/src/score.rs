@@ -52,6 +52,14 @@ pub struct Error {
 }
 
 impl Error {
+    /// The part with one kind of prompt.
+    pub fn of_mut(&mut self, prompt: Prompt) -> &mut f64 {
+        match prompt {
+            Prompt::Caption => &mut self.captioned,
+            Prompt::Empty => &mut self.empty,
+        }
+    }
+
     /// 1/4 captioned + 3/4 empty.
     pub fn total(self) -> f64 {
         CAPTIONED * self.captioned + (1.0 - CAPTIONED) * self.empty

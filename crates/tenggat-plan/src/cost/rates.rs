@@ -50,6 +50,8 @@ pub struct Rates {
     pub lora_gemm: Rate,
     /// LoRA products in true f32, FLOP/s by their shortest extent.
     pub lora_gemm_f32: Rate,
+    /// Memory as LoRA products see their weights and gradients, bytes/s.
+    pub lora_bytes_per_s: f64,
     /// Attention forward, FLOP/s by tokens.
     pub attention_forward: Rate,
     /// Attention backward, FLOP/s by tokens.
@@ -175,6 +177,7 @@ impl From<&Gpu> for Machine {
                 per_s: gpu.f32_tflops * 1e12 * family.gemm_f32.share,
                 half: LORA_HALF / 4.0,
             },
+            lora_bytes_per_s: bandwidth,
             attention_forward: attention(family.attention_forward.share),
             attention_backward: attention(family.attention_backward.share),
             elementwise_bytes_per_s: bandwidth,
@@ -228,6 +231,7 @@ impl Machine {
             gemm_fp8: None,
             lora_gemm: Rate { per_s: flops, half: 16.0 },
             lora_gemm_f32: Rate { per_s: flops, half: 16.0 },
+            lora_bytes_per_s: bytes_per_s,
             attention_forward: Rate { per_s: 0.7 * flops, half: 64.0 },
             attention_backward: Rate { per_s: 0.6 * flops, half: 64.0 },
             elementwise_bytes_per_s: bytes_per_s,
@@ -259,6 +263,7 @@ impl Rates {
             OpClass::GemmFp8 => (gemm_fp8, self.operand_bytes_per_s),
             OpClass::LoraGemm => (self.lora_gemm, self.activation_bytes_per_s),
             OpClass::LoraGemmF32 => (self.lora_gemm_f32, self.activation_bytes_per_s),
+            OpClass::LoraWeights => (self.gemm, self.lora_bytes_per_s),
             OpClass::AttentionForward => (self.attention_forward, self.activation_bytes_per_s),
             OpClass::AttentionBackward => (self.attention_backward, self.activation_bytes_per_s),
             OpClass::Elementwise | OpClass::Dequantise => (self.gemm, self.elementwise_bytes_per_s),

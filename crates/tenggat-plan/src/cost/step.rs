@@ -91,6 +91,9 @@ const AFTER_FORWARD: [f64; 2] = [18.0, 5.0];
 const AFTER_BACKWARD: [f64; 2] = [26.0, 6.0];
 const BEFORE_BACKWARD: [f64; 2] = [13.0, 2.0];
 
+/// Bytes of a parameter's gradient.
+const GRADIENT_BYTES: f64 = 4.0;
+
 #[derive(Clone, Copy, PartialEq)]
 enum Direction {
     Forward,
@@ -197,33 +200,46 @@ impl StepConfig {
         rank: f64,
         trained: bool,
     ) {
-        let mut product = |times: f64, shape: [f64; 3], accumulated: f64| {
-            let [rows, columns, inner] = shape;
+        // `wide` is the extent that is not the rank: the width of a layer's side, whose activations move.
+        let mut product = |times: f64, rank: f64, wide: f64, passes: f64| {
             work.push(Op {
                 class: OpClass::LoraGemm,
                 times,
-                flops: 2.0 * rows * columns * inner,
-                bytes: self.activation_bytes
-                    * (rows * inner + inner * columns + rows * columns + accumulated),
-                extent: rows.min(columns).min(inner),
+                flops: 2.0 * m * rank * wide,
+                bytes: self.activation_bytes * m * (rank + passes * wide),
+                extent: rank.min(m),
                 kernels: 1.0,
             });
         };
         let (stacked, each) = (rank * members, n / members);
         match direction {
             Direction::Forward => {
-                product(times, [m, stacked, k], 0.0);
-                product(times * members, [m, each, rank], m * each);
+                product(times, stacked, k, 1.0);
+                product(times * members, rank, each, 2.0);
             }
             Direction::Backward => {
-                product(times * members, [m, rank, each], 0.0);
-                product(times, [m, k, stacked], m * k);
+                product(times * members, rank, each, 1.0);
+                product(times, stacked, k, 2.0);
                 if trained {
-                    product(times * members, [each, rank, m], 0.0);
-                    product(times, [stacked, k, m], 0.0);
+                    product(times * members, rank, each, 1.0);
+                    product(times, stacked, k, 1.0);
                 }
             }
         }
+        self.adapter_weights(work, direction, times, rank * (members * k + n), trained);
+    }
+
+    /// Traffic of an adapter's matrices: read in each direction; their 32-bit gradients are written.
+    fn adapter_weights(
+        &self,
+        work: &mut Work,
+        direction: Direction,
+        times: f64,
+        parameters: f64,
+        trained: bool,
+    ) {
+        let gradient = if trained && direction == Direction::Backward { GRADIENT_BYTES } else { 0.0 };
+        work.traffic(OpClass::LoraWeights, times, parameters * (self.activation_bytes + gradient), 0.0);
     }
 
     /// The modulation matrix `[6c, c]` of one stream in every block. Its input depends on the timestep alone, so there
@@ -232,21 +248,13 @@ impl StepConfig {
         let (batch, width) = (self.shape.batch as f64, self.dims.width());
         let (n, rank) = (6.0 * width, self.rank as f64);
         let (times, bytes) = (self.layers(), self.activation_bytes);
-        match direction {
-            Direction::Forward => {
-                if self.modulation == Modulation::EveryStep {
-                    let operands = [bytes, self.operand_bytes()];
-                    work.gemm(OpClass::Gemm, times, [batch, n, width], operands);
-                }
-                work.gemm(OpClass::LoraGemm, times, [batch, rank, width], [bytes; 2]);
-                work.gemm(OpClass::LoraGemm, times, [batch, n, rank], [bytes; 2]);
-            }
-            Direction::Backward => {
-                work.gemm(OpClass::LoraGemm, times, [batch, rank, n], [bytes; 2]);
-                work.gemm(OpClass::LoraGemm, times, [n, rank, batch], [bytes; 2]);
-                work.gemm(OpClass::LoraGemm, times, [rank, width, batch], [bytes; 2]);
-            }
+        if direction == Direction::Forward && self.modulation == Modulation::EveryStep {
+            work.gemm(OpClass::Gemm, times, [batch, n, width], [bytes, self.operand_bytes()]);
         }
+        // So few rows that the passage of the matrices is all that counts, and the start of each product.
+        self.adapter_weights(work, direction, times, rank * (n + width), true);
+        let products = if direction == Direction::Forward { 2.0 } else { 3.0 };
+        work.traffic(OpClass::LoraWeights, times, batch * (n + width) * bytes, products);
     }
 
     /// Joint attention: `4·S²·c` FLOPs forward per sample, two and a half times as many backward.

@@ -14,6 +14,9 @@ pub enum OpClass {
     LoraGemm,
     /// The same in 32-bit floats without tensor cores.
     LoraGemmF32,
+    /// The matrices of a LoRA and their gradients on their way through memory, once per product. Products with few rows
+    /// cost little else.
+    LoraWeights,
     /// Attention, forward.
     AttentionForward,
     /// Attention, backward.
@@ -30,11 +33,12 @@ pub enum OpClass {
 
 impl OpClass {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Gemm,
         Self::GemmFp8,
         Self::LoraGemm,
         Self::LoraGemmF32,
+        Self::LoraWeights,
         Self::AttentionForward,
         Self::AttentionBackward,
         Self::Elementwise,

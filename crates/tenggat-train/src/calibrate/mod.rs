@@ -76,7 +76,7 @@ pub fn calibrate(
 
     let seconds: Vec<f64> = trials.iter().map(Trial::seconds).collect();
     let (of_ops, of_steps) = seconds.split_at(ops.len());
-    let mut per_s = [0.0; 13];
+    let mut per_s = [0.0; 14];
     let mut findings = Vec::new();
     for (i, ((what, units), &seconds)) in ops.iter().zip(of_ops).enumerate() {
         per_s[i] = units / seconds;

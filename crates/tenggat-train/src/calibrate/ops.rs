@@ -19,6 +19,11 @@ const ROWS: [usize; 2] = [24, 512];
 /// Ranks, and rows of their products: between those of captions and of pictures, because few rows are slower.
 const RANKS: [usize; 2] = [8, 64];
 const ADAPTED_ROWS: usize = 128;
+/// Parameters of a LoRA with the rank below, more than caches near a core hold, met by one row each.
+const LORA_PARAMETERS: usize = 1 << 21;
+const LORA_RANK: usize = 16;
+/// Bytes that the passage of a LoRA counts per parameter: read forward and backward, gradient written.
+const LORA_BYTES: f64 = 12.0;
 /// Tokens of attention.
 const TOKENS: [usize; 2] = [64, 384];
 /// Rows of the work between the products.
@@ -39,13 +44,14 @@ pub(super) struct Op<'a> {
 }
 
 /// All of them, in the order that [`rates`] takes their results in.
-pub(super) fn all(device: &Device) -> Result<[Op<'_>; 13]> {
+pub(super) fn all(device: &Device) -> Result<[Op<'_>; 14]> {
     let bench = Bench { device };
     Ok([
         bench.products("products, few rows", ROWS[0])?,
         bench.products("products, many rows", ROWS[1])?,
         bench.adapter("LoRA products, low rank", RANKS[0])?,
         bench.adapter("LoRA products, high rank", RANKS[1])?,
+        bench.adapters_alone()?,
         bench.attention("attention, few tokens", TOKENS[0])?,
         bench.attention("attention, many tokens", TOKENS[1])?,
         bench.attention_backward("attention backward, few tokens", TOKENS[0])?,
@@ -59,22 +65,29 @@ pub(super) fn all(device: &Device) -> Result<[Op<'_>; 13]> {
 }
 
 /// Rates from the units per second of [`all`].
-pub(super) fn rates(per_s: [f64; 13]) -> Rates {
-    let [few, many, low, high, ..] = per_s;
+pub(super) fn rates(per_s: [f64; 14]) -> Rates {
+    let [few, many, low, high, lora_bytes_per_s, ..] = per_s;
     let [.., memory, cached, next_to_nothing] = per_s;
     let curve = |extents: [usize; 2], small: f64, large: f64| {
         Rate::through((extents[0] as f64, small), (extents[1] as f64, large))
     };
-    let lora_gemm = curve(RANKS, low, high);
+    // What the passage of their weights took does not belong to the rows.
+    let of_rows = |rank: usize, per_s: f64| {
+        let whole_s = adapter_units(rank) / per_s;
+        let passage_s = (2 * rank * C) as f64 * LORA_BYTES / lora_bytes_per_s;
+        adapter_units(rank) / (whole_s - passage_s).max(0.5 * whole_s)
+    };
+    let lora_gemm = curve(RANKS, of_rows(RANKS[0], low), of_rows(RANKS[1], high));
     Rates {
         gemm: curve(ROWS, few, many),
         gemm_fp8: None,
         lora_gemm,
         lora_gemm_f32: lora_gemm,
-        attention_forward: curve(TOKENS, per_s[4], per_s[5]),
-        attention_backward: curve(TOKENS, per_s[6], per_s[7]),
-        elementwise_bytes_per_s: per_s[8],
-        optimiser_bytes_per_s: per_s[9],
+        lora_bytes_per_s,
+        attention_forward: curve(TOKENS, per_s[5], per_s[6]),
+        attention_backward: curve(TOKENS, per_s[7], per_s[8]),
+        elementwise_bytes_per_s: per_s[9],
+        optimiser_bytes_per_s: per_s[10],
         operand_bytes_per_s: memory,
         activation_bytes_per_s: cached.max(memory),
         host_bytes_per_s: memory,
@@ -82,6 +95,11 @@ pub(super) fn rates(per_s: [f64; 13]) -> Rates {
         step_s: 0.0,
         step_scale: 1.0,
     }
+}
+
+/// FLOPs of the six products of a LoRA on one layer.
+fn adapter_units(rank: usize) -> f64 {
+    6.0 * 2.0 * (ADAPTED_ROWS * rank * C) as f64
 }
 
 struct Bench<'a> {
@@ -125,7 +143,33 @@ impl<'a> Bench<'a> {
             gemm::tn(1.0, u.view(), x.view(), 0.0, da.view_mut())?;
             Ok(gemm::nn(1.0, u.view(), a.view(), 1.0, dx.view_mut())?)
         });
-        Ok(Op { name, units: 6.0 * 2.0 * (rows * rank * C) as f64, trial })
+        Ok(Op { name, units: adapter_units(rank), trial })
+    }
+
+    /// The same six products with one row, for as many layers as a LoRA has: as the modulation's are, and nearly all
+    /// passage of weights.
+    fn adapters_alone(&self) -> Result<Op<'a>> {
+        let layers = LORA_PARAMETERS / (2 * LORA_RANK * C);
+        let (x, dy) = (self.random(&[1, C], 1)?, self.random(&[1, C], 2)?);
+        let lora = self.random(&[layers * 2 * LORA_RANK, C], 3)?;
+        let mut gradient = lora.duplicate()?;
+        let (mut ax, mut u) = (x.empty_like(&[1, LORA_RANK])?, x.empty_like(&[1, LORA_RANK])?);
+        let (mut y, mut dx) = (x.duplicate()?, x.duplicate()?);
+        let size = LORA_RANK * C;
+        let trial = Trial::new(move || {
+            for at in (0..layers).map(|layer| 2 * layer * size) {
+                let a = lora.matrix(at, LORA_RANK, C)?;
+                let b = lora.matrix(at + size, C, LORA_RANK)?;
+                gemm::nt(1.0, x.view(), a, 0.0, ax.view_mut())?;
+                gemm::nt(1.0, ax.view(), b, 1.0, y.view_mut())?;
+                gemm::nn(1.0, dy.view(), b, 0.0, u.view_mut())?;
+                gemm::tn(1.0, dy.view(), ax.view(), 0.0, gradient.matrix_mut(at + size, C, LORA_RANK)?)?;
+                gemm::tn(1.0, u.view(), x.view(), 0.0, gradient.matrix_mut(at, LORA_RANK, C)?)?;
+                gemm::nn(1.0, u.view(), a, 1.0, dx.view_mut())?;
+            }
+            Ok(())
+        });
+        Ok(Op { name: "LoRA products, one row", units: LORA_PARAMETERS as f64 * LORA_BYTES, trial })
     }
 
     /// `4·S²·c` FLOPs.
