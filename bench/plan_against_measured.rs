@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..ROUNDS {
         let (calibration, _) = calibrate(&device, "here", 16e9, clock, CALIBRATION_S)?;
         let rates = Machine::from(&calibration).rates;
-        println!("scale {:.3}, {:.1} µs per kernel, load {}", rates.step_scale, rates.kernel_s * 1e6, load());
+        println!("{:.1} µs per kernel, load {}", rates.kernel_s * 1e6, load());
         let mut trials = Vec::new();
         for ((_, step), model) in steps.iter().zip(&models) {
             let mut stage = step.stage(model)?;

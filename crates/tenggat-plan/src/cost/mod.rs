@@ -1,5 +1,6 @@
 //! What a training step costs in time and memory, from the architecture up.
 
+mod calibration;
 mod dims;
 mod fit;
 mod memory;
@@ -8,10 +9,11 @@ mod rates;
 mod step;
 mod work;
 
+pub use calibration::Calibration;
 pub use dims::{ModelDims, StepShape};
 pub use fit::{Change, Fit, Nearest, fit};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use precision::{Precision, UnknownPrecision};
-pub use rates::{Calibration, Machine, Rate, Rates};
+pub use rates::{Machine, Rate, Rates};
 pub use step::{Modulation, Optimiser, StepConfig};
 pub use work::{Op, OpClass, Work};

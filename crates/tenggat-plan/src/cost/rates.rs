@@ -62,77 +62,17 @@ pub struct Rates {
     pub optimiser_bytes_per_s: f64,
     /// Memory that bounds products with frozen matrices, bytes/s.
     pub operand_bytes_per_s: f64,
-    /// Memory that bounds products of activations alone, bytes/s: they were computed just before, and a CPU still has
-    /// them in its caches.
-    pub activation_bytes_per_s: f64,
+    /// Memory that bounds LoRA products, bytes/s: activations were computed just before, and a CPU still has them in its
+    /// caches.
+    pub lora_activation_bytes_per_s: f64,
+    /// Memory that bounds attention, bytes/s; likewise.
+    pub attention_bytes_per_s: f64,
     /// From the host, bytes/s.
     pub host_bytes_per_s: f64,
     /// Seconds lost per kernel: the gap between two kernels of a graph on a GPU, starting the threads on a CPU.
     pub kernel_s: f64,
     /// Seconds per step outside all operations: drawing, reading back the loss.
     pub step_s: f64,
-    /// Measured seconds of whole steps over those predicted from the rates above; 1 unless calibrated.
-    pub step_scale: f64,
-}
-
-/// What `plan --calibrate` measured on a device, to be stored by the caller.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
-    /// Name of the device as the caller knows it; a calibration is for this device only.
-    pub device: String,
-    /// Bytes per activation in the measurements (4 for f32).
-    pub activation_bytes: f64,
-    /// What was measured.
-    pub rates: Rates,
-    /// Memory for weights and activations in bytes.
-    pub memory_bytes: f64,
-}
-
-/// Relative error of a predicted step that is not worth doubting the measured time per kernel for.
-const STEP_DOUBT: f64 = 0.05;
-/// Shortest time per kernel believed.
-const LEAST_KERNEL_S: f64 = 1e-8;
-
-impl Calibration {
-    /// Corrects the rates by whole steps that were measured: one factor on all operations and the time per kernel.
-    ///
-    /// Micro-benchmarks run alone and warm; in a step, operations share caches with their neighbours. The factor α and
-    /// the time β per kernel are those with the least sum of `((α·busy + β·kernels + step) / measured − 1)²`, and of
-    /// `σ²·(β/β₀ − 1)²` for the β₀ that was measured alone: steps of a few sizes tell the two apart only roughly, and
-    /// noise must not make up a β. With one step, or if no sensible pair comes out, the factor alone is set, by the
-    /// mean of the ratios.
-    pub fn settle(&mut self, steps: &[(Work, f64)]) {
-        let sane: Vec<(f64, f64, f64)> = steps
-            .iter()
-            .filter(|(_, measured_s)| measured_s.is_finite() && *measured_s > 0.0)
-            .map(|(work, measured_s)| {
-                let busy_s: f64 = work.ops.iter().map(|op| self.rates.busy_s(op)).sum();
-                let weight = 1.0 / measured_s;
-                (busy_s * weight, work.kernels() * weight, 1.0 - self.rates.step_s * weight)
-            })
-            .collect();
-        if sane.is_empty() {
-            return;
-        }
-        let sum = |f: &dyn Fn(&(f64, f64, f64)) -> f64| sane.iter().map(f).sum::<f64>();
-        let (aa, ab, bb) = (sum(&|s| s.0 * s.0), sum(&|s| s.0 * s.1), sum(&|s| s.1 * s.1));
-        let (ay, by) = (sum(&|s| s.0 * s.2), sum(&|s| s.1 * s.2));
-        let known = 1.0 / self.rates.kernel_s.max(LEAST_KERNEL_S);
-        let (bb, by) = (bb + (STEP_DOUBT * known).powi(2), by + STEP_DOUBT * STEP_DOUBT * known);
-        let determinant = aa * bb - ab * ab;
-        let (alpha, beta) = ((ay * bb - by * ab) / determinant, (by * aa - ay * ab) / determinant);
-        // Nearly parallel columns would make the pair a matter of noise.
-        let sound = determinant > 1e-6 * aa * bb && alpha > 0.0 && beta >= 0.0;
-        if sane.len() > 1 && sound {
-            self.rates.step_scale = alpha;
-            self.rates.kernel_s = beta / alpha;
-        } else {
-            let ratio = sum(&|s| s.2 / (s.0 + s.1 * self.rates.kernel_s)) / sane.len() as f64;
-            if ratio.is_finite() && ratio > 0.0 {
-                self.rates.step_scale = ratio;
-            }
-        }
-    }
 }
 
 /// A machine to plan for.
@@ -183,11 +123,11 @@ impl From<&Gpu> for Machine {
             elementwise_bytes_per_s: bandwidth,
             optimiser_bytes_per_s: bandwidth,
             operand_bytes_per_s: bandwidth,
-            activation_bytes_per_s: bandwidth,
+            lora_activation_bytes_per_s: bandwidth,
+            attention_bytes_per_s: bandwidth,
             host_bytes_per_s: gpu.host_gb_per_s * 1e9,
             kernel_s: GRAPH_GAP_S,
             step_s: STEP_S,
-            step_scale: 1.0,
         };
         Self {
             name: gpu.name.to_owned(),
@@ -197,19 +137,6 @@ impl From<&Gpu> for Machine {
             shares_host_memory: false,
             // Attention and launch figures are assumed for every family so far.
             assumed: true,
-        }
-    }
-}
-
-impl From<&Calibration> for Machine {
-    fn from(calibration: &Calibration) -> Self {
-        Self {
-            name: calibration.device.clone(),
-            rates: calibration.rates,
-            memory_bytes: calibration.memory_bytes,
-            activation_bytes: calibration.activation_bytes,
-            shares_host_memory: true,
-            assumed: false,
         }
     }
 }
@@ -237,11 +164,11 @@ impl Machine {
             elementwise_bytes_per_s: bytes_per_s,
             optimiser_bytes_per_s: bytes_per_s,
             operand_bytes_per_s: bytes_per_s,
-            activation_bytes_per_s: bytes_per_s,
+            lora_activation_bytes_per_s: bytes_per_s,
+            attention_bytes_per_s: bytes_per_s,
             host_bytes_per_s: bytes_per_s,
             kernel_s: 5e-6,
             step_s: STEP_S,
-            step_scale: 1.0,
         };
         Self {
             name: name.to_owned(),
@@ -261,11 +188,11 @@ impl Rates {
         match op.class {
             OpClass::Gemm => (self.gemm, self.operand_bytes_per_s),
             OpClass::GemmFp8 => (gemm_fp8, self.operand_bytes_per_s),
-            OpClass::LoraGemm => (self.lora_gemm, self.activation_bytes_per_s),
-            OpClass::LoraGemmF32 => (self.lora_gemm_f32, self.activation_bytes_per_s),
+            OpClass::LoraGemm => (self.lora_gemm, self.lora_activation_bytes_per_s),
+            OpClass::LoraGemmF32 => (self.lora_gemm_f32, self.lora_activation_bytes_per_s),
             OpClass::LoraWeights => (self.gemm, self.lora_bytes_per_s),
-            OpClass::AttentionForward => (self.attention_forward, self.activation_bytes_per_s),
-            OpClass::AttentionBackward => (self.attention_backward, self.activation_bytes_per_s),
+            OpClass::AttentionForward => (self.attention_forward, self.attention_bytes_per_s),
+            OpClass::AttentionBackward => (self.attention_backward, self.attention_bytes_per_s),
             OpClass::Elementwise | OpClass::Dequantise => (self.gemm, self.elementwise_bytes_per_s),
             OpClass::Optimiser => (self.gemm, self.optimiser_bytes_per_s),
             OpClass::HostTransfer => (self.gemm, self.host_bytes_per_s),
@@ -284,7 +211,7 @@ impl Rates {
     /// Seconds of some work: its operations one after the other, and the gaps between their kernels.
     pub fn seconds(&self, work: &Work) -> f64 {
         let busy_s: f64 = work.ops.iter().map(|op| self.busy_s(op)).sum();
-        (busy_s + work.kernels() * self.kernel_s) * self.step_scale
+        busy_s + work.kernels() * self.kernel_s
     }
 
     /// Seconds of one training step.
@@ -330,48 +257,5 @@ mod tests {
         assert!((rates.busy_s(&op(791.5e12, 1.0)) - 1.0).abs() < 1e-3);
         assert!((rates.busy_s(&op(1.0, 4.272e12)) - 1.0).abs() < 1e-3);
         assert!((rates.busy_s(&op(791.5e12, 4.272e12)) - 1.0).abs() < 1e-3);
-    }
-
-    #[test]
-    fn settling_finds_the_factor_and_the_time_per_kernel() {
-        let truth =
-            Rates { step_scale: 1.3, kernel_s: 8e-6, ..Machine::from(Gpu::find("4090").unwrap()).rates };
-        let work = |tokens: f64, kernels: f64| {
-            let mut work = Work::default();
-            work.gemm(OpClass::Gemm, 1000.0, [tokens, 512.0, 512.0], [4.0, 4.0]);
-            work.traffic(OpClass::Elementwise, 1.0, tokens * 1e4, kernels);
-            work
-        };
-        let steps: Vec<(Work, f64)> = [(100.0, 500.0), (800.0, 300.0), (3000.0, 700.0)]
-            .into_iter()
-            .map(|(tokens, kernels)| work(tokens, kernels))
-            .map(|work| (work.clone(), truth.step_seconds(&work)))
-            .collect();
-        let off = Rates { step_scale: 1.0, kernel_s: 6e-6, ..truth };
-        let mut calibration =
-            Calibration { device: "x".into(), activation_bytes: 4.0, rates: off, memory_bytes: 1e9 };
-        calibration.settle(&steps);
-        assert!((calibration.rates.step_scale - 1.3).abs() < 0.03, "{:?}", calibration.rates);
-        assert!((calibration.rates.kernel_s - 8e-6).abs() < 0.5e-6, "{:?}", calibration.rates);
-        // One step fixes the factor alone.
-        calibration.rates = off;
-        calibration.settle(&steps[..1]);
-        assert!((calibration.rates.step_seconds(&steps[0].0) / steps[0].1 - 1.0).abs() < 0.05);
-        assert_eq!(calibration.rates.kernel_s, off.kernel_s);
-        calibration.settle(&[(Work::default(), f64::NAN)]);
-    }
-
-    #[test]
-    fn a_calibration_survives_storing() {
-        let machine = Machine::from(Gpu::find("4090").unwrap());
-        let calibration = Calibration {
-            device: "some CPU".into(),
-            activation_bytes: 4.0,
-            rates: machine.rates,
-            memory_bytes: 16e9,
-        };
-        let text = serde_json::to_string(&calibration).unwrap();
-        assert_eq!(serde_json::from_str::<Calibration>(&text).unwrap(), calibration);
-        assert!(!Machine::from(&calibration).assumed);
     }
 }

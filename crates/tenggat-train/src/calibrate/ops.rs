@@ -89,11 +89,11 @@ pub(super) fn rates(per_s: [f64; 14]) -> Rates {
         elementwise_bytes_per_s: per_s[9],
         optimiser_bytes_per_s: per_s[10],
         operand_bytes_per_s: memory,
-        activation_bytes_per_s: cached.max(memory),
+        lora_activation_bytes_per_s: cached.max(memory),
+        attention_bytes_per_s: cached.max(memory),
         host_bytes_per_s: memory,
         kernel_s: 1.0 / next_to_nothing,
         step_s: 0.0,
-        step_scale: 1.0,
     }
 }
 
