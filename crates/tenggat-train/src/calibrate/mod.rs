@@ -16,7 +16,7 @@ use timing::Trial;
 
 const fn step(heads: usize, side: usize, batch: usize, rank: usize) -> Rehearsal {
     Rehearsal {
-        layers: 2,
+        layers: 4,
         heads,
         head_dim: 64,
         joint_dim: 128,
@@ -27,7 +27,8 @@ const fn step(heads: usize, side: usize, batch: usize, rank: usize) -> Rehearsal
     }
 }
 
-/// The steps that are run whole: narrow and wide, few and many tokens, low and high rank.
+/// The steps that are run whole: narrow and wide, few and many tokens, low and high rank; deep enough that a block finds
+/// nothing of its last time in the caches.
 const STEPS: [Rehearsal; 6] = [
     step(3, 8, 1, 4),
     step(3, 16, 2, 64),
