@@ -11,7 +11,7 @@ use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::adapter;
 use tenggat_train::draws::Level;
-use tenggat_train::optimiser::{AdamW, AdamWConfig};
+use tenggat_train::optimiser::{Method, Optimiser};
 use tenggat_train::step::{Batch, Trainer};
 
 const BATCH: usize = 4;
@@ -37,7 +37,7 @@ fn step(c: &mut Criterion) {
     let text = || TextBatch::new(&[&caption; BATCH]).unwrap();
     let positions = Arc::new(model.positions(GRID, TEXT).unwrap());
     let lora = adapter::initialise(model.lora_layout(16, |_| true), 1, &device, DType::F32).unwrap();
-    let optimiser = AdamW::new(AdamWConfig::default(), &lora).unwrap();
+    let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora).unwrap();
     let mut trainer = Trainer::new(&model, lora, optimiser, usize::MAX).unwrap();
 
     let mut group = c.benchmark_group("mini model, batch 4, rank 16");

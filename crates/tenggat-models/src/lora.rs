@@ -27,6 +27,17 @@ pub struct Module {
     pub trained: bool,
 }
 
+/// A matrix of an adapter in the flat buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrix {
+    /// Its first element.
+    pub at: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
 /// Modules of one fused linear layer.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -144,6 +155,16 @@ impl Layout {
             }
         }
         merged
+    }
+
+    /// The matrices that get gradients, A and B of each module in the model's order.
+    pub fn trained_matrices(&self) -> Vec<Matrix> {
+        let trained = self.modules.iter().filter(|m| m.trained);
+        let matrices = trained.flat_map(|m| {
+            let a = Matrix { at: m.a, rows: self.rank, cols: m.input };
+            [a, Matrix { at: m.b, rows: m.output, cols: self.rank }]
+        });
+        matrices.collect()
     }
 
     pub(crate) fn group(&self, layer: usize) -> Option<&Group> {
@@ -272,6 +293,9 @@ mod tests {
         assert_eq!(layout.group(0).unwrap().members[1].columns, 7..10);
         // What feeds nothing is left out.
         assert_eq!(layout.trained_ranges(), std::iter::once(0..32).collect::<Vec<_>>());
+        let matrices = layout.trained_matrices();
+        assert_eq!(matrices.iter().map(|m| m.rows * m.cols).sum::<usize>(), 32);
+        assert_eq!(matrices[3], Matrix { at: layout.modules()[1].b, rows: 3, cols: 2 });
         assert!(Layout::new(2, layers(), |_| false).is_empty());
     }
 }

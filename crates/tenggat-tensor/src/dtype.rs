@@ -9,6 +9,8 @@ pub enum DType {
     F64,
     /// bfloat16: stored weights.
     BF16,
+    /// Bytes: codes of quantised optimiser states.
+    U8,
 }
 
 impl DType {
@@ -18,6 +20,7 @@ impl DType {
             DType::F32 => 4,
             DType::F64 => 8,
             DType::BF16 => 2,
+            DType::U8 => 1,
         }
     }
 }

@@ -77,6 +77,7 @@ impl Tensor {
             DType::F32 => put::<f32>(tensor.host_mut()?, values),
             DType::F64 => put::<f64>(tensor.host_mut()?, values),
             DType::BF16 => put::<bf16>(tensor.host_mut()?, values),
+            DType::U8 => put::<u8>(tensor.host_mut()?, values),
         }
         Ok(tensor)
     }
@@ -138,6 +139,7 @@ impl Tensor {
                 DType::F32 => cast::<A, f32>(from, to.host_mut()?),
                 DType::F64 => cast::<A, f64>(from, to.host_mut()?),
                 DType::BF16 => cast::<A, bf16>(from, to.host_mut()?),
+                DType::U8 => cast::<A, u8>(from, to.host_mut()?),
             }
             Ok(())
         }
@@ -145,6 +147,7 @@ impl Tensor {
             DType::F32 => from::<f32>(self.host()?, &mut out)?,
             DType::F64 => from::<f64>(self.host()?, &mut out)?,
             DType::BF16 => from::<bf16>(self.host()?, &mut out)?,
+            DType::U8 => from::<u8>(self.host()?, &mut out)?,
         }
         Ok(out)
     }
@@ -161,6 +164,7 @@ impl Tensor {
             DType::F32 => put::<f32>(&mut self.storage, n, value),
             DType::F64 => put::<f64>(&mut self.storage, n, value),
             DType::BF16 => put::<bf16>(&mut self.storage, n, value),
+            DType::U8 => put::<u8>(&mut self.storage, n, value),
         }
     }
 
@@ -199,6 +203,7 @@ impl Tensor {
             DType::F32 => self.host::<f32>()?.to_vec(),
             DType::F64 => self.host::<f64>()?.iter().map(|&x| x as f32).collect(),
             DType::BF16 => self.host::<bf16>()?.iter().map(|x| x.to_f32()).collect(),
+            DType::U8 => self.host::<u8>()?.iter().map(|&x| x.into()).collect(),
         })
     }
 
@@ -211,6 +216,7 @@ impl Tensor {
             DType::F32 => self.host::<f32>()?.iter().map(|&x| x.into()).collect(),
             DType::F64 => self.host::<f64>()?.to_vec(),
             DType::BF16 => self.host::<bf16>()?.iter().map(|x| x.to_f64()).collect(),
+            DType::U8 => self.host::<u8>()?.iter().map(|&x| x.into()).collect(),
         })
     }
 

@@ -75,6 +75,15 @@ impl ModelFacts {
     }
 }
 
+/// The optimiser as planning sees it.
+pub(crate) fn optimiser(kind: Optimiser) -> PlannedOptimiser {
+    match kind {
+        Optimiser::AdamW8bit => PlannedOptimiser::AdamW8bit,
+        // Lion and Adafactor keep less; the difference is a few percent of the memory.
+        _ => PlannedOptimiser::AdamW,
+    }
+}
+
 /// A transformer's dimensions; `spatial_factor` pixels of the VAE become one latent pixel.
 pub fn dims(config: &Config, spatial_factor: usize) -> ModelDims {
     ModelDims {
@@ -117,11 +126,6 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     if !(job.network.only_if_contains.is_empty() && job.network.ignore_if_contains.is_empty()) {
         notes.push("planned as if every module were trained; leaving some out saves a little".to_owned());
     }
-    let optimiser = match job.train.optimiser.kind {
-        Optimiser::AdamW8bit => PlannedOptimiser::AdamW8bit,
-        // Lion and Adafactor keep less; the difference is a few percent of the memory.
-        _ => PlannedOptimiser::AdamW,
-    };
     let planned = PlanJob {
         dims: facts.dims,
         surroundings: facts.surroundings,
@@ -132,7 +136,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         rank: job.network.rank as u64,
         precision: job.model.quantisation.map_or(unquantised, precision),
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| RECOVERY_RANK),
-        optimiser,
+        optimiser: optimiser(job.train.optimiser.kind),
         steps: job.train.steps,
         fill: job.limits.fill,
         save_every: job.save.every,

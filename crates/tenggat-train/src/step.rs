@@ -12,7 +12,7 @@ use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
 
 use crate::draws::Level;
-use crate::optimiser::AdamW;
+use crate::optimiser::Optimiser;
 
 /// A batch of pictures of one size, with everything random already drawn.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Trainer<'a> {
     full_blocks: usize,
     objective: Objective,
     lora: Lora,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     gradients: Tensor,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Out of device memory.
-    pub fn new(model: &'a Transformer, lora: Lora, optimiser: AdamW, full_blocks: usize) -> Result<Self> {
+    pub fn new(model: &'a Transformer, lora: Lora, optimiser: Optimiser, full_blocks: usize) -> Result<Self> {
         let parameters = &lora.parameters;
         let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
         Ok(Trainer { model, full_blocks, objective: Objective::default(), lora, optimiser, gradients })

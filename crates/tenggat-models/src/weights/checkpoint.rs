@@ -162,6 +162,7 @@ impl Checkpoint {
                 DType::BF16 => stored.read_bf16(from, &mut out.host_mut()?[to])?,
                 DType::F32 => stored.read::<f32>(from, &mut out.host_mut()?[to])?,
                 DType::F64 => stored.read::<f64>(from, &mut out.host_mut()?[to])?,
+                DType::U8 => return Err(super::folder::no_weights(DType::U8)),
             }
         }
         Ok(out)

@@ -135,6 +135,7 @@ impl Weights {
             DType::F32 => stored.read::<f32>(0..out.len(), out.host_mut()?)?,
             DType::F64 => stored.read::<f64>(0..out.len(), out.host_mut()?)?,
             DType::BF16 => stored.read_bf16(0..out.len(), out.host_mut::<bf16>()?)?,
+            DType::U8 => return Err(no_weights(dtype)),
         }
         Ok(out)
     }
@@ -163,6 +164,11 @@ impl Weights {
         let shard = &self.files[*self.owner.get(name).ok_or_else(missing)?];
         Ok((shard, shard.metadata.info(name).ok_or_else(missing)?))
     }
+}
+
+/// Weights are never read into this type.
+pub(super) fn no_weights(dtype: DType) -> Error {
+    tenggat_tensor::Error::DType { op: "read weights", dtype, device: "cpu" }.into()
 }
 
 impl Shard {

@@ -53,6 +53,7 @@ macro_rules! element {
 element!(f32, F32, |x| x as f32, |x: f32| f64::from(x));
 element!(f64, F64, |x| x, |x| x);
 element!(bf16, BF16, bf16::from_f64, bf16::to_f64);
+element!(u8, U8, |x: f64| x.round() as u8, |x: u8| f64::from(x));
 
 /// A type that ops compute in.
 pub trait Real:

@@ -17,6 +17,8 @@ pub enum Buffer {
     F64(Vec<f64>),
     /// bfloat16 elements.
     BF16(Vec<bf16>),
+    /// Bytes.
+    U8(Vec<u8>),
 }
 
 impl Buffer {
@@ -25,6 +27,7 @@ impl Buffer {
             DType::F32 => Buffer::F32(vec![0.0; len]),
             DType::F64 => Buffer::F64(vec![0.0; len]),
             DType::BF16 => Buffer::BF16(vec![bf16::ZERO; len]),
+            DType::U8 => Buffer::U8(vec![0; len]),
         }
     }
 
@@ -33,6 +36,7 @@ impl Buffer {
             Buffer::F32(_) => DType::F32,
             Buffer::F64(_) => DType::F64,
             Buffer::BF16(_) => DType::BF16,
+            Buffer::U8(_) => DType::U8,
         }
     }
 
@@ -41,6 +45,7 @@ impl Buffer {
             Buffer::F32(v) => v.len(),
             Buffer::F64(v) => v.len(),
             Buffer::BF16(v) => v.len(),
+            Buffer::U8(v) => v.len(),
         }
     }
 
@@ -53,6 +58,8 @@ impl Buffer {
             Buffer::F32(v) => v.fill(f32::NAN),
             Buffer::F64(v) => v.fill(f64::NAN),
             Buffer::BF16(v) => v.fill(bf16::NAN),
+            // No byte says that nobody wrote it; this one is an unlikely code.
+            Buffer::U8(v) => v.fill(0xaa),
         }
     }
 }

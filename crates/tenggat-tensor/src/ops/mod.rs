@@ -5,6 +5,7 @@
 //! are taken in f64.
 
 pub mod adamw;
+pub mod adamw8bit;
 pub mod attention;
 pub mod causal_attention;
 pub mod conv2d;

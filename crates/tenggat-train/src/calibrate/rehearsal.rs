@@ -6,14 +6,14 @@ use std::sync::Arc;
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Config, Layer, Positions, Precision, Transformer};
 use tenggat_models::{Error, Result};
-use tenggat_plan::{ModelDims, Modulation, Optimiser, Precision as Planned, StepConfig, StepShape};
+use tenggat_plan::{ModelDims, Modulation, Precision as Planned, StepConfig, StepShape};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::adapter;
 use crate::draws::Level;
 use crate::job::SaveType;
-use crate::optimiser::{AdamW, AdamWConfig};
+use crate::optimiser::{Method, Optimiser};
 use crate::step::{Batch, Trainer};
 use crate::tensor_file::{self, Entry};
 
@@ -71,7 +71,7 @@ impl Rehearsal {
             fp8_products: false,
             kept_blocks: self.layers as u64,
             modulation: Modulation::EveryStep,
-            optimiser: Optimiser::AdamW,
+            optimiser: tenggat_plan::Optimiser::AdamW,
             accumulation: 1,
         }
     }
@@ -152,7 +152,7 @@ impl Rehearsal {
         let tokens = self.grid.0 * self.grid.1;
         let shape = [self.batch * tokens, 4 * LATENT_CHANNELS];
         let lora = adapter::initialise(model.lora_layout(self.rank, |_| true), 1, device, DType::F32)?;
-        let optimiser = AdamW::new(AdamWConfig::default(), &lora)?;
+        let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora)?;
         let caption = normal(device, &[self.text_tokens, self.joint_dim], 2)?;
         Ok(Stage {
             trainer: Trainer::new(model, lora, optimiser, usize::MAX)?,

@@ -2,7 +2,7 @@
 
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::qwen_image::vae::VaeConfig;
-use tenggat_plan::{Machine, Modulation, Optimiser, Precision, StepConfig, StepShape, fit};
+use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::DType;
 
 use super::data::Prepared;
@@ -41,7 +41,7 @@ pub(super) fn kept_blocks(
         fp8_products: false,
         kept_blocks: 0,
         modulation: Modulation::EveryStep,
-        optimiser: Optimiser::AdamW,
+        optimiser: planned::optimiser(job.train.optimiser.kind),
         accumulation: 1,
     };
     let machine = Machine::uncalibrated_cpu("cpu", 1, limit_bytes);

@@ -31,10 +31,10 @@ pub use folder::LAST;
 use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
-use crate::job::{FirstRound, Job, Loss, LrScheduler, Optimiser};
+use crate::job::{FirstRound, Job, Loss, LrScheduler};
 use crate::lora_file;
 use crate::metrics::Metrics;
-use crate::optimiser::{AdamW, AdamWConfig};
+use crate::optimiser::{Method, Optimiser};
 use crate::painter::Painter;
 use crate::score::Judge;
 use crate::step::{Objective, Trainer};
@@ -98,10 +98,7 @@ const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
 /// before stays on disk.
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
     let clock = options.clock;
-    let optimiser = optimiser_config(job)?;
-    if job.train.optimiser.kind == Optimiser::AdamW8bit {
-        show(Event::Warning("adamw8bit keeps its state in 32 bits here: the same steps, more memory".into()));
-    }
+    let method = method(job)?;
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
     }
@@ -182,7 +179,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let mut budget = budget(job, options, &data, trainable, &phases)?;
     let ema =
         job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
-    let optimiser = AdamW::new(optimiser, &lora)?;
+    let optimiser = Optimiser::new(method, Some(job.train.max_grad_norm), &lora)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);
     let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
@@ -334,23 +331,10 @@ fn objective(job: &Job) -> Objective {
     Objective { loss, summed: job.compat.summed_gradients }
 }
 
-/// The optimiser's numbers: the job's, else ai-toolkit's.
-fn optimiser_config(job: &Job) -> Result<AdamWConfig> {
-    let wanted = job.train.optimiser;
-    if !matches!(wanted.kind, Optimiser::AdamW | Optimiser::AdamW8bit) {
-        return Err(Error::Job(format!(
-            "the optimiser {:?} is not there yet; use `optimizer: adamw`",
-            wanted.kind
-        )));
-    }
-    let default = AdamWConfig::default();
-    let (beta1, beta2) = wanted.betas.unwrap_or((default.beta1, default.beta2));
-    Ok(AdamWConfig {
-        beta1,
-        beta2,
-        eps: wanted.eps.unwrap_or(default.eps),
-        weight_decay: wanted.weight_decay.unwrap_or(default.weight_decay),
-        max_grad_norm: Some(job.train.max_grad_norm),
+/// The optimiser that the job asks for.
+fn method(job: &Job) -> Result<Method> {
+    Method::of(&job.train.optimiser).map_err(|kind| {
+        Error::Job(format!("the optimiser {kind:?} is not there yet; use `optimizer: adamw`"))
     })
 }
 
