@@ -65,7 +65,7 @@ mod schedule;
 mod trainer;
 
 pub use budget::{
-    BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, Phase,
+    BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, PartTime, Phase,
     PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict,
 };
 pub use clock::{Clock, SimulatedClock, WallClock};

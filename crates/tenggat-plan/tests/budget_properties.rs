@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Decision, FinishReason, Note, Phase, PhaseCosts, Position, RuledBy,
-    SamplePlan, Schedule, Shape,
+    BucketConfig, Budget, BudgetConfig, Decision, FinishReason, Note, PartTime, Phase, PhaseCosts, Position,
+    RuledBy, SamplePlan, Schedule, Shape,
 };
 
 /// Any number that a confused caller might hand over.
@@ -222,7 +222,11 @@ proptest! {
                 4 => budget.observe_samples(a, b),
                 5 => drop(budget.extend(a, b)),
                 6 => drop(budget.set_deadline(a, b)),
-                7 => drop((budget.allows(Phase::FinalSave, a), budget.allows_part(a, b))),
+                7 => {
+                    let mut time = PartTime::default();
+                    time.observe(b);
+                    let _ = (budget.allows(Phase::FinalSave, a), budget.allows_part(a, time));
+                }
                 8 => drop((budget.allows_samples(a), budget.allows_save(a))),
                 _ => {
                     if let Decision::Step { progress, .. } = budget.decide(a, bucket) {

@@ -23,12 +23,14 @@ mod decide;
 mod estimate;
 mod forecast;
 mod pace;
+mod parts;
 mod phase;
 mod room;
 
 pub use config::{BucketConfig, BudgetConfig, BudgetError, SamplePlan};
 pub use decide::{Decision, FinishReason, SampleVerdict};
 pub use forecast::{Forecast, Note, RuledBy};
+pub use parts::PartTime;
 pub use phase::{Phase, PhaseCosts, PhaseRecord};
 
 use estimate::Estimate;

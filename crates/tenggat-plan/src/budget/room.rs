@@ -2,7 +2,7 @@
 
 use super::forecast::{Forecast, Note, RuledBy};
 use super::pace::StepTime;
-use super::{Budget, Phase, cadence, sane_s};
+use super::{Budget, PartTime, Phase, cadence, sane_s};
 
 /// Standard deviations of what follows the last step that are kept free.
 const TAIL_DEVIATIONS: f64 = 3.5;
@@ -15,9 +15,7 @@ const SUDDEN_SLOWNESS: f64 = 0.5;
 const SUDDEN_SHARE: f64 = 0.005;
 /// Relative deviation assumed of saves before the first one.
 const UNMEASURED_SAVE_DEVIATION: f64 = 0.2;
-/// How much slower than the slowest so far the next part of a phase may be and still end in time.
-const PART_SLACK: f64 = 2.0;
-/// Share of the time for ending the process that this slack may reach into: a part that needs the slack is rare.
+/// Share of the time for ending the process that an unusually slow part may reach into: such parts are rare.
 const SLACK_IN_CLOSING: f64 = 0.5;
 /// Standard deviations by which a single step may be slow and still end inside the room.
 const STEP_DEVIATIONS: f64 = 4.0;
@@ -152,17 +150,16 @@ impl Budget {
         self.room_s(now_s).map_or(f64::INFINITY, |s| s.max(0.0))
     }
 
-    /// Whether one more part of the present phase may begin, parts having taken up to `part_s` so far.
+    /// Whether one more part of the present phase may begin, given what its parts took so far.
     ///
     /// Long phases after the training (scoring, sample pictures) should be made of parts and ask before each. The phase
     /// then ends in time even if the machine has become slower, and it may add parts that were not planned while there
     /// is time for them.
-    pub fn allows_part(&mut self, now_s: f64, part_s: f64) -> bool {
+    pub fn allows_part(&mut self, now_s: f64, part: PartTime) -> bool {
         let now_s = self.tick(now_s);
-        let part_s = sane_s(part_s).unwrap_or(0.0);
-        let slack_s = (PART_SLACK - 1.0) * part_s;
-        let lent_s = slack_s.min(SLACK_IN_CLOSING * self.closing_s());
-        part_s + slack_s - lent_s <= self.spare_s(now_s)
+        let most_s = part.hardly_more_s();
+        let lent_s = (most_s - part.usual_s()).min(SLACK_IN_CLOSING * self.closing_s());
+        most_s - lent_s <= self.spare_s(now_s)
     }
 
     /// Whether a phase after the last step may begin.

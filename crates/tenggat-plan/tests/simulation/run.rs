@@ -1,8 +1,8 @@
 //! One rehearsed run: a training loop without the training.
 
 use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, Decision, FinishReason, Phase, PhaseCosts, SamplePlan,
-    SampleVerdict, SimulatedClock,
+    BucketConfig, Budget, BudgetConfig, Clock, Decision, FinishReason, PartTime, Phase, PhaseCosts,
+    SamplePlan, SampleVerdict, SimulatedClock,
 };
 
 use crate::random::Random;
@@ -219,19 +219,20 @@ impl Scene {
                     // Picture by picture: up to ten seconds each.
                     let parts = (seconds / 10.0).ceil().max(40.0);
                     budget.phase_started(phase, clock.now_s());
-                    let mut slowest_s: f64 = 0.0;
+                    let mut time = PartTime::default();
+                    time.observe(seconds / parts);
                     for part in 0..usize::MAX {
                         let more = part >= parts as usize;
                         if more && !self.scores_until_the_end {
                             break;
                         }
                         let now_s = clock.now_s();
-                        if !budget.allows_part(now_s, slowest_s.max(seconds / parts)) {
+                        if !budget.allows_part(now_s, time) {
                             outcome.skipped_parts += (parts as u64).saturating_sub(part as u64);
                             break;
                         }
                         let took_s = weather.work(now_s, seconds / parts, random);
-                        slowest_s = slowest_s.max(took_s);
+                        time.observe(took_s);
                         clock.advance(took_s);
                         outcome.parts += 1;
                     }

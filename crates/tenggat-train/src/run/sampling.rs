@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch};
-use tenggat_plan::Clock;
+use tenggat_plan::{Clock, PartTime};
 
 use super::event::Event;
 use super::folder::RunFolder;
@@ -31,7 +31,7 @@ pub(super) struct Sampling<'a> {
 }
 
 /// Whether the next part of a picture may begin: told the seconds that the longest part took.
-pub(super) type MayGoOn<'a> = &'a mut dyn FnMut(f64) -> bool;
+pub(super) type MayGoOn<'a> = &'a mut dyn FnMut(PartTime) -> bool;
 
 impl<'a> Sampling<'a> {
     /// Encodes the job's prompts; `None` if it asks for no pictures.
@@ -88,12 +88,12 @@ impl<'a> Sampling<'a> {
                 seed: prompt.seed.unwrap_or(self.seed.wrapping_add(steps).wrapping_add(number as u64)),
                 steps: prompt.steps,
             };
-            let (mut before_s, mut longest_s) = (self.clock.now_s(), 0.0f64);
+            let (mut before_s, mut time) = (self.clock.now_s(), PartTime::default());
             let mut tick = || {
                 let now_s = self.clock.now_s();
-                longest_s = longest_s.max(now_s - before_s);
+                time.observe(now_s - before_s);
                 before_s = now_s;
-                if may_go_on(longest_s) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if may_go_on(time) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
             let adapter = adapter.as_ref().map_or((prompt.strength != 0.0).then_some(lora), Some);
             let Some(picture) = self.painter.draw(adapter, request, &mut tick)? else {

@@ -5,7 +5,7 @@
 //! velocity errors. Only what was measured both ways counts.
 
 use tenggat_models::lora::Lora;
-use tenggat_plan::{Budget, Clock};
+use tenggat_plan::{Budget, Clock, PartTime};
 use tenggat_tensor::Tensor;
 
 use super::Result;
@@ -21,8 +21,6 @@ const MOST_SHARE: f64 = 0.15;
 const MAX_SEEDS: u64 = 4;
 /// Most noises of the velocity error at each level.
 const MAX_NOISES: u64 = 256;
-/// How much of the slowest part is remembered from one part to the next.
-const MEMORY: f64 = 0.8;
 
 /// Measurements of the bare model and, as far as they go, of the LoRA.
 pub(super) struct Scoring<'a> {
@@ -32,8 +30,8 @@ pub(super) struct Scoring<'a> {
     seeds: u64,
     pictures: Vec<Pair>,
     velocities: Vec<Pair>,
-    slowest_redraw_s: f64,
-    slowest_velocity_s: f64,
+    redraw_time: PartTime,
+    velocity_time: PartTime,
 }
 
 /// One group of pictures with one noise, measured both ways.
@@ -57,9 +55,9 @@ pub(super) struct Redrawn<'a> {
 
 impl<'a> Scoring<'a> {
     pub fn new(judge: Judge<'a>, held: &'a [HeldOut], clock: &'a dyn Clock) -> Self {
-        let (slowest_redraw_s, slowest_velocity_s) = (0.0, 0.0);
+        let (redraw_time, velocity_time) = (PartTime::default(), PartTime::default());
         let (pictures, velocities) = (Vec::new(), Vec::new());
-        Scoring { judge, held, clock, seeds: 0, pictures, velocities, slowest_redraw_s, slowest_velocity_s }
+        Scoring { judge, held, clock, seeds: 0, pictures, velocities, redraw_time, velocity_time }
     }
 
     /// Measures the bare model: as many seeds as their share of the budget allows, one at least unless the machine is
@@ -107,7 +105,7 @@ impl<'a> Scoring<'a> {
             if self.pictures[i].seed == 1 && self.velocities.iter().all(|v| v.trained.is_none()) {
                 self.velocities_after(lora, budget)?;
             }
-            if !budget.allows_part(self.clock.now_s(), self.slowest_redraw_s) {
+            if !budget.allows_part(self.clock.now_s(), self.redraw_time) {
                 break;
             }
             let Pair { group, seed, .. } = self.pictures[i];
@@ -150,7 +148,7 @@ impl<'a> Scoring<'a> {
 
     fn velocities_after(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
         for i in 0..self.velocities.len() {
-            if !budget.allows_part(self.clock.now_s(), 2.0 * self.slowest_velocity_s) {
+            if !budget.allows_part(self.clock.now_s(), self.velocity_time.times(2.0)) {
                 break;
             }
             let Pair { group, seed, .. } = self.velocities[i];
@@ -171,7 +169,7 @@ impl<'a> Scoring<'a> {
                     let mut errors = [ZERO; 2];
                     for (error, lora) in errors.iter_mut().zip([None, Some(lora)]) {
                         for prompt in Prompt::ALL {
-                            if !budget.allows_part(self.clock.now_s(), self.slowest_velocity_s) {
+                            if !budget.allows_part(self.clock.now_s(), self.velocity_time) {
                                 return Ok(());
                             }
                             *error.of_mut(prompt) = self.velocity_of(group, prompt, lora, level, noise)?;
@@ -193,7 +191,7 @@ impl<'a> Scoring<'a> {
         let (captioned, pictures) =
             self.judge.redraw(held, Prompt::Caption, lora, Redraw::default(), seed)?;
         let (empty, _) = self.judge.redraw(held, Prompt::Empty, lora, Redraw::default(), seed)?;
-        self.slowest_redraw_s = (MEMORY * self.slowest_redraw_s).max(self.clock.now_s() - began_s);
+        self.redraw_time.observe(self.clock.now_s() - began_s);
         Ok((Error { captioned, empty }, pictures))
     }
 
@@ -213,7 +211,7 @@ impl<'a> Scoring<'a> {
     ) -> Result<f64> {
         let began_s = self.clock.now_s();
         let error = self.judge.velocity(&self.held[group], prompt, lora, level, noise)?;
-        self.slowest_velocity_s = (MEMORY * self.slowest_velocity_s).max(self.clock.now_s() - began_s);
+        self.velocity_time.observe(self.clock.now_s() - began_s);
         Ok(error)
     }
 
