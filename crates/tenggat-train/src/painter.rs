@@ -6,9 +6,11 @@ use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::qwen_image::vae::{self, Vae};
-use tenggat_models::qwen_image::{Conditioning, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
 use tenggat_tensor::Tensor;
-use tenggat_tensor::random::Mt19937;
+use tenggat_tensor::ops::guidance::Norm;
+
+use crate::noise;
 
 /// Pixels to a patch, along each side.
 const PATCH: usize = 16;
@@ -56,11 +58,13 @@ impl Painter<'_> {
         let channels = self.model.config().in_channels;
         let sigmas = self.scheduler.sigmas(request.steps.max(1), rows * columns);
         self.model.prepare(&sigmas)?;
-        let noise = initial_noise(request.seed, grid, channels);
+        let noise = noise::packed(request.seed, grid, channels);
         let precision = self.model.precision().compute;
         let noise: Vec<f64> = noise.into_iter().map(f64::from).collect();
         let latents = Tensor::from_f64(self.model.device(), precision, &noise, &[rows * columns, channels])?;
-        let conditioning = Conditioning { prompt: request.prompt, guidance: request.guidance };
+        let guidance =
+            request.guidance.map(|(negative, scale)| Guidance { negative, scale, norm: Norm::Conditional });
+        let conditioning = Conditioning { prompt: request.prompt, guidance };
         let mut broken = false;
         let mut tick = |_: usize, _: &Tensor| {
             let flow = on_step();
@@ -76,21 +80,4 @@ impl Painter<'_> {
         vae::clamp(&mut picture)?;
         Ok(Some(picture))
     }
-}
-
-/// Noise as the diffusers pipeline draws it with a CPU generator: `[channels/4, h, w]` latents, then packed.
-fn initial_noise(seed: u64, (rows, columns): (usize, usize), channels: usize) -> Vec<f32> {
-    let z = channels / 4;
-    let (h, w) = (2 * rows, 2 * columns);
-    let mut latents = vec![0.0; z * h * w];
-    Mt19937::new(seed).randn(&mut latents);
-    let mut packed = Vec::with_capacity(latents.len());
-    for token in 0..rows * columns {
-        let (row, column) = (token / columns, token % columns);
-        for c in 0..channels {
-            let (y, x) = (2 * row + c % 4 / 2, 2 * column + c % 2);
-            packed.push(latents[(c / 4) * h * w + y * w + x]);
-        }
-    }
-    packed
 }

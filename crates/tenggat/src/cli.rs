@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{ExtendArgs, PlanArgs};
+use crate::commands::{ExtendArgs, PlanArgs, ScoreArgs};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -50,6 +50,12 @@ Examples:
   tenggat sample --model mini --prompt 'fox, twemoji style' --size 128x128 --out fox.png
   tenggat sample --model Qwen/Qwen-Image --lora my_lora.safetensors --prompt 'a fox' --steps 20 --guidance 4")]
     Sample(Sample),
+    /// Measure a LoRA on test pictures as the timed contest does, beside the bare model.
+    #[command(after_help = "\
+Examples:
+  tenggat score --model mini --lora run/last.safetensors --data test --measure velocity
+  tenggat score --model Qwen/Qwen-Image --lora my_lora.safetensors --data test --json")]
+    Score(ScoreArgs),
     /// Say what a job will take in time, memory and money; calibrate; look back at a run.
     #[command(after_help = "\
 Examples:

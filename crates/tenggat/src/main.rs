@@ -36,6 +36,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo(&args, clock),
         Command::Train(args) => commands::train(&args, clock),
         Command::Sample(args) => commands::sample(&args),
+        Command::Score(args) => commands::score(&args),
         Command::Plan(args) => commands::plan(&args),
         Command::Extend(args) => commands::extend(&args),
         Command::Doctor => commands::doctor(),

@@ -5,7 +5,8 @@
 use std::ops::ControlFlow;
 
 use tenggat_tensor::Tensor;
-use tenggat_tensor::ops::{copy, guidance};
+use tenggat_tensor::ops::copy;
+use tenggat_tensor::ops::guidance::{self, Norm};
 
 use super::TextBatch;
 use super::transformer::{Inputs, Transformer};
@@ -17,8 +18,19 @@ use crate::lora::Lora;
 pub struct Conditioning<'a> {
     /// Prompts, one per sample.
     pub prompt: &'a TextBatch,
-    /// Negative prompts and the guidance scale; `None` runs the model once per step.
-    pub guidance: Option<(&'a TextBatch, f64)>,
+    /// `None` runs the model once per step.
+    pub guidance: Option<Guidance<'a>>,
+}
+
+/// Classifier-free guidance.
+#[derive(Debug, Clone, Copy)]
+pub struct Guidance<'a> {
+    /// Negative prompts, one per sample.
+    pub negative: &'a TextBatch,
+    /// Its scale; 1 changes nothing.
+    pub scale: f64,
+    /// What becomes of the length of the prediction.
+    pub norm: Norm,
 }
 
 /// Called after every step with its number and the latents; `Break` ends the loop there.
@@ -42,7 +54,7 @@ pub fn denoise(
     let batch = conditioning.prompt.lens.len();
     let positions = model.positions(grid, conditioning.prompt.tokens)?;
     let negative_positions =
-        conditioning.guidance.map(|(text, _)| model.positions(grid, text.tokens)).transpose()?;
+        conditioning.guidance.map(|g| model.positions(grid, g.negative.tokens)).transpose()?;
     for (step, pair) in sigmas.windows(2).enumerate() {
         let now = vec![pair[0]; batch];
         let predict = |text: &TextBatch, positions| {
@@ -50,9 +62,9 @@ pub fn denoise(
             model.forward(Inputs { latents: &latents, sigmas: &now, text, text_lens, positions }, lora)
         };
         let mut velocity = predict(conditioning.prompt, &positions)?;
-        if let (Some((text, scale)), Some(positions)) = (conditioning.guidance, &negative_positions) {
-            let unconditional = predict(text, positions)?;
-            guidance::forward(velocity.view_mut(), unconditional.view(), scale)?;
+        if let (Some(g), Some(positions)) = (conditioning.guidance, &negative_positions) {
+            let unconditional = predict(g.negative, positions)?;
+            guidance::forward(velocity.view_mut(), unconditional.view(), g.scale, g.norm)?;
         }
         copy::add_scaled(pair[1] - pair[0], velocity.view(), latents.view_mut())?;
         if on_step(step, &latents).is_break() {

@@ -11,7 +11,7 @@ mod tokenizer;
 pub mod transformer;
 pub mod vae;
 
-pub use denoise::{Conditioning, OnStep, denoise};
+pub use denoise::{Conditioning, Guidance, OnStep, denoise};
 pub use prompt::{MAX_PROMPT_TOKENS, PromptTemplate};
 pub use prompt_encoder::PromptEncoder;
 pub use scheduler::Scheduler;

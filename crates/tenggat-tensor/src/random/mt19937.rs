@@ -24,6 +24,35 @@ impl Mt19937 {
         Mt19937 { state, next: N, cached: None }
     }
 
+    /// A generator seeded with an array, as CPython's `random.seed` does with the 32-bit digits of an integer, lowest
+    /// first (`init_by_array` of the reference implementation).
+    pub fn from_key(key: &[u32]) -> Self {
+        let mut generator = Self::new(19_650_218);
+        let (state, mut i, mut j) = (&mut generator.state, 1, 0);
+        let mix = |state: &[u32; N], i: usize, factor: u32| {
+            state[i] ^ (state[i - 1] ^ (state[i - 1] >> 30)).wrapping_mul(factor)
+        };
+        let advance = |state: &mut [u32; N], i: &mut usize| {
+            *i += 1;
+            if *i == N {
+                state[0] = state[N - 1];
+                *i = 1;
+            }
+        };
+        for _ in 0..N.max(key.len()) {
+            let digit = key.get(j).copied().unwrap_or(0);
+            state[i] = mix(state, i, 1_664_525).wrapping_add(digit).wrapping_add(j as u32);
+            advance(state, &mut i);
+            j = if j + 1 < key.len() { j + 1 } else { 0 };
+        }
+        for _ in 1..N {
+            state[i] = mix(state, i, 1_566_083_941).wrapping_sub(i as u32);
+            advance(state, &mut i);
+        }
+        state[0] = 0x8000_0000;
+        generator
+    }
+
     /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.next == N {

@@ -16,6 +16,7 @@ use tenggat_tensor::random::Philox;
 
 pub use batches::Batches;
 pub use bucket::{Crop, DIVISIBLE_BY, bucket};
+pub(crate) use picture::{Filter, resize};
 pub use picture::{load_pixels, size};
 
 use crate::job::{self, Compat};
@@ -190,6 +191,14 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
     Ok((items, bad))
 }
 
+/// Paths of every picture under a folder, sorted.
+///
+/// # Errors
+/// A folder cannot be read.
+pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(scan::pictures(folder)?.into_iter().map(|found| found.path).collect())
+}
+
 /// Keeps the numbers drawn for captions apart from those drawn elsewhere.
 const CAPTIONS: u64 = 0x6361_7074_696f_6e73;
 
@@ -209,7 +218,8 @@ fn read(
     Ok(((scaled(width), scaled(height)), captions.of(file.as_deref(), stream)))
 }
 
-fn read_caption(picture: &Path, extension: &str) -> Result<Option<String>> {
+/// The text beside a picture, in a file of its name with this extension; `None` if there is no such file.
+pub(crate) fn read_caption(picture: &Path, extension: &str) -> Result<Option<String>> {
     let mut name = picture.file_stem().unwrap_or_default().to_os_string();
     name.push(extension);
     let path = picture.with_file_name(name);

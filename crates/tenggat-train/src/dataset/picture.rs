@@ -41,8 +41,8 @@ pub fn load_pixels(item: &Item) -> Result<Vec<f32>> {
         imageops::flip_vertical_in_place(&mut picture);
     }
     let crop = item.crop;
-    let scaled =
-        resize(picture, crop.scaled).map_err(|reason| Error::Picture { path: item.path.clone(), reason })?;
+    let scaled = resize(picture, crop.scaled, Filter::Bicubic)
+        .map_err(|reason| Error::Picture { path: item.path.clone(), reason })?;
     let row = scaled.width() as usize * 3;
     let bytes = scaled.as_raw();
     let mut pixels = Vec::with_capacity(crop.width * crop.height * 3);
@@ -69,8 +69,21 @@ fn open(path: &Path) -> Result<RgbImage> {
     Ok(picture.into_rgb8())
 }
 
-/// Resizes with Pillow's `BICUBIC`.
-fn resize(picture: RgbImage, (width, height): (usize, usize)) -> std::result::Result<RgbImage, String> {
+/// Antialiased filters of Pillow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filter {
+    /// `BICUBIC`.
+    Bicubic,
+    /// `LANCZOS`.
+    Lanczos,
+}
+
+/// Resizes as Pillow does.
+pub(crate) fn resize(
+    picture: RgbImage,
+    (width, height): (usize, usize),
+    filter: Filter,
+) -> std::result::Result<RgbImage, String> {
     let (w, h) = (width as u32, height as u32);
     if picture.dimensions() == (w, h) {
         return Ok(picture);
@@ -79,9 +92,12 @@ fn resize(picture: RgbImage, (width, height): (usize, usize)) -> std::result::Re
     let source = fir::images::Image::from_vec_u8(from_w, from_h, picture.into_raw(), fir::PixelType::U8x3)
         .map_err(|e| e.to_string())?;
     let mut scaled = fir::images::Image::new(w, h, fir::PixelType::U8x3);
-    let bicubic =
-        fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom));
-    fir::Resizer::new().resize(&source, &mut scaled, &bicubic).map_err(|e| e.to_string())?;
+    let filter = match filter {
+        Filter::Bicubic => fir::FilterType::CatmullRom,
+        Filter::Lanczos => fir::FilterType::Lanczos3,
+    };
+    let options = fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(filter));
+    fir::Resizer::new().resize(&source, &mut scaled, &options).map_err(|e| e.to_string())?;
     RgbImage::from_raw(w, h, scaled.into_vec()).ok_or_else(|| "resizing lost pixels".into())
 }
 
@@ -120,7 +136,7 @@ mod tests {
             ),
         ];
         for ((w, h), to, sum, values) in cases {
-            let resized = resize(pattern(w, h), to).unwrap();
+            let resized = resize(pattern(w, h), to, Filter::Bicubic).unwrap();
             for (x, y, expected) in values {
                 let got = resized.get_pixel(x, y).0;
                 assert!(

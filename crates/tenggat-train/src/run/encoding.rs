@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, patchify};
-use tenggat_tensor::{DType, Device, Tensor, ops::copy};
+use tenggat_tensor::{DType, Device, Tensor};
 
 use super::Result;
 use crate::cache::{self, Embedding, Latent, Request, Settings, Usage};
@@ -147,25 +147,4 @@ impl Encoders<'_> {
 fn unwritten(usage: Usage) -> Option<String> {
     let (path, error) = usage.unwritten?;
     Some(format!("the cache {} cannot be written ({error}); it is made anew in the next run", path.display()))
-}
-
-/// Pictures of one size, `[n, h, w, 3]`, and the packed latents of each, `[tokens, channels]`.
-pub(super) fn encode_pictures(device: &Device, vae: &Vae, items: &[&Item]) -> Result<(Tensor, Vec<Tensor>)> {
-    let (width, height) = items.first().map_or((0, 0), |item| (item.crop.width, item.crop.height));
-    let mut pixels = Vec::with_capacity(items.len() * width * height * 3);
-    for item in items {
-        pixels.extend(dataset::load_pixels(item)?);
-    }
-    let pictures = Tensor::from_f32(device, DType::F32, &pixels, &[items.len(), height, width, 3])?;
-    let latents = vae.normalise(&vae.encode(&pictures)?.mode()?)?;
-    let packed = patchify::pack(&latents)?;
-    let [rows, channels] = packed.view().shape();
-    let tokens = rows / items.len().max(1);
-    let one = |i: usize| -> Result<Tensor> {
-        let mut own = packed.empty_like(&[tokens, channels])?;
-        copy::forward(packed.view().row_range(i * tokens..(i + 1) * tokens), own.view_mut())?;
-        Ok(own)
-    };
-    let each = (0..items.len()).map(one).collect::<Result<_>>()?;
-    Ok((pictures, each))
 }

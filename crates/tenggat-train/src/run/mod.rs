@@ -130,10 +130,17 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
             show(Event::Warning(format!("left out: {}", bad.error)));
         }
         remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
-        let load = |path| held_out::load(path, job, options.device, &vae, &text);
+        let mut held = None;
+        if let Some(path) = options.held_out {
+            let (pictures, broken) = held_out::load(path, job, options.device, &vae, &text)?;
+            for bad in broken {
+                show(Event::Warning(format!("left out of the held-out pictures: {}", bad.error)));
+            }
+            held = Some(pictures);
+        }
         let painter = Painter { model: &model, vae: &vae, scheduler: &scheduler };
         let sampling = Sampling::new(job, &text, painter, clock)?;
-        Ok((data, options.held_out.map(load).transpose()?, sampling))
+        Ok((data, held, sampling))
     })?;
     drop(text);
 

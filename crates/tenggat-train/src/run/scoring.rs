@@ -10,7 +10,7 @@ use tenggat_tensor::Tensor;
 
 use super::Result;
 use super::event::Scores;
-use crate::score::{Error, HeldOut, Judge, LEVELS, Prompt, Redraw};
+use crate::score::{self, Error, HeldOut, Judge, LEVELS, Prompt};
 
 /// Share of the budget that the picture errors may take each time; decides how many seeds there are.
 const SHARE: f64 = 0.06;
@@ -21,6 +21,9 @@ const MOST_SHARE: f64 = 0.15;
 const MAX_SEEDS: u64 = 4;
 /// Most noises of the velocity error at each level.
 const MAX_NOISES: u64 = 256;
+/// Steps of the schedule that pictures are redrawn with, and the share of it that is run.
+const STEPS: usize = 20;
+const STRENGTH: f64 = 0.75;
 
 /// Measurements of the bare model and, as far as they go, of the LoRA.
 pub(super) struct Scoring<'a> {
@@ -148,6 +151,9 @@ impl<'a> Scoring<'a> {
 
     fn velocities_after(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
         for i in 0..self.velocities.len() {
+            if self.velocities[i].trained.is_some() {
+                continue;
+            }
             if !budget.allows_part(self.clock.now_s(), self.velocity_time.times(2.0)) {
                 break;
             }
@@ -159,7 +165,12 @@ impl<'a> Scoring<'a> {
 
     /// Spends what time is left on more noises for the velocity errors.
     pub fn fill(&mut self, lora: &Lora, budget: &mut Budget) -> Result<()> {
-        if budget.deadline_s().is_none() || self.velocities.iter().any(|v| v.trained.is_none()) {
+        if budget.deadline_s().is_none() {
+            return Ok(());
+        }
+        // What was left out for the sake of the report, which may have been quicker.
+        self.velocities_after(lora, budget)?;
+        if self.velocities.iter().any(|v| v.trained.is_none()) {
             return Ok(());
         }
         for noise in 1..MAX_NOISES {
@@ -188,9 +199,11 @@ impl<'a> Scoring<'a> {
     fn redraw(&mut self, group: usize, lora: Option<&Lora>, seed: u64) -> Result<(Error, Tensor)> {
         let began_s = self.clock.now_s();
         let held = &self.held[group];
-        let (captioned, pictures) =
-            self.judge.redraw(held, Prompt::Caption, lora, Redraw::default(), seed)?;
-        let (empty, _) = self.judge.redraw(held, Prompt::Empty, lora, Redraw::default(), seed)?;
+        let redraw = self.judge.part_of_schedule(held, STEPS, STRENGTH);
+        let pictures = self.judge.redraw(held, Prompt::Caption, lora, &redraw, seed)?;
+        let captioned = mean(&score::squared_differences(&pictures, held)?);
+        let without = self.judge.redraw(held, Prompt::Empty, lora, &redraw, seed)?;
+        let empty = mean(&score::squared_differences(&without, held)?);
         self.redraw_time.observe(self.clock.now_s() - began_s);
         Ok((Error { captioned, empty }, pictures))
     }
@@ -210,9 +223,9 @@ impl<'a> Scoring<'a> {
         noise: u64,
     ) -> Result<f64> {
         let began_s = self.clock.now_s();
-        let error = self.judge.velocity(&self.held[group], prompt, lora, level, noise)?;
+        let errors = self.judge.velocity(&self.held[group], prompt, lora, level, noise)?;
         self.velocity_time.observe(self.clock.now_s() - began_s);
-        Ok(error)
+        Ok(mean(&errors))
     }
 
     /// Mean over pictures of what `of` picks from each pair: over the pairs of one group and level first, so that a
@@ -229,6 +242,10 @@ impl<'a> Scoring<'a> {
             .iter()
             .fold(ZERO, |sum, (&(_, group), &(error, n))| plus(sum, error, weight(group) / (n * total)))
     }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 const ZERO: Error = Error { captioned: 0.0, empty: 0.0 };

@@ -6,6 +6,7 @@ mod extend;
 mod model;
 mod plan;
 mod sample;
+mod score;
 mod train;
 
 pub use demo::demo;
@@ -13,4 +14,5 @@ pub use doctor::doctor;
 pub use extend::{ExtendArgs, extend};
 pub use plan::{PlanArgs, plan};
 pub use sample::sample;
+pub use score::{ScoreArgs, score};
 pub use train::train;

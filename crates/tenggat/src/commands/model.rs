@@ -1,10 +1,14 @@
-//! Where a model argument lies on disk.
+//! Where a model argument lies on disk, and LoRA files for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use tenggat_models::lora::Lora;
+use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::{hub, model_folder};
+use tenggat_train::lora_file;
 
 use crate::assets;
 
@@ -30,4 +34,12 @@ pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
     }
     model_folder::check(&folder)?;
     Ok(folder)
+}
+
+/// A LoRA file as an adapter of this model.
+pub fn load_lora(path: &Path, model: &Transformer, strength: f64) -> anyhow::Result<Lora> {
+    let file = lora_file::load(path)?;
+    let mut lora = lora_file::into_lora(&file, model).with_context(|| path.display().to_string())?;
+    lora.scale = strength;
+    Ok(lora)
 }

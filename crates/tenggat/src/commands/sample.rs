@@ -3,17 +3,15 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use indicatif::ProgressBar;
-use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_tensor::{DType, Device};
-use tenggat_train::lora_file;
 use tenggat_train::painter::{Painter, Request};
 
-use super::model::locate;
+use super::model::{load_lora, locate};
 use crate::cli;
 
 /// Makes the pictures.
@@ -54,13 +52,6 @@ pub fn sample(args: &cli::Sample) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn load_lora(path: &Path, model: &Transformer, strength: f64) -> anyhow::Result<Lora> {
-    let file = lora_file::load(path)?;
-    let mut lora = lora_file::into_lora(&file, model).with_context(|| path.display().to_string())?;
-    lora.scale = strength;
-    Ok(lora)
 }
 
 fn parse_size(text: &str) -> anyhow::Result<(usize, usize)> {

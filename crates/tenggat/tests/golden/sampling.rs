@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use tenggat_models::qwen_image::vae::{self, Vae};
-use tenggat_models::qwen_image::{Conditioning, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
+use tenggat_tensor::ops::guidance::Norm;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::fixture::{Golden, assert_close, folder};
@@ -19,7 +20,8 @@ fn latents_after_every_step() {
     let embeds = |name: &str| TextBatch::new(&[&rows(&model, &golden, name)]).unwrap();
     let (prompt, negative) = (embeds("prompt_embeds"), embeds("negative_prompt_embeds"));
     let scale: f64 = golden.metadata()["cfg"].parse().unwrap();
-    for (case, guidance) in [("cfg", Some((&negative, scale))), ("plain", None)] {
+    let guidance = Guidance { negative: &negative, scale, norm: Norm::Conditional };
+    for (case, guidance) in [("cfg", Some(guidance)), ("plain", None)] {
         let latents = rows(&model, &golden, "initial_latents");
         let per_step = latents.len();
         let expected = golden.f64(&format!("{case}.latents"));

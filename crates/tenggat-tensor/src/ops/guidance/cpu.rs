@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
+use super::Norm;
 use crate::cpu::{Mat, MatMut, Real, sum, vectorised};
 use crate::ops::ROW_BLOCK;
 
-pub fn forward<T: Real>(mut conditional: MatMut<'_, T>, unconditional: Mat<'_, T>, scale: T) {
+pub fn forward<T: Real>(mut conditional: MatMut<'_, T>, unconditional: Mat<'_, T>, scale: T, norm: Norm) {
     let n = conditional.cols;
     conditional.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
         vectorised(
@@ -15,6 +16,9 @@ pub fn forward<T: Real>(mut conditional: MatMut<'_, T>, unconditional: Mat<'_, T
                     let (c, u) = (block.row_mut(i), unconditional.row(first + i));
                     let conditional = sum(n, |j| c[j] * c[j]);
                     c.iter_mut().zip(u).for_each(|(c, &u)| *c = u + scale * (*c - u));
+                    if norm == Norm::Guided {
+                        continue;
+                    }
                     let guided = sum(n, |j| c[j] * c[j]);
                     if guided > T::ZERO {
                         let factor = (conditional / guided).sqrt();

@@ -1,7 +1,8 @@
-//! True classifier-free guidance with the norm of the conditional prediction, per token:
-//! `g = u + s·(c − u)`, `out = g · ‖c‖/‖g‖` over the channels of a token.
+//! True classifier-free guidance: `g = u + s·(c − u)`, as it is or with the norm of the conditional prediction, per
+//! token: `g · ‖c‖/‖g‖` over its channels.
 //!
-//! Source: diffusers `pipeline_qwenimage.py`, the block under `do_true_cfg`. Forward only: sampling trains nothing.
+//! Source of the latter: diffusers `pipeline_qwenimage.py`, the block under `do_true_cfg`; the former is ComfyUI's.
+//! Forward only: sampling trains nothing.
 
 mod cpu;
 
@@ -9,15 +10,24 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
+/// What becomes of the length of a guided prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Each token keeps the conditional prediction's.
+    Conditional,
+    /// It is as guidance makes it.
+    Guided,
+}
+
 /// Turns the conditional prediction into the guided one in place; all `[m, n]`, one token a row.
 ///
 /// # Errors
 /// Shapes or types differ.
-pub fn forward(conditional: ViewMut<'_>, unconditional: View<'_>, scale: f64) -> Result<()> {
+pub fn forward(conditional: ViewMut<'_>, unconditional: View<'_>, scale: f64, norm: Norm) -> Result<()> {
     const OP: &str = "guidance";
     expect_shape(OP, "unconditional", &conditional.shape(), &unconditional.shape())?;
     dispatch_real!(OP, conditional.dtype(), T => {
-        cpu::forward::<T>(conditional.cpu(OP)?, unconditional.cpu(OP)?, scale as T);
+        cpu::forward::<T>(conditional.cpu(OP)?, unconditional.cpu(OP)?, scale as T, norm);
         Ok(())
     })
 }
@@ -32,12 +42,17 @@ mod tests {
     fn keeps_the_conditional_norm_and_points_along_the_guided_direction() {
         let (mut c, u) = (randn(DType::F64, &[20, 8], 1), randn(DType::F64, &[20, 8], 2));
         let (before, uv) = (c.to_f64().unwrap(), u.to_f64().unwrap());
-        forward(c.view_mut(), u.view(), 3.0).unwrap();
+        let mut plain = c.duplicate().unwrap();
+        forward(c.view_mut(), u.view(), 3.0, Norm::Conditional).unwrap();
+        forward(plain.view_mut(), u.view(), 3.0, Norm::Guided).unwrap();
         let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-        for ((out, c), u) in c.to_f64().unwrap().chunks(8).zip(before.chunks(8)).zip(uv.chunks(8)) {
+        let (out, plain) = (c.to_f64().unwrap(), plain.to_f64().unwrap());
+        for (i, (c, u)) in before.chunks(8).zip(uv.chunks(8)).enumerate() {
             let guided: Vec<f64> = c.iter().zip(u).map(|(c, u)| u + 3.0 * (c - u)).collect();
             let factor = norm(c) / norm(&guided);
-            assert!(out.iter().zip(guided).all(|(o, g)| (o - g * factor).abs() < 1e-12));
+            let token = 8 * i..8 * (i + 1);
+            assert!(plain[token.clone()].iter().zip(&guided).all(|(o, g)| (o - g).abs() < 1e-12));
+            assert!(out[token].iter().zip(guided).all(|(o, g)| (o - g * factor).abs() < 1e-12));
         }
     }
 
@@ -46,7 +61,7 @@ mod tests {
         let mut c = randn(DType::F32, &[1, 4], 1);
         c.fill(0.0);
         let u = c.duplicate().unwrap();
-        forward(c.view_mut(), u.view(), 4.0).unwrap();
+        forward(c.view_mut(), u.view(), 4.0, Norm::Conditional).unwrap();
         assert_eq!(c.to_f32().unwrap(), [0.0; 4]);
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Two measures, both with the captions and with the empty prompt, weighed 1/4 and 3/4 as timed contests weigh them:
 //! *picture error*, the mean squared difference in [0, 1] after noising a picture to `strength` and denoising it
-//! again; and *velocity error*, the training loss at fixed noise levels and fixed noise.
+//! again; and *velocity error*, the training loss at fixed noise levels and with noise that the picture fixes.
+
+mod cases;
+mod held_out;
 
 use std::ops::ControlFlow;
 
@@ -10,37 +13,18 @@ use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::{Inputs, Transformer};
 use tenggat_models::qwen_image::vae::{self, Vae};
-use tenggat_models::qwen_image::{Conditioning, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::flow;
+use tenggat_tensor::ops::guidance::Norm;
 use tenggat_tensor::ops::loss::{self, Loss};
-use tenggat_tensor::random::{Mt19937, Philox};
+
+use crate::noise;
+pub use cases::LEVELS;
+pub use held_out::{HeldOut, Picture};
 
 /// Share of the captioned error in the total; the rest is the empty prompt's.
 const CAPTIONED: f64 = 0.25;
-/// Noise levels of the velocity error: the midpoints of so many equal parts of 0..1.
-pub const LEVELS: usize = 16;
-/// Seed of the velocity error's noise.
-const VELOCITY_SEED: u64 = 42;
-
-/// Some of the held-out pictures, all of one size.
-#[derive(Debug)]
-pub struct HeldOut {
-    /// Held-out pictures before these; the noise of each picture is the same however many are measured at once.
-    pub first: usize,
-    /// Captions as text.
-    pub labels: Vec<String>,
-    /// `[n, h, w, 3]` in [-1, 1].
-    pub pictures: Tensor,
-    /// Packed latents, `[n, tokens, channels]`.
-    pub latents: Tensor,
-    /// Rows and columns of patches.
-    pub grid: (usize, usize),
-    /// Captions.
-    pub captions: TextBatch,
-    /// The empty prompt, n times.
-    pub empty: TextBatch,
-}
 
 /// An error with captions and with the empty prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,18 +51,12 @@ impl Error {
 }
 
 /// How pictures are redrawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Redraw {
-    /// Share of the schedule that is run: 0.75 of 20 steps starts at the 6th noise level.
-    pub strength: f64,
-    /// Steps of the whole schedule.
-    pub steps: usize,
-}
-
-impl Default for Redraw {
-    fn default() -> Self {
-        Redraw { strength: 0.75, steps: 20 }
-    }
+    /// Noise levels, from the one that the picture is noised to down to 0.
+    pub sigmas: Vec<f64>,
+    /// Scale of classifier-free guidance against the empty prompt; `None` for no guidance.
+    pub guidance: Option<f64>,
 }
 
 /// The frozen parts that scoring needs.
@@ -114,8 +92,16 @@ impl Prompt {
 }
 
 impl Judge<'_> {
-    /// Noises the held-out pictures with one seed, denoises them, and compares: the mean squared difference in [0, 1],
-    /// and the pictures `[n, h, w, 3]`.
+    /// The last `strength` of the sampler's schedule of so many steps, without guidance: 0.75 of 20 starts at the 6th
+    /// noise level.
+    pub fn part_of_schedule(&self, held: &HeldOut, steps: usize, strength: f64) -> Redraw {
+        let sigmas = self.scheduler.sigmas(steps, held.grid.0 * held.grid.1);
+        let run = ((steps as f64 * strength) as usize).clamp(1, steps);
+        Redraw { sigmas: sigmas[steps - run..].to_vec(), guidance: None }
+    }
+
+    /// Noises the held-out pictures, each with the noise of this seed, and denoises them: pictures `[n, h, w, 3]` in
+    /// [−1, 1].
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
@@ -124,26 +110,26 @@ impl Judge<'_> {
         held: &HeldOut,
         prompt: Prompt,
         lora: Option<&Lora>,
-        redraw: Redraw,
+        redraw: &Redraw,
         seed: u64,
-    ) -> Result<(f64, Tensor)> {
-        let sigmas = self.scheduler.sigmas(redraw.steps, held.grid.0 * held.grid.1);
-        let run = ((redraw.steps as f64 * redraw.strength) as usize).clamp(1, redraw.steps);
-        let sigmas = &sigmas[redraw.steps - run..];
-        let before = held.first * held.latents.len() / held.captions.lens.len().max(1);
-        let mut noise = vec![0.0f32; before + held.latents.len()];
-        Mt19937::new(seed).randn(&mut noise);
-        let (noisy, _) = mix(held, &noise[before..], sigmas[0])?;
-        let conditioning = Conditioning { prompt: prompt.of(held), guidance: None };
+    ) -> Result<Tensor> {
+        let channels = self.model.config().in_channels;
+        let noise = noise::packed(seed, held.grid, channels).repeat(held.digests.len());
+        let (noisy, _) = mix(held, &noise, redraw.sigmas.first().copied().unwrap_or(0.0))?;
+        // Against itself the empty prompt needs no guidance.
+        let scale = redraw.guidance.filter(|_| prompt == Prompt::Caption);
+        let guidance = scale.map(|scale| Guidance { negative: &held.empty, scale, norm: Norm::Guided });
+        let conditioning = Conditioning { prompt: prompt.of(held), guidance };
         let mut go_on = |_: usize, _: &Tensor| ControlFlow::Continue(());
-        let latents = denoise(self.model, lora, noisy, sigmas, held.grid, conditioning, &mut go_on)?;
+        self.model.prepare(&redraw.sigmas)?;
+        let latents = denoise(self.model, lora, noisy, &redraw.sigmas, held.grid, conditioning, &mut go_on)?;
         let latents = latents.reshape(held.latents.shape())?;
         let mut pictures = self.vae.decode(&patchify::unpack(&latents, held.grid.0, held.grid.1)?)?;
         vae::clamp(&mut pictures)?;
-        Ok((squared_difference(&pictures, &held.pictures)?, pictures))
+        Ok(pictures)
     }
 
-    /// Mean squared error of the velocity at noise level `level` of [`LEVELS`], with noise number `noise`.
+    /// Mean squared error of the velocity of each picture at noise level `level` of [`LEVELS`], with noise `number`.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
@@ -153,14 +139,15 @@ impl Judge<'_> {
         prompt: Prompt,
         lora: Option<&Lora>,
         level: usize,
-        noise: u64,
-    ) -> Result<f64> {
+        number: u64,
+    ) -> Result<Vec<f64>> {
         let text = prompt.of(held);
         let positions = self.model.positions(held.grid, text.tokens)?;
         let n = text.lens.len();
-        let sigma = (level as f64 + 0.5) / LEVELS as f64;
-        let mut drawn = vec![0.0f32; held.latents.len()];
-        Philox::new(VELOCITY_SEED).normal(noise << 32 | (held.first as u64) << 8 | level as u64, &mut drawn);
+        let sigma = cases::sigma(level);
+        let channels = self.model.config().in_channels;
+        let one = |digest: &String| noise::packed(cases::seed(digest, level, number), held.grid, channels);
+        let drawn: Vec<f32> = held.digests.iter().flat_map(one).collect();
         let (noisy, target) = mix(held, &drawn, sigma)?;
         let sigmas = vec![sigma; n];
         let inputs = Inputs {
@@ -181,7 +168,7 @@ impl Judge<'_> {
             losses.view_mut(),
             unused.view_mut(),
         )?;
-        Ok(losses.to_f64()?.iter().sum::<f64>() / n as f64)
+        Ok(losses.to_f64()?)
     }
 }
 
@@ -195,9 +182,16 @@ fn mix(held: &HeldOut, noise: &[f32], sigma: f64) -> Result<(Tensor, Tensor)> {
     Ok((noisy, target))
 }
 
-/// Mean squared difference of pictures in [-1, 1], measured in [0, 1].
-fn squared_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let (a, b) = (a.to_f32()?, b.to_f32()?);
-    let sum: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((a - b) / 2.0).powi(2)).sum();
-    Ok(sum / a.len().max(1) as f64)
+/// Mean squared difference of each picture from the true one, measured in [0, 1].
+///
+/// # Errors
+/// The device failed.
+pub fn squared_differences(pictures: &Tensor, held: &HeldOut) -> Result<Vec<f64>> {
+    let (a, b) = (pictures.to_f32()?, held.pictures.to_f32()?);
+    let size = a.len() / held.digests.len().max(1);
+    let of_one = |(a, b): (&[f32], &[f32])| {
+        let sum: f64 = a.iter().zip(b).map(|(a, b)| f64::from((a - b) / 2.0).powi(2)).sum();
+        sum / a.len().max(1) as f64
+    };
+    Ok(a.chunks(size.max(1)).zip(b.chunks(size.max(1))).map(of_one).collect())
 }

@@ -1,0 +1,174 @@
+//! `tenggat score`: the errors that the timed contest ranks by, of a LoRA and of the bare model.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tenggat_models::qwen_image::transformer::{Precision, Transformer};
+use tenggat_models::qwen_image::vae::Vae;
+use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_tensor::{DType, Device};
+use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures, evaluate};
+use tenggat_train::contest::{rules, test_pictures};
+use tenggat_train::score::{HeldOut, Judge};
+
+use super::model::{load_lora, locate};
+use crate::assets;
+
+/// Pictures measured at once.
+const AT_ONCE: usize = 4;
+/// Long side of pictures that the built-in model draws.
+const MINI_SIDE: usize = 128;
+
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// Model folder, hub id, or `mini` for the built-in model.
+    #[arg(long)]
+    model: String,
+    /// LoRA file; without one the bare model alone is scored.
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
+    /// Folder of test pictures with captions beside them, never trained on.
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// What to measure: velocities (the contest's newest rule), redrawn pictures (its older one), or both.
+    #[arg(long, value_enum, default_value_t = Measure::Both)]
+    measure: Measure,
+    /// Long side of the test pictures in pixels (default: 1024; 128 for `mini`).
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(16..=8192))]
+    long_side: Option<u16>,
+    /// Noises of the velocity error at each of its 16 levels.
+    #[arg(long, default_value_t = rules::VELOCITY_NOISES, value_parser = clap::value_parser!(u64).range(1..=256))]
+    noises: u64,
+    /// Noises of each redrawn picture.
+    #[arg(long, default_value_t = rules::REDRAWING.seeds as u64, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// Steps of the sampler.
+    #[arg(long, default_value_t = rules::REDRAWING.steps as u64, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    steps: u64,
+    /// Classifier-free guidance of captioned pictures.
+    #[arg(long, default_value_t = rules::REDRAWING.guidance)]
+    guidance: f64,
+    /// Share of the noise that pictures are given before they are redrawn: 0.05 to 1.
+    #[arg(long, default_value_t = rules::REDRAWING.denoise, value_parser = share)]
+    denoise: f64,
+    /// Leave the bare model out.
+    #[arg(long, requires = "lora")]
+    lora_only: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    Velocity,
+    Picture,
+    Both,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.05..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0.05 to 1".into()),
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    lora: Option<&'a Path>,
+    pictures: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bare: Option<Evaluation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained: Option<Evaluation>,
+}
+
+/// Measures and prints.
+pub fn score(args: &ScoreArgs) -> anyhow::Result<()> {
+    let side = args
+        .long_side
+        .map_or(if args.model == assets::MINI { MINI_SIDE } else { rules::LONG_SIDE }, usize::from);
+    let pictures = test_pictures(&args.data, side)?;
+    let folder = locate(&args.model)?;
+    let device = Device::cpu();
+    let precision = Precision { compute: DType::F32, weights: DType::F32 };
+    let vae = Vae::load(&folder.join("vae"), &device, DType::F32)?;
+    let held = {
+        let text = PromptEncoder::load(&folder, &device, precision)?;
+        HeldOut::encode(&pictures, AT_ONCE, &device, &vae, &text)?
+    };
+    let model = Transformer::load(&folder.join("transformer"), &device, precision)?;
+    let scheduler = Scheduler::load(&folder.join("scheduler"))?;
+    let lora = args.lora.as_deref().map(|path| load_lora(path, &model, 1.0)).transpose()?;
+    let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
+
+    let redrawing = rules::Redrawing {
+        steps: args.steps as usize,
+        guidance: args.guidance,
+        denoise: args.denoise,
+        seeds: args.seeds as usize,
+    };
+    let measures = Measures {
+        picture: (args.measure != Measure::Velocity).then_some(redrawing),
+        velocity: (args.measure != Measure::Picture).then_some(args.noises),
+    };
+    let both = u64::from(!args.lora_only) + u64::from(lora.is_some());
+    let style = ProgressStyle::with_template("{msg:5} {bar:28} {percent:>3} %, {eta} left");
+    let bar = ProgressBar::new(both * measures.passes(pictures.len()))
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut tick = |passes| bar.inc(passes);
+    bar.set_message("bare");
+    let bare = if args.lora_only { None } else { Some(evaluate(judge, &held, None, measures, &mut tick)?) };
+    bar.set_message("LoRA");
+    let trained = match &lora {
+        Some(lora) => Some(evaluate(judge, &held, Some(lora), measures, &mut tick)?),
+        None => None,
+    };
+    bar.finish_and_clear();
+    let report =
+        Report { model: &args.model, lora: args.lora.as_deref(), pictures: pictures.len(), bare, trained };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", table(&report));
+    }
+    Ok(())
+}
+
+fn table(report: &Report<'_>) -> String {
+    let header = ["bare", "LoRA", "change", "± (of the mean)"];
+    let [bare, lora, change, error] = header;
+    let title = format!("error on {} test pictures; lower is better", report.pictures);
+    let mut text = format!("{title:<44} {bare:>9} {lora:>9} {change:>9}  {error}\n");
+    let of = |e: &Option<Evaluation>, picture: bool| {
+        let evaluation = e.as_ref()?;
+        if picture { evaluation.picture.clone() } else { evaluation.velocity.clone() }
+    };
+    for (name, picture) in [("picture", true), ("velocity", false)] {
+        let (bare, trained) = (of(&report.bare, picture), of(&report.trained, picture));
+        if bare.is_none() && trained.is_none() {
+            continue;
+        }
+        let mut row = |name: &str, value: fn(&Measured) -> f64, spread: bool| {
+            let cell = |m: &Option<Measured>| {
+                m.as_ref().map_or_else(|| "-".to_owned(), |m| format!("{:.5}", value(m)))
+            };
+            text += &format!("{name:<44} {:>9} {:>9}", cell(&bare), cell(&trained));
+            if let (Some(bare), Some(trained)) = (&bare, &trained) {
+                text += &format!(" {:>+8.2}%", 100.0 * (value(trained) / value(bare) - 1.0));
+                if spread {
+                    text += &format!("  {:.2}%", 100.0 * trained.difference(bare).1 / value(bare));
+                }
+            }
+            text.push('\n');
+        };
+        row(&format!("{name}, 1/4 captioned + 3/4 empty"), |m| m.total, true);
+        row("  captioned", |m| m.captioned, false);
+        row("  empty prompt", |m| m.empty, false);
+        row("  deviation from picture to picture", |m| m.deviation, false);
+    }
+    text
+}
