@@ -40,7 +40,7 @@ def parse_arguments():
 
 
 def tenggat_picture(args, lora, path):
-    command = [args.tenggat, "sample", "--model", args.model, "--prompt", args.prompt, "--negative", args.negative,
+    command = [args.tenggat.resolve(), "sample", "--model", args.model, "--prompt", args.prompt, "--negative", args.negative,
                "--size", args.size, "--steps", args.steps, "--guidance", args.guidance, "--seed", args.seed, "--out", path]
     if lora:
         command += ["--lora", lora]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{ExtendArgs, PlanArgs, ScoreArgs};
+use crate::commands::{CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -44,6 +44,19 @@ Examples:
   tenggat train my_job.yaml --deadline 2026-12-01T18:00:00+07:00
   tenggat train my_job.yaml --name second_try")]
     Train(Train),
+    /// Look a job over without running it: data sets, pictures, model, plan.
+    #[command(after_help = "\
+The exit code is 0 if `tenggat train` can run the job; pictures that are left out are warnings.
+
+Example:
+  tenggat check my_job.yaml")]
+    Check(CheckArgs),
+    /// Write a commented job for a folder of pictures.
+    #[command(after_help = "\
+Examples:
+  tenggat init pictures
+  tenggat init pictures --name my_dog --trigger d0g --model mini --out dog.yaml")]
+    Init(InitArgs),
     /// Make pictures with a model and, if given, a LoRA.
     #[command(after_help = "\
 Examples:

@@ -35,6 +35,8 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock),
         Command::Train(args) => commands::train(&args, clock),
+        Command::Check(args) => commands::check(&args),
+        Command::Init(args) => commands::init(&args),
         Command::Sample(args) => commands::sample(&args),
         Command::Score(args) => commands::score(&args),
         Command::Plan(args) => commands::plan(&args),

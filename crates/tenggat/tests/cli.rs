@@ -359,3 +359,63 @@ fn help_doctor_and_completions_answer() {
     }
     assert!(text(&tenggat().arg("--help").output().unwrap()).contains("Exit codes"));
 }
+
+#[test]
+fn check_tells_what_a_run_would_meet_and_runs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = some_pictures(folder.path());
+    let path = job(folder.path(), "steps: 7");
+    let whole = fs::read_to_string(&path).unwrap();
+    let own = whole.replace(&pictures().display().to_string(), &set.display().to_string());
+    fs::write(&path, &own).unwrap();
+    let check = |text: &str| {
+        fs::write(&path, text).unwrap();
+        tenggat().arg("check").arg(&path).output().unwrap()
+    };
+    let fine = check(&own);
+    let said = text(&fine);
+    assert!(fine.status.success(), "{said}");
+    for part in
+        ["drum.png is no whole picture", "2 pictures, 2 entries", "mini, whole", "7 steps", "ok, 1 warning"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!folder.path().join("fox").exists());
+    for (from, to, part) in [
+        ("name_or_path: mini", "name_or_path: ./nowhere", "./nowhere"),
+        ("lr: 1e-3", "lr: fast", "job.yaml:"),
+        (&set.display().to_string(), "/nowhere", "/nowhere"),
+        ("alpha: 4}", "alpha: 4, pretrained_lora_path: none.safetensors}", "none.safetensors"),
+    ] {
+        let refused = check(&own.replace(from, to));
+        assert_eq!(refused.status.code(), Some(1), "{to}");
+        assert!(text(&refused).contains(part), "{to}: {}", text(&refused));
+    }
+}
+
+#[test]
+fn init_writes_a_job_that_check_accepts_and_spares_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("my pictures");
+    fs::create_dir(&set).unwrap();
+    for file in ["fox.png", "bell.png", "bell.txt"] {
+        let from = pictures().join(file);
+        if from.exists() {
+            fs::copy(from, set.join(file)).unwrap();
+        }
+    }
+    fs::copy(pictures().join("drum.png"), set.join("drum.png")).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = tenggat().current_dir(folder.path()).args(arguments).output().unwrap();
+        (output.status.success(), text(&output))
+    };
+    let init = ["init", "my pictures", "--model", "mini", "--trigger", "b3ll: x"];
+    let (fine, said) = run(&init);
+    assert!(fine && said.contains("my pictures.yaml"), "{said}");
+    let (fine, said) = run(&["check", "my pictures.yaml"]);
+    assert!(fine && said.contains("ok, 0 warnings"), "{said}");
+    let (fine, said) = run(&init);
+    assert!(!fine && said.contains("is there already"), "{said}");
+    let (fine, said) = run(&["init", "nowhere"]);
+    assert!(!fine && said.contains("nowhere"), "{said}");
+}

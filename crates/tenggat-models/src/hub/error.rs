@@ -13,6 +13,20 @@ pub enum HubError {
         /// What was asked for.
         name: String,
     },
+    /// Neither a file nor the form of a file's name on the hub.
+    #[error("{name}: no such file; expected a file, or one of a hub repository as org/name/file")]
+    NoSuchFileHere {
+        /// What was asked for.
+        name: String,
+    },
+    /// The repository has no such file.
+    #[error("{repository}: there is no `{file}` in the repository; check the spelling")]
+    NoSuchFile {
+        /// The repository.
+        repository: String,
+        /// Path in the repository.
+        file: String,
+    },
     /// The hub knows no such repository or revision.
     #[error(
         "{repository}: neither a folder here nor a repository at {endpoint} (404); check the spelling and the revision"

@@ -9,6 +9,7 @@ mod client;
 mod download;
 mod error;
 mod fetch;
+mod file;
 mod options;
 mod partial;
 mod repository;
@@ -50,4 +51,23 @@ pub fn locate(name_or_path: &str, options: &Options, progress: OnProgress<'_>) -
         Some(repository) if !path.exists() => fetch::fetch(&repository, options, progress),
         _ => Err(HubError::NoSuchFolder { name: name_or_path.into() }.into()),
     }
+}
+
+/// A single file: that of this path, if there is one, else the file `org/name/path` (or `org/name@revision/path`) of
+/// the hub, fetched as far as it is not in the cache yet.
+///
+/// # Errors
+/// As [`locate`].
+pub fn locate_file(name: &str, options: &Options, progress: OnProgress<'_>) -> Result<PathBuf> {
+    let path = Path::new(name);
+    match file::parse(name) {
+        _ if path.is_file() => Ok(path.to_path_buf()),
+        Some((repository, path)) => file::fetch(&repository, path, options, progress),
+        None => Err(HubError::NoSuchFileHere { name: name.into() }.into()),
+    }
+}
+
+/// Whether a text has the form of a file of the hub, `org/name/path`.
+pub fn is_file_name(name: &str) -> bool {
+    file::parse(name).is_some()
 }

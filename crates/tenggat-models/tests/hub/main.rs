@@ -300,3 +300,25 @@ fn a_local_folder_is_taken_as_it_is() {
     assert_eq!(locate(name, &case.options, &|_| {}).unwrap(), folder.path());
     assert!(case.server.take_seen().is_empty());
 }
+
+#[test]
+fn single_files_are_fetched_into_the_same_cache() {
+    use tenggat_models::hub::locate_file;
+    let case = Case::new(|_| {});
+    let fetch = |name: &str| locate_file(name, &case.options, &|_| {});
+    let name = format!("org/model/{SHARD}");
+    let path = fetch(&name).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), files()[SHARD]);
+    assert!(path.starts_with(case.repository()));
+    // The model that is fetched afterwards finds it.
+    case.server.take_seen();
+    expect_whole(&case.fetch().unwrap());
+    assert!(case.server.take_seen().iter().all(|s| !s.content_server || !s.path.contains(SHARD)));
+    let offline = Options { offline: true, ..case.options.clone() };
+    assert_eq!(locate_file(&name, &offline, &|_| {}).unwrap(), path);
+    let error = locate_file("org/model/none.bin", &offline, &|_| {}).unwrap_err().to_string();
+    assert!(error.contains("none.bin") && error.contains("HF_HUB_OFFLINE"), "{error}");
+    let error = fetch("org/model/none.bin").unwrap_err().to_string();
+    assert!(error.contains("no `none.bin`"), "{error}");
+    assert!(fetch("none.bin").unwrap_err().to_string().contains("no such file"));
+}

@@ -12,6 +12,7 @@ mod scan;
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use tenggat_tensor::random::Philox;
 
 pub use batches::Batches;
@@ -197,6 +198,18 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
 /// A folder cannot be read.
 pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(scan::pictures(folder)?.into_iter().map(|found| found.path).collect())
+}
+
+/// Decodes every picture of a list of items and returns those that are not whole: [`load`] reads headers alone.
+pub fn broken(items: &[Item]) -> Vec<Bad> {
+    let mut paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let bad = |path: &&Path| {
+        let error = Box::new(picture::open(path).err()?);
+        Some(Bad { path: path.to_path_buf(), error })
+    };
+    paths.par_iter().filter_map(bad).collect()
 }
 
 /// Keeps the numbers drawn for captions apart from those drawn elsewhere.

@@ -61,7 +61,7 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder> {
 }
 
 /// The picture, upright, as RGB.
-fn open(path: &Path) -> Result<RgbImage> {
+pub(super) fn open(path: &Path) -> Result<RgbImage> {
     let mut decoder = decoder(path)?;
     let orientation = decoder.orientation().map_err(|e| Error::picture(path, e))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| Error::picture(path, e))?;

@@ -116,3 +116,15 @@ fn the_mini_data_set_is_read_whole() {
     let pixels = load_pixels(&items[0]).unwrap();
     assert_eq!(pixels.len(), 128 * 128 * 3);
 }
+
+#[test]
+fn pictures_cut_short_are_found_by_decoding_them() {
+    let folder = folder(&[("a.png", 40, 40, None), ("b.png", 40, 40, None)]);
+    let whole = std::fs::read(folder.path().join("b.png")).unwrap();
+    std::fs::write(folder.path().join("b.png"), &whole[..whole.len() - 20]).unwrap();
+    let (items, bad) = load(&[set(folder.path())], Compat::default(), 1).unwrap();
+    assert!(bad.is_empty() && items.len() == 2);
+    let broken = broken(&items);
+    assert_eq!(broken.len(), 1);
+    assert!(broken[0].error.to_string().contains("b.png is no whole picture"), "{}", broken[0].error);
+}

@@ -1,17 +1,21 @@
 //! One file per command.
 
+mod check;
 mod demo;
 mod doctor;
 mod extend;
+mod init;
 mod model;
 mod plan;
 mod sample;
 mod score;
 mod train;
 
+pub use check::{CheckArgs, check};
 pub use demo::demo;
 pub use doctor::doctor;
 pub use extend::{ExtendArgs, extend};
+pub use init::{InitArgs, init};
 pub use plan::{PlanArgs, plan};
 pub use sample::sample;
 pub use score::{ScoreArgs, score};

@@ -18,6 +18,19 @@ pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
     if name_or_path == assets::MINI {
         return Ok(assets::mini()?.join("model"));
     }
+    let folder = with_bar(|show| hub::locate(name_or_path, &hub::Options::from_env(), show))?;
+    model_folder::check(&folder)?;
+    Ok(folder)
+}
+
+/// A file given by its path, or as `org/name/file` of the hub, fetched with a progress bar.
+pub fn locate_file(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(with_bar(|show| hub::locate_file(name, &hub::Options::from_env(), show))?)
+}
+
+fn with_bar<T>(
+    fetch: impl FnOnce(hub::OnProgress<'_>) -> tenggat_models::Result<T>,
+) -> tenggat_models::Result<T> {
     let bar: OnceLock<ProgressBar> = OnceLock::new();
     let show = |progress: hub::Progress<'_>| {
         let bar = bar.get_or_init(|| {
@@ -28,12 +41,11 @@ pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
         bar.set_position(progress.done_bytes);
         bar.set_message(progress.file.to_string());
     };
-    let folder = hub::locate(name_or_path, &hub::Options::from_env(), &show)?;
+    let fetched = fetch(&show);
     if let Some(bar) = bar.get() {
         bar.finish_and_clear();
     }
-    model_folder::check(&folder)?;
-    Ok(folder)
+    fetched
 }
 
 /// A LoRA file as an adapter of this model.

@@ -11,7 +11,7 @@ use tenggat_tensor::Device;
 use tenggat_train::job::{Job, Warning};
 use tenggat_train::run::{self, Options, Summary};
 
-use super::model::locate;
+use super::model::{locate, locate_file};
 use crate::assets;
 use crate::cli;
 use crate::limit;
@@ -55,6 +55,10 @@ pub fn run_job(
             .context("cannot listen to signals")?;
     }
     let model = locate(&job.model.name_or_path)?;
+    let mut job = job.clone();
+    if let Some(adapter) = &mut job.model.recovery_adapter {
+        *adapter = locate_file(adapter).context("accuracy recovery adapter")?.display().to_string();
+    }
     let device = Device::cpu();
     let kept = assets::cache_folder()?.join("quantised");
     // The built-in model is quantised sooner than it is read.
@@ -70,6 +74,6 @@ pub fn run_job(
         report,
         stop: &stop,
     };
-    let summary = run::run(job, &options, &mut |event| progress.show(event))?;
+    let summary = run::run(&job, &options, &mut |event| progress.show(event))?;
     Ok(summary)
 }

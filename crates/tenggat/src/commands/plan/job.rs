@@ -82,7 +82,7 @@ fn override_by(job: &mut Job, args: &JobArgs) -> anyhow::Result<()> {
 }
 
 /// The model of the job if it lies on this machine, else Qwen-Image and a note that says so.
-fn facts(name_or_path: &str) -> anyhow::Result<(ModelFacts, Option<String>)> {
+pub fn facts(name_or_path: &str) -> anyhow::Result<(ModelFacts, Option<String>)> {
     let folder = match name_or_path {
         assets::MINI => assets::mini()?.join("model"),
         other => other.into(),
@@ -110,7 +110,7 @@ fn budget_s(job: &Job, args: &JobArgs) -> anyhow::Result<Option<f64>> {
 }
 
 /// The job as it runs on a machine: processors compute in 32 bits and keep all weights where they are.
-fn on(job: &PlanJob, machine: &Machine) -> PlanJob {
+pub fn on(job: &PlanJob, machine: &Machine) -> PlanJob {
     let mut job = job.clone();
     if machine.shares_host_memory {
         job.modulation = Modulation::EveryStep;

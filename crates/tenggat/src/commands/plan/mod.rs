@@ -3,10 +3,10 @@
 mod args;
 mod calibrate;
 mod explain;
-mod job;
+pub mod job;
 mod machines;
 mod observed;
-mod processor;
+pub mod processor;
 
 pub use args::PlanArgs;
 

@@ -1,0 +1,208 @@
+//! `tenggat check JOB`: everything that can be known of a run before it begins.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tenggat_models::{hub, model_folder};
+use tenggat_plan::{Plan, PlanOptions, Precision, Trainer, format_duration};
+use tenggat_train::dataset::{self, Item};
+use tenggat_train::job::{self, Job};
+use tenggat_train::lora_file;
+use tenggat_train::planned::plan_job;
+
+use super::plan::job::{facts, on};
+use super::plan::processor;
+use super::train::show_warnings;
+use crate::assets;
+
+/// `tenggat check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Job file.
+    pub job: PathBuf,
+    /// Name of the run, in place of the job's (`[name]` in the job).
+    #[arg(short, long)]
+    pub name: Option<String>,
+}
+
+/// What was found: problems end a run, remarks do not.
+#[derive(Default)]
+struct Findings {
+    problems: Vec<String>,
+    remarks: usize,
+}
+
+impl Findings {
+    fn problem(&mut self, text: impl ToString) {
+        self.problems.push(text.to_string());
+    }
+
+    fn remark(&mut self, text: impl std::fmt::Display) {
+        self.remarks += 1;
+        eprintln!("warning: {text}");
+    }
+}
+
+/// Looks the job over and prints a summary.
+pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
+    show_warnings(&warnings);
+    let mut found = Findings { problems: Vec::new(), remarks: warnings.len() };
+    line("job", &summary(&job));
+    line("model", &model(&job.model.name_or_path, &mut found));
+    if let Some(adapter) = &job.model.recovery_adapter {
+        line("", &recovery(adapter, &mut found));
+    }
+    if let Some(path) = &job.network.pretrained {
+        match lora_file::load(path) {
+            Ok(file) => line("start", &format!("{}, {} modules", path.display(), file.modules.len())),
+            Err(e) => found.problem(e),
+        }
+    }
+    for set in &job.datasets {
+        line("data", &data(set, &job, &mut found));
+    }
+    line("output", &output(&job.folder, &mut found));
+    match plan(&job) {
+        Ok(text) => line("plan", &text),
+        Err(e) => found.problem(format!("no plan: {e:#}")),
+    }
+    if job.train.steps.is_none() && job.limits.budget_s.is_none() && job.limits.deadline.is_none() {
+        found.remark("the job names no `train.steps` and no budget; give `tenggat train` a --budget");
+    }
+    for problem in &found.problems {
+        eprintln!("problem: {problem}");
+    }
+    let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let remarks = plural(found.remarks, "warning");
+    match found.problems.len() {
+        0 => println!("ok, {remarks}"),
+        n => anyhow::bail!("{}: not fit to run ({}, {remarks})", args.job.display(), plural(n, "problem")),
+    }
+    Ok(())
+}
+
+fn line(name: &str, text: &str) {
+    println!("{name:<8} {text}");
+}
+
+fn summary(job: &Job) -> String {
+    let train = &job.train;
+    let steps = train.steps.map_or("steps by the budget".into(), |n| format!("{n} steps"));
+    let batch = train.batch_size * train.gradient_accumulation;
+    let (rank, kind, lr) = (job.network.rank, train.optimiser.kind, train.lr);
+    format!("{}: rank {rank}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
+}
+
+/// Whether the model is here and whole; only a folder that is neither there nor the name of a repository is a problem.
+fn model(name: &str, found: &mut Findings) -> String {
+    let folder = match name {
+        assets::MINI => assets::mini().map(|path| path.join("model")),
+        other => Ok(other.into()),
+    };
+    let whole = match folder {
+        Ok(folder) if folder.is_dir() => model_folder::check(&folder).map_err(|e| e.to_string()),
+        Ok(_) => {
+            let offline = hub::Options { offline: true, ..hub::Options::from_env() };
+            match hub::locate(name, &offline, &|_| {}) {
+                Ok(folder) => return format!("{name}, whole, in {}", folder.display()),
+                Err(e) if hub::Repository::parse(name).is_none() => Err(e.to_string()),
+                Err(_) => return format!("{name} is not on this machine; the run fetches it"),
+            }
+        }
+        Err(e) => Err(format!("{e:#}")),
+    };
+    match whole {
+        Ok(()) => format!("{name}, whole"),
+        Err(e) => {
+            found.problem(e);
+            format!("{name} cannot be used")
+        }
+    }
+}
+
+fn recovery(name: &str, found: &mut Findings) -> String {
+    let path = Path::new(name);
+    let opened = if path.is_file() {
+        tenggat_models::recovery::Recovery::open(path).map(|r| r.modules().len()).map_err(|e| e.to_string())
+    } else if hub::is_file_name(name) {
+        return format!("recovery adapter {name}: the run fetches it unless it is here");
+    } else {
+        Err(format!("the accuracy recovery adapter `{name}` is neither a file nor org/name/file of the hub"))
+    };
+    match opened {
+        Ok(modules) => format!("recovery adapter {name}, {modules} modules"),
+        Err(e) => {
+            found.problem(e);
+            format!("recovery adapter {name} cannot be used")
+        }
+    }
+}
+
+/// Reads a data set and decodes all of its pictures.
+fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
+    let path = set.path.display();
+    let (items, bad) = match dataset::load(std::slice::from_ref(set), job.compat, job.seed) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            found.problem(e);
+            return format!("{path} cannot be used");
+        }
+    };
+    let broken = dataset::broken(&items);
+    let is_whole = |item: &&Item| !broken.iter().any(|bad| bad.path == item.path);
+    let left_out: Vec<String> = bad.iter().chain(&broken).map(|bad| bad.error.to_string()).collect();
+    let whole: Vec<&Item> = items.iter().filter(is_whole).collect();
+    left_out.iter().for_each(|error| found.remark(format!("left out: {error}")));
+    let pictures: BTreeSet<&Path> = whole.iter().map(|item| item.path.as_path()).collect();
+    if pictures.is_empty() {
+        found.problem(format!("{path} has no whole picture"));
+    }
+    let uncaptioned: BTreeSet<&Path> = whole
+        .iter()
+        .filter(|item| item.captions.iter().all(|caption| caption.trim().is_empty()))
+        .map(|item| item.path.as_path())
+        .collect();
+    if !uncaptioned.is_empty() {
+        found.remark(format!("{path}: {} pictures have no caption", uncaptioned.len()));
+    }
+    let sizes: BTreeSet<(usize, usize)> = whole.iter().map(|i| (i.crop.width, i.crop.height)).collect();
+    let sizes: Vec<String> = sizes.iter().map(|(w, h)| format!("{w}×{h}")).collect();
+    let shown = match sizes.len() {
+        0..=4 => sizes.join(", "),
+        n => format!("{n} sizes from {} to {}", sizes[0], sizes[n - 1]),
+    };
+    let count = pictures.len();
+    format!("{path}: {count} pictures, {} entries an epoch, {shown}", whole.len())
+}
+
+/// Whether the folder of the results, or the nearest folder above it that exists, can be written to.
+fn output(folder: &Path, found: &mut Findings) -> String {
+    let existing = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    if let Err(e) = tempfile::tempfile_in(existing) {
+        found.problem(format!("cannot write to {}: {e}", existing.display()));
+    }
+    folder.display().to_string()
+}
+
+/// Time and memory on this machine's processor, in one line.
+fn plan(job: &Job) -> anyhow::Result<String> {
+    let (facts, _) = facts(&job.model.name_or_path)?;
+    let planned = plan_job(job, &facts, Precision::Bf16).job;
+    let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
+    let options = PlanOptions { budget_s: job.limits.budget_s, ..PlanOptions::default() };
+    let plan = Plan::new(&on(&planned, &machine), &machine, Trainer::Tenggat, &options)?;
+    let bytes = plan.fit.memory.device_bytes() + plan.fit.memory.host_bytes;
+    let mut parts = vec![format!("{:.2} s a step", plan.step_s)];
+    parts.extend(plan.steps.map(|steps| format!("{steps} steps")));
+    parts.extend(plan.total_s.map(|s| format!("{} in all", format_duration(s))));
+    parts.push(format!("{:.1} GB of {:.1} GB memory", bytes / 1e9, plan.fit.usable_bytes / 1e9));
+    if plan.assumed {
+        parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
+    }
+    let fits = if plan.fit.fits { "" } else { " (more than there is)" };
+    Ok(format!("this processor: {}{fits}; GPUs: `tenggat plan`", parts.join(", ")))
+}
