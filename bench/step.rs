@@ -45,6 +45,8 @@ fn step(c: &mut Criterion) {
     group.bench_function("step", |b| {
         b.iter(|| {
             let batch = Batch {
+                mask: None,
+                strength: 1.0,
                 latents: latents.duplicate().unwrap(),
                 noise: noise.duplicate().unwrap(),
                 levels: vec![Level { sigma: 0.5, weight: 1.0 }; BATCH],

@@ -158,16 +158,15 @@ pub fn precision(format: Format) -> Precision {
 
 /// Shapes of the data set as it is, and text tokens of a batch, averaged over the batches.
 fn shapes(job: &Job, items: &[Item], facts: &ModelFacts) -> (Vec<BucketShape>, u64) {
-    let batches = Batches::new(items, job.seed);
+    let batches = Batches::new(items, job.train.gradient_accumulation, job.seed);
     let mut shares: BTreeMap<(usize, usize), f64> = BTreeMap::new();
     let mut tokens = 0.0;
-    for batch in batches.all() {
+    for (batch, share) in batches.shares() {
         if let Some(&first) = batch.first() {
-            *shares.entry((items[first].crop.width, items[first].crop.height)).or_default() += 1.0;
+            *shares.entry((items[first].crop.width, items[first].crop.height)).or_default() += share;
         }
-        tokens += padded_tokens(batch.iter().map(|&i| &items[i]), facts);
+        tokens += share * padded_tokens(batch.iter().map(|&i| &items[i]), facts);
     }
-    let all = batches.all().len().max(1) as f64;
     let mut seen = HashSet::new();
     let mut pictures: BTreeMap<(usize, usize), u64> = BTreeMap::new();
     for item in items {
@@ -175,13 +174,13 @@ fn shapes(job: &Job, items: &[Item], facts: &ModelFacts) -> (Vec<BucketShape>, u
             *pictures.entry((item.crop.width, item.crop.height)).or_default() += 1;
         }
     }
-    let bucket = |(&(width, height), &batches): (&(usize, usize), &f64)| BucketShape {
+    let bucket = |(&(width, height), &share): (&(usize, usize), &f64)| BucketShape {
         width_px: width as u64,
         height_px: height as u64,
-        share: batches / all,
+        share,
         pictures: pictures.get(&(width, height)).copied().unwrap_or(0),
     };
-    (shares.iter().map(bucket).collect(), (tokens / all).round() as u64)
+    (shares.iter().map(bucket).collect(), tokens.round() as u64)
 }
 
 /// Expected length of the longest caption of a batch, each being dropped with its own chance.

@@ -23,6 +23,10 @@ pub struct Batch {
     pub noise: Tensor,
     /// Noise level and loss weight of each sample.
     pub levels: Vec<Level>,
+    /// Weight of each element of the loss, as `latents`; their mean is 1. `None`: all count alike.
+    pub mask: Option<Tensor>,
+    /// Strength of the adapter.
+    pub strength: f64,
     /// Captions.
     pub text: TextBatch,
     /// Position tables of this picture size and text length.
@@ -159,14 +163,16 @@ impl<'a> Trainer<'a> {
             text_lens: &batch.text.lens,
             positions: &batch.positions,
         };
+        self.lora.scale = batch.strength;
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
         let kind = self.objective.loss;
-        loss::forward_backward(
+        loss::masked_forward_backward(
             kind,
             pred.view(),
             target.view(),
+            batch.mask.as_ref().map(Tensor::view),
             &weights,
             losses.view_mut(),
             dpred.view_mut(),
@@ -175,6 +181,7 @@ impl<'a> Trainer<'a> {
         ended(Part::Forward);
         let gradients = Gradients { buffer: &mut self.gradients, write };
         self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
+        self.lora.scale = 1.0;
         ended(Part::Backward);
         let losses = losses.to_f64()?;
         Ok(losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>() / weights.len() as f64)

@@ -217,7 +217,7 @@ fn what_the_job_says_is_done() {
     );
     let missing = model("quantize: true, qtype: 'uint3|no/such/adapter.safetensors'");
     fs::write(&path, missing).unwrap();
-    let output = tenggat().arg("train").arg(&path).output().unwrap();
+    let output = tenggat().env("HF_HUB_OFFLINE", "1").arg("train").arg(&path).output().unwrap();
     assert!(!output.status.success() && text(&output).contains("no/such/adapter"), "{}", text(&output));
 }
 
@@ -418,4 +418,41 @@ fn init_writes_a_job_that_check_accepts_and_spares_what_is_there() {
     assert!(!fine && said.contains("is there already"), "{said}");
     let (fine, said) = run(&["init", "nowhere"]);
     assert!(!fine && said.contains("nowhere"), "{said}");
+}
+
+/// Masks, regularisation, drawn cuts, strength of the adapter and random triggers in one run.
+#[test]
+fn data_sets_with_masks_and_regularisation_are_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = some_pictures(folder.path());
+    let masks = folder.path().join("masks");
+    fs::create_dir(&masks).unwrap();
+    let path = job(folder.path(), "steps: 4, reg_weight: 0.5");
+    let whole = fs::read_to_string(&path).unwrap();
+    let lora = |masked: &str, regularised: &str| {
+        let own = format!("folder_path: '{}', resolution: 64, {masked}}}", set.display());
+        let from = whole.find("folder_path: '").unwrap();
+        let to = whole[from..].find('}').unwrap() + from + 1;
+        let reg = format!("\n        - {{folder_path: '{}', resolution: 64, {regularised}}}", set.display());
+        let text = [&whole[..from], &own, &reg, &whole[to..]].concat();
+        fs::write(&path, text).unwrap();
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", self::text(&output));
+        fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
+    };
+    let plain = lora("num_repeats: 1", "is_reg: true");
+    assert!(
+        plain == lora(&format!("mask_path: '{}'", masks.display()), "is_reg: true"),
+        "no mask changes nothing"
+    );
+    fs::copy(pictures().join("bell.png"), masks.join("fox.png")).unwrap();
+    for (masked, regularised) in [
+        (format!("mask_path: '{}', mask_min_value: 0.1", masks.display()), "is_reg: true"),
+        ("num_repeats: 1".into(), "is_reg: true, loss_multiplier: 0.5"),
+        ("num_repeats: 1".into(), "num_repeats: 1"),
+        ("network_weight: 0.5".into(), "is_reg: true"),
+        ("random_triggers: [x, y]".into(), "is_reg: true"),
+    ] {
+        assert!(plain != lora(&masked, regularised), "{masked}; {regularised}: the same LoRA");
+    }
 }

@@ -204,6 +204,8 @@ impl Stage<'_> {
         self.done += 1;
         let shape = self.latents.shape().to_vec();
         let batch = Batch {
+            mask: None,
+            strength: 1.0,
             latents: self.latents.duplicate()?,
             noise: normal(&self.latents.device(), &shape, self.done)?,
             levels: vec![Level { sigma: 0.5, weight: 1.0 }; self.captions.len()],

@@ -1,5 +1,7 @@
 //! From the size of a picture to the size it is trained at.
 
+use tenggat_tensor::random::Philox;
+
 /// What a side must be divisible by: 8 for the VAE, 2 for patches, and ai-toolkit asks for twice that.
 /// Source: ai-toolkit `extensions_built_in/diffusion_models/qwen_image/qwen_image.py`, `get_bucket_divisibility`.
 pub const DIVISIBLE_BY: usize = 32;
@@ -47,6 +49,12 @@ impl Crop {
         let up = |side: usize| (side as f64 * ratio).ceil() as usize;
         let scaled = (up(width), up(height));
         Crop { scaled, x: (scaled.0 - bw) / 2, y: (scaled.1 - bh) / 2, width: bw, height: bh }
+    }
+
+    /// The same cut elsewhere: its place is drawn from a stream. Source: there.
+    pub(super) fn moved(self, random: Philox, stream: u64) -> Crop {
+        let drawn = |index, slack: usize| random.below(stream, index, slack + 1);
+        Crop { x: drawn(0, self.scaled.0 - self.width), y: drawn(1, self.scaled.1 - self.height), ..self }
     }
 
     /// The square variant: the shorter side becomes `resolution`, the middle of the longer one is cut.

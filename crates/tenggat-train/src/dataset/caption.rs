@@ -25,7 +25,8 @@ impl Captions<'_> {
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let text = if self.upstream_spaces { text } else { text.trim() };
-        if !self.set.shuffle_tokens && self.set.token_dropout_rate == 0.0 {
+        let set = self.set;
+        if !set.shuffle_tokens && set.token_dropout_rate == 0.0 && set.random_triggers.is_empty() {
             // Upstream splits and joins even so, which doubles the space after every comma.
             let text = if self.upstream_spaces { text.replace(',', ", ") } else { text.into() };
             return vec![self.with_trigger(text)];
@@ -42,7 +43,7 @@ impl Captions<'_> {
         self.with_trigger(String::new())
     }
 
-    /// Leaves out and shuffles comma-separated parts, except the first `keep_tokens`.
+    /// Leaves out and shuffles comma-separated parts, except the first `keep_tokens`, and puts random triggers behind.
     fn vary(&self, text: &str, stream: u64) -> String {
         let parts: Vec<&str> =
             text.split(',').map(|p| if self.upstream_spaces { p } else { p.trim() }).collect();
@@ -56,7 +57,20 @@ impl Captions<'_> {
         if self.set.shuffle_tokens {
             super::shuffle(&mut free, self.random, stream ^ SHUFFLE);
         }
-        [kept, &free].concat().join(", ")
+        let triggers = self.triggers(stream);
+        let mut parts = [kept, &free].concat();
+        parts.extend(triggers);
+        parts.join(", ")
+    }
+
+    /// One of the random triggers, or a random number of them up to their maximum, in random order.
+    fn triggers(&self, stream: u64) -> Vec<&str> {
+        let (stream, most) = (stream ^ TRIGGERS, self.set.random_triggers_max);
+        let count = if most > 1 { self.random.below(stream, 0, most + 1) } else { most };
+        let mut words: Vec<&str> = self.set.random_triggers.iter().map(String::as_str).collect();
+        super::shuffle(&mut words, self.random, stream ^ SHUFFLE);
+        words.truncate(count);
+        words
     }
 
     /// `[trigger]` and `[name]` become the trigger word; it comes first where a caption lacks it.
@@ -64,7 +78,7 @@ impl Captions<'_> {
     fn with_trigger(&self, caption: String) -> String {
         let trigger = self.set.trigger_word.as_deref().unwrap_or_default();
         let caption = caption.replace("[name]", trigger).replace("[trigger]", trigger);
-        if trigger.trim().is_empty() || caption.contains(trigger) {
+        if self.set.is_reg || trigger.trim().is_empty() || caption.contains(trigger) {
             return caption;
         }
         if caption.is_empty() && !self.upstream_spaces {
@@ -77,6 +91,8 @@ impl Captions<'_> {
 
 /// Keeps the numbers that shuffle apart from those that leave out.
 const SHUFFLE: u64 = 1 << 63;
+/// Keeps the numbers that choose triggers apart from both.
+const TRIGGERS: u64 = 1 << 62;
 
 #[cfg(test)]
 mod tests {
@@ -134,5 +150,18 @@ mod tests {
         assert_eq!(shuffled, captions(&set, Some("a, b, c, d")));
         set.token_dropout_rate = 1.0;
         assert_eq!(captions(&set, Some("a, b, c, d")), ["a"]);
+    }
+
+    #[test]
+    fn random_triggers_come_last() {
+        let mut set = set("p");
+        set.random_triggers = ["x", "y", "z"].map(String::from).to_vec();
+        set.random_triggers_max = 1;
+        let one = captions(&set, Some("a, b"));
+        assert!(one.len() > 1 && one.iter().all(|c| ["a, b, x", "a, b, y", "a, b, z"].contains(&c.as_str())));
+        set.random_triggers_max = 3;
+        let several = captions(&set, Some("a"));
+        let counts: Vec<usize> = several.iter().map(|c| c.split(", ").count() - 1).collect();
+        assert!(counts.iter().all(|&n| n <= 3) && counts.iter().any(|&n| n != 1), "{several:?}");
     }
 }

@@ -7,6 +7,7 @@
 pub mod batches;
 mod bucket;
 mod caption;
+mod mask;
 mod picture;
 mod scan;
 
@@ -17,6 +18,7 @@ use tenggat_tensor::random::Philox;
 
 pub use batches::Batches;
 pub use bucket::{Crop, DIVISIBLE_BY, bucket};
+pub use mask::{Mask, load_mask};
 pub(crate) use picture::{Filter, resize};
 pub use picture::{load_pixels, size};
 
@@ -110,6 +112,12 @@ pub struct Item {
     pub flip_y: bool,
     /// Factor on its loss.
     pub loss_multiplier: f64,
+    /// Which parts of it count; `None`: all of it.
+    pub mask: Option<Mask>,
+    /// Whether it shows what must not be learnt anew.
+    pub is_reg: bool,
+    /// Strength of the LoRA while it trains on it.
+    pub network_weight: f64,
     /// Which data set, as the job lists them.
     pub dataset: usize,
     /// Which of its resolutions.
@@ -149,7 +157,7 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
             Captions { set, upstream_spaces: compat.caption_spaces, random: Philox::new(seed ^ CAPTIONS) };
         let mut pictures = Vec::new();
         let mut unusable = Vec::new();
-        for (i, found) in scan::pictures(&set.path)?.into_iter().enumerate() {
+        for (i, found) in scan::pictures(&set.path, set.short_captions)?.into_iter().enumerate() {
             match read(set, &captions, &found, i as u64) {
                 Ok((size, texts)) => pictures.push((found.path, size, texts)),
                 Err(error) => unusable.push(Bad { path: found.path, error: Box::new(error) }),
@@ -173,6 +181,9 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
                 flip_x: false,
                 flip_y: false,
                 loss_multiplier: set.loss_multiplier,
+                mask: set.masks.as_ref().and_then(|masks| Mask::of(path, masks)),
+                is_reg: set.is_reg,
+                network_weight: set.network_weight,
                 dataset: index,
                 resolution,
                 batch_size: set.batch_size,
@@ -187,6 +198,12 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
                 let copies: Vec<Item> = items[start..].to_vec();
                 items.extend(copies.into_iter().map(|i| Item { flip_y: true, ..i }));
             }
+            if set.random_crop && !set.square_crop {
+                let random = Philox::new(seed ^ CROPS);
+                for (number, item) in items.iter_mut().enumerate().skip(start) {
+                    item.crop = item.crop.moved(random, number as u64);
+                }
+            }
         }
     }
     Ok((items, bad))
@@ -197,20 +214,28 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
 /// # Errors
 /// A folder cannot be read.
 pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(scan::pictures(folder)?.into_iter().map(|found| found.path).collect())
+    Ok(scan::pictures(folder, false)?.into_iter().map(|found| found.path).collect())
 }
 
-/// Decodes every picture of a list of items and returns those that are not whole: [`load`] reads headers alone.
+/// Decodes every picture, and every mask, of a list of items and returns those that are not whole: [`load`] reads
+/// headers alone.
 pub fn broken(items: &[Item]) -> Vec<Bad> {
     let mut paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
     paths.sort_unstable();
     paths.dedup();
-    let bad = |path: &&Path| {
-        let error = Box::new(picture::open(path).err()?);
-        Some(Bad { path: path.to_path_buf(), error })
-    };
-    paths.par_iter().filter_map(bad).collect()
+    let mut masked: Vec<&Item> = items.iter().filter(|item| item.mask.is_some()).collect();
+    masked.dedup_by_key(|item| &item.path);
+    let bad = |path: &Path, error: Error| Bad { path: path.to_path_buf(), error: Box::new(error) };
+    let picture = |path: &&Path| Some(bad(path, picture::open(path).err()?));
+    let mask = |item: &&Item| Some(bad(&item.path, load_mask(item).err()?));
+    let mut broken: Vec<Bad> = paths.par_iter().filter_map(picture).collect();
+    let masks: Vec<Bad> = masked.par_iter().filter_map(mask).collect();
+    broken.extend(masks);
+    broken
 }
+
+/// Keeps the numbers drawn for places of cuts apart from those drawn elsewhere.
+const CROPS: u64 = 0x0063_726f_7073_2121;
 
 /// Keeps the numbers drawn for captions apart from those drawn elsewhere.
 const CAPTIONS: u64 = 0x6361_7074_696f_6e73;

@@ -53,7 +53,7 @@ pub fn load_pixels(item: &Item) -> Result<Vec<f32>> {
     Ok(pixels)
 }
 
-fn decoder(path: &Path) -> Result<impl ImageDecoder> {
+pub(super) fn decoder(path: &Path) -> Result<impl ImageDecoder> {
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
         .map_err(|source| Error::Read { path: path.into(), source })?;
@@ -201,6 +201,44 @@ mod tests {
         let clear = folder.path().join("clear.png");
         image::RgbaImage::from_pixel(2, 2, image::Rgba([255, 0, 255, 0])).save(&clear).unwrap();
         assert_eq!(load_pixels(&item(&clear, crop)).unwrap()[..3], [1.0, -1.0, 1.0]);
+    }
+
+    /// Colours in the middle of the four quarters, as `Image.open(…).convert("RGB")` of Pillow has them. Decoders of
+    /// lossy formats may differ by a few levels.
+    #[test]
+    fn kinds_of_files_are_read_as_pillow_reads_them() {
+        let colours = [[200, 40, 40], [40, 180, 60], [50, 60, 210], [230, 220, 120]];
+        let grey = [88, 124, 74, 212].map(|g| [g; 3]);
+        let cases = [
+            ("palette.png", colours, 0),
+            ("lossless.webp", colours, 0),
+            ("grey_alpha.png", grey, 0),
+            ("cmyk.jpg", colours, 2),
+            ("lossy.webp", [[199, 40, 39], [42, 179, 60], [51, 60, 210], [231, 220, 119]], 3),
+            ("grey.jpg", grey, 2),
+            ("progressive.jpg", [[203, 39, 40], [41, 179, 58], [50, 59, 212], [230, 221, 120]], 3),
+        ];
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pictures");
+        for (name, expected, tolerance) in cases {
+            let picture = open(&folder.join(name)).unwrap();
+            assert_eq!(picture.dimensions(), (32, 16), "{name}");
+            for ((x, y), colour) in [(4, 4), (28, 4), (4, 12), (28, 12)].into_iter().zip(expected) {
+                let got = picture.get_pixel(x, y).0;
+                let near = got.iter().zip(colour).all(|(&a, b): (&u8, u8)| a.abs_diff(b) <= tolerance);
+                assert!(near, "{name} at {x}, {y}: {got:?}, expected {colour:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_become_eight() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep.png");
+        let deep = [0x0102, 0x80ff, 0xfffe];
+        image::ImageBuffer::<image::Rgb<u16>, _>::from_pixel(2, 2, image::Rgb(deep)).save(&path).unwrap();
+        let got = open(&path).unwrap().get_pixel(1, 1).0;
+        // 65535 levels become 255: the nearest of them.
+        assert_eq!(got, deep.map(|v: u16| (f64::from(v) / 257.0).round() as u8));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Error, Result};
 
 /// Extensions of pictures, in lower case. Source: ai-toolkit `toolkit/data_loader.py`, `image_extensions`.
-const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+pub(super) const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
 /// Folder of control pictures, which are no training pictures.
 const CONTROLS: &str = "_controls";
@@ -19,12 +19,12 @@ pub(super) struct Found {
     pub caption: Option<String>,
 }
 
-/// Every picture under a folder, or in a JSON list (path → {"caption": …}); sorted by path, so that a run does not
+/// Every picture under a folder, or in a JSON list (path → {"caption": …}, or "caption_short" if asked for); sorted by path, so that a run does not
 /// depend on the file system. Names that start with a dot are left out, and pictures right inside `_controls`.
 ///
 /// # Errors
 /// The folder or list cannot be read, or the list is no JSON.
-pub(super) fn pictures(path: &Path) -> Result<Vec<Found>> {
+pub(super) fn pictures(path: &Path, short: bool) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     if path.is_dir() {
         walk(path, &mut found)?;
@@ -32,7 +32,7 @@ pub(super) fn pictures(path: &Path) -> Result<Vec<Found>> {
         let text = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
         let list: BTreeMap<String, Entry> = serde_json::from_slice(&text)
             .map_err(|e| Error::List { path: path.into(), reason: e.to_string() })?;
-        found.extend(list.into_iter().map(|(p, e)| Found { path: p.into(), caption: e.caption }));
+        found.extend(list.into_iter().map(|(p, e)| Found { path: p.into(), caption: e.text(short) }));
     }
     found.retain(|f| f.path.parent().and_then(Path::file_name) != Some(CONTROLS.as_ref()));
     Ok(found)
@@ -41,6 +41,13 @@ pub(super) fn pictures(path: &Path) -> Result<Vec<Found>> {
 #[derive(serde::Deserialize)]
 struct Entry {
     caption: Option<String>,
+    caption_short: Option<String>,
+}
+
+impl Entry {
+    fn text(self, short: bool) -> Option<String> {
+        if short { self.caption_short.or(self.caption) } else { self.caption }
+    }
 }
 
 fn walk(folder: &Path, found: &mut Vec<Found>) -> Result<()> {
@@ -97,7 +104,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        let found = pictures(folder.path()).unwrap();
+        let found = pictures(folder.path(), false).unwrap();
         let names: Vec<_> =
             found.iter().map(|f| f.path.strip_prefix(folder.path()).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["_controls/f/g.jpeg", "a.jpg", "b.PNG", "deep/er/c.webp"]);
@@ -113,9 +120,10 @@ mod tests {
             Found { path: "/p/a.png".into(), caption: None },
             Found { path: "/p/b.png".into(), caption: Some("b".into()) },
         ];
-        assert_eq!(pictures(&list).unwrap(), expected);
+        assert_eq!(pictures(&list, false).unwrap(), expected);
+        assert_eq!(pictures(&list, true).unwrap()[1].caption.as_deref(), Some("s"));
         std::fs::write(&list, "[]").unwrap();
-        assert!(pictures(&list).unwrap_err().to_string().contains("list.json"));
-        assert!(pictures(&folder.path().join("none")).unwrap_err().to_string().contains("none"));
+        assert!(pictures(&list, false).unwrap_err().to_string().contains("list.json"));
+        assert!(pictures(&folder.path().join("none"), false).unwrap_err().to_string().contains("none"));
     }
 }

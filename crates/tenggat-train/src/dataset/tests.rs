@@ -23,6 +23,9 @@ pub(crate) fn item() -> Item {
         flip_x: false,
         flip_y: false,
         loss_multiplier: 1.0,
+        mask: None,
+        is_reg: false,
+        network_weight: 1.0,
         dataset: 0,
         resolution: 64,
         batch_size: 1,
@@ -127,4 +130,31 @@ fn pictures_cut_short_are_found_by_decoding_them() {
     let broken = broken(&items);
     assert_eq!(broken.len(), 1);
     assert!(broken[0].error.to_string().contains("b.png is no whole picture"), "{}", broken[0].error);
+}
+
+#[test]
+fn cuts_are_drawn_once_for_each_entry() {
+    let folder = folder(&[("a.png", 200, 100, None)]);
+    let set =
+        job::Dataset { random_crop: true, num_repeats: 800, resolutions: vec![64], ..set(folder.path()) };
+    let places = |seed| -> Vec<usize> {
+        let (items, _) = load(std::slice::from_ref(&set), Compat::default(), seed).unwrap();
+        assert!(
+            items.iter().all(|i| i.crop.x + i.crop.width <= i.crop.scaled.0 && i.crop.y == items[0].crop.y)
+        );
+        items.iter().map(|i| i.crop.x).collect()
+    };
+    let (first, again, other) = (places(1), places(1), places(2));
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+    let slack = Crop::to_bucket(200, 100, 64).x * 2;
+    assert!(first.contains(&0) && first.iter().max().is_some_and(|&x| x.abs_diff(slack) <= 1));
+}
+
+#[test]
+fn regularisation_gets_no_trigger_word() {
+    let folder = folder(&[("a.png", 64, 64, Some("a [trigger] fox"))]);
+    let set = job::Dataset { is_reg: true, trigger_word: Some("f0x".into()), ..set(folder.path()) };
+    let (items, _) = load(&[set], Compat::default(), 1).unwrap();
+    assert_eq!((items[0].captions[0].as_str(), items[0].dropped.as_str()), ("a f0x fox", ""));
 }

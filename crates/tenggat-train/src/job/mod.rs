@@ -25,8 +25,8 @@ pub use compat::Compat;
 pub use error::{Error, Result, Warning};
 pub use source::{Mark, Place};
 pub use types::{
-    ARCH, Bell, Dataset, FirstRound, Job, Limits, Model, Network, OptimiserConfig, Prompt, Sample, Save,
-    Train,
+    ARCH, Bell, Dataset, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig, Prompt, Sample,
+    Save, Train,
 };
 pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 

@@ -60,7 +60,9 @@ sections! {
         trigger_word: String, resolution: OneOrMany<u64>, num_repeats: u64, caption_dropout_rate: f64,
         token_dropout_rate: f64, keep_tokens: u64, shuffle_tokens: bool, flip_x: bool, flip_y: bool,
         cache_latents: bool, cache_latents_to_disk: bool, cache_text_embeddings: bool, scale: f64,
-        square_crop: bool, loss_multiplier: f64, batch_size: u64,
+        square_crop: bool, loss_multiplier: f64, batch_size: u64, random_crop: bool, network_weight: f64, is_reg: bool,
+        mask_path: String, alpha_mask: bool, mask_min_value: f64, invert_mask: bool,
+        random_triggers: OneOrMany<String>, random_triggers_max: u64, use_short_captions: bool,
     }
     /// `train`.
     Train {
@@ -68,7 +70,7 @@ sections! {
         lr_scheduler: String, lr_scheduler_params: SchedulerParams, dtype: String, timestep_type: String,
         content_or_style: String, linear_timesteps: bool, linear_timesteps2: bool, loss_type: String,
         min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64, max_grad_norm: f64,
-        gradient_checkpointing: bool, noise_offset: f64, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
+        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
         unload_text_encoder: bool, disable_sampling: bool, skip_first_sample: bool, force_first_sample: bool,
     }
     /// `train.optimizer_params`.

@@ -347,7 +347,7 @@ fn file_with(section: &str, body: &str) -> String {
     let own = |name: &str| parts[at(name).as_str()].clone();
     let (root, config, process) = (&parts[""], &parts["config"], &parts["config.process[]"]);
     format!(
-        "{{job: extension, config: {{name: n, process: [{{type: sd_trainer, datasets: [{{{}}}], model: {{{}}}, \
+        "{{job: extension, config: {{name: n, process: [{{type: sd_trainer, datasets: [{{{}}}, {{folder_path: q}}], model: {{{}}}, \
          network: {{network_kwargs: {{{}}}, {}}}, save: {{{}}}, logging: {{{}}}, sample: {{samples: [{{{}}}], {}}}, \
          tenggat: {{{}}}, train: {{optimizer_params: {{{}}}, lr_scheduler_params: {{{}}}, ema_config: {{{}}}, \
          cache_text_embeddings: true, {}}}, {process}}}], {config}}}, {root}}}",

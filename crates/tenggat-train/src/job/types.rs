@@ -111,12 +111,38 @@ pub struct Dataset {
     pub square_crop: bool,
     /// Pictures in a batch of this set.
     pub batch_size: usize,
+    /// Draws the place of the cut, once for each entry, instead of taking the middle.
+    pub random_crop: bool,
     /// Factor on the loss.
     pub loss_multiplier: f64,
+    /// Strength of the LoRA while it trains on this set.
+    pub network_weight: f64,
+    /// Whether it shows what must not be learnt anew: no trigger word, every second step, weighted by
+    /// [`Train::reg_weight`].
+    pub is_reg: bool,
+    /// Which parts of the pictures count.
+    pub masks: Option<Masks>,
+    /// Words of which some are put behind each caption, at random.
+    pub random_triggers: Vec<String>,
+    /// How many of them: that one for 1, else a random number up to this.
+    pub random_triggers_max: usize,
+    /// Takes `caption_short` of a JSON list in place of `caption`.
+    pub short_captions: bool,
     /// Whether latents are kept on disk beside the pictures.
     pub cache_latents_to_disk: bool,
     /// Whether text embeddings are kept on disk beside the pictures.
     pub cache_text_to_disk: bool,
+}
+
+/// Masks of a data set: white counts whole, black as `floor` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Masks {
+    /// Folder with a picture of the same name for each; `None` takes the transparency of the pictures themselves.
+    pub folder: Option<PathBuf>,
+    /// Exchanges black and white.
+    pub inverted: bool,
+    /// What black counts, 0 to 1.
+    pub floor: f64,
 }
 
 /// How it is trained.
@@ -152,6 +178,8 @@ pub struct Train {
     pub denoising_steps: (usize, usize),
     /// What is minimised.
     pub loss: Loss,
+    /// Factor on the loss of regularisation sets.
+    pub reg_weight: f64,
     /// Standard deviation of a constant added to the noise of each channel.
     pub noise_offset: f64,
     /// Decay of averaged weights, if wanted.

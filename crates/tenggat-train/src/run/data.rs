@@ -28,6 +28,10 @@ pub(super) struct Prepared {
     latents_of: Vec<usize>,
     /// Packed latents, `[tokens, channels]`, once per picture, cut and mirroring; `None` for broken pictures.
     latents: Vec<Option<Tensor>>,
+    /// Packed masks of the items that have one, `[tokens, 4]`: the weight of each latent pixel.
+    masks: HashMap<usize, Vec<f32>>,
+    /// Factor on the loss of regularisation sets.
+    reg_weight: f64,
     prompts: HashMap<String, Tensor>,
     /// Different picture sizes, in pixels.
     buckets: Vec<(usize, usize)>,
@@ -52,8 +56,21 @@ impl Prepared {
                 firsts.push(item);
             }
         }
-        let (latents, bad) = encoders.latents(&firsts, &job.datasets, remarks)?;
-        items.retain(|item| latent_of.get(&picture_of(item)).is_some_and(|&i| latents[i].is_some()));
+        let (latents, mut bad) = encoders.latents(&firsts, &job.datasets, remarks)?;
+        let is_encoded =
+            |item: &Item| latent_of.get(&picture_of(item)).is_some_and(|&i| latents[i].is_some());
+        let mut masks = Vec::new();
+        items.retain(|item| match dataset::load_mask(item) {
+            Ok(mask) if is_encoded(item) => {
+                masks.push(mask.map(|weights| packed_mask(&weights, item.crop.width)));
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                bad.push(Bad { path: item.path.clone(), error: Box::new(error) });
+                false
+            }
+        });
         for (number, set) in job.datasets.iter().enumerate() {
             if !items.iter().any(|item| item.dataset == number) {
                 return Err(dataset::Error::Empty { path: set.path.clone(), bad }.into());
@@ -64,18 +81,20 @@ impl Prepared {
         let mut buckets: Vec<(usize, usize)> = items.iter().map(size_of).collect();
         buckets.sort_unstable();
         buckets.dedup();
-        let batches = Batches::new(&items, job.seed);
+        let batches = Batches::new(&items, job.train.gradient_accumulation, job.seed);
         let positions = HashMap::new();
-        Ok((Prepared { items, batches, latents_of, latents, prompts, buckets, positions }, bad))
+        let masks = masks.into_iter().enumerate().filter_map(|(i, mask)| Some((i, mask?))).collect();
+        let reg_weight = job.train.reg_weight;
+        let prepared =
+            Prepared { items, batches, latents_of, latents, masks, reg_weight, prompts, buckets, positions };
+        Ok((prepared, bad))
     }
 
     /// Picture sizes and the share of the batches that each has.
     pub fn bucket_shares(&self) -> Vec<f64> {
-        let all = self.batches.all();
         let share = |b: &(usize, usize)| {
-            let of_size =
-                all.iter().filter(|batch| batch.first().is_some_and(|&i| size_of(&self.items[i]) == *b));
-            of_size.count() as f64 / all.len().max(1) as f64
+            let of_size = |batch: &[usize]| batch.first().is_some_and(|&i| size_of(&self.items[i]) == *b);
+            self.batches.shares().filter(|(batch, _)| of_size(batch)).map(|(_, share)| share).sum()
         };
         self.buckets.iter().map(share).collect()
     }
@@ -132,7 +151,7 @@ impl Prepared {
             let own = &mut noise[rows.start * channels..rows.end * channels];
             draws.noise(number, sample, channels, offset, own);
             let mut level = draws.level(levels, scheduler, tokens, number, sample);
-            level.weight *= item.loss_multiplier;
+            level.weight *= item.loss_multiplier * if item.is_reg { self.reg_weight } else { 1.0 };
             drawn.push(level);
             let prompt = draws.prompt(item, number, sample);
             let missing = || Error::Job(format!("the prompt {prompt:?} was not encoded"));
@@ -145,7 +164,32 @@ impl Prepared {
             Entry::Vacant(new) => Arc::clone(new.insert(Arc::new(model.positions(grid, text.tokens)?))),
         };
         let noise = Tensor::from_f32(&latents.device(), latents.dtype(), &noise, &shape)?;
-        Ok(Batch { latents, noise, levels: drawn, text, positions })
+        let mask = match self.mask(&chosen, tokens, channels) {
+            Some(weights) => Some(Tensor::from_f32(&latents.device(), latents.dtype(), &weights, &shape)?),
+            None => None,
+        };
+        let strength = self.items[first].network_weight;
+        Ok(Batch { latents, noise, levels: drawn, mask, strength, text, positions })
+    }
+
+    /// Weights of every element of a batch, their mean 1 unless all are 0; `None` if no picture in it has a mask.
+    /// Source: ai-toolkit `extensions_built_in/sd_trainer/SDTrainer.py`, `mask_multiplier`.
+    fn mask(&self, chosen: &[usize], tokens: usize, channels: usize) -> Option<Vec<f32>> {
+        if !chosen.iter().any(|i| self.masks.contains_key(i)) {
+            return None;
+        }
+        let mut weights = Vec::with_capacity(chosen.len() * tokens * channels);
+        for i in chosen {
+            let own = self.masks.get(i);
+            // A packed channel c holds the latent pixel c mod 4 of its patch.
+            let at = |e: usize| own.map_or(1.0, |mask| mask[e / channels * 4 + e % channels % 4]);
+            weights.extend((0..tokens * channels).map(at));
+        }
+        let mean = weights.iter().map(|&w| f64::from(w)).sum::<f64>() / weights.len().max(1) as f64;
+        if mean > 0.0 {
+            weights.iter_mut().for_each(|w| *w = (f64::from(*w) / mean) as f32);
+        }
+        Some(weights)
     }
 }
 
@@ -158,7 +202,34 @@ pub(super) fn grid_of(item: &Item) -> Grid {
     (item.crop.height / 16, item.crop.width / 16)
 }
 
+/// Pixels to a latent pixel, along each side.
+const PIXELS: usize = 8;
+
+/// Weights of the latent pixels of each patch, `[tokens, 4]`, from those of pixels: the nearest, as torch's
+/// `interpolate` takes it.
+fn packed_mask(weights: &[f32], width: usize) -> Vec<f32> {
+    let height = weights.len() / width.max(1);
+    let (rows, columns) = (height / (2 * PIXELS), width / (2 * PIXELS));
+    let at = |token: usize, part: usize| {
+        let (y, x) = (2 * (token / columns) + part / 2, 2 * (token % columns) + part % 2);
+        weights[y * PIXELS * width + x * PIXELS]
+    };
+    (0..rows * columns).flat_map(|token| (0..4).map(move |part| at(token, part))).collect()
+}
+
 /// What a latent is made of.
 fn picture_of(item: &Item) -> (PathBuf, Crop, bool, bool) {
     (item.path.clone(), item.crop, item.flip_x, item.flip_y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_packed_as_latents_are() {
+        // Pixel (y, x) weighs 100·y + x; 16 × 32 pixels are one row of two patches.
+        let weights: Vec<f32> = (0..16 * 32).map(|i| (100 * (i / 32) + i % 32) as f32).collect();
+        assert_eq!(packed_mask(&weights, 32), [0.0, 8.0, 800.0, 808.0, 16.0, 24.0, 816.0, 824.0]);
+    }
 }

@@ -57,7 +57,8 @@ pub fn run_job(
     let model = locate(&job.model.name_or_path)?;
     let mut job = job.clone();
     if let Some(adapter) = &mut job.model.recovery_adapter {
-        *adapter = locate_file(adapter).context("accuracy recovery adapter")?.display().to_string();
+        let found = locate_file(adapter).with_context(|| format!("accuracy recovery adapter {adapter}"))?;
+        *adapter = found.display().to_string();
     }
     let device = Device::cpu();
     let kept = assets::cache_folder()?.join("quantised");

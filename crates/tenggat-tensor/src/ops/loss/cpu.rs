@@ -7,20 +7,21 @@ pub fn forward_backward<T: Real>(
     kind: Loss,
     pred: Mat<'_, T>,
     target: Mat<'_, T>,
+    mask: Option<Mat<'_, T>>,
     weights: &[f64],
     loss: MatMut<'_, T>,
     dpred: MatMut<'_, T>,
 ) {
     match kind {
-        Loss::Squared => each(pred, target, weights, loss, dpred, |e| (e * e, (T::ONE + T::ONE) * e)),
-        Loss::Absolute => each(pred, target, weights, loss, dpred, |e| {
+        Loss::Squared => each(pred, target, mask, weights, loss, dpred, |e| (e * e, (T::ONE + T::ONE) * e)),
+        Loss::Absolute => each(pred, target, mask, weights, loss, dpred, |e| {
             let zero = T::default();
             let sign = if e > zero { T::ONE } else { zero } - if e < zero { T::ONE } else { zero };
             (e * sign, sign)
         }),
         Loss::PseudoHuber { c } => {
             let (c, twice) = (T::from_f64(c), T::from_f64(2.0 * c));
-            each(pred, target, weights, loss, dpred, |e| {
+            each(pred, target, mask, weights, loss, dpred, |e| {
                 let root = (e * e + c * c).sqrt();
                 (twice * (root - c), twice * e / root)
             });
@@ -33,6 +34,7 @@ pub fn forward_backward<T: Real>(
 fn each<T: Real>(
     pred: Mat<'_, T>,
     target: Mat<'_, T>,
+    mask: Option<Mat<'_, T>>,
     weights: &[f64],
     mut loss: MatMut<'_, T>,
     mut dpred: MatMut<'_, T>,
@@ -49,6 +51,13 @@ fn each<T: Real>(
             let losses = vectorised(
                 #[inline(always)]
                 || {
+                    if let Some(mask) = mask {
+                        let m = mask.row(row);
+                        for (j, d) in dpred.row_mut(row).iter_mut().enumerate() {
+                            *d = factor * m[j] * of(p[j] - t[j]).1;
+                        }
+                        return sum(p.len(), |j| m[j] * of(p[j] - t[j]).0);
+                    }
                     for ((d, &p), &t) in dpred.row_mut(row).iter_mut().zip(p).zip(t) {
                         *d = factor * of(p - t).1;
                     }

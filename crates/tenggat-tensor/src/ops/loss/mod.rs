@@ -35,7 +35,26 @@ pub fn forward_backward(
     loss: ViewMut<'_>,
     dpred: ViewMut<'_>,
 ) -> Result<()> {
+    masked_forward_backward(kind, pred, target, None, weights, loss, dpred)
+}
+
+/// The same with a weight for every element, `mask` of pred's shape: `L_s = mean(mask · l(pred − target))`.
+///
+/// # Errors
+/// As there.
+pub fn masked_forward_backward(
+    kind: Loss,
+    pred: View<'_>,
+    target: View<'_>,
+    mask: Option<View<'_>>,
+    weights: &[f64],
+    loss: ViewMut<'_>,
+    dpred: ViewMut<'_>,
+) -> Result<()> {
     const OP: &str = "loss";
+    if let Some(mask) = mask {
+        expect_shape(OP, "mask", &pred.shape(), &mask.shape())?;
+    }
     let batch = weights.len();
     expect_shape(OP, "rows of pred, by samples", &[pred.rows() / batch.max(1) * batch], &[pred.rows()])?;
     expect_shape(OP, "target", &pred.shape(), &target.shape())?;
@@ -43,7 +62,8 @@ pub fn forward_backward(
     expect_shape(OP, "loss", &[batch, 1], &loss.shape())?;
     dispatch_real!(OP, dpred.dtype(), T => {
         let (pred, target) = (pred.cpu(OP)?, target.cpu(OP)?);
-        cpu::forward_backward::<T>(kind, pred, target, weights, loss.cpu(OP)?, dpred.cpu(OP)?);
+        let mask = mask.map(|mask| mask.cpu(OP)).transpose()?;
+        cpu::forward_backward::<T>(kind, pred, target, mask, weights, loss.cpu(OP)?, dpred.cpu(OP)?);
         Ok(())
     })
 }
@@ -78,6 +98,29 @@ mod tests {
                 errors.enumerate().map(|(i, (p, t))| weights[i / 15] * one(p - t) / 30.0).sum();
             assert!((loss - expected).abs() < 1e-12, "{kind:?}");
             finite_differences("dpred", &pred, &d, |p| run(kind, p, &target, &weights).0);
+        }
+    }
+
+    #[test]
+    fn masks_weigh_every_element() {
+        let (pred, target) = (randn(DType::F64, &[6, 5], 1), randn(DType::F64, &[6, 5], 2));
+        let mask = randn(DType::F64, &[6, 5], 3);
+        let weights = [0.5, 2.0];
+        let run = |kind, pred: &Tensor| {
+            let mut loss = pred.empty_like(&[2, 1]).unwrap();
+            let mut d = pred.empty_like(pred.shape()).unwrap();
+            let mask = Some(mask.view());
+            let (losses, dpred) = (loss.view_mut(), d.view_mut());
+            masked_forward_backward(kind, pred.view(), target.view(), mask, &weights, losses, dpred).unwrap();
+            let mean = loss.to_f64().unwrap().iter().zip(weights).map(|(l, w)| l * w).sum::<f64>() / 2.0;
+            (mean, d)
+        };
+        let (p, t, m) = (pred.to_f64().unwrap(), target.to_f64().unwrap(), mask.to_f64().unwrap());
+        let expected: f64 = (0..30).map(|i| weights[i / 15] * m[i] * (p[i] - t[i]).powi(2) / 30.0).sum();
+        assert!((run(Loss::Squared, &pred).0 - expected).abs() < 1e-12);
+        for kind in KINDS {
+            let (_, d) = run(kind, &pred);
+            finite_differences("dpred", &pred, &d, |p| run(kind, p).0);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Keys of the data sets.
 
-use super::{LATER, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 
 const EDIT: &str = "edit models are not supported";
 const PICTURES: &str = "only pictures are trained";
@@ -32,6 +32,16 @@ pub(super) const SECTIONS: &[Section] = &[Section {
         supported("shuffle_tokens", "true"),
         supported("token_dropout_rate", "0.1"),
         supported("keep_tokens", "1"),
+        supported("random_crop", "true"),
+        supported("network_weight", "0.5"),
+        supported("is_reg", "true"),
+        supported("mask_path", "masks"),
+        supported("alpha_mask", "true"),
+        supported("mask_min_value", "0.2"),
+        supported("invert_mask", "true"),
+        supported("random_triggers", "[a, b]"),
+        supported("random_triggers_max", "2"),
+        supported("use_short_captions", "true"),
         no_effect("type", &["image", "sd"], "slider", PICTURES),
         refused(
             "buckets",
@@ -41,22 +51,18 @@ pub(super) const SECTIONS: &[Section] = &[Section {
             "use `square_crop: true` for squares",
         ),
         no_effect("bucket_tolerance", &["32", "64"], "16", "the model decides what sides are divisible by"),
-        refused("is_reg", OFF, "true", LATER, LEAVE_OUT),
-        refused("prior_reg", OFF, "true", LATER, LEAVE_OUT),
-        refused("network_weight", &["1"], "0.5", LATER, "use `loss_multiplier`"),
-        refused("random_crop", OFF, "true", LATER, LEAVE_OUT),
-        refused("random_scale", OFF, "true", LATER, LEAVE_OUT),
+        refused(
+            "prior_reg",
+            OFF,
+            "true",
+            "the bare model's own prediction is not made a target",
+            "use `is_reg` with captions that the model knows",
+        ),
+        no_effect("random_scale", OFF, "true", "it belongs to `buckets: false`"),
         refused("augments", NONE, "[ColorJitter]", "latents are cached", PREPARE),
         refused("augmentations", NONE, "[{method: Rotate}]", "latents are cached", PREPARE),
         no_effect("shuffle_augmentations", OFF, "true", "there are no augmentations"),
-        refused("mask_path", NONE, "masks", LATER, LEAVE_OUT),
-        refused("alpha_mask", OFF, "true", LATER, LEAVE_OUT),
-        no_effect("mask_min_value", &["0", "0.1"], "0.2", "masks are not supported yet"),
-        no_effect("invert_mask", OFF, "true", "masks are not supported yet"),
-        refused("random_triggers", NONE, "[a, b]", LATER, "write the words into the captions"),
-        no_effect("random_triggers_max", &["1"], "2", "random triggers are not supported yet"),
-        refused("replacements", NONE, "[a]", LATER, "write the words into the captions"),
-        refused("use_short_captions", OFF, "true", LATER, "write short captions into the caption files"),
+        no_effect("replacements", NONE, "[a]", "ai-toolkit reads it and does not use it"),
         refused("control_path", NONE, "controls", EDIT, LEAVE_OUT),
         refused("control_path_1", NONE, "controls", EDIT, LEAVE_OUT),
         refused("control_path_2", NONE, "controls", EDIT, LEAVE_OUT),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::types::Dataset;
+use super::super::types::{Dataset, Masks};
 use super::super::{Result, raw};
 use super::{PROCESS, Resolver};
 
@@ -18,6 +18,12 @@ impl Resolver<'_> {
     ) -> Result<Vec<Dataset>> {
         if raw.is_empty() {
             return Err(self.missing("config.process[0].datasets", "name at least one `folder_path`"));
+        }
+        if raw.iter().all(|set| set.is_reg == Some(true)) {
+            let path = format!("{PROCESS}.datasets[0].is_reg");
+            return Err(
+                self.wrong(&path, "every data set is one for regularisation; expected one to learn from")
+            );
         }
         let cached = raw.iter().filter(|d| d.cache_text_embeddings == Some(true)).count();
         if cached > 0 && cached < raw.len() && !cached_text {
@@ -59,6 +65,16 @@ impl Resolver<'_> {
             x if x > 0.0 => Ok(x),
             x => Err(self.wrong(&at(key), format!("{x} is out of range; expected more than 0"))),
         };
+        let masks = match (raw.alpha_mask, raw.mask_path.filter(|p| !p.is_empty())) {
+            (Some(true), _) => Some(None),
+            (_, Some(folder)) => Some(Some(PathBuf::from(folder))),
+            _ => None,
+        };
+        let floor = rate("mask_min_value", raw.mask_min_value)?;
+        let inverted = raw.invert_mask.unwrap_or(false);
+        let masks = masks.map(|folder| Masks { folder, inverted, floor });
+        let is_reg = raw.is_reg.unwrap_or(false);
+        let random_triggers = self.random_triggers(&at("random_triggers"), raw.random_triggers)?;
         Ok(Dataset {
             path: PathBuf::from(path),
             caption_ext: if extension.starts_with('.') { extension } else { format!(".{extension}") },
@@ -75,10 +91,30 @@ impl Resolver<'_> {
             scale: positive("scale", raw.scale)?,
             square_crop: raw.square_crop.unwrap_or(false),
             batch_size: self.count(&at("batch_size"), raw.batch_size, batch_size)?,
+            random_crop: raw.random_crop.unwrap_or(false),
             loss_multiplier: raw.loss_multiplier.unwrap_or(1.0),
+            network_weight: raw.network_weight.unwrap_or(1.0),
+            is_reg,
+            masks,
+            random_triggers_max: self
+                .count(&at("random_triggers_max"), raw.random_triggers_max, 1)?
+                .min(random_triggers.len()),
+            random_triggers,
+            short_captions: raw.use_short_captions.unwrap_or(false),
             // Memory holds them for the run in any case.
             cache_latents_to_disk: raw.cache_latents_to_disk.unwrap_or(false),
             cache_text_to_disk: cached_text,
         })
+    }
+
+    /// Words as they are listed, or the lines of a file.
+    fn random_triggers(&self, path: &str, raw: Option<raw::OneOrMany<String>>) -> Result<Vec<String>> {
+        let words = raw.unwrap_or_default().0;
+        let [only] = &words[..] else { return Ok(words) };
+        if !std::path::Path::new(only).is_file() {
+            return Ok(words);
+        }
+        let text = std::fs::read_to_string(only).map_err(|e| self.wrong(path, format!("{only}: {e}")))?;
+        Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
     }
 }
