@@ -1,5 +1,6 @@
 //! Owned tensors and borrowed matrix views.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use half::bf16;
@@ -220,6 +221,36 @@ impl Tensor {
         })
     }
 
+    /// The elements in memory order, for files: little-endian as long as the machine is.
+    ///
+    /// # Errors
+    /// Reading back from the device failed.
+    pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>> {
+        let bytes: &[u8] = match self.dtype {
+            DType::F32 => bytemuck::cast_slice(self.host::<f32>()?),
+            DType::F64 => bytemuck::cast_slice(self.host::<f64>()?),
+            DType::BF16 => bytemuck::cast_slice(self.host::<bf16>()?),
+            DType::U8 => self.host::<u8>()?,
+        };
+        Ok(Cow::Borrowed(bytes))
+    }
+
+    /// Takes over elements that [`Tensor::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// Their number differs.
+    pub fn set_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        expect_shape("set bytes", "bytes", &[self.len() * self.dtype.bytes()], &[bytes.len()])?;
+        let own: &mut [u8] = match self.dtype {
+            DType::F32 => bytemuck::cast_slice_mut(self.host_mut::<f32>()?),
+            DType::F64 => bytemuck::cast_slice_mut(self.host_mut::<f64>()?),
+            DType::BF16 => bytemuck::cast_slice_mut(self.host_mut::<bf16>()?),
+            DType::U8 => self.host_mut::<u8>()?,
+        };
+        own.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// The tensor as a matrix: the last axis is the columns, all others are rows.
     pub fn view(&self) -> View<'_> {
         let (rows, cols) = self.rows_and_columns();
@@ -378,5 +409,24 @@ impl<'a> ViewMut<'a> {
             cols: self.cols,
             stride: self.stride,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_bring_every_type_back() {
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::U8] {
+            let device = Device::cpu();
+            let from = Tensor::from_f64(&device, dtype, &[0.0, 3.0, 200.0], &[3]).unwrap();
+            let bytes = from.to_bytes().unwrap().into_owned();
+            assert_eq!(bytes.len(), 3 * dtype.bytes());
+            let mut to = Tensor::zeros(&device, dtype, &[3]).unwrap();
+            to.set_bytes(&bytes).unwrap();
+            assert_eq!(to.to_f64().unwrap(), [0.0, 3.0, 200.0]);
+            assert!(to.set_bytes(&bytes[1..]).is_err());
+        }
     }
 }

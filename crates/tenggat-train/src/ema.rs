@@ -40,6 +40,24 @@ impl Ema {
         })
     }
 
+    /// Updates taken in.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Puts an average back that had taken in so many updates; `fill` writes it.
+    ///
+    /// # Errors
+    /// What `fill` returns.
+    pub fn restore<E>(
+        &mut self,
+        steps: u64,
+        fill: &mut dyn FnMut(&mut Tensor) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.steps = steps;
+        fill(&mut self.average.parameters)
+    }
+
     /// The averaged adapter.
     pub fn average(&self) -> &Lora {
         &self.average

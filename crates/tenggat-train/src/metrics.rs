@@ -72,6 +72,14 @@ impl Metrics {
         Ok(Metrics { file: OpenOptions::new().append(true).open(path)?, synced_s: 0.0 })
     }
 
+    /// Flushes what was added to the disk.
+    ///
+    /// # Errors
+    /// The system's reason.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Adds a step.
     ///
     /// # Errors

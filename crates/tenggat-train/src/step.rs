@@ -104,6 +104,11 @@ impl<'a> Trainer<'a> {
         &self.lora
     }
 
+    /// The optimiser.
+    pub fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
+    }
+
     /// One update from the mean gradient of all micro-batches, or their sum if the objective says so.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! Format: 8 bytes of header length, the header (JSON, padded with spaces to a multiple of 8), the tensors.
 //! Source: safetensors README, section "Format"; tensors lie sorted by type, then by name, as the library has them.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
@@ -17,18 +18,18 @@ use crate::job::SaveType;
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct Entry<'a> {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Little-endian values.
-    pub bytes: Vec<u8>,
+    pub bytes: Cow<'a, [u8]>,
 }
 
-impl Entry {
+impl Entry<'_> {
     /// A tensor of floats, rounded to the nearest value of `dtype`, ties to even.
-    pub fn floats(name: String, shape: Vec<usize>, values: &[f32], dtype: SaveType) -> Entry {
-        let (dtype, bytes) = match dtype {
+    pub fn floats(name: String, shape: Vec<usize>, values: &[f32], dtype: SaveType) -> Self {
+        let (dtype, bytes): (_, Vec<u8>) = match dtype {
             SaveType::F32 => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
             SaveType::F16 => {
                 let mut rounded = vec![f16::ZERO; values.len()];
@@ -41,17 +42,17 @@ impl Entry {
                 (Dtype::BF16, rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
         };
-        Entry { name, dtype, shape, bytes }
+        Entry { name, dtype, shape, bytes: bytes.into() }
     }
 }
 
 /// Puts tensors in the order of the file.
-pub(crate) fn sort(entries: &mut [Entry]) {
+pub(crate) fn sort(entries: &mut [Entry<'_>]) {
     entries.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
 }
 
 /// Header with its length before it, for sorted tensors.
-pub(crate) fn header(metadata: &[(String, String)], entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn header(metadata: &[(String, String)], entries: &[Entry<'_>]) -> Vec<u8> {
     let mut fields = Map::new();
     let texts: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
     fields.insert("__metadata__".into(), texts.into());
@@ -77,7 +78,7 @@ pub(crate) fn header(metadata: &[(String, String)], entries: &[Entry]) -> Vec<u8
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn write(path: &Path, metadata: &[(String, String)], entries: &[Entry]) -> io::Result<()> {
+pub(crate) fn write(path: &Path, metadata: &[(String, String)], entries: &[Entry<'_>]) -> io::Result<()> {
     let header = header(metadata, entries);
     atomic::write_with(path, |file| {
         file.write_all(&header)?;

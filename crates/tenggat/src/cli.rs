@@ -42,7 +42,10 @@ Examples:
 Examples:
   tenggat train my_job.yaml --budget 2h
   tenggat train my_job.yaml --deadline 2026-12-01T18:00:00+07:00
-  tenggat train my_job.yaml --name second_try")]
+  tenggat train my_job.yaml --name second_try
+
+The same command again goes on with a run that was cut off, or longer with a finished one if the job asks for more
+steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.")]
     Train(Train),
     /// Look a job over without running it: data sets, pictures, model, plan.
     #[command(after_help = "\
@@ -145,6 +148,9 @@ pub struct Train {
     /// Name of the run, in place of the job's (`[name]` in the job).
     #[arg(short, long)]
     pub name: Option<String>,
+    /// Train anew: results of an earlier run are moved aside instead of being gone on with.
+    #[arg(long)]
+    pub start_over: bool,
     /// Folder of held-out pictures with captions, scored before and after training.
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,

@@ -13,6 +13,8 @@ use crate::cli::Limit;
 pub struct Limited {
     pub clock: WallClock,
     pub deadline_s: Option<f64>,
+    /// Whether the deadline is a moment rather than a time to be spent.
+    pub is_moment: bool,
 }
 
 /// Applies the flags; without any, what the job says.
@@ -41,7 +43,9 @@ pub fn resolve(limit: &Limit, clock: WallClock, job: &mut Limits) -> anyhow::Res
         deadline_s.is_some() || !limit.fill,
         "--fill asks for all of the budget to be used; give a --budget or a --deadline"
     );
-    Ok(Limited { clock, deadline_s })
+    let spent = budget_s.is_some() || limit.deadline.is_none() && job.budget_s.is_some();
+    let is_moment = deadline_s.is_some() && (!spent || limit.clock_start.is_some());
+    Ok(Limited { clock, deadline_s, is_moment })
 }
 
 fn on_clock(clock: &WallClock, now: Timestamp, deadline: Timestamp) -> anyhow::Result<f64> {

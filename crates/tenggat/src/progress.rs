@@ -49,6 +49,19 @@ impl Progress {
                 if buckets == 1 { "size" } else { "sizes" },
                 trainable as f64 / 1e6
             )),
+            Event::Resumed { steps, ahead_s, deadline_s } => {
+                self.started = moment(self.started, -ahead_s);
+                self.deadline = deadline_s.map(|at_s| time_of_day(moment(self.started, at_s)));
+                let spent = if ahead_s > 0.0 {
+                    format!(", {} spent", tenggat_plan::format_duration(ahead_s))
+                } else {
+                    String::new()
+                };
+                self.say(&format!("{:<14} after {steps} steps{spent}", "going on"));
+            }
+            Event::Done { steps, advice } => {
+                self.say(&format!("{:<14} this job is finished, {steps} steps; {advice}", "done"));
+            }
             Event::Forecast(forecast) => self.forecast(&forecast),
             Event::DeadlineMoved { deadline_s, by_s } => {
                 let deadline = time_of_day(moment(self.started, deadline_s));

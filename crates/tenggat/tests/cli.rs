@@ -64,14 +64,19 @@ fn a_seed_gives_the_same_bytes_with_one_thread_and_with_two() {
 }
 
 #[test]
-fn results_of_an_earlier_run_survive() {
+fn results_of_another_run_survive() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path(), "steps: 2");
-    for _ in 0..2 {
-        let output = tenggat().arg("train").arg(&job).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
+    let plain = fs::read_to_string(&job).unwrap();
+    for (lr, more) in [("1e-3", None), ("2e-3", None), ("2e-3", Some("--start-over"))] {
+        fs::write(&job, plain.replace("lr: 1e-3", &format!("lr: {lr}"))).unwrap();
+        let output = tenggat().arg("train").arg(&job).args(more).output().unwrap();
+        let said = text(&output);
+        assert!(output.status.success(), "{said}");
+        let why = "fox.old-1, because the job changed: `train.lr` was 0.001 and is 0.002";
+        assert_eq!(said.contains(why), lr == "2e-3" && more.is_none(), "{said}");
     }
-    for name in ["fox", "fox.old-1"] {
+    for name in ["fox", "fox.old-1", "fox.old-2"] {
         assert!(folder.path().join(name).join("fox.safetensors").is_file(), "{name}");
     }
 }
@@ -102,7 +107,7 @@ fn caches_lie_beside_the_pictures_and_a_broken_picture_is_left_out() {
         .replace("resolution: 128,", "resolution: 128, cache_latents_to_disk: true,");
     fs::write(&path, with_caches).unwrap();
     let run = || {
-        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        let output = tenggat().args(["train", "--start-over"]).arg(&path).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         assert!(text(&output).contains("drum.png"), "{}", text(&output));
         fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
@@ -123,7 +128,7 @@ fn samples_are_drawn_before_during_and_after_and_change_no_weight() {
     let folder = tempfile::tempdir().unwrap();
     let path = job(folder.path(), "steps: 5");
     let run = || {
-        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        let output = tenggat().args(["train", "--start-over"]).arg(&path).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         let tensors = fs::read(folder.path().join("fox/fox.safetensors")).unwrap();
         (tensors, folder.path().join("fox/samples"))
@@ -164,7 +169,7 @@ fn samples_are_drawn_before_during_and_after_and_change_no_weight() {
     )
     .unwrap();
     let began = std::time::Instant::now();
-    let output = tenggat().args(["train", "--budget", "6s"]).arg(&path).output().unwrap();
+    let output = tenggat().args(["train", "--start-over", "--budget", "6s"]).arg(&path).output().unwrap();
     assert!(output.status.success() && began.elapsed().as_secs_f64() < 6.5, "{}", text(&output));
 }
 
@@ -176,7 +181,7 @@ fn what_the_job_says_is_done() {
     let plain = fs::read_to_string(&path).unwrap();
     let run = |job: &str| {
         fs::write(&path, job).unwrap();
-        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        let output = tenggat().args(["train", "--start-over"]).arg(&path).output().unwrap();
         assert!(output.status.success(), "{job}\n{}", text(&output));
         fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
     };

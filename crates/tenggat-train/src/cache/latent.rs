@@ -42,7 +42,7 @@ impl Latent {
         (0..area * self.channels).map(at).collect()
     }
 
-    fn entry(&self, dtype: crate::job::SaveType) -> Entry {
+    fn entry(&self, dtype: crate::job::SaveType) -> Entry<'static> {
         let shape = vec![self.channels, self.height, self.width];
         Entry::floats(KEY.into(), shape, &self.values, dtype)
     }

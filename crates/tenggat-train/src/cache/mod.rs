@@ -50,7 +50,7 @@ const ENCODER: &str = "tenggat_encoder";
 
 impl Usage {
     /// Writes a file unless one has failed before.
-    fn write(&mut self, path: &Path, metadata: &[(String, String)], mut entries: Vec<Entry>) {
+    fn write(&mut self, path: &Path, metadata: &[(String, String)], mut entries: Vec<Entry<'_>>) {
         if self.unwritten.is_some() {
             return;
         }

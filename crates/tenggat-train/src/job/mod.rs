@@ -4,8 +4,9 @@
 //! resolved job. Nothing past this module sees a raw value. Keys of ai-toolkit that are not supported are refused by
 //! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
 //! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
-//! `memory_limit`, `seed`, `threads`, `compat`.
+//! `memory_limit`, `seed`, `threads`, `resume`, `compat`.
 
+mod compare;
 mod compat;
 mod de;
 mod error;
@@ -21,6 +22,7 @@ mod values;
 
 use std::path::Path;
 
+pub use compare::{Change, changes};
 pub use compat::Compat;
 pub use error::{Error, Result, Warning};
 pub use source::{Mark, Place};

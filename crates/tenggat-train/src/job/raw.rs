@@ -98,7 +98,7 @@ sections! {
     /// `tenggat`: what ai-toolkit does not have.
     Tenggat {
         budget: String, deadline: String, fill: bool, margin: String, memory_limit: String, seed: u64,
-        compat: OneOrMany<String>, threads: u64,
+        compat: OneOrMany<String>, threads: u64, resume: bool,
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Job {
     pub model: Model,
     /// Pictures made on the way.
     pub sample: Sample,
+    /// Whether the state of the run is kept for going on with it, and an unfinished run gone on with.
+    pub resume: bool,
     /// Time.
     pub limits: Limits,
     /// Bugs to keep.

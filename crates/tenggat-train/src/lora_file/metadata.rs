@@ -12,7 +12,7 @@ use crate::tensor_file::{self, Entry};
 const LEGACY_RANGE: std::ops::Range<usize> = 0x10_0000..0x11_0000;
 
 /// Metadata in ai-toolkit's order: those of the job, ours, the hashes. Values that are no text are JSON.
-pub(super) fn of(info: &Info<'_>, entries: &[Entry]) -> Vec<(String, String)> {
+pub(super) fn of(info: &Info<'_>, entries: &[Entry<'_>]) -> Vec<(String, String)> {
     let mut pairs: Vec<(String, Value)> = info.job.meta.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     let mut set = |key: &str, value: Value| {
         pairs.retain(|(k, _)| k != key);
@@ -50,12 +50,12 @@ pub(super) fn of(info: &Info<'_>, entries: &[Entry]) -> Vec<(String, String)> {
 /// `sshs_model_hash`, SHA-256 of the tensors; `sshs_legacy_hash`, the first 8 digits of that of 64 KiB from the second
 /// MiB on, of a file with the training metadata (`ss_…`) alone. Web interfaces find models by them.
 /// Source: ai-toolkit `toolkit/train_tools.py`, `addnet_hash_safetensors` and `addnet_hash_legacy`.
-pub(super) fn hashes(metadata: &[(String, String)], entries: &[Entry]) -> [(String, String); 2] {
+pub(super) fn hashes(metadata: &[(String, String)], entries: &[Entry<'_>]) -> [(String, String); 2] {
     let training: Vec<_> = metadata.iter().filter(|(k, _)| k.starts_with("ss_")).cloned().collect();
     let header = tensor_file::header(&training, entries);
     let (mut model, mut legacy) = (Sha256::new(), Sha256::new());
     let mut start = 0;
-    for (i, bytes) in std::iter::once(&header).chain(entries.iter().map(|e| &e.bytes)).enumerate() {
+    for (i, bytes) in std::iter::once(&header[..]).chain(entries.iter().map(|e| &e.bytes[..])).enumerate() {
         let inside = |at: usize| at.clamp(start, start + bytes.len()) - start;
         legacy.update(&bytes[inside(LEGACY_RANGE.start)..inside(LEGACY_RANGE.end)]);
         if i > 0 {

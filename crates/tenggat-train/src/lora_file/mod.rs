@@ -91,7 +91,7 @@ pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> 
     })
 }
 
-fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry>, String> {
+fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>>, String> {
     for m in modules {
         if m.a.len() != m.rank * m.input || m.b.len() != m.output * m.rank {
             return Err(format!(
@@ -104,7 +104,7 @@ fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry>, String
             ));
         }
     }
-    let mut entries: Vec<Entry> = modules
+    let mut entries: Vec<Entry<'static>> = modules
         .par_iter()
         .flat_map_iter(|m| {
             let key = |part: &str| format!("{}{}.lora_{part}.weight", keys::PREFIX, m.name);

@@ -201,7 +201,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
         name: "m.lora_A.weight".into(),
         dtype: safetensors::Dtype::I64,
         shape: vec![1, 1],
-        bytes: vec![0; 8],
+        bytes: vec![0; 8].into(),
     };
     let cases = [
         (vec![], "holds no LoRA"),

@@ -80,4 +80,8 @@ impl Rule for AdamW {
     fn state(&self) -> Vec<(&'static str, &Tensor)> {
         vec![("m", &self.m), ("v", &self.v)]
     }
+
+    fn state_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
+        vec![("m", &mut self.m), ("v", &mut self.v)]
+    }
 }

@@ -136,6 +136,19 @@ impl Rule for AdamW8bit {
             ("small_v", small_v),
         ]
     }
+
+    fn state_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
+        let ([m, v], [m_scales, v_scales]) = (&mut self.codes, &mut self.scales);
+        let [small_m, small_v] = &mut self.full;
+        vec![
+            ("m", m),
+            ("m_scales", m_scales),
+            ("v", v),
+            ("v_scales", v_scales),
+            ("small_m", small_m),
+            ("small_v", small_v),
+        ]
+    }
 }
 
 #[cfg(test)]

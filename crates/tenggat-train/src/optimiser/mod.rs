@@ -70,6 +70,9 @@ trait Rule: Debug + Send {
 
     /// Everything that it keeps from step to step, by name.
     fn state(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// The same, to be put back.
+    fn state_mut(&mut self) -> Vec<(&'static str, &mut Tensor)>;
 }
 
 /// An optimiser: a method, its state, and the clipping before it.
@@ -105,6 +108,19 @@ impl Optimiser {
     /// Everything that the method keeps from step to step, by name.
     pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
         self.rule.state()
+    }
+
+    /// Puts a state back that was taken after so many steps; `fill` writes each tensor that [`Optimiser::state`] names.
+    ///
+    /// # Errors
+    /// What `fill` returns.
+    pub fn restore<E>(
+        &mut self,
+        steps: u64,
+        fill: &mut dyn FnMut(&str, &mut Tensor) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.steps = steps;
+        self.rule.state_mut().into_iter().try_for_each(|(name, tensor)| fill(name, tensor))
     }
 
     /// Bytes of the state.

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tenggat_models::qwen_image::transformer::{Positions, Transformer};
 use tenggat_models::qwen_image::{Scheduler, TextBatch};
 use tenggat_tensor::Tensor;
@@ -88,6 +89,13 @@ impl Prepared {
         let prepared =
             Prepared { items, batches, latents_of, latents, masks, reg_weight, prompts, buckets, positions };
         Ok((prepared, bad))
+    }
+
+    /// A text that is another as soon as pictures, captions or their treatment are.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        self.items.iter().for_each(|item| hash.update(format!("{item:?}\n")));
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// Picture sizes and the share of the batches that each has.

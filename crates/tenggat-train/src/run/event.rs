@@ -29,6 +29,22 @@ pub enum Event {
         /// Parameters that are trained.
         trainable: usize,
     },
+    /// A run that was cut off goes on.
+    Resumed {
+        /// Steps that it had done.
+        steps: u64,
+        /// Seconds that the run's clock is ahead of the process's for that.
+        ahead_s: f64,
+        /// Deadline on the run's clock.
+        deadline_s: Option<f64>,
+    },
+    /// The run had been finished before; nothing is done.
+    Done {
+        /// Steps that it has done.
+        steps: u64,
+        /// What to do to get more.
+        advice: String,
+    },
     /// What is expected of the rest, after the first steps and whenever it changed much.
     Forecast(Forecast),
     /// Somebody moved the deadline.

@@ -18,15 +18,56 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder. One that holds LoRA files already is renamed to `<folder>.old-1` (or the next free number),
-    /// which is returned too.
+    /// Opens the folder, which is made if need be: removes unfinished files of a killed process, and finds the numbered
+    /// files.
     ///
     /// # Errors
-    /// The folder cannot be made or renamed.
-    pub fn create(path: &Path, name: &str) -> Result<(Self, Option<PathBuf>)> {
-        let aside = if holds_results(path) { Some(move_aside(path)?) } else { None };
+    /// The folder cannot be made or read.
+    pub fn open(path: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(path).map_err(|e| Error::file("make the folder", path, e))?;
-        Ok((RunFolder { path: path.to_path_buf(), name: name.to_string(), numbered: Vec::new() }, aside))
+        crate::atomic::sweep(path).map_err(|e| Error::file("tidy the folder", path, e))?;
+        let numbered = Self::numbered_in(path, name).into_iter().map(|(_, path)| path).collect();
+        Ok(RunFolder { path: path.to_path_buf(), name: name.to_string(), numbered })
+    }
+
+    /// Whether a folder holds LoRA files.
+    pub fn holds_results(path: &Path) -> bool {
+        let Ok(entries) = fs::read_dir(path) else { return false };
+        entries.flatten().any(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
+    }
+
+    /// Renames a folder to `<folder>.old-1` or the next free number, which is returned.
+    ///
+    /// # Errors
+    /// The folder cannot be renamed.
+    pub fn move_aside(path: &Path) -> Result<PathBuf> {
+        let base = path.file_name().unwrap_or_default().to_os_string();
+        for n in 1..=9999 {
+            let mut name = base.clone();
+            name.push(format!(".old-{n}"));
+            let aside = path.with_file_name(name);
+            if !aside.exists() {
+                fs::rename(path, &aside).map_err(|e| Error::file("rename", path, e))?;
+                return Ok(aside);
+            }
+        }
+        Err(Error::Job(format!(
+            "{} holds results of an earlier run; remove it or give another name",
+            path.display()
+        )))
+    }
+
+    /// The files `<name>_<9 digits>.safetensors` of a folder and their numbers, lowest first.
+    pub fn numbered_in(path: &Path, name: &str) -> Vec<(u64, PathBuf)> {
+        let number = |file: &Path| -> Option<u64> {
+            let digits = file.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('_')?;
+            let digits = digits.strip_suffix(".safetensors")?;
+            (digits.len() == 9 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+        };
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let mut found: Vec<_> = entries.filter_map(|e| Some((number(&e.path())?, e.path()))).collect();
+        found.sort();
+        found
     }
 
     /// A file in it.
@@ -46,6 +87,8 @@ impl RunFolder {
 
     /// Notes that a numbered file was written, and removes the oldest beyond `keep` (0 keeps all).
     pub fn wrote_numbered(&mut self, path: PathBuf, keep: u64) {
+        // A run that goes on may write again what it had written before it was cut off.
+        self.numbered.retain(|old| *old != path);
         self.numbered.push(path);
         while keep > 0 && self.numbered.len() as u64 > keep {
             // A file that somebody has taken away already is no loss.
@@ -54,55 +97,45 @@ impl RunFolder {
     }
 }
 
-fn holds_results(path: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(path) else { return false };
-    entries.flatten().any(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
-}
-
-fn move_aside(path: &Path) -> Result<PathBuf> {
-    let base = path.file_name().unwrap_or_default().to_os_string();
-    for n in 1..=9999 {
-        let mut name = base.clone();
-        name.push(format!(".old-{n}"));
-        let aside = path.with_file_name(name);
-        if !aside.exists() {
-            fs::rename(path, &aside).map_err(|e| Error::file("rename", path, e))?;
-            return Ok(aside);
-        }
-    }
-    Err(Error::Job(format!(
-        "{} holds results of an earlier run; remove it or give another name",
-        path.display()
-    )))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn results_of_an_earlier_run_are_moved_aside() {
+    fn a_folder_is_moved_aside_whole() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("run");
-        let (folder, aside) = RunFolder::create(&path, "fox").unwrap();
-        assert!(aside.is_none());
+        let folder = RunFolder::open(&path, "fox").unwrap();
+        assert!(!RunFolder::holds_results(&path));
         fs::write(folder.finished(), "first").unwrap();
-        let (folder, aside) = RunFolder::create(&path, "fox").unwrap();
-        assert!(!folder.finished().exists());
-        assert_eq!(fs::read_to_string(aside.unwrap().join("fox.safetensors")).unwrap(), "first");
+        assert!(RunFolder::holds_results(&path));
+        let aside = RunFolder::move_aside(&path).unwrap();
+        assert!(!path.exists() && aside.ends_with("run.old-1"));
+        assert_eq!(fs::read_to_string(aside.join("fox.safetensors")).unwrap(), "first");
     }
 
     #[test]
     fn the_oldest_numbered_files_go_first() {
         let parent = tempfile::tempdir().unwrap();
-        let (mut folder, _) = RunFolder::create(&parent.path().join("run"), "fox").unwrap();
-        for step in [250, 500, 750] {
+        let path = parent.path().join("run");
+        let write = |folder: &mut RunFolder, step| {
             let path = folder.numbered(step);
             fs::write(&path, "").unwrap();
             folder.wrote_numbered(path, 2);
-        }
-        let left: Vec<bool> = [250, 500, 750].iter().map(|&s| folder.numbered(s).exists()).collect();
-        assert_eq!(left, [false, true, true]);
+        };
+        let mut folder = RunFolder::open(&path, "fox").unwrap();
+        [250, 500, 750].into_iter().for_each(|step| write(&mut folder, step));
+        let left = || RunFolder::numbered_in(&path, "fox").into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        assert_eq!(left(), [500, 750]);
         assert!(folder.numbered(500).ends_with("fox_000000500.safetensors"));
+        // Cut off, gone on with: files of before count, the last is written again.
+        for other in
+            ["fox_1.safetensors", "fox_best.safetensors", "wolf_000000001.safetensors", "fox.safetensors"]
+        {
+            fs::write(path.join(other), "").unwrap();
+        }
+        let mut folder = RunFolder::open(&path, "fox").unwrap();
+        [750, 1000].into_iter().for_each(|step| write(&mut folder, step));
+        assert_eq!(left(), [750, 1000]);
     }
 }

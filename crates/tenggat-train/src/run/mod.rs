@@ -10,16 +10,20 @@ mod folder;
 mod held_out;
 mod memory;
 mod report;
+mod resume;
 mod sampling;
 mod saving;
 mod scoring;
+mod state_file;
 mod training;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use tenggat_models::lora::Lora;
 use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan, Schedule, Shape, Warmup,
+    BucketConfig, Budget, BudgetConfig, Clock, FinishReason, Phase, PhaseCosts, SamplePlan, Schedule, Shape,
+    Warmup,
 };
 use tenggat_tensor::ops::loss;
 use tenggat_tensor::{DType, Device};
@@ -27,6 +31,7 @@ use tenggat_tensor::{DType, Device};
 pub use error::{Error, Result};
 pub use event::{Event, Scores, Step};
 pub use folder::LAST;
+pub use state_file::STATE;
 
 use crate::adapter;
 use crate::dataset;
@@ -43,9 +48,11 @@ use data::Prepared;
 use deadline::Requests;
 use encoding::Encoders;
 use folder::RunFolder;
+use resume::{Continued, Start};
 use sampling::Sampling;
 use saving::Saver;
 use scoring::Scoring;
+use state_file::End;
 use training::{State, Training};
 
 /// What a run is given besides its job.
@@ -57,6 +64,9 @@ pub struct Options<'a> {
     pub clock: &'a dyn Clock,
     /// Moment by which the process must have ended, on the clock.
     pub deadline_s: Option<f64>,
+    /// Whether the deadline is a moment, which stays where it is while a run is cut off. Otherwise it is a time to be spent,
+    /// and what an earlier part of the run spent counts.
+    pub deadline_is_moment: bool,
     /// Folder of the model.
     pub model: &'a Path,
     /// Folder that keeps quantised models for later runs; without one they are quantised every time.
@@ -65,6 +75,8 @@ pub struct Options<'a> {
     pub held_out: Option<&'a Path>,
     /// Whether the loss curve, and with held-out pictures their sheet, are drawn at the end.
     pub report: bool,
+    /// Moves what an earlier run left aside, instead of going on with it.
+    pub start_over: bool,
     /// Set by a signal: finish the step, save, and end.
     pub stop: &'a AtomicBool,
 }
@@ -91,20 +103,41 @@ const FIRST_SAMPLES_SHARE: f64 = 0.1;
 /// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
 const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
 
-/// Runs a job.
+/// Expected speed of writing the state of a run until it was timed, bytes per second.
+const STATE_BYTES_PER_S: f64 = 2e8;
+
+/// Runs a job. A run of the same job that was cut off is gone on with, so that it ends as if it had not been.
 ///
 /// # Errors
 /// The model, the pictures or the folder of the results cannot be used, or the training diverges. What was saved
 /// before stays on disk.
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
-    let clock = options.clock;
     let method = method(job)?;
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
     }
-    let (mut folder, aside) = RunFolder::create(&job.folder, &job.name)?;
-    if let Some(aside) = aside {
-        show(Event::Warning(format!("the results of an earlier run are now in {}", aside.display())));
+    let start = resume::decide(job, options, &mut |text| show(Event::Warning(text)));
+    match &start {
+        Start::Aside(why) => {
+            let aside = RunFolder::move_aside(&job.folder)?;
+            let text = format!("the results of an earlier run are now in {}, {why}", aside.display());
+            show(Event::Warning(text));
+        }
+        Start::Done(steps, advice) => {
+            show(Event::Done { steps: *steps, advice: advice.clone() });
+            return Ok(Summary::done(&job.folder, &job.name, *steps));
+        }
+        Start::Fresh | Start::Continue(_) | Start::FromLora(..) => {}
+    }
+    let folder = RunFolder::open(&job.folder, &job.name)?;
+    let ahead_s = if let Start::Continue(saved) = &start { resume::ahead_s(saved, options) } else { 0.0 };
+    let clock = &Continued { clock: options.clock, before_s: ahead_s };
+    let moved_s = if options.deadline_is_moment { ahead_s } else { 0.0 };
+    let deadline_s = options.deadline_s.map(|s| s + moved_s);
+    let options = &Options { clock, deadline_s, ..*options };
+    let steps_before = start.steps();
+    if steps_before > 0 {
+        show(Event::Resumed { steps: steps_before, ahead_s, deadline_s });
     }
     let requests = Requests::new(&job.folder);
     let config = folder.file("config.yaml");
@@ -170,46 +203,72 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
             show(Event::Warning(text));
         }
     }
+    let mut ema =
+        job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
+    let mut optimiser = Optimiser::new(method, max_grad_norm(job), &lora)?;
+    match &start {
+        Start::Continue(saved) => {
+            saved.restore(&mut lora.parameters, &mut optimiser, ema.as_mut())?;
+            if saved.progress.data != data.fingerprint() {
+                let text =
+                    "the pictures or captions are others than before, and so is the order of the batches";
+                show(Event::Warning(text.into()));
+            }
+        }
+        Start::FromLora(file, _) => {
+            lora_file::start_from(file, &mut lora)?;
+            // The average begins at the weights.
+            ema = job.train.ema_decay.map(|d| Ema::new(d, !job.compat.constant_ema, &lora)).transpose()?;
+        }
+        Start::Fresh | Start::Aside(_) | Start::Done(..) => {}
+    }
     if let Some(sampling) = &mut sampling
-        && job.sample.first != FirstRound::Never
+        && (job.sample.first == FirstRound::Always
+            || job.sample.first == FirstRound::AtStart && steps_before == 0)
     {
         phases.time(Phase::FirstSample, show, |show| {
             let began_s = clock.now_s();
             let until_s = options.deadline_s.map(|s| began_s + FIRST_SAMPLES_SHARE * (s - began_s));
             let mut may_go_on = |_| until_s.is_none_or(|until_s| clock.now_s() < until_s);
-            if !sampling.round(&lora, 0, &folder, &mut may_go_on, show)? {
+            if !sampling.round(&lora, steps_before, &folder, &mut may_go_on, show)? {
                 show(Event::Warning("the first sample pictures would take too much of the budget".into()));
             }
             Ok(())
         })?;
     }
-    let mut budget = budget(job, options, &data, trainable, &phases)?;
-    let ema =
-        job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
-    let optimiser = Optimiser::new(method, Some(job.train.max_grad_norm), &lora)?;
+    let save_s = trainable as f64 * SAVE_S_PER_PARAMETER + state_s(job, &lora, &optimiser, ema.is_some());
+    let before = (steps_before, start.progress(job, deadline_s));
+    let mut budget = budget(job, options, &data, save_s, &phases, before)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);
     let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
-    let metrics = folder.file("metrics.jsonl");
-    let metrics = Metrics::create(&metrics).map_err(|e| Error::file("write", &metrics, e))?;
+    let log = folder.file("metrics.jsonl");
+    let metrics = if steps_before > 0 {
+        Metrics::resume(&log, steps_before)
+            .inspect(|_| state.take_back(&crate::metrics::read(&log).unwrap_or_default()))
+    } else {
+        Metrics::create(&log)
+    };
+    let metrics = metrics.map_err(|e| Error::file("write", &log, e))?;
+    let kept_state = job.resume.then(|| folder.file(STATE));
     let mut training = Training {
         job,
         model: &model,
         scheduler: &scheduler,
+        saver: Saver::new(job, kept_state, data.fingerprint()),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),
-        saver: Saver::new(job),
         metrics,
         requests,
         sampling,
-        folder: &mut folder,
+        folder,
     };
     let train_began_s = clock.now_s();
     budget.phase_started(Phase::Train, train_began_s);
     show(Event::PhaseStarted(Phase::Train));
-    training.run(&mut state, &mut budget, options, show)?;
+    let end = training.run(&mut state, &mut budget, options, show)?;
     let mut sampling = training.sampling.take();
-    drop(training);
+    let Training { saver, mut metrics, folder, .. } = training;
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
     show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });
@@ -217,8 +276,13 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let steps = budget.steps_done();
     budget.phase_started(Phase::FinalSave, clock.now_s());
     let lora = folder.finished();
-    Saver::new(job).save(state.best(), &lora, steps)?;
+    saver.save(state.best(), &lora, steps)?;
     crate::atomic::copy(&lora, &folder.file(LAST)).map_err(|e| Error::file("write", &lora, e))?;
+    let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
+    // The LoRA is safe; what goes wrong now is no reason to say that the run failed.
+    if let Err(e) = metrics.sync().and_then(|()| saver.save_state(&state, &budget, clock.now_s(), end)) {
+        show(Event::Warning(format!("the state of the run is not kept: {e}; it cannot be gone on with")));
+    }
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
@@ -256,7 +320,30 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
     }
     let (before, after) = compared.unzip();
-    Ok(Summary { lora, steps, step_s: trained_s / steps.max(1) as f64, before, after })
+    let taken = steps.saturating_sub(steps_before).max(1);
+    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, before, after })
+}
+
+impl Summary {
+    /// Of a run that had been finished before.
+    fn done(folder: &Path, name: &str, steps: u64) -> Self {
+        let finished = folder.join(format!("{name}.safetensors"));
+        let newest = || RunFolder::numbered_in(folder, name).pop().map(|(_, path)| path);
+        let lora = if finished.exists() { finished } else { newest().unwrap_or(finished) };
+        Summary { lora, steps, step_s: 0.0, before: None, after: None }
+    }
+}
+
+/// Largest norm of the gradient.
+fn max_grad_norm(job: &Job) -> Option<f64> {
+    Some(job.train.max_grad_norm)
+}
+
+/// Expected seconds of writing the state of the run until it was timed.
+fn state_s(job: &Job, lora: &Lora, optimiser: &Optimiser, averaged: bool) -> f64 {
+    let copies = if averaged { 2 } else { 1 };
+    let bytes = copies * lora.parameters.len() * lora.parameters.dtype().bytes() + optimiser.state_bytes();
+    if job.resume { bytes as f64 / STATE_BYTES_PER_S } else { 0.0 }
 }
 
 /// Times the phases before there is a budget.
@@ -286,10 +373,10 @@ fn budget(
     job: &Job,
     options: &Options<'_>,
     data: &Prepared,
-    trainable: usize,
+    save_s: f64,
     phases: &Phases<'_>,
+    (steps_done, progress_done): (u64, f64),
 ) -> Result<Budget> {
-    let save_s = trainable as f64 * SAVE_S_PER_PARAMETER;
     let mut costs = PhaseCosts::default().with(Phase::FinalSave, 2.0 * save_s);
     let mut round_s = 0.0;
     for &(phase, began_s, ended_s) in &phases.records {
@@ -315,6 +402,8 @@ fn budget(
         phases: costs,
         save_s,
         buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
+        steps_done,
+        progress_done,
         samples: job.sample.enabled.then_some(SamplePlan { every_steps: job.sample.every, round_s }),
         ..BudgetConfig::default()
     })?;

@@ -1,21 +1,65 @@
 //! From an adapter on the device to a LoRA file.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use tenggat_models::lora::Lora;
 
+use tenggat_plan::Budget;
+
 use super::Result;
+use super::resume::unix_s;
+use super::state_file::{self, End, Progress, Tensors};
+use super::training::State;
 use crate::job::Job;
 use crate::lora_file::{self, Info, Module};
 
-/// Writes LoRA files of one run.
+/// Writes LoRA files of one run, and the state that it is gone on with.
 pub(super) struct Saver<'a> {
     job: &'a Job,
+    /// File of the state, if it is kept.
+    state: Option<PathBuf>,
+    /// What is trained on.
+    data: String,
 }
 
 impl<'a> Saver<'a> {
-    pub fn new(job: &'a Job) -> Self {
-        Saver { job }
+    pub fn new(job: &'a Job, state: Option<PathBuf>, data: String) -> Self {
+        Saver { job, state, data }
+    }
+
+    /// Writes the state if it is kept. `end` is why the run is finished, if it is.
+    ///
+    /// # Errors
+    /// The file cannot be written; the run need not end for that.
+    pub fn save_state(
+        &self,
+        state: &State<'_>,
+        budget: &Budget,
+        now_s: f64,
+        end: Option<End>,
+    ) -> io::Result<()> {
+        let Some(path) = &self.state else { return Ok(()) };
+        let deadline_s = budget.deadline_s();
+        let optimiser = state.trainer.optimiser();
+        let progress = Progress {
+            version: Progress::VERSION,
+            job: self.job.text.clone(),
+            lr: self.job.train.lr,
+            rank: self.job.network.rank,
+            seed: self.job.seed,
+            data: self.data.clone(),
+            steps: budget.steps_done(),
+            progress: budget.progress(),
+            optimiser_steps: optimiser.steps(),
+            ema_steps: state.ema.as_ref().map(|ema| ema.steps()),
+            spent_s: now_s,
+            deadline_s,
+            deadline_unix_s: deadline_s.map(|s| unix_s() + s - now_s),
+            end,
+        };
+        let parameters = &state.trainer.lora().parameters;
+        state_file::write(path, &progress, &Tensors { parameters, optimiser, ema: state.ema.as_ref() })
     }
 
     /// Writes the adapter beside `path` and renames it, so that `path` is whole at every moment.

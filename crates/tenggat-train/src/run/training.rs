@@ -38,7 +38,7 @@ pub(super) struct Training<'a, 's> {
     pub scheduler: &'a Scheduler,
     pub data: Prepared,
     pub schedule: Schedule,
-    pub folder: &'a mut RunFolder,
+    pub folder: RunFolder,
     pub saver: Saver<'a>,
     pub metrics: Metrics,
     pub requests: Requests,
@@ -66,21 +66,21 @@ impl<'a> State<'a> {
 }
 
 impl Training<'_, '_> {
-    /// Trains until the budget says finish, or somebody asks to stop.
+    /// Trains until the budget says finish, which is returned with its reason, or somebody asks to stop.
     pub fn run(
         &mut self,
         state: &mut State<'_>,
         budget: &mut Budget,
         options: &Options<'_>,
         show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
+    ) -> Result<Option<FinishReason>> {
         while !options.stop.load(Ordering::Relaxed) {
             let bucket = self.data.bucket(self.first_batch(budget.steps_done()));
             self.requests.answer(budget, options.clock.now_s(), show);
             match budget.decide(options.clock.now_s(), bucket) {
                 Decision::Finish(reason) => {
                     self.tell_end(reason, budget, options.clock, show);
-                    break;
+                    return Ok(Some(reason));
                 }
                 Decision::SaveLast => {
                     let path = self.folder.file(LAST);
@@ -100,7 +100,7 @@ impl Training<'_, '_> {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// What the user should know about an end that was not planned, or that came before the first forecast.
@@ -222,7 +222,7 @@ impl Training<'_, '_> {
         let why = match budget.allows_samples(began_s) {
             SampleVerdict::Go => {
                 let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
-                sampling.round(state.best(), done, self.folder, &mut may_go_on, show)?;
+                sampling.round(state.best(), done, &self.folder, &mut may_go_on, show)?;
                 let now_s = clock.now_s();
                 budget.observe_samples(now_s, now_s - began_s);
                 return Ok(());
@@ -236,7 +236,7 @@ impl Training<'_, '_> {
     }
 
     fn save(
-        &self,
+        &mut self,
         path: &Path,
         state: &State<'_>,
         budget: &mut Budget,
@@ -245,6 +245,14 @@ impl Training<'_, '_> {
     ) -> Result<()> {
         let began_s = clock.now_s();
         self.saver.save(state.best(), path, budget.steps_done())?;
+        // The state counts on the lines of its steps.
+        let kept =
+            self.metrics.sync().and_then(|()| self.saver.save_state(state, budget, clock.now_s(), None));
+        if let Err(e) = kept {
+            show(Event::Warning(format!(
+                "the state of the run is not kept: {e}; an interrupted run would begin anew"
+            )));
+        }
         let now_s = clock.now_s();
         budget.observe_save(now_s, now_s - began_s);
         show(Event::Saved { path: path.to_path_buf(), steps: budget.steps_done() });
@@ -265,11 +273,26 @@ impl State<'_> {
             show(Event::Warning(text));
             return Ok(());
         }
-        self.unusable = 0;
-        self.curve.push(Point { step: step + 1, loss: outcome.loss, lr });
-        let weight = SMOOTHING.max(1.0 / self.curve.len() as f64);
-        let before = if self.smoothed.is_nan() { outcome.loss } else { self.smoothed };
-        self.smoothed = before + weight * (outcome.loss - before);
+        self.add(Point { step: step + 1, loss: outcome.loss, lr });
         Ok(())
+    }
+
+    /// Brings back the curve of a run that goes on.
+    pub fn take_back(&mut self, records: &[Record]) {
+        for record in records {
+            if record.loss.is_finite() && record.grad_norm.is_finite() {
+                self.add(Point { step: record.step, loss: record.loss, lr: record.lr });
+            } else {
+                self.unusable += 1;
+            }
+        }
+    }
+
+    fn add(&mut self, point: Point) {
+        self.unusable = 0;
+        self.curve.push(point);
+        let weight = SMOOTHING.max(1.0 / self.curve.len() as f64);
+        let before = if self.smoothed.is_nan() { point.loss } else { self.smoothed };
+        self.smoothed = before + weight * (point.loss - before);
     }
 }

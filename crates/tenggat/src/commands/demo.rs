@@ -8,6 +8,7 @@ use tenggat_train::run::Scores;
 use super::train::{run_job, show_warnings};
 use crate::assets;
 use crate::cli;
+use crate::limit::Limited;
 
 /// The demo's job.
 const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
@@ -31,7 +32,10 @@ pub fn demo(args: &cli::Demo, clock: WallClock) -> anyhow::Result<()> {
     show_warnings(&warnings);
     job.train.lr = args.lr.unwrap_or(job.train.lr);
     job.network.rank = args.rank.unwrap_or(job.network.rank);
-    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &clock, Some(budget_s), true)?;
+    // Every demo is a new one.
+    job.resume = false;
+    let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
+    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false)?;
     println!();
     if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
         table(before, after);

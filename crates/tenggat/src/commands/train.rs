@@ -14,7 +14,7 @@ use tenggat_train::run::{self, Options, Summary};
 use super::model::{locate, locate_file};
 use crate::assets;
 use crate::cli;
-use crate::limit;
+use crate::limit::{self, Limited};
 use crate::progress::Progress;
 
 /// Runs a job file.
@@ -27,7 +27,7 @@ pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
         // Fails if --threads has set them already, which counts more.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let summary = run_job(&job, args.held_out.as_deref(), &limited.clock, limited.deadline_s, true)?;
+    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
     Ok(())
 }
@@ -43,9 +43,8 @@ pub fn show_warnings(warnings: &[Warning]) {
 pub fn run_job(
     job: &Job,
     held_out: Option<&Path>,
-    clock: &WallClock,
-    deadline_s: Option<f64>,
-    report: bool,
+    limited: &Limited,
+    start_over: bool,
 ) -> anyhow::Result<Summary> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -64,15 +63,18 @@ pub fn run_job(
     let kept = assets::cache_folder()?.join("quantised");
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
+    let &Limited { ref clock, deadline_s, is_moment } = limited;
     let mut progress = Progress::new(clock, deadline_s);
     let options = Options {
         device: &device,
         clock,
         deadline_s,
+        deadline_is_moment: is_moment,
         model: &model,
         quantised,
         held_out,
-        report,
+        report: true,
+        start_over,
         stop: &stop,
     };
     let summary = run::run(&job, &options, &mut |event| progress.show(event))?;

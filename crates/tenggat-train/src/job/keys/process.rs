@@ -91,6 +91,7 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("seed", "7"),
             supported("compat", "[caption-spaces]"),
             supported("threads", "2"),
+            supported("resume", "false"),
         ],
     },
 ];

@@ -202,6 +202,7 @@ impl Resolver<'_> {
             model: self.model(process.model.unwrap_or_default())?,
             train: self.train(train, batch_size)?,
             sample,
+            resume: own.resume.unwrap_or(true),
             limits,
             compat,
             trigger_word,

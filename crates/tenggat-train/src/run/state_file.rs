@@ -1,0 +1,280 @@
+//! The file that a run is gone on with: everything that the next step depends on, as it was after a step.
+//!
+//! A safetensors file whose metadata hold [`Progress`] as JSON under one key. It is written beside its name and renamed,
+//! so that it is whole however the process ends. Parameters and averages are kept in full precision, the optimiser's
+//! state in its own types; whatever is random or in an order is a function of the seed and the step, so it takes no
+//! room. The loss curve is read back from the metrics.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use tenggat_tensor::{DType, Tensor};
+
+use super::{Error, Result};
+use crate::ema::Ema;
+use crate::optimiser::Optimiser;
+use crate::tensor_file::{self, Entry};
+
+/// Its name in the run's folder; no `.safetensors`, so that nobody takes it for a LoRA.
+pub const STATE: &str = "resume.state";
+/// Key of the metadata.
+const KEY: &str = "tenggat_run";
+/// Raised when older versions could not go on with a newer file.
+const VERSION: u32 = 1;
+
+/// What is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    pub version: u32,
+    /// Text of the job file, variables replaced.
+    pub job: String,
+    /// What the command line may have changed: learning rate, rank, seed.
+    pub lr: f64,
+    pub rank: usize,
+    pub seed: u64,
+    /// What is trained on, see [`super::data::Prepared::fingerprint`].
+    pub data: String,
+    pub steps: u64,
+    /// Progress of the learning-rate schedule.
+    pub progress: f64,
+    pub optimiser_steps: u64,
+    /// Updates of the averaged weights.
+    pub ema_steps: Option<u64>,
+    /// Seconds on the run's clock.
+    pub spent_s: f64,
+    /// The deadline on that clock, and as seconds since 1970.
+    pub deadline_s: Option<f64>,
+    pub deadline_unix_s: Option<f64>,
+    pub end: Option<End>,
+}
+
+/// Why a run that is finished ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum End {
+    /// All steps asked for were done.
+    Steps,
+    /// The time was used up.
+    Time,
+}
+
+impl Progress {
+    pub const VERSION: u32 = VERSION;
+}
+
+/// The tensors.
+pub(super) struct Tensors<'a> {
+    pub parameters: &'a Tensor,
+    pub optimiser: &'a Optimiser,
+    pub ema: Option<&'a Ema>,
+}
+
+/// Name of the optimiser's tensor `part` in the file.
+fn optimiser_part(part: &str) -> String {
+    format!("optimiser.{part}")
+}
+
+/// Writes the file, atomically.
+///
+/// # Errors
+/// The file cannot be written; an older one is then untouched.
+pub(super) fn write(path: &Path, progress: &Progress, tensors: &Tensors<'_>) -> io::Result<()> {
+    let mut named = vec![("parameters".to_owned(), tensors.parameters)];
+    named.extend(tensors.optimiser.state().into_iter().map(|(part, t)| (optimiser_part(part), t)));
+    named.extend(tensors.ema.map(|ema| ("average".to_owned(), &ema.average().parameters)));
+    let mut entries = named
+        .into_iter()
+        .map(|(name, t)| {
+            let bytes = t.to_bytes().map_err(io::Error::other)?;
+            Ok(Entry { name, dtype: stored_type(t.dtype()), shape: t.shape().to_vec(), bytes })
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    tensor_file::sort(&mut entries);
+    let metadata = [(KEY.to_owned(), serde_json::to_string(progress)?)];
+    tensor_file::write(path, &metadata, &entries)
+}
+
+fn stored_type(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F64 => Dtype::F64,
+        DType::BF16 => Dtype::BF16,
+        DType::U8 => Dtype::U8,
+    }
+}
+
+/// A file as found.
+#[derive(Debug)]
+pub(super) struct Saved {
+    path: PathBuf,
+    map: Mmap,
+    pub progress: Progress,
+}
+
+impl Saved {
+    /// Opens a file; returns what is wrong with one that cannot be used.
+    pub fn open(path: &Path) -> Result<Saved, String> {
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        // SAFETY: the map is read only, and the file is replaced by renaming, never rewritten in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| e.to_string())?;
+        let broken = |e: &dyn std::fmt::Display| format!("it is broken ({e})");
+        // The whole of it: a tensor that lies outside the file is found here.
+        SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
+        let text = header.metadata().as_ref().and_then(|all| all.get(KEY));
+        let text = text.ok_or("it holds no run")?;
+        let version = serde_json::from_str::<serde_json::Value>(text).map_err(|e| broken(&e))?;
+        if version.get("version").and_then(serde_json::Value::as_u64) != Some(VERSION.into()) {
+            return Err("it was written by another version of tenggat".into());
+        }
+        let progress: Progress = serde_json::from_str(text).map_err(|e| broken(&e))?;
+        if !(progress.progress >= 0.0 && progress.spent_s >= 0.0) {
+            return Err(broken(&"negative numbers"));
+        }
+        Ok(Saved { path: path.to_path_buf(), map, progress })
+    }
+
+    /// Fills a tensor with what was kept of it.
+    fn fill(&self, name: &str, to: &mut Tensor) -> Result<()> {
+        let unfit = |reason: String| {
+            Error::Job(format!(
+                "{} does not fit this model: {reason}; was the model replaced? Train anew with --start-over",
+                self.path.display()
+            ))
+        };
+        let file = SafeTensors::deserialize(&self.map).map_err(|e| unfit(e.to_string()))?;
+        let view = file.tensor(name).map_err(|e| unfit(format!("`{name}`: {e}")))?;
+        let expected = (stored_type(to.dtype()), to.shape());
+        if (view.dtype(), view.shape()) != expected {
+            let got = (view.dtype(), view.shape());
+            return Err(unfit(format!("`{name}`: expected {expected:?}, got {got:?}")));
+        }
+        Ok(to.set_bytes(view.data())?)
+    }
+
+    /// Brings back parameters, optimiser and average.
+    ///
+    /// # Errors
+    /// They do not fit.
+    pub fn restore(
+        &self,
+        parameters: &mut Tensor,
+        optimiser: &mut Optimiser,
+        ema: Option<&mut Ema>,
+    ) -> Result<()> {
+        self.fill("parameters", parameters)?;
+        optimiser
+            .restore(self.progress.optimiser_steps, &mut |part, to| self.fill(&optimiser_part(part), to))?;
+        if let Some(ema) = ema {
+            let steps = self.progress.ema_steps.unwrap_or(self.progress.steps);
+            ema.restore(steps, &mut |to| self.fill("average", to))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tenggat_models::lora::{Candidate, Layout, Lora};
+    use tenggat_tensor::Device;
+
+    use super::*;
+    use crate::optimiser::{AdamW8bitConfig, Method};
+
+    fn progress() -> Progress {
+        Progress {
+            version: VERSION,
+            job: "job: extension\n".into(),
+            lr: 0.1 + 0.2,
+            rank: 2,
+            seed: 7,
+            data: "abc".into(),
+            steps: 3,
+            progress: 1.0 / 3.0,
+            optimiser_steps: 2,
+            ema_steps: Some(2),
+            spent_s: 1.5,
+            deadline_s: None,
+            deadline_unix_s: None,
+            end: None,
+        }
+    }
+
+    fn trained() -> (Lora, Optimiser, Ema) {
+        let layer = (2000, vec![Candidate { name: "m".into(), output: 3000, trained: true }]);
+        let layout = Layout::new(2, [layer], |_| true);
+        let mut lora = crate::adapter::initialise(layout, 1, &Device::cpu_poisoned(), DType::F32).unwrap();
+        let method = Method::AdamW8bit(AdamW8bitConfig::default());
+        let mut optimiser = Optimiser::new(method, Some(1.0), &lora).unwrap();
+        let mut ema = Ema::new(0.9, true, &lora).unwrap();
+        for _ in 0..2 {
+            let gradients = lora.parameters.duplicate().unwrap();
+            optimiser.measure(&gradients).unwrap();
+            optimiser.update(&mut lora, &gradients, 1e-3).unwrap();
+            ema.update(&lora).unwrap();
+        }
+        (lora, optimiser, ema)
+    }
+
+    #[test]
+    fn everything_comes_back_to_the_last_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let (lora, optimiser, ema) = trained();
+        write(
+            &path,
+            &progress(),
+            &Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: Some(&ema) },
+        )
+        .unwrap();
+        // A process that is killed while it writes leaves a part of the new file under another name.
+        fs::write(folder.path().join(".tenggat-unfinished-x"), &fs::read(&path).unwrap()[..99]).unwrap();
+        let saved = Saved::open(&path).unwrap();
+        assert_eq!(saved.progress, progress());
+        let mut fresh =
+            crate::adapter::initialise(lora.layout.clone(), 2, &Device::cpu(), DType::F32).unwrap();
+        let method = Method::AdamW8bit(AdamW8bitConfig::default());
+        let mut again = Optimiser::new(method, Some(1.0), &fresh).unwrap();
+        let mut average = Ema::new(0.9, true, &fresh).unwrap();
+        saved.restore(&mut fresh.parameters, &mut again, Some(&mut average)).unwrap();
+        let bits = |t: &Tensor| t.to_bytes().unwrap().into_owned();
+        assert_eq!(bits(&lora.parameters), bits(&fresh.parameters));
+        assert_eq!(bits(&ema.average().parameters), bits(&average.average().parameters));
+        assert_eq!((again.steps(), average.steps()), (2, 2));
+        for ((name, a), (_, b)) in optimiser.state().into_iter().zip(again.state()) {
+            assert_eq!(bits(a), bits(b), "{name}");
+        }
+        // Another rank: another length.
+        let layout = Layout::new(4, [(2000, vec![])], |_| true);
+        let mut other = Lora::zeros(layout, &Device::cpu(), DType::F32).unwrap();
+        let error = saved.fill("parameters", &mut other.parameters).unwrap_err().to_string();
+        assert!(error.contains("`parameters`") && error.contains("--start-over"), "{error}");
+    }
+
+    #[test]
+    fn spoilt_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let (lora, optimiser, ema) = trained();
+        let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: Some(&ema) };
+        write(&path, &progress(), &tensors).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for length in [0, 1, 8, 20, 200, whole.len() / 2, whole.len() - 1] {
+            // Another file of that name, so that the map of the one before stays as it is.
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(Saved::open(&path).is_err(), "{length} bytes");
+        }
+        write(&path, &Progress { version: VERSION + 1, ..progress() }, &tensors).unwrap();
+        assert!(Saved::open(&path).unwrap_err().contains("another version"));
+        write(&path, &Progress { progress: f64::NAN, ..progress() }, &tensors).unwrap();
+        assert!(Saved::open(&path).unwrap_err().contains("broken"));
+        assert!(Saved::open(&folder.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,241 @@
+//! Runs that are cut off and gone on with, from outside: real processes, real kills.
+#![cfg(unix)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A job on the mini model with everything that keeps a state: 8-bit moments, an average, drawn captions, a schedule.
+struct Job {
+    folder: tempfile::TempDir,
+}
+
+impl Job {
+    /// `train` and `process` are further keys.
+    fn new(train: &str, process: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let set = folder.path().join("set");
+        fs::create_dir(&set).unwrap();
+        let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset/train");
+        for name in ["fox", "bell", "drum"] {
+            for extension in ["png", "txt"] {
+                let file = format!("{name}.{extension}");
+                fs::copy(pictures.join(&file), set.join(&file)).unwrap();
+            }
+        }
+        let text = format!(
+            "job: extension
+config:
+  name: fox
+  process:
+    - type: sd_trainer
+      training_folder: '{out}'
+      training_seed: 5
+      network: {{type: lora, linear: 16, linear_alpha: 16}}
+      save: {{dtype: float32, save_every: 2, max_step_saves_to_keep: 2}}
+      datasets:
+        - {{folder_path: '{set}', resolution: [64, 96], caption_dropout_rate: 0.5}}
+      train:
+        {{batch_size: 1, lr: 1e-3, optimizer: adamw8bit, timestep_type: sigmoid, lr_scheduler: cosine,
+          ema_config: {{use_ema: true, ema_decay: 0.9}}, {train}}}
+      model: {{name_or_path: mini, arch: qwen_image}}
+{process}",
+            out = folder.path().display(),
+            set = set.display()
+        );
+        fs::write(folder.path().join("job.yaml"), text).unwrap();
+        Job { folder }
+    }
+
+    fn rewrite(&self, from: &str, to: &str) {
+        let path = self.folder.path().join("job.yaml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenggat"));
+        command.args(["train", "--threads", "1"]).args(more).arg(self.folder.path().join("job.yaml"));
+        command
+    }
+
+    /// Runs to the end; returns what was said.
+    fn run(&self, more: &[&str]) -> String {
+        let output = self.command(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("fox").join(name)
+    }
+
+    fn lora(&self) -> Vec<u8> {
+        fs::read(self.file("fox.safetensors")).unwrap()
+    }
+
+    fn steps(&self) -> u64 {
+        fs::read_to_string(self.file("metrics.jsonl")).map_or(0, |text| text.lines().count() as u64)
+    }
+
+    /// Step, loss, rate and norm of every line; the times differ from run to run.
+    fn log(&self) -> Vec<[String; 4]> {
+        let text = fs::read_to_string(self.file("metrics.jsonl")).unwrap();
+        let line = |line: &str| {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            ["step", "loss", "lr", "grad_norm"].map(|key| value[key].to_string())
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Starts it and sends a signal `delay` after it has done `step` steps. Returns whether it was still running.
+    fn cut_off(&self, signal: &str, step: u64, delay: Duration) -> bool {
+        let mut child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        while self.steps() < step {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success());
+                return false;
+            }
+            assert!(began.elapsed().as_secs() < 120, "step {step} was not reached");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(delay);
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        signal == "-KILL" && !status.success() || signal == "-TERM" && status.success()
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Kills a run again and again and compares it with one that was left alone; `at` gives the steps and the delays.
+fn killed_and_left_alone(steps: u64, at: impl IntoIterator<Item = (u64, Duration)>) -> usize {
+    let train = format!("steps: {steps}");
+    let (alone, killed) = (Job::new(&train, ""), Job::new(&train, ""));
+    alone.run(&[]);
+    let mut kills = 0;
+    for (step, delay) in at {
+        kills += usize::from(killed.cut_off("-KILL", step, delay));
+    }
+    let said = killed.run(&[]);
+    assert!(said.contains("going on") || said.contains("done"), "{said}");
+    assert!(alone.lora() == killed.lora(), "the LoRA differs after {kills} kills");
+    assert_eq!(alone.log(), killed.log());
+    let numbered = |job: &Job| {
+        let mut names: Vec<_> = fs::read_dir(job.file("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(numbered(&alone), numbered(&killed));
+    kills
+}
+
+#[test]
+fn a_killed_run_ends_with_the_bytes_of_one_left_alone() {
+    let at = [(3, 0), (6, 7), (7, 13), (13, 3)].map(|(step, ms)| (step, Duration::from_millis(ms)));
+    assert!(killed_and_left_alone(16, at) >= 3);
+}
+
+/// The same at twenty random steps; some twenty seconds on an idle machine.
+#[test]
+#[ignore = "long; `cargo test --release --test resume -- --ignored`"]
+fn twenty_kills_leave_no_trace() {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut state = u64::from(seed) | 1;
+    let mut below = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    let mut steps: Vec<u64> = (0..20).map(|_| 2 + below(95)).collect();
+    steps.sort_unstable();
+    println!("seed {seed}: killed after steps {steps:?}");
+    let at: Vec<_> = steps.into_iter().map(|step| (step, Duration::from_millis(below(30)))).collect();
+    let kills = killed_and_left_alone(100, at);
+    println!("{kills} kills");
+    assert!(kills >= 15);
+}
+
+#[test]
+fn an_interrupted_run_goes_on_and_a_finished_one_says_so() {
+    let (alone, job) = (Job::new("steps: 12", ""), Job::new("steps: 12", ""));
+    alone.run(&[]);
+    assert!(job.cut_off("-TERM", 3, Duration::ZERO));
+    let said = job.run(&[]);
+    assert!(said.contains("going on"), "{said}");
+    assert!(alone.lora() == job.lora() && alone.log() == job.log());
+
+    // Finished: nothing is done, and more steps go on from there.
+    let before = job.lora();
+    let said = job.run(&[]);
+    assert!(said.contains("this job is finished, 12 steps") && said.contains("--start-over"), "{said}");
+    assert!(before == job.lora());
+    job.rewrite("steps: 12", "steps: 14");
+    let said = job.run(&[]);
+    assert!(said.contains("after 12 steps") && job.steps() == 14, "{said}");
+    assert!(before != job.lora());
+    assert!(!job.folder.path().join("fox.old-1").exists());
+
+    // A state that is spoilt is no reason to lose the weights.
+    fs::write(job.file("resume.state"), "spoilt").unwrap();
+    job.rewrite("steps: 14", "steps: 16");
+    let said = job.run(&[]);
+    assert!(said.contains("resume.state cannot be gone on with") && job.steps() == 16, "{said}");
+
+    // Without a state there is none in the folder.
+    job.rewrite("      model:", "      tenggat: {resume: false}\n      model:");
+    let said = job.run(&[]);
+    assert!(said.contains("`resume: false`") && job.folder.path().join("fox.old-1").exists(), "{said}");
+    assert!(!job.file("resume.state").exists());
+}
+
+#[test]
+fn the_weights_of_another_trainer_are_taken_and_its_optimiser_is_not() {
+    let job = Job::new("steps: 4", "");
+    job.run(&[]);
+    for name in ["resume.state", "fox.safetensors", "last.safetensors", "metrics.jsonl"] {
+        fs::remove_file(job.file(name)).unwrap();
+    }
+    fs::write(job.file("optimizer.pt"), "PK").unwrap();
+    let said = job.run(&[]);
+    assert!(said.contains("this job is finished, 4 steps"), "{said}");
+    job.rewrite("steps: 4", "steps: 6");
+    let said = job.run(&[]);
+    assert!(said.contains("optimizer.pt is ai-toolkit's") && said.contains("after 4 steps"), "{said}");
+    assert_eq!(job.log().first().unwrap()[0], "5");
+    assert_eq!(job.steps(), 2);
+}
+
+#[test]
+fn a_budget_goes_on_where_it_was_and_is_not_given_twice() {
+    let job = Job::new("weight_decay: 0", "");
+    job.rewrite(", weight_decay: 0", "");
+    let mut child = job.command(&["--budget", "12s"]).stdout(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while !job.file("resume.state").exists() || began.elapsed().as_secs_f64() < 5.0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended after {:?}", began.elapsed());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = job.log();
+    let again = Instant::now();
+    let said = job.run(&["--budget", "12s"]);
+    let took_s = again.elapsed().as_secs_f64();
+    assert!(said.contains("going on") && said.contains("spent"), "{said}");
+    // 5 s are spent, the last save may be a second older.
+    assert!((4.0..8.5).contains(&took_s), "{took_s}");
+    let after = job.log();
+    assert!(after.len() > before.len());
+    // The rate goes on falling without a jump, down to nothing.
+    let rates: Vec<f64> = after.iter().map(|line| line[2].parse().unwrap()).collect();
+    assert!(rates.windows(2).all(|pair| pair[1] <= pair[0] && pair[0] - pair[1] < 3e-4), "{rates:?}");
+    assert_eq!(rates.last(), Some(&0.0));
+    let said = job.run(&["--budget", "12s"]);
+    assert!(said.contains("a longer budget"), "{said}");
+}
