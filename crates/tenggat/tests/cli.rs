@@ -461,3 +461,25 @@ fn data_sets_with_masks_and_regularisation_are_trained() {
         assert!(plain != lora(&masked, regularised), "{masked}; {regularised}: the same LoRA");
     }
 }
+
+#[test]
+fn check_accepts_every_example() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("pictures");
+    fs::create_dir(&set).unwrap();
+    for file in ["fox.png", "fox.txt", "bell.png", "bell.txt"] {
+        fs::copy(pictures().join(file), set.join(file)).unwrap();
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap();
+    let mut count = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let path = entry.unwrap().path();
+        let mut check = tenggat();
+        check.current_dir(folder.path()).env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path());
+        let output = check.arg("check").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}: {}", path.display(), text(&output));
+        assert!(text(&output).contains("ok, 0 warnings"), "{}: {}", path.display(), text(&output));
+        count += 1;
+    }
+    assert_eq!(count, 4);
+}

@@ -437,3 +437,67 @@ fn tables_and_structs_name_the_same_keys() {
         }
     }
 }
+
+/// The keys that ai-toolkit's documentation and examples name, by section; the tables may have more.
+const DOCUMENTED: [(&str, &str); 9] = [
+    ("", "job config meta"),
+    ("config", "name process"),
+    (
+        "config.process[]",
+        "type training_folder trigger_word performance_log_every log_dir training_seed sqlite_db_path first_sample \
+         torch_profiler device network save logging datasets train model sample",
+    ),
+    (
+        "config.process[].network",
+        "type linear rank linear_alpha alpha conv dropout network_kwargs transformer_only lokr_full_rank lokr_factor \
+         old_lokr_format pretrained_lora_path all_layers layer_offloading",
+    ),
+    (
+        "config.process[].save",
+        "save_every dtype max_step_saves_to_keep save_format push_to_hub hf_repo_id hf_private",
+    ),
+    ("config.process[].logging", "log_every use_wandb use_ui_logger project_name run_name verbose"),
+    (
+        "config.process[].datasets[]",
+        "folder_path dataset_path default_caption caption_ext trigger_word resolution buckets num_repeats batch_size \
+         is_reg prior_reg network_weight loss_multiplier caption_dropout_rate token_dropout_rate keep_tokens \
+         shuffle_tokens flip_x flip_y random_crop random_scale square_crop scale cache_latents cache_latents_to_disk \
+         cache_text_embeddings control_path control_path_1 control_path_2 control_path_3 full_size_control_images \
+         mask_path alpha_mask mask_min_value invert_mask replacements random_triggers num_workers prefetch_factor \
+         bucket_tolerance",
+    ),
+    (
+        "config.process[].train",
+        "steps batch_size lr optimizer optimizer_params lr_scheduler dtype noise_scheduler timestep_type \
+         content_or_style content_or_style_reg loss_type min_denoising_steps max_denoising_steps num_train_timesteps \
+         gradient_accumulation gradient_accumulation_steps max_grad_norm gradient_checkpointing noise_offset cfg_scale \
+         reg_weight ema_config cache_text_embeddings unload_text_encoder skip_first_sample force_first_sample \
+         disable_sampling start_step attention_backend max_loss validation_config do_differential_guidance \
+         do_guidance_loss diff_output_preservation blank_prompt_preservation optimal_noise_pairing_samples \
+         force_consistent_noise merge_network_on_save unet_lr text_encoder_lr lr_scheduler_params t0_loss_target \
+         do_fft_loss",
+    ),
+    (
+        "config.process[].model",
+        "name_or_path arch quantize quantize_te qtype qtype_te accuracy_recovery_adapter low_vram layer_offloading \
+         extras_name_or_path assistant_lora_path compile block_compile model_kwargs dtype",
+    ),
+];
+
+#[test]
+fn every_documented_key_has_a_row() {
+    for (section, names) in DOCUMENTED {
+        for name in names.split_whitespace() {
+            assert!(keys::find(section, name).is_some(), "{section}.{name}");
+        }
+    }
+    let samples = "sampler sample_every sample_start_step width height prompts samples neg seed walk_seed \
+                   guidance_scale sample_steps format";
+    let each =
+        "prompt width height neg seed guidance_scale sample_steps ctrl_img ctrl_img_1 network_multiplier";
+    for (section, names) in [("sample", samples), ("sample.samples[]", each)] {
+        for name in names.split_whitespace() {
+            assert!(keys::find(&format!("config.process[].{section}"), name).is_some(), "{section}.{name}");
+        }
+    }
+}
