@@ -24,4 +24,5 @@ pub mod run;
 pub mod score;
 pub mod step;
 mod tensor_file;
+pub mod tensorboard;
 pub mod timesteps;

@@ -43,6 +43,19 @@ pub struct Request<'a> {
     pub steps: usize,
 }
 
+impl Request<'_> {
+    /// What the picture is made with, as web interfaces write it into their files.
+    pub fn parameters(&self, prompt: &str, negative: Option<&str>, model: &str) -> String {
+        let negative = negative.map_or(String::new(), |text| format!("Negative prompt: {text}\n"));
+        let scale = self.guidance.map_or(1.0, |(_, scale)| scale);
+        let Request { steps, seed, width, height, .. } = self;
+        format!(
+            "{prompt}\n{negative}Steps: {steps}, Sampler: Euler, CFG scale: {scale}, Seed: {seed}, \
+             Size: {width}x{height}, Model: {model}"
+        )
+    }
+}
+
 impl Painter<'_> {
     /// The picture, `[1, height, width, 3]` in [−1, 1]; `None` if `on_step`, called after every step, says `Break`.
     ///

@@ -463,6 +463,30 @@ fn data_sets_with_masks_and_regularisation_are_trained() {
 }
 
 #[test]
+fn a_log_folder_gets_tensorboard_files_and_samples_say_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 3");
+    let logs = folder.path().join("logs");
+    let sample = "      sample: {width: 32, height: 32, sample_steps: 1, prompts: ['a fox --d 9 --cfg 1'], format: png}\n";
+    let whole = fs::read_to_string(&path).unwrap() + sample;
+    fs::write(&path, whole.replace("training_seed: 5", &format!("log_dir: '{}'", logs.display()))).unwrap();
+    let output = tenggat().arg("train").arg(&path).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let events = fs::read_dir(logs.join("fox")).unwrap().next().unwrap().unwrap().path();
+    let bytes = fs::read(events).unwrap();
+    assert_eq!(bytes.windows(9).filter(|w| w == b"loss/loss").count(), 3);
+    let picture = fs::read_dir(folder.path().join("fox/samples")).unwrap().next().unwrap().unwrap().path();
+    let picture = String::from_utf8_lossy(&fs::read(picture).unwrap()).into_owned();
+    for part in [
+        "parameters",
+        "a fox\nSteps: 1, Sampler: Euler, CFG scale: 1, Seed: 9, Size: 32x32, Model: mini",
+        "LoRA: fox after",
+    ] {
+        assert!(picture.contains(part), "{part}");
+    }
+}
+
+#[test]
 fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

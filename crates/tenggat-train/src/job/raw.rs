@@ -39,7 +39,7 @@ sections! {
     Config { name: String, process: Vec<Process> }
     /// `config.process[]`.
     Process {
-        r#type: String, training_folder: String, trigger_word: String, training_seed: u64, network: Network,
+        r#type: String, training_folder: String, trigger_word: String, log_dir: String, training_seed: u64, network: Network,
         save: Save, logging: Logging, datasets: Vec<Dataset>, train: Train, model: Model, sample: Sample,
         tenggat: Tenggat,
     }

@@ -22,6 +22,8 @@ pub struct Job {
     pub seed: u64,
     /// Free entries for the metadata of the result.
     pub meta: serde_json::Map<String, serde_json::Value>,
+    /// Folder of TensorBoard files, if wanted.
+    pub log_dir: Option<PathBuf>,
     /// Steps between two lines of the log.
     pub log_every: u64,
     /// What is trained.

@@ -6,7 +6,7 @@ pub mod plot;
 pub mod sheet;
 mod svg;
 
-pub use picture::{Error, save_picture, save_rgb, to_rgb};
+pub use picture::{Error, save_picture, save_picture_with, save_rgb, to_rgb};
 
 /// Loss and learning rate of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -43,6 +43,7 @@ use crate::optimiser::{Method, Optimiser};
 use crate::painter::Painter;
 use crate::score::Judge;
 use crate::step::{Objective, Trainer};
+use crate::tensorboard::TensorBoard;
 use base::Base;
 use data::Prepared;
 use deadline::Requests;
@@ -250,6 +251,14 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         Metrics::create(&log)
     };
     let metrics = metrics.map_err(|e| Error::file("write", &log, e))?;
+    let board = match &job.log_dir {
+        None => None,
+        Some(parent) => {
+            let folder = parent.join(&job.name);
+            let board = TensorBoard::create(&folder, steps_before);
+            Some(board.map_err(|e| Error::file("write to", &folder, e))?)
+        }
+    };
     let kept_state = job.resume.then(|| folder.file(STATE));
     let mut training = Training {
         job,
@@ -259,6 +268,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         data,
         schedule: schedule(job, options.deadline_s.is_some()),
         metrics,
+        board,
         requests,
         sampling,
         folder,

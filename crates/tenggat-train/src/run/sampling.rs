@@ -24,6 +24,9 @@ pub(super) struct Sampling<'a> {
     painter: Painter<'a>,
     clock: &'a dyn Clock,
     seed: u64,
+    /// Names of the LoRA and of the model, for the files.
+    name: &'a str,
+    model: &'a str,
     format: PictureFormat,
     prompts: Vec<(&'a Prompt, TextBatch, Option<TextBatch>)>,
     /// Steps of the last whole round.
@@ -55,7 +58,8 @@ impl<'a> Sampling<'a> {
         };
         let prompts = job.sample.prompts.iter().map(encoded).collect::<Result<_>>()?;
         let (seed, format) = (job.seed, job.sample.format);
-        Ok(Some(Sampling { painter, clock, seed, format, prompts, last_round: None }))
+        let (name, model) = (job.name.as_str(), job.model.name_or_path.as_str());
+        Ok(Some(Sampling { name, model, painter, clock, seed, format, prompts, last_round: None }))
     }
 
     /// Whether the last whole round was of the LoRA after so many steps.
@@ -100,7 +104,10 @@ impl<'a> Sampling<'a> {
                 return Ok(false);
             };
             let path = self.path(&pictures, steps, number);
-            crate::report::save_picture(&picture, 0, &path)?;
+            let negative = negative.as_ref().and(prompt.negative.as_deref());
+            let mut parameters = request.parameters(&prompt.text, negative, self.model);
+            parameters += &format!(", LoRA: {} after {steps} steps, strength {}", self.name, prompt.strength);
+            crate::report::save_picture_with(&picture, 0, &path, &parameters)?;
         }
         self.last_round = Some(steps);
         show(Event::Wrote { what: "samples", path: pictures });

@@ -20,6 +20,7 @@ use crate::job::Job;
 use crate::metrics::{Metrics, Record};
 use crate::report::Point;
 use crate::step::{Outcome, Trainer};
+use crate::tensorboard::TensorBoard;
 
 /// Steps in a row without a usable loss after which a run is given up.
 const MAX_UNUSABLE: u64 = 20;
@@ -41,6 +42,7 @@ pub(super) struct Training<'a, 's> {
     pub folder: RunFolder,
     pub saver: Saver<'a>,
     pub metrics: Metrics,
+    pub board: Option<TensorBoard>,
     pub requests: Requests,
     pub sampling: Option<Sampling<'s>>,
 }
@@ -174,6 +176,15 @@ impl Training<'_, '_> {
         });
         if let Err(e) = written {
             show(Event::Warning(format!("metrics are not being written: {e}")));
+        }
+        if let Some(board) = &mut self.board {
+            let norm = outcome.gradient_norm;
+            let values =
+                [("loss/loss", outcome.loss), ("lr", lr), ("grad_norm", norm), ("s_per_step", step_s)];
+            if let Err(e) = board.scalars(done, &values) {
+                show(Event::Warning(format!("{} is no longer written: {e}", board.path().display())));
+                self.board = None;
+            }
         }
         let forecast = budget.forecast(now_s);
         let (total, left_s) = (forecast.steps_total, forecast.left_s);

@@ -47,7 +47,13 @@ pub fn sample(args: &cli::Sample) -> anyhow::Result<()> {
         bar.finish_and_clear();
         let path = numbered(&args.out, i, prompts.len());
         if let Some(picture) = picture {
-            tenggat_train::report::save_picture(&picture, 0, &path)?;
+            let mut parameters =
+                request.parameters(&args.prompt[i], guided.then_some(args.negative.as_str()), &args.model);
+            if let Some(lora) = &args.lora {
+                let name = lora.file_stem().unwrap_or_default().to_string_lossy();
+                parameters += &format!(", LoRA: {name}, strength {}", args.strength);
+            }
+            tenggat_train::report::save_picture_with(&picture, 0, &path, &parameters)?;
             println!("{}", path.display());
         }
     }

@@ -99,6 +99,7 @@ pub(super) const SECTIONS: &[Section] = &[
 const PROCESS: &[Key] = &[
     supported("type", "sd_trainer"),
     supported("training_folder", "output"),
+    supported("log_dir", "logs"),
     supported("trigger_word", "p3r5on"),
     supported("training_seed", "42"),
     supported("network", "{type: lora}"),
@@ -116,12 +117,6 @@ const PROCESS: &[Key] = &[
         "the device is chosen when tenggat is started",
     ),
     no_effect("performance_log_every", &["0", "10"], "100", "metrics.jsonl has the time of every step"),
-    no_effect(
-        "log_dir",
-        NONE,
-        "logs",
-        "TensorBoard files are not written yet; metrics.jsonl has every number",
-    ),
     no_effect("sqlite_db_path", &["./aitk_db.db"], "jobs.db", "there is no job data base"),
     no_effect("torch_profiler", OFF, "true", "there is no PyTorch to profile"),
     no_effect("name", NONE, "other", "`config.name` names the run"),

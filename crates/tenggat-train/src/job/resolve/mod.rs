@@ -194,6 +194,7 @@ impl Resolver<'_> {
             name,
             text,
             seed,
+            log_dir: process.log_dir.filter(|d| !d.is_empty()).map(PathBuf::from),
             meta: file.meta.unwrap_or_default().0,
             log_every: process.logging.and_then(|l| l.log_every).unwrap_or(100).max(1),
             network: self.network(process.network.unwrap_or_default())?,
