@@ -47,6 +47,7 @@ fn step(c: &mut Criterion) {
             let batch = Batch {
                 mask: None,
                 strength: 1.0,
+                number: 0,
                 latents: latents.duplicate().unwrap(),
                 noise: noise.duplicate().unwrap(),
                 levels: vec![Level { sigma: 0.5, weight: 1.0 }; BATCH],

@@ -1,6 +1,7 @@
 //! Qwen-Image, read from a diffusers folder as it is published: transformer forward and backward, VAE, text encoder,
 //! tokenizer, scheduler and the text-to-image pipeline.
 
+pub mod dropout;
 mod error;
 pub mod hub;
 pub mod lora;

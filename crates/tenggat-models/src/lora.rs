@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::dropout::Dropout;
 use tenggat_tensor::ops::{gemm, linear::Write};
 use tenggat_tensor::{DType, Device, Result, Tensor, View, ViewMut};
 
@@ -181,6 +182,8 @@ pub struct Lora {
     pub parameters: Tensor,
     /// Strength: multiplies the adapter's output.
     pub scale: f64,
+    /// What is dropped in the pass to come; `None` outside training.
+    pub dropout: Option<Dropout>,
 }
 
 impl Lora {
@@ -190,12 +193,18 @@ impl Lora {
     /// Out of device memory.
     pub fn zeros(layout: Layout, device: &Device, dtype: DType) -> Result<Self> {
         let parameters = Tensor::zeros(device, dtype, &[layout.len()])?;
-        Ok(Lora { layout, parameters, scale: 1.0 })
+        Ok(Lora::new(layout, parameters))
+    }
+
+    /// An adapter of strength 1; `parameters` are as long as the layout.
+    pub fn new(layout: Layout, parameters: Tensor) -> Self {
+        Lora { layout, parameters, scale: 1.0, dropout: None }
     }
 
     pub(crate) fn part(&self, layer: usize) -> Option<Part<'_>> {
         let group = self.layout.group(layer)?;
-        Some(Part { group, rank: self.layout.rank, parameters: &self.parameters, scale: self.scale })
+        let (rank, parameters, scale) = (self.layout.rank, &self.parameters, self.scale);
+        Some(Part { group, rank, parameters, scale, dropout: self.dropout.as_ref().map(|d| (d, layer)) })
     }
 }
 
@@ -215,6 +224,8 @@ pub(crate) struct Part<'a> {
     rank: usize,
     parameters: &'a Tensor,
     scale: f64,
+    /// With the number of the layer.
+    dropout: Option<(&'a Dropout, usize)>,
 }
 
 impl Part<'_> {
@@ -222,11 +233,16 @@ impl Part<'_> {
         self.rank * self.group.members.len()
     }
 
+    fn drop(&self, ax: ViewMut<'_>) -> Result<()> {
+        self.dropout.map_or(Ok(()), |(dropout, layer)| dropout.apply(layer, self.rank, ax))
+    }
+
     /// Adds `scale · B·(A·x)` to `y` and returns `A·x` (`[m, rank · members]`), which backward needs.
     pub fn forward(&self, x: View<'_>, mut y: ViewMut<'_>) -> Result<Tensor> {
         let mut ax = Tensor::empty(&y.device(), y.dtype(), &[x.rows(), self.stacked_rank()])?;
         let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
         gemm::nt(1.0, x, a, 0.0, ax.view_mut())?;
+        self.drop(ax.view_mut())?;
         for (i, member) in self.group.members.iter().enumerate() {
             let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
             let ax = ax.view().columns(i * self.rank..(i + 1) * self.rank);
@@ -237,7 +253,7 @@ impl Part<'_> {
 
     /// Writes dA and dB, and adds the adapter's share to `dx` if there is one.
     ///
-    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`.
+    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`. Dropout multiplies `A·x` and u.
     pub fn backward(
         &self,
         x: View<'_>,
@@ -256,6 +272,7 @@ impl Part<'_> {
             let db = gradients.buffer.matrix_mut(member.b, member.columns.len(), self.rank)?;
             gemm::tn(self.scale, dy, ax.view().columns(columns), beta, db)?;
         }
+        self.drop(u.view_mut())?;
         let (rows, cols) = (self.stacked_rank(), self.group.input);
         gemm::tn(1.0, u.view(), x, beta, gradients.buffer.matrix_mut(self.group.a, rows, cols)?)?;
         if let Some(dx) = dx {
@@ -297,5 +314,55 @@ mod tests {
         assert_eq!(matrices.iter().map(|m| m.rows * m.cols).sum::<usize>(), 32);
         assert_eq!(matrices[3], Matrix { at: layout.modules()[1].b, rows: 3, cols: 2 });
         assert!(Layout::new(2, layers(), |_| false).is_empty());
+    }
+
+    fn numbers(shape: &[usize], seed: u64) -> Tensor {
+        let mut values = vec![0.0; shape.iter().product()];
+        tenggat_tensor::random::Philox::new(seed).normal_f64(0, &mut values);
+        Tensor::from_f64(&Device::cpu(), DType::F64, &values, shape).unwrap()
+    }
+
+    /// `L = Σ dy·y`, and its gradients by parameters and input, against central differences; with and without dropout.
+    #[test]
+    fn backward_is_the_derivative() {
+        let layers = || [(5, vec![candidate("q", 3, true), candidate("k", 4, true)])];
+        let dropout = Dropout { elements: 0.3, ranks: 0.2, modules: 0.0, seed: 3, pass: 7, samples: 2 };
+        for dropout in [None, Some(dropout)] {
+            let layout = Layout::new(2, layers(), |_| true);
+            let parameters = numbers(&[layout.len()], 1);
+            let lora = Lora { scale: 0.7, dropout, ..Lora::new(layout, parameters) };
+            let (x, dy) = (numbers(&[6, 5], 2), numbers(&[6, 7], 3));
+            let loss = |parameters: &[f64], x: &[f64]| -> f64 {
+                let own =
+                    Tensor::from_f64(&Device::cpu(), DType::F64, parameters, &[parameters.len()]).unwrap();
+                let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
+                let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[6, 5]).unwrap();
+                let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 7]).unwrap();
+                lora.part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+                let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
+                weighed.map(|(y, d)| y * d).sum()
+            };
+            let mut buffer = Tensor::zeros(&Device::cpu(), DType::F64, &[lora.layout.len()]).unwrap();
+            let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 5]).unwrap();
+            let part = lora.part(0).unwrap();
+            let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 7]).unwrap();
+            let ax = part.forward(x.view(), y.view_mut()).unwrap();
+            let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
+            part.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();
+            let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
+            let check = |at: &[f64], got: Vec<f64>, loss: &dyn Fn(&[f64]) -> f64| {
+                for (i, got) in got.into_iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut at = at.to_vec();
+                        at[i] += by;
+                        loss(&at)
+                    };
+                    let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                    assert!((got - expected).abs() < 1e-8 * (1.0 + expected.abs()), "{i}: {got} {expected}");
+                }
+            };
+            check(&p, buffer.to_f64().unwrap(), &|p| loss(p, &x));
+            check(&x, dx.to_f64().unwrap(), &|x| loss(&p, x));
+        }
     }
 }

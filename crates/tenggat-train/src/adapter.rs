@@ -22,7 +22,7 @@ pub fn initialise(layout: Layout, seed: u64, device: &Device, dtype: DType) -> R
         }
     }
     let parameters = Tensor::from_f64(device, dtype, &values, &[values.len()])?;
-    Ok(Lora { layout, parameters, scale: 1.0 })
+    Ok(Lora::new(layout, parameters))
 }
 
 #[cfg(test)]

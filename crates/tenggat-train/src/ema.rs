@@ -21,7 +21,7 @@ impl Ema {
     /// Out of device memory.
     pub fn new(decay: f64, warm_up: bool, lora: &Lora) -> Result<Self> {
         let average =
-            Lora { layout: lora.layout.clone(), parameters: lora.parameters.duplicate()?, scale: lora.scale };
+            Lora { scale: lora.scale, ..Lora::new(lora.layout.clone(), lora.parameters.duplicate()?) };
         Ok(Ema { decay, warm_up, steps: 0, average })
     }
 

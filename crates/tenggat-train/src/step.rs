@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tenggat_models::Result;
+use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Inputs, Positions, Transformer};
@@ -27,6 +28,8 @@ pub struct Batch {
     pub mask: Option<Tensor>,
     /// Strength of the adapter.
     pub strength: f64,
+    /// Number of the batch in the run, which decides what dropout drops.
+    pub number: u64,
     /// Captions.
     pub text: TextBatch,
     /// Position tables of this picture size and text length.
@@ -40,11 +43,15 @@ pub struct Objective {
     pub loss: Loss,
     /// Adds up the gradients of micro-batches, as ai-toolkit does, instead of averaging them.
     pub summed: bool,
+    /// A batch whose loss is above this counts as this and has no gradient.
+    pub max_loss: Option<f64>,
+    /// What is dropped inside the adapter; pass and samples are set for each batch.
+    pub dropout: Option<Dropout>,
 }
 
 impl Default for Objective {
     fn default() -> Self {
-        Objective { loss: Loss::Squared, summed: false }
+        Objective { loss: Loss::Squared, summed: false, max_loss: None, dropout: None }
     }
 }
 
@@ -169,6 +176,8 @@ impl<'a> Trainer<'a> {
             positions: &batch.positions,
         };
         self.lora.scale = batch.strength;
+        let samples = batch.levels.len();
+        self.lora.dropout = self.objective.dropout.map(|d| Dropout { pass: batch.number, samples, ..d });
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
@@ -182,13 +191,20 @@ impl<'a> Trainer<'a> {
             losses.view_mut(),
             dpred.view_mut(),
         )?;
+        let weighed = losses.to_f64()?.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>();
+        let mut loss = weighed / weights.len() as f64;
+        if let Some(most) = self.objective.max_loss.map(|most| most * share)
+            && loss > most
+        {
+            loss = most;
+            dpred.fill(0.0);
+        }
         drop((pred, target));
         ended(Part::Forward);
         let gradients = Gradients { buffer: &mut self.gradients, write };
         self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
-        self.lora.scale = 1.0;
+        (self.lora.scale, self.lora.dropout) = (1.0, None);
         ended(Part::Backward);
-        let losses = losses.to_f64()?;
-        Ok(losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>() / weights.len() as f64)
+        Ok(loss)
     }
 }

@@ -487,6 +487,33 @@ fn a_log_folder_gets_tensorboard_files_and_samples_say_what_they_are() {
 }
 
 #[test]
+fn dropout_and_a_largest_loss_change_the_training_and_keep_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 4");
+    let whole = fs::read_to_string(&path).unwrap();
+    let run = |from: &str, to: &str, memory: &str| {
+        assert!(whole.contains(from));
+        fs::write(&path, whole.replace(from, to)).unwrap();
+        let output = tenggat().arg("train").arg(&path).args(["--memory-limit", memory]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        fs::read(folder.path().join("fox/fox.safetensors")).unwrap()
+    };
+    let plain = run("steps: 4", "steps: 4", "64GB");
+    let alpha = "linear_alpha: 4";
+    let kinds =
+        ["dropout: 0.5", "network_kwargs: {rank_dropout: 0.5}", "network_kwargs: {module_dropout: 0.5}"];
+    for kind in kinds {
+        let own = format!("{alpha}, {kind}");
+        let dropped = run(alpha, &own, "64GB");
+        assert!(plain != dropped, "{kind}");
+        // Blocks that compute their activations again drop the same ones.
+        assert!(dropped == run(alpha, &own, "100MB"), "{kind}: not the same when computed again");
+    }
+    assert!(plain == run("steps: 4", "steps: 4, max_loss: 100", "64GB"));
+    assert!(plain != run("steps: 4", "steps: 4, max_loss: 0.1", "64GB"));
+}
+
+#[test]
 fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

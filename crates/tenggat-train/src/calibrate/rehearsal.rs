@@ -206,6 +206,7 @@ impl Stage<'_> {
         let batch = Batch {
             mask: None,
             strength: 1.0,
+            number: 0,
             latents: self.latents.duplicate()?,
             noise: normal(&self.latents.device(), &shape, self.done)?,
             levels: vec![Level { sigma: 0.5, weight: 1.0 }; self.captions.len()],

@@ -46,10 +46,13 @@ sections! {
     /// `network`.
     Network {
         r#type: String, linear: u64, rank: u64, linear_alpha: f64, alpha: f64,
-        network_kwargs: NetworkArguments, pretrained_lora_path: String,
+        network_kwargs: NetworkArguments, pretrained_lora_path: String, dropout: f64,
     }
     /// `network.network_kwargs`.
-    NetworkArguments { only_if_contains: OneOrMany<String>, ignore_if_contains: OneOrMany<String> }
+    NetworkArguments {
+        only_if_contains: OneOrMany<String>, ignore_if_contains: OneOrMany<String>, rank_dropout: f64,
+        module_dropout: f64,
+    }
     /// `save`.
     Save { save_every: u64, dtype: String, max_step_saves_to_keep: u64, save_format: String }
     /// `logging`.
@@ -70,7 +73,7 @@ sections! {
         lr_scheduler: String, lr_scheduler_params: SchedulerParams, dtype: String, timestep_type: String,
         content_or_style: String, linear_timesteps: bool, linear_timesteps2: bool, loss_type: String,
         min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64, max_grad_norm: f64,
-        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
+        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, max_loss: f64, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
         unload_text_encoder: bool, disable_sampling: bool, skip_first_sample: bool, force_first_sample: bool,
     }
     /// `train.optimizer_params`.

@@ -55,6 +55,12 @@ pub struct Network {
     pub only_if_contains: Vec<String>,
     /// No module whose name contains one of these.
     pub ignore_if_contains: Vec<String>,
+    /// Chance that an element of the rank's activations is dropped in a training step.
+    pub dropout: f64,
+    /// Chance that a rank is dropped, for each sample.
+    pub rank_dropout: f64,
+    /// Chance that a module is left out.
+    pub module_dropout: f64,
     /// LoRA file to start from.
     pub pretrained: Option<PathBuf>,
 }
@@ -182,6 +188,8 @@ pub struct Train {
     pub denoising_steps: (usize, usize),
     /// What is minimised.
     pub loss: Loss,
+    /// Losses of a batch above this count as this and train nothing.
+    pub max_loss: Option<f64>,
     /// Factor on the loss of regularisation sets.
     pub reg_weight: f64,
     /// Standard deviation of a constant added to the noise of each channel.

@@ -17,7 +17,7 @@ pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
     let mut values = vec![0.0f32; layout.len()];
     put(file, &layout, &mut values)?;
     let parameters = Tensor::from_f32(model.device(), DType::F32, &values, &[values.len()])?;
-    Ok(Lora { layout, parameters, scale: 1.0 })
+    Ok(Lora::new(layout, parameters))
 }
 
 /// Gives an adapter that is about to be trained the weights of a file. Modules that the file lacks stay as they are;

@@ -20,6 +20,7 @@ mod training;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::Lora;
 use tenggat_plan::{
     BucketConfig, Budget, BudgetConfig, Clock, FinishReason, Phase, PhaseCosts, SamplePlan, Schedule, Shape,
@@ -434,7 +435,17 @@ fn objective(job: &Job) -> Objective {
         Loss::MeanAbsolute => loss::Loss::Absolute,
         Loss::PseudoHuber => loss::Loss::PseudoHuber { c: PSEUDO_HUBER_C },
     };
-    Objective { loss, summed: job.compat.summed_gradients }
+    let network = &job.network;
+    let (elements, ranks, modules) = (network.dropout, network.rank_dropout, network.module_dropout);
+    let dropout = [elements, ranks, modules].iter().any(|&rate| rate > 0.0).then_some(Dropout {
+        elements,
+        ranks,
+        modules,
+        seed: job.seed,
+        pass: 0,
+        samples: 1,
+    });
+    Objective { loss, summed: job.compat.summed_gradients, max_loss: job.train.max_loss, dropout }
 }
 
 /// The optimiser that the job asks for.

@@ -131,5 +131,5 @@ fn with_strength(lora: &Lora, strength: f64) -> Result<Option<Lora>> {
         return Ok(None);
     }
     let parameters = lora.parameters.duplicate()?;
-    Ok(Some(Lora { layout: lora.layout.clone(), parameters, scale: strength }))
+    Ok(Some(Lora { scale: strength, ..Lora::new(lora.layout.clone(), parameters) }))
 }

@@ -25,6 +25,10 @@ pub fn add_scaled<T: Real>(alpha: T, from: Mat<'_, T>, mut to: MatMut<'_, T>) {
     for_each_row(&mut to, |i, row| row.iter_mut().zip(from.row(i)).for_each(|(d, &s)| *d += alpha * s));
 }
 
+pub fn multiply<T: Real>(from: Mat<'_, T>, mut to: MatMut<'_, T>) {
+    for_each_row(&mut to, |i, row| row.iter_mut().zip(from.row(i)).for_each(|(d, &s)| *d *= s));
+}
+
 pub fn broadcast_row<T: Real>(from: Mat<'_, T>, mut to: MatMut<'_, T>) {
     for_each_row(&mut to, |_, row| row.copy_from_slice(from.row(0)));
 }

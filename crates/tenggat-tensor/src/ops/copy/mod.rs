@@ -48,6 +48,19 @@ pub fn add_scaled(alpha: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     })
 }
 
+/// `to *= from`, element by element, both `[m, n]`.
+///
+/// # Errors
+/// Shapes or types differ.
+pub fn multiply(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "multiply";
+    expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    dispatch_real!(OP, to.dtype(), T => {
+        cpu::multiply::<T>(from.cpu(OP)?, to.cpu(OP)?);
+        Ok(())
+    })
+}
+
 /// `to += weight · (from − to)`, both `[m, n]`.
 ///
 /// # Errors

@@ -1,11 +1,12 @@
 //! Keys of the model section.
 
-use super::{LATER, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 
 const MEMORY: &str = "tenggat plans memory by itself";
 const OTHER_MODELS: &str = "it belongs to other model families";
 const USE_ARCH: &str = "write `arch: qwen_image`";
 const NO_COMPILER: &str = "there is nothing to compile at run time";
+const ONE_FOLDER: &str = "the parts of a model are read from one folder";
 const DTYPE: &str = "tenggat chooses the type of each part";
 
 pub(super) const SECTIONS: &[Section] = &[Section {
@@ -34,41 +35,53 @@ pub(super) const SECTIONS: &[Section] = &[Section {
             "extras_name_or_path",
             NONE,
             "other",
-            LATER,
+            ONE_FOLDER,
             "put the parts into one folder and name it in `name_or_path`",
         ),
         refused(
             "te_name_or_path",
             NONE,
             "other",
-            LATER,
+            ONE_FOLDER,
             "put the parts into one folder and name it in `name_or_path`",
         ),
         refused(
             "vae_path",
             NONE,
             "other",
-            LATER,
+            ONE_FOLDER,
             "put the parts into one folder and name it in `name_or_path`",
         ),
         refused(
             "unet_path",
             NONE,
             "other",
-            LATER,
+            ONE_FOLDER,
             "put the parts into one folder and name it in `name_or_path`",
         ),
         refused(
             "model_paths",
             NONE,
             "{vae: other}",
-            LATER,
+            ONE_FOLDER,
             "put the parts into one folder and name it in `name_or_path`",
         ),
         refused("assistant_lora_path", NONE, "a.safetensors", OTHER_MODELS, LEAVE_OUT),
-        refused("inference_lora_path", NONE, "a.safetensors", LATER, LEAVE_OUT),
+        refused(
+            "inference_lora_path",
+            NONE,
+            "a.safetensors",
+            "samples are drawn with the LoRA alone",
+            LEAVE_OUT,
+        ),
         refused("unconditional_lora_path", NONE, "a.safetensors", OTHER_MODELS, LEAVE_OUT),
-        refused("lora_path", NONE, "a.safetensors", LATER, "merge that LoRA into the model first"),
+        refused(
+            "lora_path",
+            NONE,
+            "a.safetensors",
+            "no second LoRA stands beside the one that is trained",
+            "merge it into the model first",
+        ),
         refused("refiner_name_or_path", NONE, "a", OTHER_MODELS, LEAVE_OUT),
         no_effect("refiner_start_at", &["0.5"], "0.8", OTHER_MODELS),
         refused("attn_masking", OFF, "true", "it belongs to FLUX", LEAVE_OUT),

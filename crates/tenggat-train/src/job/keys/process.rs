@@ -1,6 +1,6 @@
 //! Keys of the file, the process, the network, saving, logging and samples.
 
-use super::{Key, LATER, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::{Key, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 
 const LOCAL_FILES: &str = "files stay on this machine";
 const PICTURES: &str = "only pictures are trained";
@@ -31,8 +31,8 @@ pub(super) const SECTIONS: &[Section] = &[
                 "whole matrices are not trained",
                 "use a higher rank",
             ),
-            refused("rank_dropout", &["0"], "0.1", LATER, LEAVE_OUT),
-            refused("module_dropout", &["0"], "0.1", LATER, LEAVE_OUT),
+            supported("rank_dropout", "0.1"),
+            supported("module_dropout", "0.1"),
         ],
     },
     Section {
@@ -52,7 +52,13 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             supported("log_every", "10"),
             no_effect("verbose", OFF, "true", "set RUST_LOG to see more"),
-            refused("use_wandb", OFF, "true", LATER, "read metrics.jsonl, which is always written"),
+            refused(
+                "use_wandb",
+                OFF,
+                "true",
+                "only Weights & Biases' own Python library writes its runs",
+                "set `log_dir` and upload with `wandb sync --sync-tensorboard`",
+            ),
             no_effect("use_ui_logger", &["true", "false"], "1", "metrics.jsonl is always written"),
             no_effect("project_name", &["ai-toolkit"], "portraits", "it names a Weights & Biases project"),
             no_effect("run_name", NONE, "first", "it names a Weights & Biases run"),
@@ -124,8 +130,8 @@ const PROCESS: &[Key] = &[
         "first_sample",
         NONE,
         "{width: 512}",
-        LATER,
-        "the `sample` section is used for the first round too",
+        "the first round is drawn as all others",
+        "leave the key out; the `sample` section is used for the first round too",
     ),
     refused("guidance", NONE, "{guidance_scale: 2}", OTHER_MODELS, LEAVE_OUT),
     refused("embedding", NONE, "{tokens: 4}", "textual inversion is not trained", "train a LoRA"),
@@ -145,7 +151,7 @@ const NETWORK: &[Key] = &[
     supported("alpha", "16"),
     supported("network_kwargs", "{}"),
     supported("pretrained_lora_path", "start.safetensors"),
-    refused("dropout", &["0"], "0.1", LATER, LEAVE_OUT),
+    supported("dropout", "0.1"),
     no_effect("conv", &["0", "16"], "8", "Qwen-Image's transformer has no convolutions"),
     no_effect("conv_alpha", &["0", "16"], "8", "Qwen-Image's transformer has no convolutions"),
     no_effect("transformer_only", &["true"], "false", "nothing outside the transformer is trained"),

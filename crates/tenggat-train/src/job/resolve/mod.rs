@@ -248,10 +248,17 @@ impl Resolver<'_> {
             self.warn(&at(key), message);
         }
         let arguments = raw.network_kwargs.unwrap_or_default();
+        let chance = |key: &str, value: Option<f64>| match value.unwrap_or(0.0) {
+            rate if (0.0..1.0).contains(&rate) => Ok(rate),
+            rate => Err(self.wrong(&at(key), format!("{rate} is out of range; expected 0 to below 1"))),
+        };
         Ok(Network {
             rank,
             only_if_contains: arguments.only_if_contains.unwrap_or_default().0,
             ignore_if_contains: arguments.ignore_if_contains.unwrap_or_default().0,
+            dropout: chance("dropout", raw.dropout)?,
+            rank_dropout: chance("network_kwargs.rank_dropout", arguments.rank_dropout)?,
+            module_dropout: chance("network_kwargs.module_dropout", arguments.module_dropout)?,
             pretrained: raw.pretrained_lora_path.filter(|p| !p.is_empty()).map(PathBuf::from),
         })
     }

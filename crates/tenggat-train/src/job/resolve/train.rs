@@ -98,6 +98,7 @@ impl Resolver<'_> {
                 values::LOSSES,
                 Loss::MeanSquared,
             )?,
+            max_loss: raw.max_loss.map(|m| positive("max_loss", Some(m), 0.0)).transpose()?,
             reg_weight: positive("reg_weight", raw.reg_weight, 1.0)?,
             noise_offset: positive("noise_offset", raw.noise_offset, 0.0)?,
             ema_decay,
