@@ -1,13 +1,17 @@
 //! LoRA adapters of a transformer: where each matrix lies in one flat parameter buffer.
 //!
-//! A module computes `y = W·x + b + scale · B·(A·x)` (Hu et al., arXiv:2106.09685). All matrices of an adapter share
+//! A module computes `y = W·x + b + scale · B·(A·x)` (Hu et al., arXiv:2106.09685), or in the Kronecker variant
+//! `y = W·x + b + scale · (W₁ ⊗ W₂)·x` (LoKr, arXiv:2309.14859), whose two matrices stand in the places of A and B. All matrices of an adapter share
 //! one buffer, so that clipping, the optimiser and averaging are each one pass; gradients lie in a second buffer of
 //! the same layout. Modules that share an input (q, k and v of a stream) stand side by side, so that their A
 //! matrices are one product.
 
+mod kronecker;
+
 use std::ops::Range;
 
 use crate::dropout::Dropout;
+use kronecker::Kronecker;
 use tenggat_tensor::ops::{gemm, linear::Write};
 use tenggat_tensor::{DType, Device, Result, Tensor, View, ViewMut};
 
@@ -16,14 +20,18 @@ use tenggat_tensor::{DType, Device, Result, Tensor, View, ViewMut};
 pub struct Module {
     /// Dotted name inside the transformer, as diffusers spells it.
     pub name: String,
-    /// Input channels: A is `[rank, input]`.
+    /// Input channels.
     pub input: usize,
-    /// Output channels: B is `[output, rank]`.
+    /// Output channels.
     pub output: usize,
-    /// First element of A in the flat buffer.
+    /// First element of A, or of W₁, in the flat buffer.
     pub a: usize,
-    /// First element of B in the flat buffer.
+    /// A is `[rank, input]`, W₁ `[l, q]`.
+    pub a_shape: [usize; 2],
+    /// First element of B, or of W₂, in the flat buffer.
     pub b: usize,
+    /// B is `[output, rank]`, W₂ `[output / l, input / q]`.
+    pub b_shape: [usize; 2],
     /// Whether the loss depends on it. The text half of the last block feeds nothing.
     pub trained: bool,
 }
@@ -39,11 +47,42 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+/// What an adapter adds to a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `B·A` of a rank.
+    LowRank(usize),
+    /// `W₁ ⊗ W₂`, the dimensions split as [`factors`] says.
+    Kronecker {
+        /// Wanted small factor; `None`: as near as can be to the square root.
+        factor: Option<usize>,
+    },
+}
+
+impl From<usize> for Kind {
+    fn from(rank: usize) -> Self {
+        Kind::LowRank(rank)
+    }
+}
+
+/// A dimension as a product of two, the small one first: `factor` if it divides the dimension, else the pair with the
+/// least sum whose small part is at most `factor` (any, for `None`). Source: LyCORIS `lycoris/functional/general.py`,
+/// `factorization`, and ai-toolkit's copy of it, which puts a `factor` that divides first even if it is the larger.
+pub fn factors(dimension: usize, factor: Option<usize>) -> (usize, usize) {
+    if let Some(factor) = factor.filter(|&f| f > 0 && dimension.is_multiple_of(f)) {
+        return (factor, dimension / factor);
+    }
+    let most = factor.unwrap_or(dimension).max(1);
+    let divides = |m: &usize| dimension.is_multiple_of(*m) && *m <= most && m * m <= dimension;
+    let small = (1..=dimension.isqrt()).rev().find(divides).unwrap_or(1);
+    (small, dimension / small)
+}
+
 /// Modules of one fused linear layer.
 #[derive(Debug, Clone)]
 pub struct Group {
     input: usize,
-    /// First element of the stacked A matrices, `[rank · members, input]`.
+    /// First element of the stacked A matrices, `[rank · members, input]`, or of the first W₁.
     a: usize,
     members: Vec<Member>,
 }
@@ -52,7 +91,10 @@ pub struct Group {
 struct Member {
     /// Columns of the fused output.
     columns: Range<usize>,
+    a: usize,
+    a_shape: [usize; 2],
     b: usize,
+    b_shape: [usize; 2],
 }
 
 /// A module of a fused layer that may be adapted, before any is chosen.
@@ -69,23 +111,23 @@ pub struct Candidate {
 /// Where the matrices of an adapter lie.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    rank: usize,
+    kind: Kind,
     groups: Vec<Option<Group>>,
     modules: Vec<Module>,
     len: usize,
 }
 
 impl Layout {
-    /// Lays out an adapter of this rank over the modules that `select` picks.
+    /// Lays out an adapter of this kind over the modules that `select` picks.
     ///
     /// `layers`: the fused linear layers of the model in its own order, each with its input width and its modules in
     /// the order of their outputs.
     pub fn new(
-        rank: usize,
+        kind: impl Into<Kind>,
         layers: impl IntoIterator<Item = (usize, Vec<Candidate>)>,
         select: impl Fn(&str) -> bool,
     ) -> Self {
-        let mut layout = Layout { rank, groups: Vec::new(), modules: Vec::new(), len: 0 };
+        let mut layout = Layout { kind: kind.into(), groups: Vec::new(), modules: Vec::new(), len: 0 };
         for (input, candidates) in layers {
             let mut column = 0;
             let mut chosen = Vec::new();
@@ -106,22 +148,44 @@ impl Layout {
             self.groups.push(None);
             return;
         }
-        let (a, rank) = (self.len, self.rank);
-        self.len += chosen.len() * rank * input;
+        let first = self.len;
+        if let Kind::LowRank(rank) = self.kind {
+            // The A matrices of the group stand side by side.
+            self.len += chosen.len() * rank * input;
+        }
         let mut members = Vec::new();
         for (i, (candidate, columns)) in chosen.into_iter().enumerate() {
-            let (b, output) = (self.len, candidate.output);
-            self.len += output * rank;
-            members.push(Member { columns, b });
+            let output = candidate.output;
+            let (a, a_shape, b_shape) = match self.kind {
+                Kind::LowRank(rank) => (first + i * rank * input, [rank, input], [output, rank]),
+                Kind::Kronecker { factor } => {
+                    let ((l, k), (q, n)) = (factors(output, factor), factors(input, factor));
+                    let a = self.len;
+                    self.len += l * q;
+                    (a, [l, q], [k, n])
+                }
+            };
+            let b = self.len;
+            self.len += b_shape[0] * b_shape[1];
+            members.push(Member { columns, a, a_shape, b, b_shape });
             let (name, trained) = (candidate.name, candidate.trained);
-            self.modules.push(Module { name, input, output, a: a + i * rank * input, b, trained });
+            self.modules.push(Module { name, input, output, a, a_shape, b, b_shape, trained });
         }
+        let a = first;
         self.groups.push(Some(Group { input, a, members }));
     }
 
-    /// Rank of every module.
+    /// What it adds to a layer.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Rank of every module; 0 for Kronecker products, which have none.
     pub fn rank(&self) -> usize {
-        self.rank
+        match self.kind {
+            Kind::LowRank(rank) => rank,
+            Kind::Kronecker { .. } => 0,
+        }
     }
 
     /// Elements of the flat buffer.
@@ -145,7 +209,10 @@ impl Layout {
             .modules
             .iter()
             .filter(|m| m.trained)
-            .flat_map(|m| [m.a..m.a + self.rank * m.input, m.b..m.b + m.output * self.rank])
+            .flat_map(|m| {
+                let [a, b] = [m.a_shape, m.b_shape].map(|[rows, columns]| rows * columns);
+                [m.a..m.a + a, m.b..m.b + b]
+            })
             .collect();
         parts.sort_by_key(|r| r.start);
         let mut merged: Vec<Range<usize>> = Vec::new();
@@ -162,8 +229,8 @@ impl Layout {
     pub fn trained_matrices(&self) -> Vec<Matrix> {
         let trained = self.modules.iter().filter(|m| m.trained);
         let matrices = trained.flat_map(|m| {
-            let a = Matrix { at: m.a, rows: self.rank, cols: m.input };
-            [a, Matrix { at: m.b, rows: m.output, cols: self.rank }]
+            let a = Matrix { at: m.a, rows: m.a_shape[0], cols: m.a_shape[1] };
+            [a, Matrix { at: m.b, rows: m.b_shape[0], cols: m.b_shape[1] }]
         });
         matrices.collect()
     }
@@ -203,8 +270,8 @@ impl Lora {
 
     pub(crate) fn part(&self, layer: usize) -> Option<Part<'_>> {
         let group = self.layout.group(layer)?;
-        let (rank, parameters, scale) = (self.layout.rank, &self.parameters, self.scale);
-        Some(Part { group, rank, parameters, scale, dropout: self.dropout.as_ref().map(|d| (d, layer)) })
+        let (kind, parameters, scale) = (self.layout.kind, &self.parameters, self.scale);
+        Some(Part { group, kind, parameters, scale, dropout: self.dropout.as_ref().map(|d| (d, layer)) })
     }
 }
 
@@ -221,7 +288,7 @@ pub struct Gradients<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part<'a> {
     group: &'a Group,
-    rank: usize,
+    kind: Kind,
     parameters: &'a Tensor,
     scale: f64,
     /// With the number of the layer.
@@ -229,6 +296,50 @@ pub(crate) struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or every member's
+    /// `X·W₂ᵀ`, one after the other.
+    pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
+        match self.kind {
+            Kind::LowRank(rank) => self.low_rank(rank).forward(x, y),
+            Kind::Kronecker { .. } => self.kronecker().forward(x, y),
+        }
+    }
+
+    /// Writes the gradients of both matrices of every member, and adds the adapter's share to `dx` if there is one.
+    pub fn backward(
+        &self,
+        x: View<'_>,
+        ax: &Tensor,
+        dy: View<'_>,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<()> {
+        match self.kind {
+            Kind::LowRank(rank) => self.low_rank(rank).backward(x, ax, dy, gradients, dx),
+            Kind::Kronecker { .. } => self.kronecker().backward(x, ax, dy, gradients, dx),
+        }
+    }
+
+    fn low_rank(&self, rank: usize) -> LowRank<'_> {
+        let Part { group, parameters, scale, dropout, .. } = *self;
+        LowRank { group, rank, parameters, scale, dropout }
+    }
+
+    fn kronecker(&self) -> Kronecker<'_> {
+        Kronecker { members: &self.group.members, parameters: self.parameters, scale: self.scale }
+    }
+}
+
+/// `scale · B·(A·x)`.
+struct LowRank<'a> {
+    group: &'a Group,
+    rank: usize,
+    parameters: &'a Tensor,
+    scale: f64,
+    dropout: Option<(&'a Dropout, usize)>,
+}
+
+impl LowRank<'_> {
     fn stacked_rank(&self) -> usize {
         self.rank * self.group.members.len()
     }
@@ -238,7 +349,7 @@ impl Part<'_> {
     }
 
     /// Adds `scale · B·(A·x)` to `y` and returns `A·x` (`[m, rank · members]`), which backward needs.
-    pub fn forward(&self, x: View<'_>, mut y: ViewMut<'_>) -> Result<Tensor> {
+    fn forward(&self, x: View<'_>, mut y: ViewMut<'_>) -> Result<Tensor> {
         let mut ax = Tensor::empty(&y.device(), y.dtype(), &[x.rows(), self.stacked_rank()])?;
         let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
         gemm::nt(1.0, x, a, 0.0, ax.view_mut())?;
@@ -254,7 +365,7 @@ impl Part<'_> {
     /// Writes dA and dB, and adds the adapter's share to `dx` if there is one.
     ///
     /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`. Dropout multiplies `A·x` and u.
-    pub fn backward(
+    fn backward(
         &self,
         x: View<'_>,
         ax: &Tensor,
@@ -322,30 +433,67 @@ mod tests {
         Tensor::from_f64(&Device::cpu(), DType::F64, &values, shape).unwrap()
     }
 
+    /// LyCORIS' own examples, with 1024 = 32 · 32 and 127 prime.
+    #[test]
+    fn dimensions_are_split_as_lycoris_does() {
+        let cases = [
+            (128, [(8, 16), (2, 64), (4, 32), (8, 16), (16, 8)]),
+            (250, [(10, 25), (2, 125), (2, 125), (5, 50), (10, 25)]),
+            (360, [(18, 20), (2, 180), (4, 90), (8, 45), (15, 24)]),
+            (1024, [(32, 32), (2, 512), (4, 256), (8, 128), (16, 64)]),
+            (127, [(1, 127); 5]),
+        ];
+        for (dimension, expected) in cases {
+            let wanted = [None, Some(2), Some(4), Some(8), Some(16)];
+            assert_eq!(wanted.map(|factor| factors(dimension, factor)), expected, "{dimension}");
+        }
+    }
+
+    #[test]
+    fn kronecker_products_are_those_of_the_whole_matrices() {
+        let layer = (6, vec![candidate("q", 4, true)]);
+        let layout = Layout::new(Kind::Kronecker { factor: None }, [layer], |_| true);
+        let module = layout.modules()[0].clone();
+        assert_eq!((module.a_shape, module.b_shape), ([2, 2], [2, 3]));
+        let lora = Lora::new(layout, numbers(&[4 + 6], 1));
+        let (x, mut y) = (numbers(&[1, 6], 2), Tensor::zeros(&Device::cpu(), DType::F64, &[1, 4]).unwrap());
+        lora.part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+        let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
+        let (w1, w2) = p.split_at(4);
+        for (row, got) in y.to_f64().unwrap().into_iter().enumerate() {
+            // (W₁ ⊗ W₂)[2i + o, 3j + s] = W₁[i, j] · W₂[o, s].
+            let entry = |column: usize| w1[row / 2 * 2 + column / 3] * w2[row % 2 * 3 + column % 3];
+            let expected: f64 = (0..6).map(|column| entry(column) * x[column]).sum();
+            assert!((got - expected).abs() < 1e-12);
+        }
+    }
+
     /// `L = Σ dy·y`, and its gradients by parameters and input, against central differences; with and without dropout.
     #[test]
     fn backward_is_the_derivative() {
-        let layers = || [(5, vec![candidate("q", 3, true), candidate("k", 4, true)])];
+        let layers = || [(6, vec![candidate("q", 3, true), candidate("k", 4, true)])];
         let dropout = Dropout { elements: 0.3, ranks: 0.2, modules: 0.0, seed: 3, pass: 7, samples: 2 };
-        for dropout in [None, Some(dropout)] {
-            let layout = Layout::new(2, layers(), |_| true);
+        let kronecker = Kind::Kronecker { factor: None };
+        let cases = [(Kind::LowRank(2), None), (Kind::LowRank(2), Some(dropout)), (kronecker, None)];
+        for (kind, dropout) in cases {
+            let layout = Layout::new(kind, layers(), |_| true);
             let parameters = numbers(&[layout.len()], 1);
             let lora = Lora { scale: 0.7, dropout, ..Lora::new(layout, parameters) };
-            let (x, dy) = (numbers(&[6, 5], 2), numbers(&[6, 7], 3));
+            let (x, dy) = (numbers(&[5, 6], 2), numbers(&[5, 7], 3));
             let loss = |parameters: &[f64], x: &[f64]| -> f64 {
                 let own =
                     Tensor::from_f64(&Device::cpu(), DType::F64, parameters, &[parameters.len()]).unwrap();
                 let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
-                let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[6, 5]).unwrap();
-                let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 7]).unwrap();
+                let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[5, 6]).unwrap();
+                let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
                 lora.part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
                 let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
                 weighed.map(|(y, d)| y * d).sum()
             };
             let mut buffer = Tensor::zeros(&Device::cpu(), DType::F64, &[lora.layout.len()]).unwrap();
-            let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 5]).unwrap();
+            let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 6]).unwrap();
             let part = lora.part(0).unwrap();
-            let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[6, 7]).unwrap();
+            let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
             let ax = part.forward(x.view(), y.view_mut()).unwrap();
             let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
             part.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();

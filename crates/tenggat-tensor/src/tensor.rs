@@ -370,6 +370,23 @@ macro_rules! shape_methods {
 impl<'a> View<'a> {
     shape_methods!();
 
+    /// The same elements in rows of another length.
+    ///
+    /// # Errors
+    /// There are gaps between the rows, or another number of elements.
+    pub fn rows_of(self, cols: usize) -> Result<View<'a>> {
+        let len = self.rows * self.cols;
+        if cols == 0 || self.stride != self.cols || !len.is_multiple_of(cols) {
+            return Err(Error::shape(
+                "rows of",
+                "rows without gaps",
+                &[self.rows, self.stride],
+                &[self.rows, cols],
+            ));
+        }
+        Ok(View { rows: len / cols, cols, stride: cols, ..self })
+    }
+
     /// The matrix in host memory.
     pub(crate) fn cpu<T: Element>(&self, op: &'static str) -> Result<Mat<'a, T>> {
         let end = self.offset + extent(self.rows, self.cols, self.stride);
@@ -380,6 +397,15 @@ impl<'a> View<'a> {
 
 impl<'a> ViewMut<'a> {
     shape_methods!();
+
+    /// The same elements in rows of another length.
+    ///
+    /// # Errors
+    /// There are gaps between the rows, or another number of elements.
+    pub fn rows_of(self, cols: usize) -> Result<ViewMut<'a>> {
+        let rows = self.as_view().rows_of(cols)?.rows();
+        Ok(ViewMut { rows, cols, stride: cols, ..self })
+    }
 
     /// The same matrix for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {

@@ -7,7 +7,8 @@ use tenggat_tensor::{DType, Device, Result, Tensor};
 /// Random stream of the initial values.
 const STREAM: u64 = 0x10_7a;
 
-/// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength 1.
+/// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength 1; of a
+/// Kronecker product, W₁ alike over its own columns, W₂ zero.
 ///
 /// # Errors
 /// Out of device memory.
@@ -15,8 +16,9 @@ pub fn initialise(layout: Layout, seed: u64, device: &Device, dtype: DType) -> R
     let random = Philox::new(seed);
     let mut values = vec![0.0f64; layout.len()];
     for module in layout.modules() {
-        let bound = 1.0 / (module.input as f64).sqrt();
-        let range = module.a..module.a + layout.rank() * module.input;
+        let [rows, columns] = module.a_shape;
+        let bound = 1.0 / (columns as f64).sqrt();
+        let range = module.a..module.a + rows * columns;
         for (i, value) in range.clone().zip(&mut values[range]) {
             *value = bound * (2.0 * random.uniform(STREAM, i as u64) - 1.0);
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use tenggat_models::Result;
+use tenggat_models::lora::Kind;
 use tenggat_models::qwen_image::text_encoder::Config as TextConfig;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::qwen_image::vae::VaeConfig;
@@ -125,6 +126,9 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     };
     if !(job.network.only_if_contains.is_empty() && job.network.ignore_if_contains.is_empty()) {
         notes.push("planned as if every module were trained; leaving some out saves a little".to_owned());
+    }
+    if let Kind::Kronecker { .. } = job.network.kind {
+        notes.push(format!("planned as a LoRA of rank {}; a LoKr takes less", job.network.rank));
     }
     let planned = PlanJob {
         dims: facts.dims,

@@ -514,6 +514,50 @@ fn dropout_and_a_largest_loss_change_the_training_and_keep_its_bytes() {
 }
 
 #[test]
+fn kronecker_products_are_trained_drawn_and_started_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 30");
+    let whole = fs::read_to_string(&path).unwrap();
+    let run = |network: &str, steps: &str, lr: &str| {
+        let job = whole.replace("type: lora, linear: 4, linear_alpha: 4", network);
+        fs::write(&path, job.replace("steps: 30", steps).replace("lr: 1e-3", lr)).unwrap();
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let file = folder.path().join("fox/fox.safetensors");
+        (fs::read(&file).unwrap(), file)
+    };
+    let (bytes, file) = run("type: lokr, lokr_factor: 8, linear: 4", "steps: 30", "lr: 1e-3");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let moved = |name: &str| {
+        let view = tensors.tensor(&format!("diffusion_model.transformer_blocks.0.attn.{name}")).unwrap();
+        view.data().iter().any(|&b| b != 0)
+    };
+    assert!(moved("to_q.lokr_w1") && moved("to_q.lokr_w2"));
+    let picture = |lora: Option<&Path>| {
+        let out = folder.path().join("fox.png");
+        let mut sample = tenggat();
+        sample.args(["sample", "--model", "mini", "--prompt", "fox", "--size", "64x64", "--steps", "4"]);
+        sample.arg("--out").arg(&out);
+        if let Some(lora) = lora {
+            sample.arg("--lora").arg(lora);
+        }
+        let output = sample.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        fs::read(out).unwrap()
+    };
+    assert!(picture(None) != picture(Some(&file)));
+    let start = folder.path().join("start.safetensors");
+    fs::copy(&file, &start).unwrap();
+    fs::remove_dir_all(folder.path().join("fox")).unwrap();
+    let network = format!("type: lokr, lokr_factor: 8, pretrained_lora_path: '{}'", start.display());
+    let (again, _) = run(&network, "steps: 1", "lr: 0");
+    let again = safetensors::SafeTensors::deserialize(&again).unwrap();
+    for (name, view) in tensors.tensors() {
+        assert!(view.data() == again.tensor(&name).unwrap().data(), "{name}");
+    }
+}
+
+#[test]
 fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

@@ -16,6 +16,7 @@ pub mod gated_residual;
 pub mod gelu;
 pub mod gemm;
 pub mod guidance;
+pub mod kronecker;
 pub mod layer_norm_modulate;
 pub mod linear;
 pub mod loss;

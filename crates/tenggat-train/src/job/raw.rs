@@ -47,6 +47,7 @@ sections! {
     Network {
         r#type: String, linear: u64, rank: u64, linear_alpha: f64, alpha: f64,
         network_kwargs: NetworkArguments, pretrained_lora_path: String, dropout: f64,
+        lokr_full_rank: bool, lokr_factor: i64,
     }
     /// `network.network_kwargs`.
     NetworkArguments {

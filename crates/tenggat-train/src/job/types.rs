@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use tenggat_models::lora::Kind;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::Compat;
@@ -49,8 +50,10 @@ pub struct Job {
 /// The LoRA. Its scale is 1 whatever alpha says: ai-toolkit sets alpha to the rank for transformers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
-    /// Rank of every module.
+    /// Rank of every module; of no meaning to Kronecker products.
     pub rank: usize,
+    /// What is added to a layer.
+    pub kind: Kind,
     /// Only modules whose name contains one of these; all if empty.
     pub only_if_contains: Vec<String>,
     /// No module whose name contains one of these.

@@ -1,6 +1,6 @@
 //! From a LoRA file to an adapter of a model.
 
-use tenggat_models::lora::{Layout, Lora};
+use tenggat_models::lora::{Kind, Layout, Lora, factors};
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_tensor::{DType, Tensor};
 
@@ -12,8 +12,7 @@ use super::{Error, Loaded, LoraFile, Result};
 /// # Errors
 /// The file has a module that the model lacks or of another size, or the device is out of memory.
 pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
-    let rank = highest_rank(file);
-    let layout = model.lora_layout(rank, |name| find(file, name).is_some());
+    let layout = model.lora_layout(kind(file)?, |name| find(file, name).is_some());
     let mut values = vec![0.0f32; layout.len()];
     put(file, &layout, &mut values)?;
     let parameters = Tensor::from_f32(model.device(), DType::F32, &values, &[values.len()])?;
@@ -28,6 +27,11 @@ pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
 /// The file has a higher rank, a module that the adapter lacks, or one of another size.
 pub fn start_from(file: &LoraFile, lora: &mut Lora) -> Result<usize> {
     let (rank, own) = (lora.layout.rank(), highest_rank(file));
+    if matches!(lora.layout.kind(), Kind::LowRank(_)) != matches!(kind(file)?, Kind::LowRank(_)) {
+        let reason =
+            "it is a LoRA where the job trains a LoKr, or the other way round; change `network.type`";
+        return Err(Error::Format { path: file.path.clone(), reason: reason.into() });
+    }
     if own > rank {
         return Err(Error::Format {
             path: file.path.clone(),
@@ -46,6 +50,28 @@ pub fn start_from(file: &LoraFile, lora: &mut Lora) -> Result<usize> {
 
 fn highest_rank(file: &LoraFile) -> usize {
     file.modules.iter().map(|m| m.rank).max().unwrap_or(0)
+}
+
+/// What the file adds to layers: a rank, or Kronecker products with the factor that splits all its modules as they are.
+fn kind(file: &LoraFile) -> Result<Kind> {
+    let wrong = |reason: &str| Error::Format { path: file.path.clone(), reason: reason.into() };
+    let splits: Vec<[usize; 2]> = file.modules.iter().filter_map(|m| m.split).collect();
+    if splits.is_empty() {
+        return Ok(Kind::LowRank(highest_rank(file)));
+    }
+    if splits.len() < file.modules.len() {
+        return Err(wrong("some modules are LoRAs and some LoKrs; they cannot stand side by side"));
+    }
+    let mut wanted: Vec<usize> = splits.concat();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let fits = |factor: &Option<usize>| {
+        let split = |m: &Loaded| Some([factors(m.output, *factor).0, factors(m.input, *factor).0]);
+        file.modules.iter().all(|m| m.split == split(m))
+    };
+    let factor = std::iter::once(None).chain(wanted.into_iter().map(Some)).find(fits);
+    let factor = factor.ok_or_else(|| wrong("its modules are split by no common `lokr_factor`"))?;
+    Ok(Kind::Kronecker { factor })
 }
 
 fn find<'a>(file: &'a LoraFile, name: &str) -> Option<&'a Loaded> {
@@ -72,6 +98,18 @@ fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) -> Result<()> {
                 own.name, module.input, module.output, own.input, own.output
             )));
         }
+        if let Some(split) = own.split {
+            if split != module.a_shape {
+                let (ours, theirs) = (module.a_shape, split);
+                let name = &own.name;
+                return Err(wrong(format!(
+                    "module `{name}` is split as {theirs:?}, and the job as {ours:?}; change `network.lokr_factor`"
+                )));
+            }
+            values[module.a..module.a + own.a.len()].copy_from_slice(&own.a);
+            values[module.b..module.b + own.b.len()].copy_from_slice(&own.b);
+            continue;
+        }
         values[module.a..module.a + own.a.len()].copy_from_slice(&own.a);
         let rows = values[module.b..module.b + module.output * rank].chunks_exact_mut(rank);
         rows.zip(own.b.chunks_exact(own.rank)).for_each(|(to, from)| to[..own.rank].copy_from_slice(from));
@@ -89,7 +127,7 @@ mod tests {
     fn file(rank: usize, name: &str, input: usize) -> LoraFile {
         let values = |n: usize, from: f32| (0..n).map(|i| from + i as f32).collect();
         let (a, b) = (values(rank * input, 100.0), values(2 * rank, 200.0));
-        let module = Loaded { name: name.into(), rank, input, output: 2, a, b };
+        let module = Loaded { name: name.into(), rank, input, output: 2, split: None, a, b };
         LoraFile { path: "start.safetensors".into(), modules: vec![module], metadata: Default::default() }
     }
 
@@ -118,5 +156,28 @@ mod tests {
         assert!(refused(&file(3, "m", 3)).contains("`network.linear: 3`"));
         assert!(refused(&file(1, "k", 3)).contains("`k` is not in this model"));
         assert!(refused(&file(1, "m", 4)).contains("expected 3 inputs"));
+    }
+
+    #[test]
+    fn kronecker_products_keep_their_split() {
+        let candidate = |name: &str| Candidate { name: name.into(), output: 12, trained: true };
+        let kind = Kind::Kronecker { factor: Some(2) };
+        let layers = || [(8, vec![candidate("m"), candidate("n")])];
+        let layout = Layout::new(kind, layers(), |_| true);
+        let mut lora = crate::adapter::initialise(layout, 1, &Device::cpu(), DType::F32).unwrap();
+        let (a, b) = (vec![1.0; 4], vec![2.0; 24]);
+        let module = Loaded { name: "m".into(), rank: 0, input: 8, output: 12, split: Some([2, 2]), a, b };
+        let path = "start.safetensors".into();
+        let mut file = LoraFile { path, modules: vec![module], metadata: Default::default() };
+        assert_eq!(super::kind(&file).unwrap(), kind);
+        assert_eq!(start_from(&file, &mut lora).unwrap(), 1);
+        let values = lora.parameters.to_f32().unwrap();
+        assert_eq!(values[..28], [vec![1.0; 4], vec![2.0; 24]].concat());
+        assert!(start_from(&file, &mut adapter()).unwrap_err().to_string().contains("`network.type`"));
+        let other = Layout::new(Kind::Kronecker { factor: None }, layers(), |_| true);
+        let mut other = crate::adapter::initialise(other, 1, &Device::cpu(), DType::F32).unwrap();
+        assert!(start_from(&file, &mut other).unwrap_err().to_string().contains("`network.lokr_factor`"));
+        file.modules[0].split = Some([4, 2]);
+        assert!(super::kind(&file).unwrap_err().to_string().contains("no common"));
     }
 }

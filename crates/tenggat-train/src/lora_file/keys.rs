@@ -7,6 +7,10 @@ pub(super) enum Part {
     A,
     /// `[output, rank]`.
     B,
+    /// Small factor of a Kronecker product, `[l, q]`.
+    W1,
+    /// Large factor, `[output / l, input / q]`.
+    W2,
     /// A number; the module's scale is alpha / rank.
     Alpha,
 }
@@ -17,16 +21,18 @@ pub(super) const PREFIX: &str = "diffusion_model.";
 /// Prefixes of dotted names.
 const PREFIXES: [&str; 3] = [PREFIX, "transformer.", "base_model.model."];
 
-/// Prefix of names with underscores for dots.
-const FLAT_PREFIX: &str = "lora_unet_";
+/// Prefixes of names with underscores for dots.
+const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lycoris_"];
 
-const SUFFIXES: [(&str, Part); 7] = [
+const SUFFIXES: [(&str, Part); 9] = [
     (".lora_A.weight", Part::A),
     (".lora_B.weight", Part::B),
     (".lora_A.default.weight", Part::A),
     (".lora_B.default.weight", Part::B),
     (".lora_down.weight", Part::A),
     (".lora_up.weight", Part::B),
+    (".lokr_w1", Part::W1),
+    (".lokr_w2", Part::W2),
     (".alpha", Part::Alpha),
 ];
 
@@ -51,7 +57,7 @@ const LAYERS: [&str; 14] = [
 /// Module and part of a key; `None` if it is in no style that we know.
 pub(super) fn parse(key: &str) -> Option<(String, Part)> {
     let (stem, part) = SUFFIXES.iter().find_map(|(s, part)| Some((key.strip_suffix(s)?, *part)))?;
-    if let Some(flat) = stem.strip_prefix(FLAT_PREFIX) {
+    if let Some(flat) = FLAT_PREFIXES.iter().find_map(|prefix| stem.strip_prefix(prefix)) {
         return Some((dotted(flat)?, part));
     }
     let module = PREFIXES.iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(stem);
@@ -81,6 +87,8 @@ mod tests {
             ("diffusion_model.transformer_blocks.7.attn.to_out.0.lora_down.weight", Part::A),
             ("diffusion_model.transformer_blocks.7.attn.to_out.0.alpha", Part::Alpha),
             ("lora_unet_transformer_blocks_7_attn_to_out_0.lora_up.weight", Part::B),
+            ("diffusion_model.transformer_blocks.7.attn.to_out.0.lokr_w1", Part::W1),
+            ("lycoris_transformer_blocks_7_attn_to_out_0.lokr_w2", Part::W2),
         ];
         for (key, part) in known {
             assert_eq!(parse(key), Some((module.into(), part)), "{key}");
@@ -89,7 +97,7 @@ mod tests {
             let flat = format!("transformer_blocks_12_{}", layer.replace('.', "_"));
             assert_eq!(dotted(&flat), Some(format!("transformer_blocks.12.{layer}")));
         }
-        for key in ["lora_unet_other_7.lora_up.weight", "a.lokr_w1", "a.diff", "a.lora_A", ""] {
+        for key in ["lora_unet_other_7.lora_up.weight", "a.lokr_w1_a", "a.diff", "a.lora_A", ""] {
             assert_eq!(parse(key), None, "{key}");
         }
     }

@@ -48,17 +48,19 @@ pub enum Error {
     Tensor(#[from] tenggat_tensor::Error),
 }
 
-/// The matrices of one module: `y += B·(A·x)`.
+/// The matrices of one module: `y += B·(A·x)`, or `y += (W₁ ⊗ W₂)·x` with W₁ as `a` and W₂ as `b`.
 #[derive(Debug, Clone, Copy)]
 pub struct Module<'a> {
     /// Dotted name inside the transformer, `transformer_blocks.0.attn.to_q`.
     pub name: &'a str,
-    /// Rank.
+    /// Rank; 0 for Kronecker products.
     pub rank: usize,
     /// Input channels.
     pub input: usize,
     /// Output channels.
     pub output: usize,
+    /// `[l, q]` of a Kronecker product: W₁'s shape; W₂ is `[output / l, input / q]`.
+    pub split: Option<[usize; 2]>,
     /// `[rank, input]`.
     pub a: &'a [f32],
     /// `[output, rank]`.
@@ -76,8 +78,9 @@ pub struct Info<'a> {
 
 /// Writes a LoRA file, atomically.
 ///
-/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, without alpha: the scale is 1. Tensors are
-/// rounded to the job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
+/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, without alpha: the scale is 1. Those of
+/// Kronecker products are `….lokr_w1`, `….lokr_w2` and `….alpha`, whose 1 counts nothing where both factors are whole
+/// (ai-toolkit writes 9999999999, which float16 cannot hold). Tensors are rounded to the job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
 ///
 /// # Errors
 /// The file cannot be written, or a matrix has not the length that its module says.
@@ -93,12 +96,11 @@ pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> 
 
 fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>>, String> {
     for m in modules {
-        if m.a.len() != m.rank * m.input || m.b.len() != m.output * m.rank {
+        let [a, b] = shapes(m.rank, m.input, m.output, m.split).map(|[rows, columns]| rows * columns);
+        if m.a.len() != a || m.b.len() != b {
             return Err(format!(
-                "module `{}`: expected {} and {} values, got {} and {}",
+                "module `{}`: expected {a} and {b} values, got {} and {}",
                 m.name,
-                m.rank * m.input,
-                m.output * m.rank,
                 m.a.len(),
                 m.b.len()
             ));
@@ -107,15 +109,27 @@ fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>
     let mut entries: Vec<Entry<'static>> = modules
         .par_iter()
         .flat_map_iter(|m| {
-            let key = |part: &str| format!("{}{}.lora_{part}.weight", keys::PREFIX, m.name);
-            [
-                Entry::floats(key("A"), vec![m.rank, m.input], m.a, dtype),
-                Entry::floats(key("B"), vec![m.output, m.rank], m.b, dtype),
-            ]
+            let key = |part: &str| format!("{}{}.{part}", keys::PREFIX, m.name);
+            let [a, b] = shapes(m.rank, m.input, m.output, m.split).map(|shape| shape.to_vec());
+            if m.split.is_some() {
+                let alpha = Entry::floats(key("alpha"), vec![], &[1.0], dtype);
+                let (w1, w2) = (key("lokr_w1"), key("lokr_w2"));
+                return vec![Entry::floats(w1, a, m.a, dtype), Entry::floats(w2, b, m.b, dtype), alpha];
+            }
+            let (low, high) = (key("lora_A.weight"), key("lora_B.weight"));
+            vec![Entry::floats(low, a, m.a, dtype), Entry::floats(high, b, m.b, dtype)]
         })
         .collect();
     tensor_file::sort(&mut entries);
     Ok(entries)
+}
+
+/// Shapes of both matrices of a module.
+fn shapes(rank: usize, input: usize, output: usize, split: Option<[usize; 2]>) -> [[usize; 2]; 2] {
+    match split {
+        None => [[rank, input], [output, rank]],
+        Some([l, q]) => [[l, q], [output / l.max(1), input / q.max(1)]],
+    }
 }
 
 /// The matrices of one module as read.
@@ -123,15 +137,17 @@ fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>
 pub struct Loaded {
     /// Dotted name inside the transformer.
     pub name: String,
-    /// Rank.
+    /// Rank; 0 for Kronecker products.
     pub rank: usize,
     /// Input channels.
     pub input: usize,
     /// Output channels.
     pub output: usize,
-    /// `[rank, input]`.
+    /// `[l, q]` of a Kronecker product.
+    pub split: Option<[usize; 2]>,
+    /// `[rank, input]`, or W₁.
     pub a: Vec<f32>,
-    /// `[output, rank]`, multiplied by alpha / rank where the file has an alpha.
+    /// `[output, rank]`, multiplied by alpha / rank where the file has an alpha; or W₂.
     pub b: Vec<f32>,
 }
 
@@ -171,6 +187,8 @@ struct Halves {
     a: Option<(Vec<usize>, Vec<f32>)>,
     b: Option<(Vec<usize>, Vec<f32>)>,
     alpha: Option<f32>,
+    /// Whether the matrices are the factors of a Kronecker product.
+    kronecker: bool,
 }
 
 fn parse(bytes: &[u8], path: &Path) -> Result<LoraFile, String> {
@@ -187,9 +205,10 @@ fn parse(bytes: &[u8], path: &Path) -> Result<LoraFile, String> {
         let values = tensor_file::floats(&view)
             .map_err(|dtype| format!("tensor `{key}` has type {dtype:?}; expected F16, BF16 or F32"))?;
         let own = halves.entry(module).or_default();
+        own.kronecker |= matches!(part, Part::W1 | Part::W2);
         let twice = match part {
-            Part::A => own.a.replace((view.shape().to_vec(), values)).is_some(),
-            Part::B => own.b.replace((view.shape().to_vec(), values)).is_some(),
+            Part::A | Part::W1 => own.a.replace((view.shape().to_vec(), values)).is_some(),
+            Part::B | Part::W2 => own.b.replace((view.shape().to_vec(), values)).is_some(),
             Part::Alpha => match values[..] {
                 [alpha] => own.alpha.replace(alpha).is_some(),
                 _ => return Err(format!("tensor `{key}` has {} values; expected 1", values.len())),
@@ -217,6 +236,15 @@ impl Halves {
                 "module `{name}`: expected matrices, got shapes {a_shape:?} and {b_shape:?}"
             ));
         };
+        if self.kronecker {
+            // Both factors are whole, so that alpha counts nothing.
+            let (l, q) = (rank, input);
+            let (input, output) = (q * columns, l * output);
+            if input == 0 || output == 0 {
+                return Err(format!("module `{name}`: empty factors, {a_shape:?} and {b_shape:?}"));
+            }
+            return Ok(Loaded { name, rank: 0, input, output, split: Some([l, q]), a, b });
+        }
         if rank != columns || rank == 0 {
             return Err(format!("module `{name}`: A {a_shape:?} and B {b_shape:?} do not share a rank"));
         }
@@ -224,7 +252,7 @@ impl Halves {
             let scale = alpha / rank as f32;
             b.iter_mut().for_each(|v| *v *= scale);
         }
-        Ok(Loaded { name, rank, input, output, a, b })
+        Ok(Loaded { name, rank, input, output, split: None, a, b })
     }
 }
 

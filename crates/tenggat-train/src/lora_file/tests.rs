@@ -21,7 +21,15 @@ fn job() -> Job {
 fn modules(loaded: &[Loaded]) -> Vec<Module<'_>> {
     loaded
         .iter()
-        .map(|m| Module { name: &m.name, rank: m.rank, input: m.input, output: m.output, a: &m.a, b: &m.b })
+        .map(|m| Module {
+            name: &m.name,
+            rank: m.rank,
+            input: m.input,
+            output: m.output,
+            split: m.split,
+            a: &m.a,
+            b: &m.b,
+        })
         .collect()
 }
 
@@ -64,7 +72,7 @@ fn ai_toolkits_file_is_read_and_written_back_alike() {
 fn metadata_are_upstreams() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    let module = Module { name: "m", rank: 1, input: 1, output: 1, a: &[1.0], b: &[2.0] };
+    let module = Module { name: "m", rank: 1, input: 1, output: 1, split: None, a: &[1.0], b: &[2.0] };
     save(&path, &[module], &Info { job: &job(), steps: 250 }).unwrap();
     let read = load(&path).unwrap();
     let got: Vec<(&str, &str)> = read.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -109,7 +117,8 @@ fn equal_input_gives_equal_bytes() {
 fn tensors_are_rounded_to_the_type_of_the_job() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    let module = Module { name: "m", rank: 1, input: 2, output: 1, a: &[0.1, 1.0 / 3.0], b: &[-70000.0] };
+    let module =
+        Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[0.1, 1.0 / 3.0], b: &[-70000.0] };
     let cases = [
         (SaveType::F32, "F32", vec![0.1, 1.0 / 3.0], -70000.0),
         (SaveType::Bf16, "BF16", vec![0.100_097_656, 0.333_984_38], -70144.0),
@@ -229,7 +238,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
         assert!(load(&path).unwrap_err().to_string().contains("not a whole safetensors file"));
     }
     assert!(load(&folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
-    let short = Module { name: "m", rank: 1, input: 2, output: 1, a: &[1.0], b: &[1.0] };
+    let short = Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[1.0], b: &[1.0] };
     assert!(
         save(&path, &[short], &Info { job: &job(), steps: 1 })
             .unwrap_err()
@@ -282,4 +291,24 @@ fn a_file_becomes_an_adapter_of_its_model_and_of_no_other() {
     m.input /= 2;
     m.a.truncate(m.rank * m.input);
     assert!(into_lora(&file, &model).unwrap_err().to_string().contains("expected 128 inputs"));
+}
+
+#[test]
+fn kronecker_products_have_lycoris_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.safetensors");
+    let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0; 6]);
+    let name = "transformer_blocks.0.attn.to_q";
+    let module = Module { name, rank: 0, input: 4, output: 6, split: Some([2, 2]), a: &a, b: &b };
+    save(&path, &[module], &Info { job: &job(), steps: 1 }).unwrap();
+    let written = entries_of(&path);
+    let key = |part: &str| format!("diffusion_model.{name}.{part}");
+    let shape = |part: &str| written[&key(part)].1.clone();
+    assert_eq!((shape("lokr_w1"), shape("lokr_w2"), shape("alpha")), (vec![2, 2], vec![3, 2], vec![]));
+    assert_eq!(written.len(), 3);
+    let read = load(&path).unwrap();
+    assert_eq!(read.modules.len(), 1);
+    let own = &read.modules[0];
+    assert_eq!((own.split, own.input, own.output), (Some([2, 2]), 4, 6));
+    assert_eq!((own.a.as_slice(), own.b.as_slice()), (&a[..], &b[..]));
 }

@@ -179,7 +179,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     })?;
     drop(text);
 
-    let layout = model.lora_layout(job.network.rank, |module| job.network.trains(module));
+    let layout = model.lora_layout(job.network.kind, |module| job.network.trains(module));
     if layout.is_empty() {
         return Err(Error::Job(
             "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),

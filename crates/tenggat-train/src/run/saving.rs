@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tenggat_models::lora::Lora;
+use tenggat_models::lora::{Kind, Lora};
 
 use tenggat_plan::Budget;
 
@@ -66,6 +66,8 @@ impl<'a> Saver<'a> {
     pub fn save(&self, lora: &Lora, path: &Path, steps: u64) -> Result<()> {
         let values = lora.parameters.to_f32()?;
         let rank = lora.layout.rank();
+        let is_split = matches!(lora.layout.kind(), Kind::Kronecker { .. });
+        let matrix = |at: usize, [rows, columns]: [usize; 2]| &values[at..at + rows * columns];
         let modules: Vec<Module<'_>> = lora
             .layout
             .modules()
@@ -75,8 +77,9 @@ impl<'a> Saver<'a> {
                 rank,
                 input: m.input,
                 output: m.output,
-                a: &values[m.a..m.a + rank * m.input],
-                b: &values[m.b..m.b + m.output * rank],
+                split: is_split.then_some(m.a_shape),
+                a: matrix(m.a, m.a_shape),
+                b: matrix(m.b, m.b_shape),
             })
             .collect();
         let info = Info { job: self.job, steps };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tenggat_models::lora::Kind;
 use tenggat_models::{hub, model_folder};
 use tenggat_plan::{Plan, PlanOptions, Precision, Trainer, format_duration};
 use tenggat_train::dataset::{self, Item};
@@ -92,8 +93,13 @@ fn summary(job: &Job) -> String {
     let train = &job.train;
     let steps = train.steps.map_or("steps by the budget".into(), |n| format!("{n} steps"));
     let batch = train.batch_size * train.gradient_accumulation;
-    let (rank, kind, lr) = (job.network.rank, train.optimiser.kind, train.lr);
-    format!("{}: rank {rank}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
+    let (kind, lr) = (train.optimiser.kind, train.lr);
+    let network = match job.network.kind {
+        Kind::LowRank(rank) => format!("LoRA of rank {rank}"),
+        Kind::Kronecker { factor: Some(factor) } => format!("LoKr, factor {factor}"),
+        Kind::Kronecker { factor: None } => "LoKr".into(),
+    };
+    format!("{}: {network}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
 }
 
 /// Whether the model is here and whole; only a folder that is neither there nor the name of a repository is a problem.

@@ -47,6 +47,7 @@ fn write(lora: &Lora, path: &Path) {
             rank,
             input: m.input,
             output: m.output,
+            split: None,
             a: &values[m.a..m.a + rank * m.input],
             b: &values[m.b..m.b + m.output * rank],
         })

@@ -21,7 +21,7 @@ use modulation::{Current, Modulation, Rows, Table};
 pub use rope::Positions;
 use stream::{Pass, Trace};
 
-use crate::lora::{Gradients, Layout, Lora};
+use crate::lora::{Gradients, Kind, Layout, Lora};
 use crate::{Error, Result};
 
 /// Added to the mean square of the text norm.
@@ -115,9 +115,9 @@ impl Transformer {
         Positions::new(self.config.axes_dims_rope, grid, text_tokens, &self.device, self.precision.compute)
     }
 
-    /// Layout of an adapter of this rank on the modules that `select` picks by their dotted names.
-    pub fn lora_layout(&self, rank: usize, select: impl Fn(&str) -> bool) -> Layout {
-        Layout::new(rank, self.config.lora_layers(), select)
+    /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their dotted names.
+    pub fn lora_layout(&self, kind: impl Into<Kind>, select: impl Fn(&str) -> bool) -> Layout {
+        Layout::new(kind, self.config.lora_layers(), select)
     }
 
     /// The predicted velocity, `[b·image tokens, in_channels]`.

@@ -6,6 +6,7 @@ mod train;
 
 use std::path::PathBuf;
 
+use tenggat_models::lora::Kind;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::raw;
@@ -230,17 +231,23 @@ impl Resolver<'_> {
 
     fn network(&mut self, raw: raw::Network) -> Result<Network> {
         let at = |key: &str| format!("{PROCESS}.network.{key}");
-        match raw.r#type.as_deref().unwrap_or("lora") {
-            "lora" => {}
+        let is_lokr = match raw.r#type.as_deref().unwrap_or("lora") {
+            "lora" => false,
+            "lokr" => true,
             other => {
-                let why = format!("networks of the type `{other}` are not done yet");
-                return Err(self.refused(&at("type"), &why, "write `type: lora`"));
+                let why = format!("networks of the type `{other}` are not trained");
+                return Err(self.refused(&at("type"), &why, "write `type: lora` or `type: lokr`"));
             }
+        };
+        if is_lokr && raw.lokr_full_rank == Some(false) {
+            let why = "factors of Kronecker products are whole matrices";
+            return Err(self.refused(&at("lokr_full_rank"), why, "make them smaller with `lokr_factor`"));
         }
+        let factor = usize::try_from(raw.lokr_factor.unwrap_or(-1)).ok().filter(|&f| f > 0);
         let key = if raw.rank.is_some() { "rank" } else { "linear" };
         let rank = self.count(&at(key), raw.rank.or(raw.linear), 4)?;
         let alpha = raw.linear_alpha.or(raw.alpha);
-        if let Some(alpha) = alpha.filter(|&a| a != rank as f64) {
+        if let Some(alpha) = alpha.filter(|&a| a != rank as f64 && !is_lokr) {
             let message = format!(
                 "alpha {alpha} has no effect: ai-toolkit sets it to the rank, {rank}, for this model"
             );
@@ -252,7 +259,12 @@ impl Resolver<'_> {
             rate if (0.0..1.0).contains(&rate) => Ok(rate),
             rate => Err(self.wrong(&at(key), format!("{rate} is out of range; expected 0 to below 1"))),
         };
+        let dropped = [raw.dropout, arguments.rank_dropout, arguments.module_dropout];
+        if is_lokr && dropped.iter().flatten().any(|&rate| rate > 0.0) {
+            return Err(self.refused(&at("dropout"), "LoKr has no dropout", "leave it out, or train a LoRA"));
+        }
         Ok(Network {
+            kind: if is_lokr { Kind::Kronecker { factor } } else { Kind::LowRank(rank) },
             rank,
             only_if_contains: arguments.only_if_contains.unwrap_or_default().0,
             ignore_if_contains: arguments.ignore_if_contains.unwrap_or_default().0,
