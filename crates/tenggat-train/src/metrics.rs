@@ -28,6 +28,9 @@ pub struct Record {
     pub s_per_step: f64,
     /// Picture size, `512x768`.
     pub bucket: String,
+    /// Loss on the validation pictures, if they were measured after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
 }
 
 fn number_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -118,6 +121,7 @@ mod tests {
             grad_norm: 1.5,
             s_per_step: 4.0,
             bucket: "512x768".into(),
+            val_loss: None,
         }
     }
 

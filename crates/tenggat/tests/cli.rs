@@ -558,6 +558,51 @@ fn kronecker_products_are_trained_drawn_and_started_from() {
 }
 
 #[test]
+fn validation_measures_the_same_every_time_and_keeps_the_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 25");
+    let whole = fs::read_to_string(&path).unwrap();
+    let run = |text: &str| {
+        fs::write(&path, text).unwrap();
+        let output = tenggat().arg("train").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", self::text(&output));
+        let results = folder.path().join("fox");
+        let log = fs::read_to_string(results.join("metrics.jsonl")).unwrap();
+        let losses: Vec<(u64, f64)> = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .filter_map(|line| Some((line["step"].as_u64()?, line.get("val_loss")?.as_f64()?)))
+            .collect();
+        let best = fs::read(results.join("fox_best.safetensors")).ok();
+        let lora = fs::read(results.join("fox.safetensors")).unwrap();
+        fs::remove_dir_all(results).unwrap();
+        (losses, best, lora, self::text(&output))
+    };
+    let picture = pictures().join("bell.png");
+    let validated = whole.replace(
+        "steps: 25",
+        &format!(
+            "steps: 25, validation_config: {{validate_every_n_steps: 10, resolution: 64, validation_items: \
+             [{{image_path: '{}', prompt: bell}}, {{image_path: /nowhere.png}}]}}",
+            picture.display()
+        ),
+    );
+    let keeping = validated.replace("training_seed: 5", "training_seed: 5\n      tenggat: {keep_best: true}");
+    let (none, _, plain, _) = run(&whole);
+    let (losses, no_best, lora, said) = run(&validated);
+    assert!(none.is_empty() && no_best.is_none() && plain == lora);
+    assert!(said.contains("/nowhere.png"), "{said}");
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 10, 20]);
+    assert!(losses.iter().all(|(_, loss)| (0.0..10.0).contains(loss)) && losses[0].1 != losses[2].1);
+    let (again, best, _, _) = run(&keeping);
+    assert_eq!(losses, again);
+    assert!(best.is_some());
+    fs::write(&path, keeping.replace("validation_config", "ignored_config")).unwrap();
+    let output = tenggat().arg("check").arg(&path).output().unwrap();
+    assert!(!output.status.success() && text(&output).contains("keep_best"), "{}", text(&output));
+}
+
+#[test]
 fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

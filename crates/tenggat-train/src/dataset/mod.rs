@@ -20,7 +20,7 @@ pub use batches::Batches;
 pub use bucket::{Crop, DIVISIBLE_BY, bucket};
 pub use mask::{Mask, load_mask};
 pub(crate) use picture::{Filter, resize};
-pub use picture::{load_pixels, size};
+pub use picture::{load_pixels, load_whole, size};
 
 use crate::job::{self, Compat};
 use caption::Captions;

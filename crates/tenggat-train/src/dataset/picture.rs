@@ -53,6 +53,19 @@ pub fn load_pixels(item: &Item) -> Result<Vec<f32>> {
     Ok(pixels)
 }
 
+/// A whole picture at the size of its bucket, which may change its proportions a little: width and height, and its RGB
+/// bytes.
+///
+/// # Errors
+/// The file cannot be read or is no whole picture.
+pub fn load_whole(path: &Path, resolution: usize) -> Result<((usize, usize), Vec<u8>)> {
+    let picture = open(path)?;
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let size = super::bucket(width, height, resolution, super::DIVISIBLE_BY);
+    let scaled = resize(picture, size, Filter::Bicubic).map_err(|reason| Error::picture(path, reason))?;
+    Ok((size, scaled.into_raw()))
+}
+
 pub(super) fn decoder(path: &Path) -> Result<impl ImageDecoder> {
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)

@@ -31,6 +31,7 @@ const NEUTRAL: &[&str] = &[
     "config.process[].type",
     "config.process[].training_folder",
     "config.process[].log_dir",
+    "config.process[].tenggat.keep_best",
     "config.process[].performance_log_every",
     "config.process[].save",
     "config.process[].logging",

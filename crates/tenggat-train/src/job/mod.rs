@@ -28,7 +28,7 @@ pub use error::{Error, Result, Warning};
 pub use source::{Mark, Place};
 pub use types::{
     ARCH, Bell, Dataset, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig, Prompt, Sample,
-    Save, Train,
+    Save, Train, Validation,
 };
 pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 

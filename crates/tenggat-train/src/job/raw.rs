@@ -74,9 +74,16 @@ sections! {
         lr_scheduler: String, lr_scheduler_params: SchedulerParams, dtype: String, timestep_type: String,
         content_or_style: String, linear_timesteps: bool, linear_timesteps2: bool, loss_type: String,
         min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64, max_grad_norm: f64,
-        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, max_loss: f64, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
+        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, max_loss: f64,
+        validation_config: Validation, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
         unload_text_encoder: bool, disable_sampling: bool, skip_first_sample: bool, force_first_sample: bool,
     }
+    /// `train.validation_config`.
+    Validation {
+        validation_items: Vec<ValidationItem>, resolution: u64, validate_every_n_steps: u64, validation_sigmas: Vec<f64>,
+    }
+    /// `train.validation_config.validation_items[]`.
+    ValidationItem { image_path: String, prompt: String }
     /// `train.optimizer_params`.
     OptimizerParams { betas: Vec<f64>, eps: f64, weight_decay: f64 }
     /// `train.lr_scheduler_params`.
@@ -101,7 +108,7 @@ sections! {
     }
     /// `tenggat`: what ai-toolkit does not have.
     Tenggat {
-        budget: String, deadline: String, fill: bool, margin: String, memory_limit: String, seed: u64,
+        budget: String, deadline: String, fill: bool, keep_best: bool, margin: String, memory_limit: String, seed: u64,
         compat: OneOrMany<String>, threads: u64, resume: bool,
     }
 }

@@ -100,7 +100,7 @@ fn a_typical_job_is_read_without_a_warning() {
     assert_eq!(job.train.optimiser.kind, Optimiser::AdamW8bit);
     assert_eq!((job.train.timestep_type, job.train.lr_scheduler), (TimestepType::Sigmoid, None));
     assert_eq!(job.train.denoising_steps, (0, 999));
-    assert_eq!(job.save, Save { every: 250, keep: 4, dtype: SaveType::F16 });
+    assert_eq!(job.save, Save { every: 250, keep: 4, best: false, dtype: SaveType::F16 });
     assert_eq!(job.model.quantisation, Some(Format::Uint(3)));
     assert_eq!(job.model.recovery_adapter.as_deref(), Some("ostris/adapters/qwen_image_uint3.safetensors"));
     assert_eq!(job.meta["name"], "pears");
@@ -339,6 +339,8 @@ fn file_with(section: &str, body: &str) -> String {
         ("train.optimizer_params", ""),
         ("train.lr_scheduler_params", ""),
         ("train.ema_config", ""),
+        ("train.validation_config.validation_items[]", "image_path: p, "),
+        ("train.validation_config", ""),
         ("train", ""),
     ];
     let paths: Vec<(String, &str)> = required.iter().map(|(k, v)| (at(k), *v)).collect();
@@ -352,7 +354,7 @@ fn file_with(section: &str, body: &str) -> String {
         "{{job: extension, config: {{name: n, process: [{{type: sd_trainer, datasets: [{{{}}}, {{folder_path: q}}], model: {{{}}}, \
          network: {{network_kwargs: {{{}}}, {}}}, save: {{{}}}, logging: {{{}}}, sample: {{samples: [{{{}}}], {}}}, \
          tenggat: {{{}}}, train: {{optimizer_params: {{{}}}, lr_scheduler_params: {{{}}}, ema_config: {{{}}}, \
-         cache_text_embeddings: true, {}}}, {process}}}], {config}}}, {root}}}",
+         validation_config: {{validation_items: [{{{}}}], {}}}, cache_text_embeddings: true, {}}}, {process}}}], {config}}}, {root}}}",
         own("datasets[]"),
         own("model"),
         own("network.network_kwargs"),
@@ -365,6 +367,8 @@ fn file_with(section: &str, body: &str) -> String {
         own("train.optimizer_params"),
         own("train.lr_scheduler_params"),
         own("train.ema_config"),
+        own("train.validation_config.validation_items[]"),
+        own("train.validation_config"),
         own("train"),
     )
 }
@@ -376,7 +380,7 @@ fn told(text: &str) -> Result<Vec<String>> {
 }
 
 /// Keys whose example cannot stand in the frame, tried by other tests.
-const STRUCTURAL: [&str; 3] = ["config", "process", "alpha"];
+const STRUCTURAL: [&str; 4] = ["config", "process", "alpha", "validation_config"];
 
 #[test]
 fn every_key_does_what_its_row_says() {

@@ -85,6 +85,8 @@ impl Network {
 pub struct Save {
     /// Steps between two numbered files.
     pub every: u64,
+    /// Whether the LoRA with the lowest validation loss is kept as `<name>_best.safetensors`.
+    pub best: bool,
     /// Numbered files kept; 0 keeps all.
     pub keep: u64,
     /// Type of the tensors.
@@ -189,6 +191,8 @@ pub struct Train {
     pub bell: Bell,
     /// Indices of the timestep table that may be drawn, from the noisy end; the last is excluded.
     pub denoising_steps: (usize, usize),
+    /// Pictures to measure on, if any.
+    pub validation: Option<Validation>,
     /// What is minimised.
     pub loss: Loss,
     /// Losses of a batch above this count as this and train nothing.
@@ -201,6 +205,19 @@ pub struct Train {
     pub ema_decay: Option<f64>,
     /// Whether activations are recomputed rather than kept; `None` leaves it to the planner.
     pub gradient_checkpointing: Option<bool>,
+}
+
+/// `validation_config`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validation {
+    /// Pictures and their prompts; at least one.
+    pub items: Vec<(PathBuf, String)>,
+    /// Side of the square that no picture exceeds in area.
+    pub resolution: usize,
+    /// Steps between two measurements; 0 measures after the first step alone.
+    pub every: u64,
+    /// Noise levels.
+    pub sigmas: Vec<f64>,
 }
 
 /// Extra loss weights over the timestep table.

@@ -80,6 +80,11 @@ impl RunFolder {
         self.path.join(format!("{}.safetensors", self.name))
     }
 
+    /// The LoRA with the lowest validation loss: `<name>_best.safetensors`.
+    pub fn best(&self) -> PathBuf {
+        self.path.join(format!("{}_best.safetensors", self.name))
+    }
+
     /// The LoRA after so many steps: `<name>_<9 digits>.safetensors`.
     pub fn numbered(&self, steps: u64) -> PathBuf {
         self.path.join(format!("{}_{steps:09}.safetensors", self.name))

@@ -16,6 +16,7 @@ mod saving;
 mod scoring;
 mod state_file;
 mod training;
+mod validation;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -56,6 +57,7 @@ use saving::Saver;
 use scoring::Scoring;
 use state_file::End;
 use training::{State, Training};
+use validation::Validation;
 
 /// What a run is given besides its job.
 #[derive(Clone, Copy)]
@@ -149,7 +151,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let Base { model, vae, text, scheduler } =
         phases.time(Phase::Load, show, |_| base::load(job, options))?;
 
-    let (data, held, mut sampling) = phases.time(Phase::Cache, show, |show| {
+    let (data, held, mut validation, mut sampling) = phases.time(Phase::Cache, show, |show| {
         let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
         let encoders = Encoders {
             device: options.device,
@@ -175,7 +177,13 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
         let painter = Painter { model: &model, vae: &vae, scheduler: &scheduler };
         let sampling = Sampling::new(job, &text, painter, clock)?;
-        Ok((data, held, sampling))
+        let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
+        let encoders = (options.device, &vae, &text);
+        let (validation, broken) = Validation::new(job.train.validation.as_ref(), judge, encoders)?;
+        for bad in broken {
+            show(Event::Warning(format!("left out of the validation pictures: {}", bad.error)));
+        }
+        Ok((data, held, validation, sampling))
     })?;
     drop(text);
 
@@ -246,8 +254,13 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let mut state = State::new(trainer, ema);
     let log = folder.file("metrics.jsonl");
     let metrics = if steps_before > 0 {
-        Metrics::resume(&log, steps_before)
-            .inspect(|_| state.take_back(&crate::metrics::read(&log).unwrap_or_default()))
+        Metrics::resume(&log, steps_before).inspect(|_| {
+            let before = crate::metrics::read(&log).unwrap_or_default();
+            if let Some(validation) = &mut validation {
+                validation.remember(before.iter().filter_map(|record| record.val_loss));
+            }
+            state.take_back(&before);
+        })
     } else {
         Metrics::create(&log)
     };
@@ -270,6 +283,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         schedule: schedule(job, options.deadline_s.is_some()),
         metrics,
         board,
+        validation,
+        began_s: clock.now_s(),
         requests,
         sampling,
         folder,

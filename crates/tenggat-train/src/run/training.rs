@@ -13,6 +13,7 @@ use super::event::{Event, Step};
 use super::folder::{LAST, RunFolder};
 use super::sampling::Sampling;
 use super::saving::Saver;
+use super::validation::Validation;
 use super::{Error, Options, Result};
 use crate::draws::{Draws, NoiseLevels};
 use crate::ema::Ema;
@@ -43,6 +44,9 @@ pub(super) struct Training<'a, 's> {
     pub saver: Saver<'a>,
     pub metrics: Metrics,
     pub board: Option<TensorBoard>,
+    pub validation: Option<Validation<'s>>,
+    /// When training began, on the run's clock.
+    pub began_s: f64,
     pub requests: Requests,
     pub sampling: Option<Sampling<'s>>,
 }
@@ -96,7 +100,8 @@ impl Training<'_, '_> {
                     let now_s = options.clock.now_s();
                     budget.observe_step(now_s, bucket, now_s - began_s);
                     state.take_in(step, outcome, lr, show)?;
-                    self.log(state, outcome, lr, bucket, (began_s, now_s), budget, show);
+                    let val_loss = self.validate(state, budget, options.clock, show)?;
+                    self.log(state, outcome, val_loss, lr, bucket, (began_s, now_s), budget, show);
                     self.save_numbered(state, budget, options.clock, show)?;
                     self.sample(state, budget, options.clock, show)?;
                 }
@@ -157,6 +162,7 @@ impl Training<'_, '_> {
         &mut self,
         state: &State<'_>,
         outcome: Outcome,
+        val_loss: Option<f64>,
         lr: f64,
         bucket: usize,
         (began_s, now_s): (f64, f64),
@@ -173,6 +179,7 @@ impl Training<'_, '_> {
             grad_norm: outcome.gradient_norm,
             s_per_step: step_s,
             bucket: format!("{width}x{height}"),
+            val_loss,
         });
         if let Err(e) = written {
             show(Event::Warning(format!("metrics are not being written: {e}")));
@@ -181,7 +188,8 @@ impl Training<'_, '_> {
             let norm = outcome.gradient_norm;
             let values =
                 [("loss/loss", outcome.loss), ("lr", lr), ("grad_norm", norm), ("s_per_step", step_s)];
-            if let Err(e) = board.scalars(done, &values) {
+            let val = val_loss.map(|loss| ("val/loss", loss));
+            if let Err(e) = board.scalars(done, &values.into_iter().chain(val).collect::<Vec<_>>()) {
                 show(Event::Warning(format!("{} is no longer written: {e}", board.path().display())));
                 self.board = None;
             }
@@ -193,6 +201,26 @@ impl Training<'_, '_> {
         }
         let (loss, smoothed) = (outcome.loss, state.smoothed);
         show(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s }));
+    }
+
+    /// Measures the validation pictures if they are due; keeps the best LoRA if the job wants that.
+    fn validate(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<Option<f64>> {
+        let Some(validation) = &mut self.validation else { return Ok(None) };
+        let (done, trained_s) = (budget.steps_done(), clock.now_s() - self.began_s);
+        let Some((loss, is_best)) = validation.measure(state.best(), done, trained_s, budget, clock)? else {
+            return Ok(None);
+        };
+        if is_best && self.job.save.best && budget.allows_save(clock.now_s()) {
+            let path = self.folder.best();
+            self.save(&path, state, budget, clock, show)?;
+        }
+        Ok(Some(loss))
     }
 
     /// The file that the job asks for every so many steps, if there is time for it.

@@ -141,14 +141,29 @@ impl Judge<'_> {
         level: usize,
         number: u64,
     ) -> Result<Vec<f64>> {
-        let text = prompt.of(held);
-        let positions = self.model.positions(held.grid, text.tokens)?;
-        let n = text.lens.len();
-        let sigma = cases::sigma(level);
         let channels = self.model.config().in_channels;
         let one = |digest: &String| noise::packed(cases::seed(digest, level, number), held.grid, channels);
         let drawn: Vec<f32> = held.digests.iter().flat_map(one).collect();
-        let (noisy, target) = mix(held, &drawn, sigma)?;
+        self.velocity_at(held, prompt, lora, cases::sigma(level), &drawn)
+    }
+
+    /// Mean squared error of the velocity of each picture at noise level `sigma` with this noise, packed as the latents
+    /// are.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or the device failed.
+    pub fn velocity_at(
+        &self,
+        held: &HeldOut,
+        prompt: Prompt,
+        lora: Option<&Lora>,
+        sigma: f64,
+        noise: &[f32],
+    ) -> Result<Vec<f64>> {
+        let text = prompt.of(held);
+        let positions = self.model.positions(held.grid, text.tokens)?;
+        let n = text.lens.len();
+        let (noisy, target) = mix(held, noise, sigma)?;
         let sigmas = vec![sigma; n];
         let inputs = Inputs {
             latents: &noisy,

@@ -78,8 +78,6 @@ const fn refused(
     Key { name, rule: Rule::Refused(why, instead), harmless, example }
 }
 
-/// Reason of everything that is planned and not written.
-const LATER: &str = "this version does not have it yet";
 /// Advice where there is no other way.
 const LEAVE_OUT: &str = "leave the key out";
 /// Values that stand for "off".

@@ -1,6 +1,6 @@
 //! Keys of the training section.
 
-use super::{LATER, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 
 const OTHER_MODELS: &str = "it belongs to other model families";
 const CHANGES_LOSS: &str = "this change of the training target is not done";
@@ -42,6 +42,19 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             refused("param_multiplier", &["1"], "0.9", "weights are not scaled while training", LEAVE_OUT),
         ],
+    },
+    Section {
+        path: "config.process[].train.validation_config",
+        keys: &[
+            supported("validation_items", "[{image_path: a.png}]"),
+            supported("resolution", "768"),
+            supported("validate_every_n_steps", "50"),
+            supported("validation_sigmas", "[0.9, 0.5]"),
+        ],
+    },
+    Section {
+        path: "config.process[].train.validation_config.validation_items[]",
+        keys: &[supported("image_path", "a.png"), supported("prompt", "a pear")],
     },
     Section { path: "config.process[].train", keys: TRAIN },
 ];
@@ -106,7 +119,7 @@ const TRAIN: &[super::Key] = &[
     ),
     supported("max_loss", "1.0"),
     no_effect("max_loss_debug", OFF, "true", "set RUST_LOG to see more"),
-    refused("validation_config", NONE, "{resolution: 512}", LATER, LEAVE_OUT),
+    supported("validation_config", "{resolution: 512}"),
     refused("next_sample_timesteps", &["8"], "4", CHANGES_LOSS, LEAVE_OUT),
     refused("merge_network_on_save", OFF, "true", "the LoRA is a file of its own", LEAVE_OUT),
     no_effect("merge_network_on_save_strength", &["1"], "0.5", "nothing is merged"),

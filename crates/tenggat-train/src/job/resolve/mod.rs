@@ -190,6 +190,12 @@ impl Resolver<'_> {
         let datasets =
             self.datasets(process.datasets.unwrap_or_default(), &trigger_word, batch_size, cached_text)?;
         let sample = self.sample(process.sample, &train, &trigger_word, compat)?;
+        let train = self.train(train, batch_size, &trigger_word)?;
+        let best = own.keep_best.unwrap_or(false);
+        if best && train.validation.is_none() {
+            let message = "nothing says what is best; name pictures in `train.validation_config`";
+            return Err(self.wrong("config.process[0].tenggat.keep_best", message));
+        }
         Ok(Job {
             folder: PathBuf::from(folder).join(&name),
             name,
@@ -199,10 +205,10 @@ impl Resolver<'_> {
             meta: file.meta.unwrap_or_default().0,
             log_every: process.logging.and_then(|l| l.log_every).unwrap_or(100).max(1),
             network: self.network(process.network.unwrap_or_default())?,
-            save: self.save(process.save.unwrap_or_default())?,
+            save: self.save(process.save.unwrap_or_default(), best)?,
             datasets,
             model: self.model(process.model.unwrap_or_default())?,
-            train: self.train(train, batch_size)?,
+            train,
             sample,
             resume: own.resume.unwrap_or(true),
             limits,
@@ -275,7 +281,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn save(&self, raw: raw::Save) -> Result<Save> {
+    fn save(&self, raw: raw::Save, best: bool) -> Result<Save> {
         let at = |key: &str| format!("{PROCESS}.save.{key}");
         // Upstream ignores the format of a LoRA, and its web page writes `diffusers`.
         match raw.save_format.as_deref() {
@@ -288,6 +294,7 @@ impl Resolver<'_> {
         }
         Ok(Save {
             every: self.count(&at("save_every"), raw.save_every, 1000)? as u64,
+            best,
             keep: raw.max_step_saves_to_keep.unwrap_or(5),
             dtype: self.choose(
                 &at("dtype"),

@@ -1,12 +1,19 @@
 //! The training section.
 
-use super::super::types::{Bell, OptimiserConfig, Train};
+use std::path::PathBuf;
+
+use super::super::types::{Bell, OptimiserConfig, Train, Validation};
 use super::super::values::{self, Balance, Loss, LrScheduler, Optimiser, SaveType, TimestepType};
 use super::super::{Result, raw};
 use super::{PROCESS, Resolver};
 
 impl Resolver<'_> {
-    pub(super) fn train(&mut self, raw: raw::Train, batch_size: usize) -> Result<Train> {
+    pub(super) fn train(
+        &mut self,
+        raw: raw::Train,
+        batch_size: usize,
+        trigger: &Option<String>,
+    ) -> Result<Train> {
         let at = |key: &str| format!("{PROCESS}.train.{key}");
         if raw.unload_text_encoder == Some(true) && raw.cache_text_embeddings != Some(true) {
             let why = "without cached embeddings, ai-toolkit then trains on the blank caption alone";
@@ -21,6 +28,10 @@ impl Resolver<'_> {
             let message = format!("{low} to {high} is no range; expected 0 ≤ min < max ≤ 1000");
             return Err(self.wrong(&at("max_denoising_steps"), message));
         }
+        let validation = match raw.validation_config.clone() {
+            Some(config) => self.validation(config, trigger)?,
+            None => None,
+        };
         let params = raw.optimizer_params.unwrap_or_default();
         let schedule = raw.lr_scheduler_params.unwrap_or_default();
         let betas = match params.betas.as_deref() {
@@ -92,6 +103,7 @@ impl Resolver<'_> {
                 _ => Bell::Flat,
             },
             denoising_steps: (low as usize, high as usize),
+            validation,
             loss: self.choose(
                 &at("loss_type"),
                 raw.loss_type.as_deref(),
@@ -104,5 +116,38 @@ impl Resolver<'_> {
             ema_decay,
             gradient_checkpointing: raw.gradient_checkpointing,
         })
+    }
+
+    /// Defaults: ai-toolkit `toolkit/config_modules.py`, `ValidationConfig`.
+    fn validation(&mut self, raw: raw::Validation, trigger: &Option<String>) -> Result<Option<Validation>> {
+        let here = format!("{PROCESS}.train.validation_config");
+        let at = |key: &str| format!("{here}.{key}");
+        let trigger = trigger.as_deref().unwrap_or_default();
+        let prompt = |text: Option<String>| {
+            text.unwrap_or_default().replace("[trigger]", trigger).replace("[name]", trigger)
+        };
+        let mut items = Vec::new();
+        for item in raw.validation_items.unwrap_or_default() {
+            match item.image_path.filter(|path| !path.is_empty()) {
+                Some(path) => items.push((PathBuf::from(path), prompt(item.prompt))),
+                None => self.warn(&at("validation_items"), "an item without `image_path` is left out"),
+            }
+        }
+        if items.is_empty() {
+            self.warn(&here, "without pictures in `validation_items` nothing is measured");
+            return Ok(None);
+        }
+        let sigmas = raw.validation_sigmas.unwrap_or_else(|| vec![1.0, 0.75, 0.5, 0.25]);
+        if sigmas.is_empty() || !sigmas.iter().all(|sigma| (0.0..=1.0).contains(sigma)) {
+            let message = format!("{sigmas:?}: expected noise levels from 0 to 1");
+            return Err(self.wrong(&at("validation_sigmas"), message));
+        }
+        let resolution = raw.resolution.unwrap_or(512) as f64;
+        Ok(Some(Validation {
+            items,
+            resolution: self.within(&at("resolution"), resolution, 32.0, 8192.0)? as usize,
+            every: raw.validate_every_n_steps.unwrap_or(10),
+            sigmas,
+        }))
     }
 }
