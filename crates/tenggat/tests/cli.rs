@@ -603,6 +603,37 @@ fn validation_measures_the_same_every_time_and_keeps_the_best() {
 }
 
 #[test]
+fn an_upload_without_a_token_is_told_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 2");
+    let push = "save: {push_to_hub: true, hf_repo_id: me/fox, hf_private: true, ";
+    let text = fs::read_to_string(&path).unwrap().replace("save: {", push);
+    fs::write(&path, text).unwrap();
+    let mut train = tenggat();
+    train.arg("train").arg(&path).env("HF_HOME", folder.path()).env_remove("HF_TOKEN");
+    let output = train.output().unwrap();
+    assert!(!output.status.success() && self::text(&output).contains("HF_TOKEN"), "{}", self::text(&output));
+    assert!(!folder.path().join("fox").exists());
+    // A hub that refuses costs the upload, not the run.
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", hub.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in hub.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = std::io::Read::read(&mut stream, &mut request);
+            let refusal = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            let _ = std::io::Write::write_all(&mut stream, refusal);
+        }
+    });
+    let mut train = tenggat();
+    train.arg("train").arg(&path).env("HF_TOKEN", "x").env("HF_ENDPOINT", endpoint);
+    let output = train.output().unwrap();
+    assert!(output.status.success() && self::text(&output).contains("me/fox"), "{}", self::text(&output));
+    assert!(folder.path().join("fox/fox.safetensors").is_file());
+}
+
+#[test]
 fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

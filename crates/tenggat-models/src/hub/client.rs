@@ -1,8 +1,10 @@
 //! Requests to the hub.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::time::Duration;
 
+use serde_json::Value;
 use ureq::http::{HeaderMap, Response};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
@@ -115,6 +117,64 @@ impl<'a> Client<'a> {
             // What is here already is longer than the file, or the range is not to the server's liking.
             416 => Err(Attempt::FromStart),
             status => Err(Attempt::Again(format!("HTTP status {status}"))),
+        }
+    }
+
+    /// Sends a text to the hub and gives its answer; a status that is not accepted is an error with the hub's reason.
+    pub fn post(&self, url: &str, kind: &str, body: &str, accepted: &[u16]) -> Result<Value, String> {
+        let mut failures = 0;
+        loop {
+            let mut request = self.agent.post(url).header("Content-Type", kind).header("Accept", kind);
+            if let Some(token) = &self.options.token {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let reason = match request.send(body) {
+                Ok(response) => {
+                    let status = response.status().as_u16();
+                    let text = response.into_body().read_to_string().unwrap_or_default();
+                    match status {
+                        _ if accepted.contains(&status) => {
+                            return Ok(serde_json::from_str(&text).unwrap_or(Value::Null));
+                        }
+                        429 | 500..=599 => format!("HTTP status {status}"),
+                        401 | 403 => {
+                            return Err(format!("refused ({status}); may the token write there? {text}"));
+                        }
+                        _ => return Err(format!("HTTP status {status}: {text}")),
+                    }
+                }
+                Err(e) => e.to_string(),
+            };
+            failures += 1;
+            if failures >= ATTEMPTS {
+                return Err(reason);
+            }
+            self.pause(failures);
+        }
+    }
+
+    /// Sends a file to the content server with the headers that the hub gave for it; never with the token.
+    pub fn put(&self, url: &str, headers: &Value, content: File) -> Result<(), String> {
+        let mut failures = 0;
+        loop {
+            let mut request = self.agent.put(url).config().timeout_recv_response(None).build();
+            for (name, value) in headers.as_object().into_iter().flatten() {
+                if let Some(value) = value.as_str() {
+                    request = request.header(name, value);
+                }
+            }
+            let file = content.try_clone().map_err(|e| e.to_string())?;
+            (&file).rewind().map_err(|e| e.to_string())?;
+            let reason = match request.send(file) {
+                Ok(response) if response.status().is_success() => return Ok(()),
+                Ok(response) => format!("HTTP status {}", response.status()),
+                Err(e) => e.to_string(),
+            };
+            failures += 1;
+            if failures >= ATTEMPTS {
+                return Err(reason);
+            }
+            self.pause(failures);
         }
     }
 

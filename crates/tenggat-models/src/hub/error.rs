@@ -27,6 +27,16 @@ pub enum HubError {
         /// Path in the repository.
         file: String,
     },
+    /// An upload that went wrong.
+    #[error("{repository}: cannot upload: {what}: {reason}")]
+    Upload {
+        /// The repository.
+        repository: String,
+        /// What was being done.
+        what: String,
+        /// What went wrong and what to do.
+        reason: String,
+    },
     /// The hub knows no such repository or revision.
     #[error(
         "{repository}: neither a folder here nor a repository at {endpoint} (404); check the spelling and the revision"

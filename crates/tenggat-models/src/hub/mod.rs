@@ -13,12 +13,14 @@ mod file;
 mod options;
 mod partial;
 mod repository;
+mod upload;
 
 use std::path::{Path, PathBuf};
 
 pub use error::HubError;
 pub use options::Options;
 pub use repository::Repository;
+pub use upload::Upload;
 
 use crate::Result;
 
@@ -70,4 +72,17 @@ pub fn locate_file(name: &str, options: &Options, progress: OnProgress<'_>) -> R
 /// Whether a text has the form of a file of the hub, `org/name/path`.
 pub fn is_file_name(name: &str) -> bool {
     file::parse(name).is_some()
+}
+
+/// Uploads files to a repository, which is made if it is not there, in one commit.
+///
+/// # Errors
+/// There is no token, the hub refuses it or cannot be reached, or a file cannot be read.
+pub fn upload(
+    repository: &Repository,
+    uploads: &[Upload<'_>],
+    private: bool,
+    options: &Options,
+) -> Result<()> {
+    upload::upload(repository, uploads, private, options)
 }

@@ -26,6 +26,11 @@ impl Repository {
         whole.then(|| Repository { org: org.into(), name: name.into(), revision: revision.into() })
     }
 
+    /// Organisation or account, and name.
+    pub(super) fn parts(&self) -> (&str, &str) {
+        (&self.org, &self.name)
+    }
+
     /// Branch, tag or commit.
     pub fn revision(&self) -> &str {
         &self.revision

@@ -322,3 +322,46 @@ fn single_files_are_fetched_into_the_same_cache() {
     assert!(error.contains("no `none.bin`"), "{error}");
     assert!(fetch("none.bin").unwrap_err().to_string().contains("no such file"));
 }
+
+#[test]
+fn uploads_go_to_the_store_and_become_one_commit() {
+    use tenggat_models::hub::{Repository, Upload, upload};
+    let case = Case::new(|behaviour| behaviour.token = Some("secret".into()));
+    let folder = tempfile::tempdir().unwrap();
+    let lora = folder.path().join("fox.safetensors");
+    std::fs::write(&lora, vec![7; 300_000]).unwrap();
+    let repository = Repository::parse("org/fox").unwrap();
+    let files = [Upload::File("fox.safetensors", &lora), Upload::Text("README.md", "# Fox")];
+    let error = upload(&repository, &files, true, &case.options).unwrap_err().to_string();
+    assert!(error.contains("HF_TOKEN"), "{error}");
+    let wrong = Options { token: Some("other".into()), ..case.options.clone() };
+    let error = upload(&repository, &files, true, &wrong).unwrap_err().to_string();
+    assert!(error.contains("may the token write"), "{error}");
+    case.server.take_seen();
+
+    let options = Options { token: Some("secret".into()), ..case.options.clone() };
+    upload(&repository, &files, true, &options).unwrap();
+    let seen = case.server.take_seen();
+    let oid = sha256(&vec![7; 300_000]);
+    let requests: Vec<String> = seen.iter().map(|s| format!("{} {}", s.method, s.path)).collect();
+    let expected = [
+        "POST /api/repos/create".to_string(),
+        "POST /org/fox.git/info/lfs/objects/batch".into(),
+        format!("PUT /store/{oid}"),
+        "POST /api/models/org/fox/commit/main".into(),
+    ];
+    assert_eq!(requests, expected);
+    let created: serde_json::Value = serde_json::from_slice(&seen[0].body).unwrap();
+    assert_eq!((&created["name"], &created["private"]), (&"fox".into(), &true.into()));
+    // The token stays with the hub.
+    assert_eq!((seen[2].authorization.as_deref(), seen[2].body.len()), (None, 300_000));
+    let lines: Vec<serde_json::Value> = String::from_utf8(seen[3].body.clone())
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let keys: Vec<&str> = lines.iter().map(|line| line["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["header", "lfsFile", "file"]);
+    assert_eq!((&lines[1]["value"]["oid"], &lines[1]["value"]["size"]), (&oid.into(), &300_000.into()));
+    assert_eq!(lines[2]["value"]["content"], "IyBGb3g=");
+}

@@ -1,7 +1,7 @@
 //! A small hub on 127.0.0.1: the part of the protocol that a fetch uses.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +20,7 @@ pub struct Seen {
     pub range: Option<String>,
     /// Whether it went to the content server.
     pub content_server: bool,
+    pub body: Vec<u8>,
 }
 
 /// What the server does beside serving.
@@ -89,17 +90,25 @@ struct Connection {
 
 impl Connection {
     fn serve(mut self, seen: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
-        let mut lines = BufReader::new(self.stream.try_clone()?).lines();
-        let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+        let mut reader = BufReader::new(self.stream.try_clone()?);
+        let line = |reader: &mut BufReader<TcpStream>| {
+            let mut line = String::new();
+            reader.read_line(&mut line).map(|_| line.trim_end().to_string())
+        };
+        let first = line(&mut reader)?;
         let mut headers = BTreeMap::new();
-        for line in lines {
-            let line = line?;
+        loop {
+            let line = line(&mut reader)?;
             let Some((name, value)) = line.split_once(':') else { break };
             headers.insert(name.to_ascii_lowercase(), value.trim().to_string());
         }
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let length = headers.get("content-length").map_or(0, |n| n.parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
         let request = Seen {
+            body,
             method: method.into(),
             path: path.into(),
             authorization: headers.get("authorization").cloned(),
@@ -108,6 +117,11 @@ impl Connection {
         };
         seen.lock().unwrap().push(request.clone());
         let behaviour = self.behaviour.lock().unwrap().clone();
+        match request.method.as_str() {
+            "POST" => return self.receive(&behaviour, &request),
+            "PUT" => return self.empty("200 OK", &[]),
+            _ => {}
+        }
         if self.content_server { self.send(&behaviour, &request) } else { self.answer(&behaviour, &request) }
     }
 
@@ -119,6 +133,32 @@ impl Connection {
 
     fn empty(&mut self, status: &str, headers: &[(&str, String)]) -> std::io::Result<()> {
         self.head(status, &[headers, &[("Content-Length", "0".into())]].concat())
+    }
+
+    /// The hub's answers to an upload.
+    fn receive(&mut self, behaviour: &Behaviour, request: &Seen) -> std::io::Result<()> {
+        let wanted = behaviour.token.as_ref().map(|token| format!("Bearer {token}"));
+        if wanted.is_some() && request.authorization != wanted {
+            return self.empty("403 Forbidden", &[]);
+        }
+        let answer = if request.path.ends_with("/objects/batch") {
+            let batch: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+            let href = |oid: &str| format!("{}/store/{oid}", self.content);
+            let objects: Vec<serde_json::Value> = batch["objects"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|o| {
+                    let upload = serde_json::json!({ "href": href(o["oid"].as_str().unwrap()), "header": {"x-own": "1"} });
+                    serde_json::json!({ "oid": o["oid"], "size": o["size"], "actions": { "upload": upload } })
+                })
+                .collect();
+            serde_json::json!({ "objects": objects }).to_string()
+        } else {
+            "{}".to_string()
+        };
+        self.head("200 OK", &[("Content-Length", answer.len().to_string())])?;
+        self.stream.write_all(answer.as_bytes())
     }
 
     /// The hub itself: small files, and the way to large ones.

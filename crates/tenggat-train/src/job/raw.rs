@@ -55,7 +55,8 @@ sections! {
         module_dropout: f64,
     }
     /// `save`.
-    Save { save_every: u64, dtype: String, max_step_saves_to_keep: u64, save_format: String }
+    Save { save_every: u64, dtype: String, max_step_saves_to_keep: u64, save_format: String, push_to_hub: bool, hf_repo_id: String,
+        hf_private: bool, }
     /// `logging`.
     Logging { log_every: u64 }
     /// `datasets[]`.

@@ -270,6 +270,7 @@ fn values_that_make_no_sense_are_named() {
         ("caption_dropout_rate: 0.05", "caption_dropout_rate: 5", "expected 0 to 1"),
         ("resolution: [ 512, 768, 1024 ]", "resolution: 16", "expected 32 to 8192"),
         ("name: \"pears\"", "name: ../pears", "no slash"),
+        ("save_every: 250", "save_every: 250\n        push_to_hub: true", "expected account/name"),
         ("type: \"lora\"", "type: dora", "`config.process[0].network.type` is not supported"),
         ("type: \"lora\"", "type: lokr\n        lokr_full_rank: false", "`lokr_factor`"),
         ("type: \"lora\"", "type: lokr\n        dropout: 0.1", "LoKr has no dropout"),

@@ -31,6 +31,8 @@ pub struct Job {
     pub network: Network,
     /// How results are kept.
     pub save: Save,
+    /// Where the finished LoRA is uploaded, if anywhere.
+    pub push: Option<Push>,
     /// What is trained on; at least one.
     pub datasets: Vec<Dataset>,
     /// How it is trained.
@@ -78,6 +80,15 @@ impl Network {
         (self.only_if_contains.is_empty() || self.only_if_contains.iter().any(contains))
             && !self.ignore_if_contains.iter().any(|part| name.contains(part.as_str()))
     }
+}
+
+/// Where the finished LoRA is uploaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Push {
+    /// Repository of the hub, `account/name`.
+    pub repository: String,
+    /// Whether a repository that is made for it is private.
+    pub private: bool,
 }
 
 /// How results are kept.

@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tenggat_models::hub;
 use tenggat_plan::WallClock;
 use tenggat_tensor::Device;
-use tenggat_train::job::{Job, Warning};
+use tenggat_train::job::{Job, Push, Warning};
 use tenggat_train::run::{self, Options, Summary};
 
 use super::model::{locate, locate_file};
@@ -29,6 +30,27 @@ pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
     }
     let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+    Ok(())
+}
+
+/// Uploads the finished LoRA with a short page about it.
+fn push(job: &Job, to: &Push, lora: &Path, options: &hub::Options) -> anyhow::Result<()> {
+    let repository = hub::Repository::parse(&to.repository).context("no repository's name")?;
+    let name = format!("{}.safetensors", job.name);
+    let trigger =
+        job.trigger_word.as_ref().map_or(String::new(), |word| format!("Trigger word: `{word}`\n\n"));
+    let base = match hub::Repository::parse(&job.model.name_or_path) {
+        Some(model) => format!("base_model: {model}\n"),
+        None => String::new(),
+    };
+    let page = format!(
+        "---\ntags: [text-to-image, lora, qwen-image, tenggat]\n{base}---\n# {}\n\n{trigger}\
+         A LoRA of Qwen-Image, trained with tenggat: `{name}`.\n",
+        job.name
+    );
+    let files = [hub::Upload::File(&name, lora), hub::Upload::Text("README.md", &page)];
+    hub::upload(&repository, &files, to.private, options)?;
+    println!("{:<14} {}/{repository}", "uploaded", options.endpoint);
     Ok(())
 }
 
@@ -77,6 +99,21 @@ pub fn run_job(
         start_over,
         stop: &stop,
     };
+    let hub = hub::Options::from_env();
+    if job.push.is_some() {
+        // Told now, not after hours of training.
+        anyhow::ensure!(!hub.offline, "the job has `push_to_hub: true`, and HF_HUB_OFFLINE forbids it");
+        anyhow::ensure!(
+            hub.token.is_some(),
+            "the job has `push_to_hub: true`; set HF_TOKEN to a token that may write"
+        );
+    }
     let summary = run::run(&job, &options, &mut |event| progress.show(event))?;
+    if let Some(to) = &job.push
+        && let Err(error) = push(&job, to, &summary.lora, &hub)
+    {
+        // The LoRA is on disk: the run has not failed.
+        eprintln!("warning: {error:#}");
+    }
     Ok(summary)
 }

@@ -2,7 +2,6 @@
 
 use super::{Key, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 
-const LOCAL_FILES: &str = "files stay on this machine";
 const PICTURES: &str = "only pictures are trained";
 const OTHER_MODELS: &str = "it belongs to other model families";
 
@@ -42,9 +41,9 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("dtype", "bf16"),
             supported("max_step_saves_to_keep", "4"),
             supported("save_format", "safetensors"),
-            refused("push_to_hub", OFF, "true", LOCAL_FILES, "upload the result with the Hub's own client"),
-            no_effect("hf_repo_id", NONE, "me/lora", LOCAL_FILES),
-            no_effect("hf_private", OFF, "true", LOCAL_FILES),
+            supported("push_to_hub", "false"),
+            supported("hf_repo_id", "me/lora"),
+            supported("hf_private", "true"),
         ],
     },
     Section {

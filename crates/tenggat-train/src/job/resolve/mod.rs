@@ -190,6 +190,8 @@ impl Resolver<'_> {
         let datasets =
             self.datasets(process.datasets.unwrap_or_default(), &trigger_word, batch_size, cached_text)?;
         let sample = self.sample(process.sample, &train, &trigger_word, compat)?;
+        let save = process.save.unwrap_or_default();
+        let push = self.push(&save)?;
         let train = self.train(train, batch_size, &trigger_word)?;
         let best = own.keep_best.unwrap_or(false);
         if best && train.validation.is_none() {
@@ -205,7 +207,8 @@ impl Resolver<'_> {
             meta: file.meta.unwrap_or_default().0,
             log_every: process.logging.and_then(|l| l.log_every).unwrap_or(100).max(1),
             network: self.network(process.network.unwrap_or_default())?,
-            save: self.save(process.save.unwrap_or_default(), best)?,
+            save: self.save(save, best)?,
+            push,
             datasets,
             model: self.model(process.model.unwrap_or_default())?,
             train,
@@ -279,6 +282,22 @@ impl Resolver<'_> {
             module_dropout: chance("network_kwargs.module_dropout", arguments.module_dropout)?,
             pretrained: raw.pretrained_lora_path.filter(|p| !p.is_empty()).map(PathBuf::from),
         })
+    }
+
+    fn push(&self, raw: &raw::Save) -> Result<Option<Push>> {
+        if raw.push_to_hub != Some(true) {
+            return Ok(None);
+        }
+        let path = format!("{PROCESS}.save.hf_repo_id");
+        match &raw.hf_repo_id {
+            Some(name) if tenggat_models::hub::Repository::parse(name).is_some() => {
+                Ok(Some(Push { repository: name.clone(), private: raw.hf_private.unwrap_or(false) }))
+            }
+            other => {
+                let message = format!("{other:?} names no repository; expected account/name");
+                Err(self.wrong(&path, message))
+            }
+        }
     }
 
     fn save(&self, raw: raw::Save, best: bool) -> Result<Save> {
