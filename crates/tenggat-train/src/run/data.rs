@@ -68,7 +68,10 @@ impl Prepared {
             }
             Ok(_) => false,
             Err(error) => {
-                bad.push(Bad { path: item.path.clone(), error: Box::new(error) });
+                // Its copies at other sizes would say the same again.
+                if bad.iter().all(|known: &Bad| known.path != item.path) {
+                    bad.push(Bad { path: item.path.clone(), error: Box::new(error) });
+                }
                 false
             }
         });
