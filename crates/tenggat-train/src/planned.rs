@@ -79,9 +79,11 @@ impl ModelFacts {
 /// The optimiser as planning sees it.
 pub(crate) fn optimiser(kind: Optimiser) -> PlannedOptimiser {
     match kind {
+        Optimiser::AdamW | Optimiser::Adam => PlannedOptimiser::AdamW,
         Optimiser::AdamW8bit => PlannedOptimiser::AdamW8bit,
-        // Lion and Adafactor keep less; the difference is a few percent of the memory.
-        _ => PlannedOptimiser::AdamW,
+        Optimiser::Lion => PlannedOptimiser::Lion,
+        Optimiser::Prodigy => PlannedOptimiser::Prodigy,
+        Optimiser::Adafactor => PlannedOptimiser::Adafactor,
     }
 }
 

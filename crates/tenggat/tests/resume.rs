@@ -195,6 +195,28 @@ fn an_interrupted_run_goes_on_and_a_finished_one_says_so() {
 }
 
 #[test]
+fn every_optimiser_trains_and_goes_on() {
+    let mut all = Vec::new();
+    for optimiser in [
+        "lr: 1e-3, optimizer: adam",
+        "lr: 1e-4, optimizer: lion",
+        "lr: 1, optimizer: prodigy, optimizer_params: {d0: 1e-4}",
+        "lr: 1e-3, optimizer: adafactor, optimizer_params: {beta1: 0.9}",
+    ] {
+        let (alone, job) = (Job::new("steps: 6", ""), Job::new("steps: 6", ""));
+        for job in [&alone, &job] {
+            job.rewrite("lr: 1e-3, optimizer: adamw8bit", optimiser);
+        }
+        alone.run(&[]);
+        assert!(job.cut_off("-KILL", 3, Duration::ZERO));
+        let said = job.run(&[]);
+        assert!(said.contains("going on") && alone.lora() == job.lora(), "{optimiser}: {said}");
+        assert!(!all.contains(&job.lora()), "{optimiser} trains as another does");
+        all.push(job.lora());
+    }
+}
+
+#[test]
 fn the_weights_of_another_trainer_are_taken_and_its_optimiser_is_not() {
     let job = Job::new("steps: 4", "");
     job.run(&[]);

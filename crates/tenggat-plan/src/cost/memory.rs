@@ -137,7 +137,7 @@ impl StepConfig {
             (MemoryPart::RecoveryAdapter, self.ara_rank.map_or(0.0, |r| 2.0 * self.dims.lora_parameters(r))),
             (MemoryPart::Lora, lora * (4.0 + copy)),
             (MemoryPart::Gradients, lora * 4.0),
-            (MemoryPart::Optimiser, lora * self.optimiser.state_bytes()),
+            (MemoryPart::Optimiser, lora * self.optimiser.state_bytes(self.rank)),
             (MemoryPart::KeptActivations, (layers - again) * per_block),
             (MemoryPart::BlockInputs, again * rows * width * self.activation_bytes),
             (MemoryPart::BlockAtWork, working + if again > 0.0 { per_block } else { 0.0 }),

@@ -30,21 +30,36 @@ pub enum Optimiser {
     AdamW,
     /// Two 8-bit moments, with one 32-bit scale each per 256 parameters.
     AdamW8bit,
+    /// One 32-bit momentum per parameter.
+    Lion,
+    /// Two 32-bit moments, a sum of gradients and the start per parameter.
+    Prodigy,
+    /// One 32-bit number per row and column of a matrix.
+    Adafactor,
 }
 
 impl Optimiser {
-    /// Bytes of state per parameter.
-    pub fn state_bytes(self) -> f64 {
+    /// Bytes of state per parameter of a LoRA of this rank.
+    pub fn state_bytes(self, rank: u64) -> f64 {
         match self {
             Self::AdamW => 8.0,
             Self::AdamW8bit => 2.0 + 2.0 * 4.0 / 256.0,
+            Self::Lion => 4.0,
+            Self::Prodigy => 16.0,
+            // The long side of a matrix has one number per `rank` parameters; the short side is nothing beside it.
+            Self::Adafactor => 4.0 / rank.max(1) as f64,
         }
     }
 
     /// Bytes moved per parameter and step: gradient read for the norm (4) and again (4), weight read and written (8),
-    /// state read and written.
-    fn traffic_bytes(self) -> f64 {
-        16.0 + 2.0 * self.state_bytes()
+    /// state read and written. Prodigy reads the weight twice, Adafactor the gradient three times more.
+    fn traffic_bytes(self, rank: u64) -> f64 {
+        let more = match self {
+            Self::Prodigy => 4.0,
+            Self::Adafactor => 12.0,
+            Self::AdamW | Self::AdamW8bit | Self::Lion => 0.0,
+        };
+        16.0 + 2.0 * self.state_bytes(rank) + more
     }
 }
 
@@ -319,7 +334,7 @@ impl StepConfig {
     fn per_update(&self) -> Work {
         let mut work = Work::default();
         let parameters = self.dims.lora_parameters(self.rank);
-        work.traffic(OpClass::Optimiser, 1.0, parameters * self.optimiser.traffic_bytes(), 4.0);
+        work.traffic(OpClass::Optimiser, 1.0, parameters * self.optimiser.traffic_bytes(self.rank), 4.0);
         if let Modulation::Table { every_steps } = self.modulation {
             let weights = self.layers() * self.dims.modulation_weights_per_block();
             let times = 1.0 / every_steps.max(1) as f64;

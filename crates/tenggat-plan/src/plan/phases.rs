@@ -119,7 +119,7 @@ impl Scene<'_> {
         let parameters = self.job.dims.lora_parameters(self.job.rank);
         let bytes = match self.trainer {
             Trainer::Tenggat => 2.0,
-            Trainer::AiToolkit => 4.0 + self.job.optimiser.state_bytes(),
+            Trainer::AiToolkit => 4.0 + self.job.optimiser.state_bytes(self.job.rank),
         };
         FILE_S + parameters * bytes / self.storage.write_bytes_per_s
     }

@@ -4,6 +4,7 @@
 //! and, where it pays, a fast CPU path in a file of its own. The reference runs in f32 and f64; finite differences
 //! are taken in f64.
 
+pub mod adafactor;
 pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
@@ -19,7 +20,9 @@ pub mod guidance;
 pub mod kronecker;
 pub mod layer_norm_modulate;
 pub mod linear;
+pub mod lion;
 pub mod loss;
+pub mod prodigy;
 pub mod quantise;
 pub mod rms_norm;
 pub mod rms_norm_rope;

@@ -226,8 +226,15 @@ impl<'a> Bench<'a> {
         let (mut p, g, mut m, mut v) = (tensor(1)?, tensor(2)?, tensor(3)?, tensor(4)?);
         v.fill(1.0);
         let mut clip = p.empty_like(&[1, 2])?;
-        let hyper =
-            adamw::Hyper { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, step: 10 };
+        let hyper = adamw::Hyper {
+            lr: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.01,
+            l2: 0.0,
+            step: 10,
+        };
         let trial = Trial::new(move || {
             adamw::clip_factor(g.view(), Some(1.0), clip.view_mut())?;
             let (m, v) = (m.view_mut(), v.view_mut());

@@ -27,8 +27,8 @@ pub use compat::Compat;
 pub use error::{Error, Result, Warning};
 pub use source::{Mark, Place};
 pub use types::{
-    ARCH, Bell, Dataset, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig, Prompt, Push,
-    Sample, Save, Train, Validation,
+    ARCH, Bell, Dataset, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig, OptimiserParams,
+    Prompt, Push, Sample, Save, Train, Validation,
 };
 pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 

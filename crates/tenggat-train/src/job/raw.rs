@@ -86,7 +86,11 @@ sections! {
     /// `train.validation_config.validation_items[]`.
     ValidationItem { image_path: String, prompt: String }
     /// `train.optimizer_params`.
-    OptimizerParams { betas: Vec<f64>, eps: f64, weight_decay: f64 }
+    OptimizerParams {
+        betas: Vec<f64>, eps: OneOrMany<f64>, weight_decay: f64, min_8bit_size: u64, decoupled_weight_decay: bool,
+        beta3: f64, decouple: bool, use_bias_correction: bool, safeguard_warmup: bool, d0: f64, d_coef: f64,
+        growth_rate: f64, beta1: f64, clip_threshold: f64, decay_rate: f64, scale_parameter: bool,
+    }
     /// `train.lr_scheduler_params`.
     SchedulerParams { num_warmup_steps: u64, warmup_steps: u64, eta_min: f64, num_cycles: u64 }
     /// `train.ema_config`.

@@ -147,7 +147,7 @@ fn a_job_of_the_web_page_is_read_without_a_warning() {
     let (job, warnings) = parse(FROM_THE_PAGE).unwrap();
     assert_eq!(warnings, []);
     assert_eq!((job.train.timestep_type, job.network.rank), (TimestepType::Weighted, 32));
-    assert_eq!(job.train.optimiser.weight_decay, Some(1e-4));
+    assert_eq!(job.train.optimiser.params.weight_decay, Some(1e-4));
 }
 
 /// Files cut short, or with a line or a value spoilt, are errors or jobs; nothing else.
@@ -383,11 +383,63 @@ fn told(text: &str) -> Result<Vec<String>> {
 /// Keys whose example cannot stand in the frame, tried by other tests.
 const STRUCTURAL: [&str; 4] = ["config", "process", "alpha", "validation_config"];
 
+/// An optimiser that has this number.
+fn optimiser_with(key: &str) -> &'static str {
+    match key {
+        "min_8bit_size" => "optimizer: adamw8bit",
+        "decoupled_weight_decay" => "optimizer: lion",
+        "beta3"
+        | "decouple"
+        | "use_bias_correction"
+        | "safeguard_warmup"
+        | "d0"
+        | "d_coef"
+        | "growth_rate" => "optimizer: prodigy, lr: 1",
+        "beta1" | "clip_threshold" | "decay_rate" | "scale_parameter" => "optimizer: adafactor",
+        _ => "optimizer: adamw",
+    }
+}
+
+#[test]
+fn optimisers_have_their_own_numbers() {
+    let train = |text: &str| parse(&file_with("config.process[].train", text));
+    let method = |text: &str| {
+        let (job, _) = train(text).unwrap();
+        crate::optimiser::Method::of(&job.train.optimiser, job.train.lr)
+    };
+    use crate::optimiser::{AdafactorConfig, AdamWConfig, LionConfig, Method, ProdigyConfig};
+    let adam = AdamWConfig { weight_decay: 0.0, coupled: true, ..AdamWConfig::default() };
+    assert_eq!(method("optimizer: adam"), Method::AdamW(adam));
+    let lion = LionConfig { beta1: 0.8, beta2: 0.9, weight_decay: 5.0 };
+    let text = "optimizer: lion, lr: 0.01, optimizer_params: {betas: [0.8, 0.9], weight_decay: 0.05, decoupled_weight_decay: true}";
+    assert_eq!(method(text), Method::Lion(lion));
+    let adafactor = AdafactorConfig { eps: 1e-20, scale_floor: Some(0.01), ..AdafactorConfig::default() };
+    let text = "optimizer: adafactor, optimizer_params: {eps: [1e-20, 0.01], scale_parameter: true}";
+    assert_eq!(method(text), Method::Adafactor(adafactor));
+    let (job, warnings) = train("optimizer: prodigy, lr: 1e-4, optimizer_params: {d_coef: 2}").unwrap();
+    assert_eq!(job.train.lr, 1.0);
+    assert!(warnings.iter().any(|w| w.message.contains("no rate for prodigy")), "{warnings:?}");
+    let prodigy = ProdigyConfig { d_coef: 2.0, ..ProdigyConfig::default() };
+    assert_eq!(crate::optimiser::Method::of(&job.train.optimiser, 1.0), Method::Prodigy(prodigy));
+    let (_, warnings) = train("optimizer: lion, optimizer_params: {eps: 1e-8, d0: 1}").unwrap();
+    let strangers = warnings.iter().filter(|w| w.message.contains("the optimiser has no such number"));
+    assert_eq!(strangers.count(), 2, "{warnings:?}");
+    for wrong in
+        ["eps: [1e-8, 1e-3]", "d0: 0", "beta1: 1", "growth_rate: -1", "betas: [0.9]", "decay_rate: 1"]
+    {
+        assert!(train(&format!("optimizer: adamw, optimizer_params: {{{wrong}}}")).is_err(), "{wrong}");
+    }
+}
+
 #[test]
 fn every_key_does_what_its_row_says() {
     for section in keys::sections() {
         for key in section.keys.iter().filter(|k| !STRUCTURAL.contains(&k.name)) {
-            let text = file_with(section.path, &format!("{}: {}, ", key.name, key.example));
+            let mut text = file_with(section.path, &format!("{}: {}, ", key.name, key.example));
+            if section.path.ends_with("optimizer_params") {
+                let with = format!("train: {{{}, optimizer_params", optimiser_with(key.name));
+                text = text.replace("train: {optimizer_params", &with);
+            }
             let row = format!("{}.{}", section.path, key.name);
             match (key.rule, told(&text)) {
                 (Rule::Supported, Ok(warnings)) => {

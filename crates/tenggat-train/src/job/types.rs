@@ -242,17 +242,52 @@ pub enum Bell {
     Half,
 }
 
-/// Optimiser and its numbers; `None` is the optimiser's own default.
+/// Optimiser and its numbers; `None` is the optimiser's own default, see [`crate::optimiser::Method::of`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimiserConfig {
     /// Which.
     pub kind: Optimiser,
-    /// Decay of the running averages.
+    /// Numbers that the job gives.
+    pub params: OptimiserParams,
+}
+
+/// `train.optimizer_params`, named as in the libraries that ai-toolkit uses; each belongs to some optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct OptimiserParams {
+    /// Decay of the running averages; all but Adafactor.
     pub betas: Option<(f64, f64)>,
-    /// Added to the denominator.
+    /// Added to the denominator; all but Lion.
     pub eps: Option<f64>,
-    /// Decay of the weights.
+    /// Decay of the weights; all.
     pub weight_decay: Option<f64>,
+    /// Elements from which on a matrix has 8-bit states; AdamW8bit.
+    pub min_8bit_size: Option<usize>,
+    /// Whether the learning rate is divided out of the decay; Lion.
+    pub decoupled_weight_decay: Option<bool>,
+    /// Decay of the sums of the step size; Prodigy, as all down to the growth.
+    pub beta3: Option<f64>,
+    /// Whether the decay stays out of the gradient.
+    pub decouple: Option<bool>,
+    /// Whether Adam's bias correction is on.
+    pub use_bias_correction: Option<bool>,
+    /// Whether the learning rate stays out of the sums.
+    pub safeguard_warmup: Option<bool>,
+    /// First estimate of the step size.
+    pub d0: Option<f64>,
+    /// Factor on the estimates.
+    pub d_coef: Option<f64>,
+    /// Largest growth of the estimate in a step.
+    pub growth_rate: Option<f64>,
+    /// Decay of the first moment; Adafactor, as all that follow.
+    pub beta1: Option<f64>,
+    /// The second of two `eps`: least scale of the parameters.
+    pub second_eps: Option<f64>,
+    /// Root mean square of an update from which on it is scaled down.
+    pub clip_threshold: Option<f64>,
+    /// Exponent of the decay of the second moment.
+    pub decay_rate: Option<f64>,
+    /// Whether the learning rate is scaled by the parameters.
+    pub scale_parameter: Option<bool>,
 }
 
 /// What is adapted.

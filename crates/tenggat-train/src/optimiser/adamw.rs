@@ -1,4 +1,4 @@
-//! AdamW in full precision.
+//! AdamW and Adam in full precision.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::ops::adamw::{self, Hyper};
 use tenggat_tensor::{Result, Tensor, View};
 
-use super::Rule;
+use super::{Rule, zeros};
 
 /// Settings that stay the same from step to step. Defaults are those of `torch.optim.AdamW` but for eps, where
 /// ai-toolkit sets 1e-6.
@@ -18,20 +18,29 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Weight decay.
     pub weight_decay: f64,
+    /// Whether the decay is added to the gradient, as Adam does, rather than applied to the parameters.
+    pub coupled: bool,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01 }
+        AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, coupled: false }
     }
 }
 
 impl AdamWConfig {
+    /// Adam: no weight decay unless asked for, and then as part of the gradient. Defaults of `torch.optim.Adam` but for
+    /// eps, where ai-toolkit sets 1e-6.
+    pub fn adam() -> Self {
+        AdamWConfig { weight_decay: 0.0, coupled: true, ..AdamWConfig::default() }
+    }
+
     pub(super) fn at(self, lr: f64, step: u64) -> Hyper {
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self;
-        Hyper { lr, beta1, beta2, eps, weight_decay, step }
+        let AdamWConfig { beta1, beta2, eps, weight_decay, coupled } = self;
+        let (weight_decay, l2) = if coupled { (0.0, weight_decay) } else { (weight_decay, 0.0) };
+        Hyper { lr, beta1, beta2, eps, weight_decay, l2, step }
     }
 }
 
@@ -46,11 +55,7 @@ pub(super) struct AdamW {
 
 impl AdamW {
     pub fn new(config: AdamWConfig, lora: &Lora) -> Result<Self> {
-        let zeros = || {
-            let p = &lora.parameters;
-            Tensor::zeros(&p.device(), p.dtype(), p.shape())
-        };
-        Ok(AdamW { config, ranges: lora.layout.trained_ranges(), m: zeros()?, v: zeros()? })
+        Ok(AdamW { config, ranges: lora.layout.trained_ranges(), m: zeros(lora)?, v: zeros(lora)? })
     }
 }
 
@@ -83,5 +88,44 @@ impl Rule for AdamW {
 
     fn state_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
         vec![("m", &mut self.m), ("v", &mut self.v)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Method;
+    use super::super::check::{Matrix, against};
+    use super::*;
+
+    /// `torch.optim.Adam` and `AdamW`, as their documentation defines them.
+    fn reference(c: AdamWConfig) -> impl FnMut(u64, f64, &mut [Matrix]) {
+        move |step, lr, matrices| {
+            for Matrix { p, g, state, .. } in matrices {
+                let n = p.len();
+                state.resize(2 * n, 0.0);
+                for i in 0..n {
+                    let mut g = g[i];
+                    if c.coupled {
+                        g += c.weight_decay * p[i];
+                    } else {
+                        p[i] -= lr * c.weight_decay * p[i];
+                    }
+                    state[i] = c.beta1 * state[i] + (1.0 - c.beta1) * g;
+                    state[n + i] = c.beta2 * state[n + i] + (1.0 - c.beta2) * g * g;
+                    let m = state[i] / (1.0 - c.beta1.powi(step as i32));
+                    let v = state[n + i] / (1.0 - c.beta2.powi(step as i32));
+                    p[i] -= lr * m / (v.sqrt() + c.eps);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn follows_the_definition() {
+        let adam = AdamWConfig { weight_decay: 0.3, ..AdamWConfig::adam() };
+        let other = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-8, weight_decay: 0.3, coupled: false };
+        for config in [AdamWConfig::default(), AdamWConfig::adam(), adam, other] {
+            against(Method::AdamW(config), &mut reference(config));
+        }
     }
 }

@@ -3,8 +3,13 @@
 //! One file per method. Matrices that the loss does not depend on are skipped, weight decay included, as autograd
 //! frameworks skip parameters without a gradient.
 
+mod adafactor;
 mod adamw;
 mod adamw8bit;
+#[cfg(test)]
+mod check;
+mod lion;
+mod prodigy;
 
 use std::fmt::Debug;
 
@@ -12,18 +17,27 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::ops::adamw::clip_factor;
 use tenggat_tensor::{Result, Tensor, View};
 
+pub use adafactor::AdafactorConfig;
 pub use adamw::AdamWConfig;
 pub use adamw8bit::AdamW8bitConfig;
+pub use lion::LionConfig;
+pub use prodigy::ProdigyConfig;
 
 use crate::job;
 
 /// A method and its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
-    /// AdamW.
+    /// AdamW, or Adam.
     AdamW(AdamWConfig),
     /// AdamW with moments in 8 bits.
     AdamW8bit(AdamW8bitConfig),
+    /// Lion.
+    Lion(LionConfig),
+    /// Prodigy.
+    Prodigy(ProdigyConfig),
+    /// Adafactor.
+    Adafactor(AdafactorConfig),
 }
 
 impl Default for Method {
@@ -33,27 +47,68 @@ impl Default for Method {
 }
 
 impl Method {
-    /// What a job asks for, its numbers or ai-toolkit's; the name of a method that is not done is returned.
-    ///
-    /// # Errors
-    /// See above.
-    pub fn of(job: &job::OptimiserConfig) -> Result<Self, job::Optimiser> {
-        let default = AdamWConfig::default();
-        let (beta1, beta2) = job.betas.unwrap_or((default.beta1, default.beta2));
-        let adamw = AdamWConfig {
-            beta1,
-            beta2,
-            eps: job.eps.unwrap_or(default.eps),
-            weight_decay: job.weight_decay.unwrap_or(default.weight_decay),
+    /// What a job asks for: its numbers, or else those of the library that ai-toolkit uses.
+    pub fn of(job: &job::OptimiserConfig, lr: f64) -> Self {
+        let p = &job.params;
+        let adam = |default: AdamWConfig| {
+            let (beta1, beta2) = p.betas.unwrap_or((default.beta1, default.beta2));
+            let eps = p.eps.unwrap_or(default.eps);
+            let weight_decay = p.weight_decay.unwrap_or(default.weight_decay);
+            AdamWConfig { beta1, beta2, eps, weight_decay, ..default }
         };
         match job.kind {
-            job::Optimiser::AdamW => Ok(Method::AdamW(adamw)),
+            job::Optimiser::AdamW => Method::AdamW(adam(AdamWConfig::default())),
+            job::Optimiser::Adam => Method::AdamW(adam(AdamWConfig::adam())),
             job::Optimiser::AdamW8bit => {
-                Ok(Method::AdamW8bit(AdamW8bitConfig { adamw, ..AdamW8bitConfig::default() }))
+                let default = AdamW8bitConfig::default();
+                let min_8bit_size = p.min_8bit_size.unwrap_or(default.min_8bit_size);
+                Method::AdamW8bit(AdamW8bitConfig { adamw: adam(default.adamw), min_8bit_size })
             }
-            other => Err(other),
+            job::Optimiser::Lion => {
+                let default = LionConfig::default();
+                let (beta1, beta2) = p.betas.unwrap_or((default.beta1, default.beta2));
+                let weight_decay = p.weight_decay.unwrap_or(default.weight_decay);
+                // lion-pytorch then multiplies by the rate of the step alone.
+                let divisor = if p.decoupled_weight_decay == Some(true) && lr > 0.0 { lr } else { 1.0 };
+                Method::Lion(LionConfig { beta1, beta2, weight_decay: weight_decay / divisor })
+            }
+            job::Optimiser::Prodigy => {
+                let default = ProdigyConfig::default();
+                let (beta1, beta2) = p.betas.unwrap_or((default.beta1, default.beta2));
+                Method::Prodigy(ProdigyConfig {
+                    beta1,
+                    beta2,
+                    beta3: p.beta3,
+                    eps: p.eps.unwrap_or(default.eps),
+                    weight_decay: p.weight_decay.unwrap_or(default.weight_decay),
+                    decouple: p.decouple.unwrap_or(default.decouple),
+                    use_bias_correction: p.use_bias_correction.unwrap_or(default.use_bias_correction),
+                    safeguard_warmup: p.safeguard_warmup.unwrap_or(default.safeguard_warmup),
+                    d0: p.d0.unwrap_or(default.d0),
+                    d_coef: p.d_coef.unwrap_or(default.d_coef),
+                    growth_rate: p.growth_rate.unwrap_or(default.growth_rate),
+                })
+            }
+            job::Optimiser::Adafactor => {
+                let default = AdafactorConfig::default();
+                let floor = p.second_eps.unwrap_or(adafactor::SCALE_FLOOR);
+                Method::Adafactor(AdafactorConfig {
+                    eps: p.eps.unwrap_or(default.eps),
+                    scale_floor: (p.scale_parameter == Some(true)).then_some(floor),
+                    clip_threshold: p.clip_threshold.unwrap_or(default.clip_threshold),
+                    decay_rate: p.decay_rate.unwrap_or(default.decay_rate),
+                    beta1: p.beta1,
+                    weight_decay: p.weight_decay.unwrap_or(default.weight_decay),
+                })
+            }
         }
     }
+}
+
+/// Zeros as long as the adapter's parameters.
+fn zeros(lora: &Lora) -> Result<Tensor> {
+    let p = &lora.parameters;
+    Tensor::zeros(&p.device(), p.dtype(), p.shape())
 }
 
 /// What a method does and keeps.
@@ -95,6 +150,9 @@ impl Optimiser {
         let rule: Box<dyn Rule> = match method {
             Method::AdamW(config) => Box::new(adamw::AdamW::new(config, lora)?),
             Method::AdamW8bit(config) => Box::new(adamw8bit::AdamW8bit::new(config, lora)?),
+            Method::Lion(config) => Box::new(lion::Lion::new(config, lora)?),
+            Method::Prodigy(config) => Box::new(prodigy::Prodigy::new(config, lora)?),
+            Method::Adafactor(config) => Box::new(adafactor::Adafactor::new(config, lora)?),
         };
         let clip = lora.parameters.empty_like(&[1, 2])?;
         Ok(Optimiser { rule, max_grad_norm, clip, steps: 0 })

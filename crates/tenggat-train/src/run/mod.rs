@@ -38,7 +38,7 @@ pub use state_file::STATE;
 use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
-use crate::job::{FirstRound, Job, Loss, LrScheduler};
+use crate::job::{self, FirstRound, Job, Loss, LrScheduler};
 use crate::lora_file;
 use crate::metrics::Metrics;
 use crate::optimiser::{Method, Optimiser};
@@ -116,7 +116,7 @@ const STATE_BYTES_PER_S: f64 = 2e8;
 /// The model, the pictures or the folder of the results cannot be used, or the training diverges. What was saved
 /// before stays on disk.
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
-    let method = method(job)?;
+    let method = Method::of(&job.train.optimiser, job.train.lr);
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
     }
@@ -360,9 +360,9 @@ impl Summary {
     }
 }
 
-/// Largest norm of the gradient.
+/// Largest norm of the gradient. Adafactor bounds its updates itself; ai-toolkit does not clip for it either.
 fn max_grad_norm(job: &Job) -> Option<f64> {
-    Some(job.train.max_grad_norm)
+    (job.train.optimiser.kind != job::Optimiser::Adafactor).then_some(job.train.max_grad_norm)
 }
 
 /// Expected seconds of writing the state of the run until it was timed.
@@ -461,13 +461,6 @@ fn objective(job: &Job) -> Objective {
         samples: 1,
     });
     Objective { loss, summed: job.compat.summed_gradients, max_loss: job.train.max_loss, dropout }
-}
-
-/// The optimiser that the job asks for.
-fn method(job: &Job) -> Result<Method> {
-    Method::of(&job.train.optimiser).map_err(|kind| {
-        Error::Job(format!("the optimiser {kind:?} is not there yet; use `optimizer: adamw`"))
-    })
 }
 
 /// The job's schedule; where it names none, the budget anneals and a fixed number of steps keeps the rate.

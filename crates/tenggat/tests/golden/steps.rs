@@ -11,7 +11,8 @@ use tenggat_train::optimiser::{AdamW8bitConfig, AdamWConfig, Method, Optimiser};
 use crate::fixture::{Golden, assert_close};
 use crate::transformer::{adapter, load, rows};
 
-const ADAMW: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+const ADAMW: AdamWConfig =
+    AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, coupled: false };
 
 /// Sample `i` of a golden tensor `[steps, 1, tokens, channels]`.
 fn sample(model: &Transformer, golden: &Golden, name: &str, i: usize) -> Tensor {

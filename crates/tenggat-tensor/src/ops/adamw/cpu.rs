@@ -37,6 +37,7 @@ pub fn step<T: Real>(
     let decay = T::from_f64(1.0 - h.lr * h.weight_decay);
     let step_size = T::from_f64(h.lr / (1.0 - h.beta1.powi(steps)));
     let root_correction = T::from_f64((1.0 - h.beta2.powi(steps)).sqrt());
+    let l2 = T::from_f64(h.l2);
     let (beta1, beta2) = (T::from_f64(h.beta1), T::from_f64(h.beta2));
     let (rest1, rest2, eps) = (T::from_f64(1.0 - h.beta1), T::from_f64(1.0 - h.beta2), T::from_f64(h.eps));
     let parameters = parameter.data.par_chunks_mut(CHUNK).zip(gradient.data.par_chunks(CHUNK));
@@ -46,7 +47,7 @@ pub fn step<T: Real>(
             #[inline(always)]
             || {
                 for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                    let g = g * factor;
+                    let g = g * factor + l2 * *p;
                     *m = beta1 * *m + rest1 * g;
                     *v = beta2 * *v + rest2 * g * g;
                     *p = *p * decay - step_size * (*m / (v.sqrt() / root_correction + eps));

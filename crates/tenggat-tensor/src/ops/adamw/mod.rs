@@ -4,6 +4,8 @@
 //! `p ← p·(1 − lr·wd)`, `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²`,
 //! `p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps)`.
 //!
+//! Adam (Kingma and Ba, arXiv:1412.6980; `torch.optim.Adam`) is the same with `g ← g + l2·p` in place of the first.
+//!
 //! Clipping multiplies g by `min(1, max_norm / (‖g‖ + 1e-6))`, as `torch.nn.utils.clip_grad_norm_` does.
 
 mod cpu;
@@ -25,6 +27,8 @@ pub struct Hyper {
     pub eps: f64,
     /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
+    /// Coupled weight decay, Adam's: so many times the parameter is added to the gradient.
+    pub l2: f64,
     /// Number of this step, from 1.
     pub step: u64,
 }
@@ -71,7 +75,8 @@ mod tests {
     use super::*;
     use crate::{DType, Tensor};
 
-    const HYPER: Hyper = Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1 };
+    const HYPER: Hyper =
+        Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, l2: 0.0, step: 1 };
 
     /// At step 1 with zero moments, m̂ = g and v̂ = g², so the step is lr·sign(g) after the decay.
     #[test]

@@ -99,7 +99,8 @@ mod tests {
     use super::*;
     use crate::{DType, Device, Tensor};
 
-    const HYPER: Hyper = Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1 };
+    const HYPER: Hyper =
+        Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, l2: 0.0, step: 1 };
 
     struct State {
         codes: [Tensor; 2],

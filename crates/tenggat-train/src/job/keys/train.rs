@@ -5,6 +5,8 @@ use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
 const OTHER_MODELS: &str = "it belongs to other model families";
 const CHANGES_LOSS: &str = "this change of the training target is not done";
 const CHANGES_NOISE: &str = "this change of the noise is not done";
+const RELATIVE: &str = "it excludes a learning rate, and the job always has one: ai-toolkit fails there too";
+const SAME: &str = "the result is the same";
 const GUIDANCE: &str = "guidance losses are not done";
 
 pub(super) const SECTIONS: &[Section] = &[
@@ -14,6 +16,40 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("betas", "[0.9, 0.95]"),
             supported("eps", "1e-8"),
             supported("weight_decay", "0.01"),
+            supported("min_8bit_size", "0"),
+            supported("decoupled_weight_decay", "true"),
+            supported("beta3", "0.99"),
+            supported("decouple", "false"),
+            supported("use_bias_correction", "true"),
+            supported("safeguard_warmup", "true"),
+            supported("d0", "1e-5"),
+            supported("d_coef", "0.5"),
+            supported("growth_rate", "1.02"),
+            supported("beta1", "0.9"),
+            supported("clip_threshold", "0.5"),
+            supported("decay_rate", "-0.6"),
+            supported("scale_parameter", "true"),
+            refused("relative_step", OFF, "true", RELATIVE, "leave the key out and set `train.lr`"),
+            refused("warmup_init", OFF, "true", RELATIVE, "leave the key out and set `train.lr`"),
+            refused("slice_p", &["1"], "11", "the step size is estimated from every parameter", LEAVE_OUT),
+            refused("amsgrad", OFF, "true", "maxima of the second moment are not kept", LEAVE_OUT),
+            refused("maximize", OFF, "true", "the loss is made small", LEAVE_OUT),
+            refused(
+                "percentile_clipping",
+                &["100"],
+                "95",
+                "gradients are clipped by `max_grad_norm`",
+                LEAVE_OUT,
+            ),
+            refused("block_wise", &["true"], "false", "8-bit states come in blocks", LEAVE_OUT),
+            no_effect("is_paged", OFF, "true", "tenggat plans memory by itself"),
+            no_effect("optim_bits", &["8", "32"], "16", "the optimiser's name says it"),
+            no_effect("use_triton", OFF, "true", SAME),
+            no_effect("fsdp_in_use", OFF, "true", SAME),
+            no_effect("foreach", NONE, "true", SAME),
+            no_effect("fused", NONE, "true", SAME),
+            no_effect("capturable", OFF, "true", SAME),
+            no_effect("differentiable", OFF, "true", SAME),
         ],
     },
     Section {

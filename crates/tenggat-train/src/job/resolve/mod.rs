@@ -1,6 +1,7 @@
 //! From the raw structs to the job: defaults, names, limits. Defaults: ai-toolkit `toolkit/config_modules.py`.
 
 mod datasets;
+mod optimiser;
 mod sample;
 mod train;
 

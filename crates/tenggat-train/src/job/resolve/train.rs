@@ -32,16 +32,10 @@ impl Resolver<'_> {
             Some(config) => self.validation(config, trigger)?,
             None => None,
         };
-        let params = raw.optimizer_params.unwrap_or_default();
+        let kind =
+            self.choose(&at("optimizer"), raw.optimizer.as_deref(), values::OPTIMISERS, Optimiser::AdamW)?;
+        let params = self.optimiser_params(kind, raw.optimizer_params.unwrap_or_default())?;
         let schedule = raw.lr_scheduler_params.unwrap_or_default();
-        let betas = match params.betas.as_deref() {
-            None => None,
-            Some(&[a, b]) if (0.0..1.0).contains(&a) && (0.0..1.0).contains(&b) => Some((a, b)),
-            Some(other) => {
-                let message = format!("{other:?}: expected two numbers from 0 to below 1");
-                return Err(self.wrong(&at("optimizer_params.betas"), message));
-            }
-        };
         let ema = raw.ema_config.unwrap_or_default();
         let ema_decay = match ema.use_ema {
             Some(true) => {
@@ -55,6 +49,8 @@ impl Resolver<'_> {
                 Some(self.choose(&at("lr_scheduler"), name, values::LR_SCHEDULERS, LrScheduler::Constant)?)
             }
         };
+        let lr = self.within(&at("lr"), raw.lr.unwrap_or(1e-6), 0.0, f64::INFINITY)?;
+        let lr = self.rate(kind, lr);
         let positive = |key: &str, value: Option<f64>, default: f64| {
             self.within(&at(key), value.unwrap_or(default), 0.0, f64::INFINITY)
         };
@@ -65,21 +61,8 @@ impl Resolver<'_> {
             },
             batch_size,
             gradient_accumulation: self.count(&at("gradient_accumulation"), raw.gradient_accumulation, 1)?,
-            lr: positive("lr", raw.lr, 1e-6)?,
-            optimiser: OptimiserConfig {
-                kind: self.choose(
-                    &at("optimizer"),
-                    raw.optimizer.as_deref(),
-                    values::OPTIMISERS,
-                    Optimiser::AdamW,
-                )?,
-                betas,
-                eps: params.eps.map(|e| positive("optimizer_params.eps", Some(e), 0.0)).transpose()?,
-                weight_decay: params
-                    .weight_decay
-                    .map(|w| positive("optimizer_params.weight_decay", Some(w), 0.0))
-                    .transpose()?,
-            },
+            lr,
+            optimiser: OptimiserConfig { kind, params },
             lr_scheduler,
             warmup_steps: schedule.num_warmup_steps.or(schedule.warmup_steps),
             lr_min: positive("lr_scheduler_params.eta_min", schedule.eta_min, 0.0)?,
