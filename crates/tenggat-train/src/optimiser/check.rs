@@ -44,7 +44,7 @@ pub(super) fn against(method: Method, reference: &mut dyn FnMut(u64, f64, &mut [
             values
         };
         let parameters = Tensor::from_f64(&device, dtype, &normal(0), &[n]).unwrap();
-        let mut lora = Lora { layout, parameters, scale: 1.0 };
+        let mut lora = Lora::new(layout, parameters);
         let matrices = lora.layout.trained_matrices();
         let mut theirs: Vec<Matrix> = matrices
             .iter()

@@ -163,7 +163,8 @@ mod tests {
     use super::*;
 
     /// prodigyopt `prodigyopt/prodigy.py`, `Prodigy.step`. Each matrix's state is p₀, m, v and s.
-    fn reference(c: ProdigyConfig) -> impl FnMut(u64, f64, &mut [Matrix]) {
+    /// `found` is told the step size estimates.
+    fn reference(c: ProdigyConfig, found: &mut Vec<f64>) -> impl FnMut(u64, f64, &mut [Matrix]) {
         let (mut d, mut d_max, mut numerator, mut k) = (c.d0, c.d0, 0.0, 0);
         move |_, lr, matrices| {
             if lr == 0.0 {
@@ -203,6 +204,7 @@ mod tests {
             }
             d_max = d_max.max(d_hat);
             d = d_max.min(d * c.growth_rate);
+            found.push(d);
             for matrix in matrices.iter_mut() {
                 let n = matrix.p.len();
                 for i in 0..n {
@@ -219,17 +221,22 @@ mod tests {
 
     #[test]
     fn follows_the_definition() {
-        let plain = ProdigyConfig { d0: 1e-3, ..ProdigyConfig::default() };
-        let decayed = ProdigyConfig { weight_decay: 0.1, use_bias_correction: true, d_coef: 2.0, ..plain };
+        // Rates of some hundredths: the factor makes the estimates grow.
+        let plain = ProdigyConfig { d0: 1e-3, d_coef: 40.0, ..ProdigyConfig::default() };
+        let decayed = ProdigyConfig { weight_decay: 0.1, use_bias_correction: true, d_coef: 60.0, ..plain };
         let other = ProdigyConfig {
             decouple: false,
             safeguard_warmup: true,
             beta3: Some(0.95),
-            growth_rate: 1.5,
+            growth_rate: 1.1,
+            d_coef: 2e5,
             ..decayed
         };
         for config in [plain, decayed, other] {
-            against(Method::Prodigy(config), &mut reference(config));
+            let mut found = Vec::new();
+            against(Method::Prodigy(config), &mut reference(config, &mut found));
+            let grown = found.windows(2).filter(|pair| pair[1] > pair[0]).count();
+            assert!(grown >= 4, "the estimate hardly grows: {found:?}");
         }
     }
 }
