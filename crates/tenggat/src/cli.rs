@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs};
+use crate::commands::{CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs, TaskArgs};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -72,6 +72,14 @@ Examples:
   tenggat score --model mini --lora run/last.safetensors --data test --measure velocity
   tenggat score --model Qwen/Qwen-Image --lora my_lora.safetensors --data test --json")]
     Score(ScoreArgs),
+    /// Play a task of the timed contest: an archive of pictures in, `last.safetensors` out before the hours are over.
+    #[command(after_help = "\
+The exit code is 0 once there is a LoRA, whatever goes wrong later.
+
+Example:
+  tenggat task --task-id t1 --model Qwen/Qwen-Image --dataset-zip t1.zip --model-type qwen-image \\
+    --expected-repo-name my-lora --hours-to-complete 1.5")]
+    Task(TaskArgs),
     /// Say what a job will take in time, memory and money; calibrate; look back at a run.
     #[command(after_help = "\
 Examples:

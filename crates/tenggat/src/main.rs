@@ -39,6 +39,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Init(args) => commands::init(&args),
         Command::Sample(args) => commands::sample(&args),
         Command::Score(args) => commands::score(&args),
+        Command::Task(args) => commands::task(&args, clock),
         Command::Plan(args) => commands::plan(&args),
         Command::Extend(args) => commands::extend(&args),
         Command::Doctor => commands::doctor(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 use tenggat_plan::{Clock, Forecast, Phase, RuledBy};
-use tenggat_train::run::{Event, Scores, Step};
+use tenggat_train::run::{Contender, Event, Scores, Step};
 
 /// Seconds between two progress lines when the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -72,6 +72,12 @@ impl Progress {
             Event::Step(step) => self.step(&step),
             Event::Saved { path, steps } => tracing::info!("{} holds {steps} steps", path.display()),
             Event::Scored(scores) => self.scores(&scores),
+            Event::Contender(Contender { steps, error, is_best }) => self.say(&format!(
+                "{:<14} {:.5} after {steps} steps{}",
+                "held-out error",
+                error.total(),
+                if is_best { "" } else { ", no better" }
+            )),
             Event::Wrote { what, path } => self.say(&format!("{what:<14} {}", path.display())),
         }
     }

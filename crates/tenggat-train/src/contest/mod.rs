@@ -1,9 +1,17 @@
-//! The timed contest: its test pictures, its rules of scoring, and the score of a LoRA by them.
+//! The timed contest: what its container is given and must leave behind, its rules of scoring, and the score of a LoRA by
+//! them.
 //!
-//! Source of the rules: rayonlabs/G.O.D, `validator/evaluation/`.
+//! Source of the rules: rayonlabs/G.O.D, `trainer/` and `validator/evaluation/`.
 
+mod archive;
+pub mod container;
+mod error;
 pub mod evaluate;
 mod pictures;
 pub mod rules;
+mod split;
 
+pub use archive::unpack;
+pub use error::{Error, Result};
 pub use pictures::test_pictures;
+pub use split::{Split, split};

@@ -26,10 +26,22 @@ pub fn test_pictures(folder: &Path, long_side: usize) -> Result<Vec<Picture>> {
 }
 
 fn read(path: &PathBuf, long_side: usize) -> Result<Picture> {
-    let unusable = |reason: String| Error::Picture { path: path.clone(), reason };
+    let (size, rgb) = scaled(path, long_side)?;
+    let caption = dataset::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
+    let Some(caption) = caption else {
+        let text = path.with_extension("txt");
+        let reason = format!("it has no caption; write one into {}", text.display());
+        return Err(Error::Picture { path: path.clone(), reason });
+    };
+    Ok(Picture { caption, size, rgb })
+}
+
+/// One picture as the scorer sees it: width and height, and its bytes `[h, w, 3]`.
+pub(super) fn scaled(path: &Path, long_side: usize) -> Result<((usize, usize), Vec<u8>)> {
+    let unusable = |reason: String| Error::Picture { path: path.into(), reason };
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
-        .map_err(|source| Error::Read { path: path.clone(), source })?;
+        .map_err(|source| Error::Read { path: path.into(), source })?;
     let picture = reader.decode().map_err(|e| unusable(e.to_string()))?.into_rgb8();
     let scaled = scaled_size(picture.width() as usize, picture.height() as usize, long_side);
     let size = (scaled.0 / DIVISIBLE_BY * DIVISIBLE_BY, scaled.1 / DIVISIBLE_BY * DIVISIBLE_BY);
@@ -37,12 +49,7 @@ fn read(path: &PathBuf, long_side: usize) -> Result<Picture> {
         return Err(unusable(format!("it is too long and narrow: {} x {} at that size", scaled.0, scaled.1)));
     }
     let scaled = dataset::resize(picture, scaled, Filter::Lanczos).map_err(&unusable)?;
-    let caption = dataset::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
-    let Some(caption) = caption else {
-        let text = path.with_extension("txt");
-        return Err(unusable(format!("it has no caption; write one into {}", text.display())));
-    };
-    Ok(Picture { caption, size, rgb: middle(&scaled, size) })
+    Ok((size, middle(&scaled, size)))
 }
 
 /// Sizes as the scorer computes them, in double precision, cut off.

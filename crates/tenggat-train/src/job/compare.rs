@@ -32,6 +32,8 @@ const NEUTRAL: &[&str] = &[
     "config.process[].training_folder",
     "config.process[].log_dir",
     "config.process[].tenggat.keep_best",
+    "config.process[].tenggat.held_out",
+    "config.process[].tenggat.deliver",
     "config.process[].performance_log_every",
     "config.process[].save",
     "config.process[].logging",

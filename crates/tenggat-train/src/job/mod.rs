@@ -4,7 +4,7 @@
 //! resolved job. Nothing past this module sees a raw value. Keys of ai-toolkit that are not supported are refused by
 //! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
 //! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
-//! `memory_limit`, `seed`, `threads`, `resume`, `compat`.
+//! `memory_limit`, `seed`, `threads`, `resume`, `compat`, `held_out`, `deliver`, `keep_best`.
 
 mod compare;
 mod compat;
@@ -27,8 +27,8 @@ pub use compat::Compat;
 pub use error::{Error, Result, Warning};
 pub use source::{Mark, Place};
 pub use types::{
-    ARCH, Bell, Dataset, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig, OptimiserParams,
-    Prompt, Push, Sample, Save, Train, Validation,
+    ARCH, Bell, Dataset, Deliver, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig,
+    OptimiserParams, Prompt, Push, Sample, Save, Train, Validation,
 };
 pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
 

@@ -100,7 +100,10 @@ fn a_typical_job_is_read_without_a_warning() {
     assert_eq!(job.train.optimiser.kind, Optimiser::AdamW8bit);
     assert_eq!((job.train.timestep_type, job.train.lr_scheduler), (TimestepType::Sigmoid, None));
     assert_eq!(job.train.denoising_steps, (0, 999));
-    assert_eq!(job.save, Save { every: 250, keep: 4, best: false, dtype: SaveType::F16 });
+    assert_eq!(
+        job.save,
+        Save { every: 250, keep: 4, best: false, deliver: Deliver::Newest, dtype: SaveType::F16 }
+    );
     assert_eq!(job.model.quantisation, Some(Format::Uint(3)));
     assert_eq!(job.model.recovery_adapter.as_deref(), Some("ostris/adapters/qwen_image_uint3.safetensors"));
     assert_eq!(job.meta["name"], "pears");

@@ -35,6 +35,8 @@ pub struct Job {
     pub push: Option<Push>,
     /// What is trained on; at least one.
     pub datasets: Vec<Dataset>,
+    /// Folder of pictures with captions that are kept out of training, to measure on.
+    pub held_out: Option<PathBuf>,
     /// How it is trained.
     pub train: Train,
     /// What is adapted.
@@ -98,10 +100,22 @@ pub struct Save {
     pub every: u64,
     /// Whether the LoRA with the lowest validation loss is kept as `<name>_best.safetensors`.
     pub best: bool,
+    /// Which LoRA of the run is the finished one.
+    pub deliver: Deliver,
     /// Numbered files kept; 0 keeps all.
     pub keep: u64,
     /// Type of the tensors.
     pub dtype: SaveType,
+}
+
+/// Which LoRA of a run is the finished one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deliver {
+    /// That of the last step.
+    Newest,
+    /// That with the lowest velocity error on the held-out pictures, among those that are measured on the way; the first is
+    /// the one that the run begins with.
+    Best,
 }
 
 /// One set of pictures.

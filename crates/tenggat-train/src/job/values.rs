@@ -3,6 +3,7 @@
 use tenggat_tensor::ops::quantise::Format;
 
 use super::suggest;
+use super::types::Deliver;
 
 /// Where timesteps are drawn from. Tables: [`crate::timesteps`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +173,8 @@ pub(super) const LR_SCHEDULERS: &[Choice<LrScheduler>] = &[
     not("step", "it fails in ai-toolkit too; use cosine"),
     not("polynomial", "it fails in ai-toolkit too; use cosine"),
 ];
+
+pub(super) const DELIVERIES: &[Choice<Deliver>] = &[is("newest", Deliver::Newest), is("best", Deliver::Best)];
 
 pub(super) const SAVE_TYPES: &[Choice<SaveType>] = &[
     is("float16", SaveType::F16),

@@ -65,6 +65,8 @@ pub enum Event {
     },
     /// Held-out errors are known.
     Scored(Scores),
+    /// A LoRA was measured on the held-out pictures, to choose the best.
+    Contender(Contender),
     /// A file for the user to look at was written.
     Wrote {
         /// What it shows.
@@ -72,6 +74,17 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// A LoRA of the run, measured on the held-out pictures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Contender {
+    /// Updates in it.
+    pub steps: u64,
+    /// Velocity error.
+    pub error: score::Error,
+    /// Whether it is the best so far.
+    pub is_best: bool,
 }
 
 /// One finished step.

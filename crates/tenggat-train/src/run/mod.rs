@@ -1,6 +1,8 @@
 //! A run from job to LoRA: load → cache → score → train → save → score → report, one call each, in [`run`].
 
 mod base;
+mod choice;
+mod costs;
 mod data;
 pub mod deadline;
 mod encoding;
@@ -14,6 +16,7 @@ mod resume;
 mod sampling;
 mod saving;
 mod scoring;
+mod setup;
 mod state_file;
 mod training;
 mod validation;
@@ -21,32 +24,27 @@ mod validation;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use tenggat_models::dropout::Dropout;
-use tenggat_models::lora::Lora;
-use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, FinishReason, Phase, PhaseCosts, SamplePlan, Schedule, Shape,
-    Warmup,
-};
-use tenggat_tensor::ops::loss;
-use tenggat_tensor::{DType, Device};
+use tenggat_plan::{Clock, FinishReason, Phase};
+use tenggat_tensor::Device;
 
 pub use error::{Error, Result};
-pub use event::{Event, Scores, Step};
+pub use event::{Contender, Event, Scores, Step};
 pub use folder::LAST;
 pub use state_file::STATE;
 
-use crate::adapter;
 use crate::dataset;
 use crate::ema::Ema;
-use crate::job::{self, FirstRound, Job, Loss, LrScheduler};
+use crate::job::{Deliver, FirstRound, Job};
 use crate::lora_file;
 use crate::metrics::Metrics;
 use crate::optimiser::{Method, Optimiser};
 use crate::painter::Painter;
 use crate::score::Judge;
-use crate::step::{Objective, Trainer};
+use crate::step::Trainer;
 use crate::tensorboard::TensorBoard;
 use base::Base;
+use choice::Choice;
+use costs::{Phases, SAVE_S_PER_PARAMETER, budget, state_s};
 use data::Prepared;
 use deadline::Requests;
 use encoding::Encoders;
@@ -55,6 +53,7 @@ use resume::{Continued, Start};
 use sampling::Sampling;
 use saving::Saver;
 use scoring::Scoring;
+use setup::{first_lora, max_grad_norm, objective, schedule};
 use state_file::End;
 use training::{State, Training};
 use validation::Validation;
@@ -98,18 +97,12 @@ pub struct Summary {
     pub before: Option<Scores>,
     /// Errors with the LoRA.
     pub after: Option<Scores>,
+    /// Where the best LoRA is delivered: what the run began with, and what is delivered.
+    pub chosen: Option<(Contender, Contender)>,
 }
 
-/// Expected seconds of drawing the report's pictures.
-const REPORT_S: f64 = 0.6;
 /// Share of the time left that the sample pictures before the first step may take.
 const FIRST_SAMPLES_SHARE: f64 = 0.1;
-/// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
-const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
-
-/// Expected speed of writing the state of a run until it was timed, bytes per second.
-const STATE_BYTES_PER_S: f64 = 2e8;
-
 /// Runs a job. A run of the same job that was cut off is gone on with, so that it ends as if it had not been.
 ///
 /// # Errors
@@ -148,6 +141,19 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     crate::atomic::write(&config, job.text.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
     let mut phases = Phases { clock, records: Vec::new() };
 
+    let held_out = options.held_out.or(job.held_out.as_deref());
+    if job.save.deliver == Deliver::Best && held_out.is_none() {
+        let text = "`deliver: best` needs pictures to measure on; name their folder as `held_out`, beside it";
+        return Err(Error::Job(text.into()));
+    }
+    let mut lora = first_lora(job, options, show)?;
+    let trainable = lora.layout.trained_ranges().iter().map(ExactSizeIterator::len).sum();
+    let last = folder.file(LAST);
+    if job.save.deliver == Deliver::Best && !last.exists() {
+        // Whatever happens from here on, there is a LoRA.
+        Saver::new(job, None, String::new()).save(&lora, &last, 0)?;
+    }
+
     let Base { model, vae, text, scheduler } =
         phases.time(Phase::Load, show, |_| base::load(job, options))?;
 
@@ -168,7 +174,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
         remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
         let mut held = None;
-        if let Some(path) = options.held_out {
+        if let Some(path) = held_out {
             let (pictures, broken) = held_out::load(path, job, options.device, &vae, &text)?;
             for bad in broken {
                 show(Event::Warning(format!("left out of the held-out pictures: {}", bad.error)));
@@ -187,17 +193,27 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     })?;
     drop(text);
 
-    let layout = model.lora_layout(job.network.kind, |module| job.network.trains(module));
-    if layout.is_empty() {
-        return Err(Error::Job(
-            "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),
-        ));
-    }
-    let trainable = layout.trained_ranges().iter().map(ExactSizeIterator::len).sum();
     show(Event::Data { entries: data.items.len(), buckets: data.bucket_shares().len(), trainable });
 
     let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
-    let mut scoring = held.as_ref().map(|held| Scoring::new(judge, held, clock));
+    let mut choice = None;
+    if let (Some(held), Deliver::Best) = (&held, job.save.deliver) {
+        let known = (steps_before > 0).then(|| lora_file::load(&last)).transpose()?;
+        let known = known.map(|file| lora_file::into_lora(&file, &model)).transpose()?;
+        choice = phases.time(Phase::ScoreBefore, show, |_| {
+            let first = (known.as_ref().unwrap_or(&lora), steps_before);
+            Choice::new(judge, held, clock, first, options.deadline_s)
+        })?;
+        match &choice {
+            Some(choice) => show(Event::Contender(choice.first_and_best().0)),
+            None => show(Event::Warning(
+                "measuring the held-out pictures takes too much of the budget; the newest LoRA is delivered"
+                    .into(),
+            )),
+        }
+    }
+    let scored = held.as_ref().filter(|_| job.save.deliver == Deliver::Newest);
+    let mut scoring = scored.map(|held| Scoring::new(judge, held, clock));
     if let Some(scoring) = &mut scoring {
         phases.time(Phase::ScoreBefore, show, |show| {
             show(Event::Scored(scoring.before(options.deadline_s)?));
@@ -205,14 +221,6 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         })?;
     }
 
-    let mut lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
-    if let Some(path) = &job.network.pretrained {
-        let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
-        if lacking > 0 {
-            let text = format!("{} lacks {lacking} of the modules trained; those start anew", path.display());
-            show(Event::Warning(text));
-        }
-    }
     let mut ema =
         job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
     let mut optimiser = Optimiser::new(method, max_grad_norm(job), &lora)?;
@@ -246,9 +254,10 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
             Ok(())
         })?;
     }
-    let save_s = trainable as f64 * SAVE_S_PER_PARAMETER + state_s(job, &lora, &optimiser, ema.is_some());
+    let write_s = trainable as f64 * SAVE_S_PER_PARAMETER + state_s(job, &lora, &optimiser, ema.is_some());
+    let saves = (write_s, choice.as_ref().map_or(0.0, Choice::seconds));
     let before = (steps_before, start.progress(job, deadline_s));
-    let mut budget = budget(job, options, &data, save_s, &phases, before)?;
+    let mut budget = budget(job, options, &data, saves, &phases, before)?;
     let kept_blocks = memory::kept_blocks(job, &model, &data, show);
     let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
@@ -284,6 +293,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         metrics,
         board,
         validation,
+        choice,
         began_s: clock.now_s(),
         requests,
         sampling,
@@ -293,7 +303,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     budget.phase_started(Phase::Train, train_began_s);
     show(Event::PhaseStarted(Phase::Train));
     let end = training.run(&mut state, &mut budget, options, show)?;
-    let mut sampling = training.sampling.take();
+    let (mut sampling, mut choice) = (training.sampling.take(), training.choice.take());
     let Training { saver, mut metrics, folder, .. } = training;
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
@@ -302,8 +312,16 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let steps = budget.steps_done();
     budget.phase_started(Phase::FinalSave, clock.now_s());
     let lora = folder.finished();
-    saver.save(state.best(), &lora, steps)?;
-    crate::atomic::copy(&lora, &folder.file(LAST)).map_err(|e| Error::file("write", &lora, e))?;
+    match &mut choice {
+        None => saver.save(state.best(), &last, steps)?,
+        Some(choice) => {
+            let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
+            choice.settle(state.best(), steps, (&saver, &folder), &mut may_go_on, show)?;
+        }
+    }
+    if lora != last {
+        crate::atomic::copy(&last, &lora).map_err(|e| Error::file("write", &lora, e))?;
+    }
     let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
     // The LoRA is safe; what goes wrong now is no reason to say that the run failed.
     if let Err(e) = metrics.sync().and_then(|()| saver.save_state(&state, &budget, clock.now_s(), end)) {
@@ -347,7 +365,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     }
     let (before, after) = compared.unzip();
     let taken = steps.saturating_sub(steps_before).max(1);
-    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, before, after })
+    let chosen = choice.as_ref().map(Choice::first_and_best);
+    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, before, after, chosen })
 }
 
 impl Summary {
@@ -356,135 +375,6 @@ impl Summary {
         let finished = folder.join(format!("{name}.safetensors"));
         let newest = || RunFolder::numbered_in(folder, name).pop().map(|(_, path)| path);
         let lora = if finished.exists() { finished } else { newest().unwrap_or(finished) };
-        Summary { lora, steps, step_s: 0.0, before: None, after: None }
-    }
-}
-
-/// Largest norm of the gradient. Adafactor bounds its updates itself; ai-toolkit does not clip for it either.
-fn max_grad_norm(job: &Job) -> Option<f64> {
-    (job.train.optimiser.kind != job::Optimiser::Adafactor).then_some(job.train.max_grad_norm)
-}
-
-/// Expected seconds of writing the state of the run until it was timed.
-fn state_s(job: &Job, lora: &Lora, optimiser: &Optimiser, averaged: bool) -> f64 {
-    let copies = if averaged { 2 } else { 1 };
-    let bytes = copies * lora.parameters.len() * lora.parameters.dtype().bytes() + optimiser.state_bytes();
-    if job.resume { bytes as f64 / STATE_BYTES_PER_S } else { 0.0 }
-}
-
-/// Times the phases before there is a budget.
-struct Phases<'a> {
-    clock: &'a dyn Clock,
-    records: Vec<(Phase, f64, f64)>,
-}
-
-impl Phases<'_> {
-    fn time<T>(
-        &mut self,
-        phase: Phase,
-        show: &mut dyn FnMut(Event),
-        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T>,
-    ) -> Result<T> {
-        let began_s = self.clock.now_s();
-        show(Event::PhaseStarted(phase));
-        let result = work(show)?;
-        let now_s = self.clock.now_s();
-        self.records.push((phase, began_s, now_s));
-        show(Event::PhaseFinished { phase, seconds: now_s - began_s });
-        Ok(result)
-    }
-}
-
-fn budget(
-    job: &Job,
-    options: &Options<'_>,
-    data: &Prepared,
-    save_s: f64,
-    phases: &Phases<'_>,
-    (steps_done, progress_done): (u64, f64),
-) -> Result<Budget> {
-    let mut costs = PhaseCosts::default().with(Phase::FinalSave, 2.0 * save_s);
-    let mut round_s = 0.0;
-    for &(phase, began_s, ended_s) in &phases.records {
-        costs = costs.with(phase, ended_s - began_s);
-        match phase {
-            Phase::ScoreBefore => costs = costs.with(Phase::ScoreAfter, ended_s - began_s),
-            Phase::FirstSample => {
-                costs = costs.with(Phase::FinalSample, ended_s - began_s);
-                round_s = ended_s - began_s;
-            }
-            _ => {}
-        }
-    }
-    if options.report {
-        costs = costs.with(Phase::Report, REPORT_S);
-    }
-    let shares = data.bucket_shares();
-    let mut budget = Budget::new(BudgetConfig {
-        deadline_s: options.deadline_s,
-        steps: job.train.steps,
-        fill: job.limits.fill && options.deadline_s.is_some(),
-        margin_s: job.limits.margin_s,
-        phases: costs,
-        save_s,
-        buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
-        steps_done,
-        progress_done,
-        samples: job.sample.enabled.then_some(SamplePlan { every_steps: job.sample.every, round_s }),
-        ..BudgetConfig::default()
-    })?;
-    for &(phase, began_s, ended_s) in &phases.records {
-        budget.phase_started(phase, began_s);
-        budget.phase_finished(phase, ended_s);
-    }
-    Ok(budget)
-}
-
-/// Where the pseudo-Huber loss turns from square to straight. Source: ai-toolkit `extensions_built_in/sd_trainer`.
-const PSEUDO_HUBER_C: f64 = 0.01;
-
-/// What the job minimises.
-fn objective(job: &Job) -> Objective {
-    let loss = match job.train.loss {
-        Loss::MeanSquared => loss::Loss::Squared,
-        Loss::MeanAbsolute => loss::Loss::Absolute,
-        Loss::PseudoHuber => loss::Loss::PseudoHuber { c: PSEUDO_HUBER_C },
-    };
-    let network = &job.network;
-    let (elements, ranks, modules) = (network.dropout, network.rank_dropout, network.module_dropout);
-    let dropout = [elements, ranks, modules].iter().any(|&rate| rate > 0.0).then_some(Dropout {
-        elements,
-        ranks,
-        modules,
-        seed: job.seed,
-        pass: 0,
-        samples: 1,
-    });
-    Objective { loss, summed: job.compat.summed_gradients, max_loss: job.train.max_loss, dropout }
-}
-
-/// The job's schedule; where it names none, the budget anneals and a fixed number of steps keeps the rate.
-fn schedule(job: &Job, budgeted: bool) -> Schedule {
-    let train = &job.train;
-    let floor = if train.lr > 0.0 { train.lr_min / train.lr } else { 0.0 };
-    let steps = train.warmup_steps.map_or(Warmup::None, Warmup::Steps);
-    let shaped = |shape| Schedule { shape, floor, warmup: steps };
-    match train.lr_scheduler {
-        None if budgeted => Schedule::default(),
-        None | Some(LrScheduler::Constant | LrScheduler::ConstantWithWarmup) => shaped(Shape::Constant),
-        Some(LrScheduler::Linear) if job.compat.linear_ramp => shaped(Shape::LinearRamp),
-        Some(LrScheduler::Linear) => shaped(Shape::Linear),
-        Some(LrScheduler::Cosine) => shaped(Shape::Cosine),
-        Some(LrScheduler::CosineWithRestarts) => {
-            shaped(Shape::CosineWithRestarts { cycles: train.lr_cycles.clamp(1, u64::from(u32::MAX)) as u32 })
-        }
-        Some(LrScheduler::WarmupStableDecay) => {
-            let default = Schedule::default();
-            Schedule {
-                floor,
-                warmup: if train.warmup_steps.is_some() { steps } else { default.warmup },
-                ..default
-            }
-        }
+        Summary { lora, steps, step_s: 0.0, before: None, after: None, chosen: None }
     }
 }

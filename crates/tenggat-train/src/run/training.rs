@@ -7,6 +7,7 @@ use tenggat_models::qwen_image::Scheduler;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_plan::{Budget, Clock, Decision, FinishReason, Position, SampleVerdict, Schedule};
 
+use super::choice::Choice;
 use super::data::Prepared;
 use super::deadline::Requests;
 use super::event::{Event, Step};
@@ -45,6 +46,7 @@ pub(super) struct Training<'a, 's> {
     pub metrics: Metrics,
     pub board: Option<TensorBoard>,
     pub validation: Option<Validation<'s>>,
+    pub choice: Option<Choice<'s>>,
     /// When training began, on the run's clock.
     pub began_s: f64,
     pub requests: Requests,
@@ -89,8 +91,7 @@ impl Training<'_, '_> {
                     return Ok(Some(reason));
                 }
                 Decision::SaveLast => {
-                    let path = self.folder.file(LAST);
-                    self.save(&path, state, budget, options.clock, show)?;
+                    self.save_last(state, budget, options.clock, show)?;
                 }
                 Decision::Step { progress, .. } => {
                     let step = budget.steps_done();
@@ -203,6 +204,30 @@ impl Training<'_, '_> {
         show(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s }));
     }
 
+    /// Writes the newest LoRA; where the best is to be delivered, only if it is the best so far.
+    fn save_last(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let began_s = clock.now_s();
+        if let Some(choice) = &mut self.choice {
+            let steps = budget.steps_done();
+            let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
+            let contender = choice.measure(state.best(), steps, &mut may_go_on)?;
+            contender.iter().for_each(|contender| show(Event::Contender(*contender)));
+            if !contender.is_some_and(|contender| contender.is_best) {
+                let now_s = clock.now_s();
+                budget.observe_save(now_s, now_s - began_s);
+                return Ok(());
+            }
+        }
+        let path = self.folder.file(LAST);
+        self.save(&path, state, (budget, began_s), clock, show)
+    }
+
     /// Measures the validation pictures if they are due; keeps the best LoRA if the job wants that.
     fn validate(
         &mut self,
@@ -218,7 +243,8 @@ impl Training<'_, '_> {
         };
         if is_best && self.job.save.best && budget.allows_save(clock.now_s()) {
             let path = self.folder.best();
-            self.save(&path, state, budget, clock, show)?;
+            let began_s = clock.now_s();
+            self.save(&path, state, (budget, began_s), clock, show)?;
         }
         Ok(Some(loss))
     }
@@ -239,7 +265,8 @@ impl Training<'_, '_> {
             return Ok(());
         }
         let path = self.folder.numbered(named);
-        self.save(&path, state, budget, clock, show)?;
+        let began_s = clock.now_s();
+        self.save(&path, state, (budget, began_s), clock, show)?;
         self.folder.wrote_numbered(path, self.job.save.keep);
         Ok(())
     }
@@ -274,15 +301,15 @@ impl Training<'_, '_> {
         Ok(())
     }
 
+    /// Writes a LoRA and the state of the run; the time since `began_s` counts for it.
     fn save(
         &mut self,
         path: &Path,
         state: &State<'_>,
-        budget: &mut Budget,
+        (budget, began_s): (&mut Budget, f64),
         clock: &dyn Clock,
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let began_s = clock.now_s();
         self.saver.save(state.best(), path, budget.steps_done())?;
         // The state counts on the lines of its steps.
         let kept =

@@ -9,6 +9,7 @@ mod model;
 mod plan;
 mod sample;
 mod score;
+mod task;
 mod train;
 
 pub use check::{CheckArgs, check};
@@ -19,4 +20,5 @@ pub use init::{InitArgs, init};
 pub use plan::{PlanArgs, plan};
 pub use sample::sample;
 pub use score::{ScoreArgs, score};
+pub use task::{TaskArgs, task};
 pub use train::train;

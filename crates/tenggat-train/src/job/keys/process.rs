@@ -90,6 +90,8 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             supported("budget", "1h30m"),
             supported("deadline", "2030-01-01T00:00:00Z"),
+            supported("held_out", "test"),
+            supported("deliver", "newest"),
             supported("keep_best", "true"),
             supported("fill", "true"),
             supported("margin", "2s"),

@@ -199,6 +199,12 @@ impl Resolver<'_> {
             let message = "nothing says what is best; name pictures in `train.validation_config`";
             return Err(self.wrong("config.process[0].tenggat.keep_best", message));
         }
+        let deliver = self.choose(
+            &format!("{PROCESS}.tenggat.deliver"),
+            own.deliver.as_deref(),
+            values::DELIVERIES,
+            Deliver::Newest,
+        )?;
         Ok(Job {
             folder: PathBuf::from(folder).join(&name),
             name,
@@ -208,9 +214,10 @@ impl Resolver<'_> {
             meta: file.meta.unwrap_or_default().0,
             log_every: process.logging.and_then(|l| l.log_every).unwrap_or(100).max(1),
             network: self.network(process.network.unwrap_or_default())?,
-            save: self.save(save, best)?,
+            save: self.save(save, best, deliver)?,
             push,
             datasets,
+            held_out: own.held_out.filter(|path| !path.is_empty()).map(PathBuf::from),
             model: self.model(process.model.unwrap_or_default())?,
             train,
             sample,
@@ -301,7 +308,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn save(&self, raw: raw::Save, best: bool) -> Result<Save> {
+    fn save(&self, raw: raw::Save, best: bool, deliver: Deliver) -> Result<Save> {
         let at = |key: &str| format!("{PROCESS}.save.{key}");
         // Upstream ignores the format of a LoRA, and its web page writes `diffusers`.
         match raw.save_format.as_deref() {
@@ -315,6 +322,7 @@ impl Resolver<'_> {
         Ok(Save {
             every: self.count(&at("save_every"), raw.save_every, 1000)? as u64,
             best,
+            deliver,
             keep: raw.max_step_saves_to_keep.unwrap_or(5),
             dtype: self.choose(
                 &at("dtype"),

@@ -1,0 +1,191 @@
+//! Where things lie in the contest's container. Source: rayonlabs/G.O.D, `trainer/image_manager.py`, `constants.py`,
+//! `docs/tourn_image.md`.
+
+use std::path::{Path, PathBuf};
+
+use super::{Error, Result};
+
+/// Folders that the container is given, all movable for tests.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    /// What was downloaded beforehand; never written to: `/cache`.
+    pub cache: PathBuf,
+    /// What is uploaded at the end: `/app/checkpoints`.
+    pub checkpoints: PathBuf,
+    /// Room for unpacked pictures and caches.
+    pub work: PathBuf,
+}
+
+/// A task as the container's arguments name it.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Name of the task.
+    pub id: String,
+    /// Model, `org/name` or a folder.
+    pub model: String,
+    /// Archive of the pictures: a path, or the address that it was downloaded from.
+    pub dataset: String,
+    /// Name of the folder of the results.
+    pub repository: String,
+}
+
+impl Roots {
+    /// The archive: `<cache>/datasets/<task>_tourn.zip`, else the argument if it is a file.
+    ///
+    /// # Errors
+    /// There is neither.
+    pub fn dataset(&self, task: &Task) -> Result<PathBuf> {
+        let cached = self.cache.join("datasets").join(format!("{}_tourn.zip", task.id));
+        first_of([cached.clone(), PathBuf::from(&task.dataset)], Path::is_file).ok_or_else(|| {
+            Error::Missing {
+                what: "the pictures",
+                path: cached,
+                instead: "give the archive's path with --dataset-zip".into(),
+            }
+        })
+    }
+
+    /// The model's folder: `<cache>/models/<org>--<name>`, else the argument if it is a folder.
+    ///
+    /// # Errors
+    /// There is neither, or it holds one file for another trainer.
+    pub fn model(&self, task: &Task) -> Result<PathBuf> {
+        let cached = self.cache.join("models").join(task.model.replace('/', "--"));
+        let folder = first_of([cached.clone(), PathBuf::from(&task.model)], Path::is_dir);
+        let Some(folder) = folder else {
+            return Err(Error::Missing {
+                what: "the model",
+                path: cached,
+                instead: "put its folder there, or give the folder's path with --model".into(),
+            });
+        };
+        if folder.join("transformer").is_dir() {
+            return Ok(folder);
+        }
+        Err(Error::Missing {
+            what: "the transformer of the model",
+            path: folder.join("transformer"),
+            instead: "Qwen-Image is read from a folder in the layout of diffusers".into(),
+        })
+    }
+
+    /// The accuracy recovery adapter for 3 bits, if the container has it.
+    pub fn recovery_adapter(&self) -> Option<PathBuf> {
+        let path = self.cache.join("hf_cache/qwen_image_torchao_uint3.safetensors");
+        path.is_file().then_some(path)
+    }
+
+    /// The folder that is uploaded: `<checkpoints>/<task>/<repository>`.
+    pub fn output(&self, task: &Task) -> PathBuf {
+        self.checkpoints.join(&task.id).join(&task.repository)
+    }
+
+    /// The folder of unpacked and prepared pictures.
+    pub fn work(&self, task: &Task) -> PathBuf {
+        self.work.join(&task.id)
+    }
+}
+
+impl Task {
+    /// Names that become folders must not lead out of them.
+    ///
+    /// # Errors
+    /// One is empty or has a slash.
+    pub fn check(&self) -> Result<()> {
+        for (flag, name) in [("--task-id", &self.id), ("--expected-repo-name", &self.repository)] {
+            if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+                return Err(Error::Name { flag, name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn first_of<const N: usize>(paths: [PathBuf; N], is: fn(&Path) -> bool) -> Option<PathBuf> {
+    paths.into_iter().find(|path| is(path))
+}
+
+/// The LoRA that the contest takes from an uploaded folder: the first file, by name, that ends in `last.safetensors`; else
+/// the first without a number at the end of its name; else the one with the highest. Source: `eval_diffusion.py`.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn picked(folder: &Path) -> std::io::Result<Option<PathBuf>> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(folder)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names.retain(|name| name.ends_with(".safetensors"));
+    let number = |name: &String| -> Option<u64> {
+        let stem = name.trim_end_matches(".safetensors");
+        stem[stem.trim_end_matches(|c: char| c.is_ascii_digit()).len()..].parse().ok()
+    };
+    let last = names.iter().find(|name| name.ends_with("last.safetensors"));
+    let picked = last
+        .or_else(|| names.iter().find(|name| number(name).is_none()))
+        .or_else(|| names.iter().max_by_key(|name| number(name)));
+    Ok(picked.map(|name| folder.join(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task() -> Task {
+        Task {
+            id: "t1".into(),
+            model: "Qwen/Qwen-Image".into(),
+            dataset: "https://example.org/t1.zip".into(),
+            repository: "repo".into(),
+        }
+    }
+
+    #[test]
+    fn places_follow_the_contract() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = root.path().join("cache");
+        let roots = Roots { cache: cache.clone(), checkpoints: "/app/checkpoints".into(), work: "/w".into() };
+        let message = roots.dataset(&task()).unwrap_err().to_string();
+        assert!(message.contains("datasets/t1_tourn.zip"), "{message}");
+        assert!(roots.model(&task()).unwrap_err().to_string().contains("models/Qwen--Qwen-Image"));
+        for path in ["models/Qwen--Qwen-Image", "datasets", "hf_cache"] {
+            std::fs::create_dir_all(cache.join(path)).unwrap();
+        }
+        assert!(roots.model(&task()).unwrap_err().to_string().contains("layout of diffusers"));
+        std::fs::create_dir_all(cache.join("models/Qwen--Qwen-Image/transformer")).unwrap();
+        std::fs::write(cache.join("datasets/t1_tourn.zip"), "").unwrap();
+        assert_eq!(roots.model(&task()).unwrap(), cache.join("models/Qwen--Qwen-Image"));
+        assert_eq!(roots.dataset(&task()).unwrap(), cache.join("datasets/t1_tourn.zip"));
+        assert_eq!(roots.output(&task()), Path::new("/app/checkpoints/t1/repo"));
+        assert!(roots.recovery_adapter().is_none());
+        std::fs::write(cache.join("hf_cache/qwen_image_torchao_uint3.safetensors"), "").unwrap();
+        assert!(roots.recovery_adapter().is_some());
+    }
+
+    #[test]
+    fn names_stay_inside_their_folders() {
+        assert!(task().check().is_ok());
+        for bad in ["", "..", "a/b", ".x"] {
+            let message = Task { repository: bad.into(), ..task() }.check().unwrap_err().to_string();
+            assert!(message.contains("--expected-repo-name"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_contest_picks_last_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = || {
+            let path = picked(folder.path()).unwrap()?;
+            Some(path.file_name()?.to_string_lossy().into_owned())
+        };
+        let touch = |file: &str| std::fs::write(folder.path().join(file), "").unwrap();
+        assert_eq!(name(), None);
+        touch("last-9.safetensors");
+        touch("last-10.safetensors");
+        touch("config.yaml");
+        assert_eq!(name().unwrap(), "last-10.safetensors");
+        touch("other.safetensors");
+        assert_eq!(name().unwrap(), "other.safetensors");
+        touch("last.safetensors");
+        assert_eq!(name().unwrap(), "last.safetensors");
+    }
+}

@@ -1,0 +1,131 @@
+//! Pictures of a task as the scorer will see its own, parted into those to train on and those to measure on.
+
+use std::path::{Path, PathBuf};
+
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::pictures::scaled;
+use super::{Error, Result};
+use crate::dataset;
+
+/// Of so many pictures one is held out, rounded up, as the contest does.
+const HELD_OUT_ONE_IN: usize = 10;
+/// With fewer pictures none is.
+const FEWEST_TO_SPLIT: usize = 5;
+
+/// Folders of prepared pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Split {
+    /// Pictures to train on.
+    pub train: PathBuf,
+    /// Pictures to measure on; `None` if there are too few to spare any.
+    pub held_out: Option<PathBuf>,
+    /// How many of each.
+    pub pictures: (usize, usize),
+    /// Pictures that cannot be used.
+    pub bad: Vec<String>,
+    /// Whether the captions speak of the trigger word.
+    pub trigger_in_captions: bool,
+}
+
+/// Scales and cuts every picture of `from` as the scorer does, so that training sees the sizes that are scored, and writes it
+/// with its caption to `into/train` or `into/held_out`. Which are held out depends on their names alone.
+///
+/// # Errors
+/// A folder cannot be read or written, or there is no usable picture.
+pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) -> Result<Split> {
+    let paths = dataset::pictures(from)?;
+    let read: Vec<_> = paths
+        .par_iter()
+        .map(|path| {
+            let caption = dataset::read_caption(path, ".txt")?.unwrap_or_default();
+            Ok::<_, dataset::Error>((path, scaled(path, long_side)?, caption))
+        })
+        .collect();
+    let bad = read.iter().filter_map(|r| r.as_ref().err()).map(ToString::to_string).collect();
+    let mut good: Vec<_> = read.into_iter().flatten().collect();
+    if good.is_empty() {
+        return Err(Error::NoPictures { folder: from.into(), bad });
+    }
+    good.sort_by_key(|(path, ..)| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        <[u8; 32]>::from(Sha256::digest(name.as_bytes()))
+    });
+    let held = if good.len() < FEWEST_TO_SPLIT { 0 } else { good.len().div_ceil(HELD_OUT_ONE_IN) };
+    let (train, held_out) = (into.join("train"), into.join("held_out"));
+    for folder in [&train, &held_out] {
+        std::fs::create_dir_all(folder).map_err(|e| Error::file("make the folder", folder, e))?;
+    }
+    let folder = |i: usize| if i < held { &held_out } else { &train };
+    let trigger_in_captions = trigger.is_some_and(|word| {
+        good.iter().any(|(.., caption)| caption.contains(word) || caption.contains("[trigger]"))
+    });
+    good.par_iter().enumerate().try_for_each(|(i, (path, (size, rgb), caption))| {
+        // Files of one name and different kinds stay apart.
+        let name = path.file_name().unwrap_or_default().to_string_lossy().replace('.', "_");
+        let picture = folder(i).join(format!("{name}.png"));
+        let mut bytes = Vec::new();
+        let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Sub);
+        let (width, height) = (size.0 as u32, size.1 as u32);
+        image::ImageEncoder::write_image(encoder, rgb, width, height, image::ExtendedColorType::Rgb8)
+            .map_err(|e| Error::file("write", &picture, std::io::Error::other(e)))?;
+        std::fs::write(&picture, bytes).map_err(|e| Error::file("write", &picture, e))?;
+        let text = picture.with_extension("txt");
+        std::fs::write(&text, caption).map_err(|e| Error::file("write", &text, e))
+    })?;
+    let held_out = (held > 0).then_some(held_out);
+    Ok(Split { train, held_out, pictures: (good.len() - held, held), bad, trigger_in_captions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ImageFormat, RgbImage};
+
+    fn pictures(folder: &Path, n: usize) {
+        std::fs::create_dir_all(folder).unwrap();
+        for i in 0..n {
+            let path = folder.join(format!("{i}.png"));
+            RgbImage::from_pixel(40, 80, image::Rgb([i as u8, 0, 0]))
+                .save_with_format(&path, ImageFormat::Png)
+                .unwrap();
+            std::fs::write(path.with_extension("txt"), format!("d0g number {i}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_tenth_is_held_out_and_always_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let from = root.path().join("from");
+        pictures(&from, 11);
+        std::fs::write(from.join("broken.png"), "no picture").unwrap();
+        let one = split(&from, &root.path().join("one"), 64, Some("d0g")).unwrap();
+        let two = split(&from, &root.path().join("two"), 64, Some("cat")).unwrap();
+        assert_eq!((one.pictures, one.bad.len()), ((9, 2), 1));
+        assert!(one.trigger_in_captions && !two.trigger_in_captions);
+        let names = |folder: &Path| {
+            let mut names: Vec<_> =
+                std::fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name()).collect();
+            names.sort();
+            names
+        };
+        let held = one.held_out.unwrap();
+        assert_eq!(names(&held), names(&two.held_out.unwrap()));
+        assert_eq!((names(&held).len(), names(&one.train).len()), (4, 18));
+        let picture = image::open(one.train.join(&names(&one.train)[0])).unwrap();
+        assert_eq!((picture.width(), picture.height()), (32, 64));
+    }
+
+    #[test]
+    fn few_pictures_are_all_trained_on() {
+        let root = tempfile::tempdir().unwrap();
+        pictures(&root.path().join("from"), 4);
+        let split = split(&root.path().join("from"), &root.path().join("into"), 64, None).unwrap();
+        assert_eq!((split.pictures, split.held_out), ((4, 0), None));
+        std::fs::create_dir(root.path().join("none")).unwrap();
+        let message = super::split(&root.path().join("none"), root.path(), 64, None).unwrap_err().to_string();
+        assert!(message.contains("none"), "{message}");
+    }
+}

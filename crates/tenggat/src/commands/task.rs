@@ -1,0 +1,263 @@
+//! `tenggat task`: the timed contest's container, from its arguments to `last.safetensors`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use tenggat_plan::{Clock, WallClock};
+use tenggat_train::contest::container::{self, Roots, Task};
+use tenggat_train::contest::{Split, rules, split, unpack};
+use tenggat_train::job::Job;
+use tenggat_train::lora_file;
+use tenggat_train::planned::ModelFacts;
+
+use super::plan;
+use super::train::{run_job, show_warnings};
+use crate::assets;
+use crate::limit::Limited;
+
+/// The job, unless another is given.
+const PRESET: &str = include_str!("../../../../assets/contest/task.yaml");
+/// Kept free before the end for what this process's clock does not show: share of the hours, and its bounds in seconds.
+const MARGIN_SHARE: f64 = 0.01;
+const MARGIN_S: (f64, f64) = (1.0, 60.0);
+/// Hours taken for 0: a part of an hour that was cut off on the way.
+const CUT_OFF_HOURS: f64 = 0.5;
+/// Memory that a run takes beside the weights, bytes, and bytes of memory per byte of weights in files.
+const BESIDE_WEIGHTS: f64 = 8e9;
+const MEMORY_PER_FILE: f64 = 1.2;
+
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// Name of the task.
+    #[arg(long)]
+    task_id: String,
+    /// Model: org/name, looked for as <cache-root>/models/org--name; a folder; or `mini`.
+    #[arg(long)]
+    model: String,
+    /// Archive of pictures, looked for as <cache-root>/datasets/<task>_tourn.zip first.
+    #[arg(long)]
+    dataset_zip: String,
+    /// Kind of model; qwen-image is trained here.
+    #[arg(long)]
+    model_type: String,
+    /// Folder of the results: <checkpoints-root>/<task>/<this>.
+    #[arg(long)]
+    expected_repo_name: String,
+    /// Hours from the start of the container to its end.
+    #[arg(long)]
+    hours_to_complete: f64,
+    /// Word that stands for what is learnt.
+    #[arg(long)]
+    trigger_word: Option<String>,
+    /// What was downloaded beforehand; never written to.
+    #[arg(long, default_value = "/cache")]
+    cache_root: PathBuf,
+    /// What is uploaded at the end.
+    #[arg(long, default_value = "/app/checkpoints")]
+    checkpoints_root: PathBuf,
+    /// Room for unpacked pictures (default: the system's folder for temporary files).
+    #[arg(long)]
+    work_root: Option<PathBuf>,
+    /// Job file with ${...}, in place of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    preset: Option<PathBuf>,
+    /// Print the built-in job file and end.
+    #[arg(long, exclusive = true)]
+    print_preset: bool,
+    /// Long side of the pictures in pixels (default: the scorer's 1024; 128 for `mini`).
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(16..=8192))]
+    long_side: Option<u16>,
+    /// Rank, in place of the one worked out.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Peak learning rate, in place of the one worked out.
+    #[arg(long)]
+    lr: Option<f64>,
+}
+
+/// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code other than 0: with
+/// another the contest uploads nothing.
+pub fn task(args: &TaskArgs, clock: WallClock) -> anyhow::Result<()> {
+    if args.print_preset {
+        print!("{PRESET}");
+        return Ok(());
+    }
+    let task = Task {
+        id: args.task_id.clone(),
+        model: args.model.clone(),
+        dataset: args.dataset_zip.clone(),
+        repository: args.expected_repo_name.clone(),
+    };
+    task.check()?;
+    anyhow::ensure!(
+        args.model_type.replace('_', "-") == "qwen-image",
+        "--model-type {}: LoRAs are trained for qwen-image alone",
+        args.model_type
+    );
+    let roots = Roots {
+        cache: args.cache_root.clone(),
+        checkpoints: std::path::absolute(&args.checkpoints_root).context("--checkpoints-root")?,
+        work: args.work_root.clone().unwrap_or_else(|| std::env::temp_dir().join("tenggat-task")),
+    };
+    let output = roots.output(&task);
+    // A panic is a bug, but not one that may cost the LoRA that is there.
+    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock)));
+    let problem = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(_) => Some(anyhow::anyhow!("the training ended by a bug in this program")),
+    };
+    let delivered = container::picked(&output).ok().flatten().filter(|path| lora_file::load(path).is_ok());
+    match (delivered, problem) {
+        (Some(path), problem) => {
+            if let Some(problem) = problem {
+                eprintln!("warning: {problem:#}; what was saved before is delivered");
+            }
+            println!("{:<14} {}", "delivered", path.display());
+            Ok(())
+        }
+        (None, Some(problem)) => Err(problem),
+        (None, None) => anyhow::bail!("there is no LoRA in {}", output.display()),
+    }
+}
+
+/// Prepares the pictures, decides what the task leaves open, and trains.
+fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyhow::Result<()> {
+    let is_mini = args.model == assets::MINI;
+    let model = if is_mini { assets::mini()?.join("model") } else { roots.model(task)? };
+    let hours = hours(args.hours_to_complete)?;
+    let (least_s, most_s) = MARGIN_S;
+    let deadline_s = hours * 3600.0 - (MARGIN_SHARE * hours * 3600.0).clamp(least_s, most_s);
+    let side = args.long_side.map_or(if is_mini { 128 } else { rules::LONG_SIDE }, usize::from);
+
+    let work = roots.work(task);
+    if work.exists() {
+        std::fs::remove_dir_all(&work).with_context(|| format!("cannot empty {}", work.display()))?;
+    }
+    unpack(&roots.dataset(task)?, &work.join("archive"))?;
+    let pictures = split(&work.join("archive"), &work, side, args.trigger_word.as_deref())?;
+    pictures.bad.iter().for_each(|bad| eprintln!("warning: left out: {bad}"));
+    let (training, held) = pictures.pictures;
+    println!("{:<14} {training} to train on, {held} held out, long side {side}", "pictures");
+
+    let mut choices = Choices { rank: 16, lr: 2e-4, batch: if is_mini { 4 } else { 1 } };
+    let template = match &args.preset {
+        None => PRESET.to_owned(),
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("--preset {}", path.display()))?
+        }
+    };
+    let path = args.preset.as_deref().unwrap_or(Path::new("task.yaml"));
+    let quantised = quantised(&model, roots)?;
+    let read = |choices: &Choices| {
+        let variable =
+            |name: &str| value(name, args, choices, (&model, &pictures, side), quantised.as_deref());
+        Job::from_str(&template, path, None, &variable)
+    };
+    let left_s = deadline_s - clock.now_s();
+    let (draft, _) = read(&choices)?;
+    let steps = plan::job::steps_that_fit(&draft, &ModelFacts::read(&model)?, left_s);
+    choices.decide(steps, training);
+    choices.rank = args.rank.unwrap_or(choices.rank);
+    choices.lr = args.lr.unwrap_or(choices.lr);
+    println!(
+        "{:<14} rank {}, learning rate {:.1e}, batch {}, {} steps expected",
+        "choices",
+        choices.rank,
+        choices.lr,
+        choices.batch,
+        steps.map_or("?".into(), |n| n.to_string())
+    );
+    let (mut job, warnings) = read(&choices)?;
+    show_warnings(&warnings);
+    job.folder = roots.output(task);
+    let summary =
+        run_job(&job, None, &Limited { clock, deadline_s: Some(deadline_s), is_moment: false }, false)?;
+    if let Some((first, best)) = summary.chosen {
+        let (before, after) = (first.error.total(), best.error.total());
+        println!(
+            "{:<14} {after:.5} after {} steps, {:+.2} % of the bare model's {before:.5}",
+            "held-out error",
+            best.steps,
+            100.0 * (after / before - 1.0)
+        );
+    }
+    Ok(())
+}
+
+/// The hours, which some revisions of the contest cut to whole ones.
+fn hours(given: f64) -> anyhow::Result<f64> {
+    anyhow::ensure!(
+        given.is_finite() && (0.0..=1000.0).contains(&given),
+        "--hours-to-complete {given}: expected a number of hours such as 1.5"
+    );
+    if given > 0.0 {
+        return Ok(given);
+    }
+    eprintln!("warning: --hours-to-complete 0: taken for {CUT_OFF_HOURS}, cut off to whole hours on the way");
+    Ok(CUT_OFF_HOURS)
+}
+
+/// What is decided by the pictures and the time.
+struct Choices {
+    rank: usize,
+    lr: f64,
+    batch: usize,
+}
+
+impl Choices {
+    /// By the steps that fit. The figures are measured on the mini model: docs/what-does-time-buy.md.
+    fn decide(&mut self, steps: Option<u64>, _pictures: usize) {
+        let _ = steps;
+    }
+}
+
+/// How the weights must be quantised to fit this machine's memory, as `qtype`; `None` if they fit as they are.
+fn quantised(model: &Path, roots: &Roots) -> anyhow::Result<Option<String>> {
+    let weights: u64 = ["transformer", "text_encoder", "vae"]
+        .iter()
+        .flat_map(|part| std::fs::read_dir(model.join(part)).into_iter().flatten().flatten())
+        .filter(|entry| entry.path().extension().is_some_and(|kind| kind == "safetensors"))
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .map(|file| file.len())
+        .sum();
+    let memory = plan::processor::memory_bytes();
+    if MEMORY_PER_FILE * weights as f64 + BESIDE_WEIGHTS <= memory || weights < 1 << 30 {
+        return Ok(None);
+    }
+    Ok(Some(match roots.recovery_adapter() {
+        Some(adapter) => format!("uint3|{}", adapter.display()),
+        None => "qfloat8".into(),
+    }))
+}
+
+/// Values of the preset's variables, quoted as YAML.
+fn value(
+    name: &str,
+    args: &TaskArgs,
+    choices: &Choices,
+    (model, pictures, side): (&Path, &Split, usize),
+    quantised: Option<&str>,
+) -> Option<String> {
+    let text = |text: &str| serde_json::to_string(text).ok();
+    let trigger = args.trigger_word.as_deref().filter(|_| pictures.trigger_in_captions);
+    let held_out = pictures.held_out.as_deref();
+    match name {
+        "MODEL" => text(&model.display().to_string()),
+        "DATA" => text(&pictures.train.display().to_string()),
+        "HELD_OUT" => text(&held_out.map_or(String::new(), |path| path.display().to_string())),
+        "DELIVER" => text(if held_out.is_some() { "best" } else { "newest" }),
+        "TRIGGER" => text(trigger.unwrap_or_default()),
+        "SIDE" => Some(side.to_string()),
+        "RANK" => Some(choices.rank.to_string()),
+        "LR" => Some(choices.lr.to_string()),
+        "BATCH" => Some(choices.batch.to_string()),
+        "DROPOUT" => Some("0.6".into()),
+        "FLIP" => Some("false".into()),
+        "QUANTISE" => Some(quantised.is_some().to_string()),
+        "QTYPE" => text(quantised.unwrap_or("qfloat8")),
+        other => std::env::var(other).ok(),
+    }
+}
