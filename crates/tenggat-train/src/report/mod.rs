@@ -1,6 +1,8 @@
-//! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]) and a sheet of pictures ([`sheet`]).
+//! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]), a sheet of pictures ([`sheet`]), curves over
+//! budgets ([`chart`]).
 
 mod axis;
+pub mod chart;
 mod picture;
 pub mod plot;
 pub mod sheet;
