@@ -1,6 +1,6 @@
 //! Test pictures as the contest's scorer prepares them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use image::{ImageReader, RgbImage};
 
@@ -25,13 +25,13 @@ pub fn test_pictures(folder: &Path, long_side: usize) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-fn read(path: &PathBuf, long_side: usize) -> Result<Picture> {
+fn read(path: &Path, long_side: usize) -> Result<Picture> {
     let (size, rgb) = scaled(path, long_side)?;
     let caption = dataset::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
     let Some(caption) = caption else {
         let text = path.with_extension("txt");
         let reason = format!("it has no caption; write one into {}", text.display());
-        return Err(Error::Picture { path: path.clone(), reason });
+        return Err(Error::Picture { path: path.into(), reason });
     };
     Ok(Picture { caption, size, rgb })
 }

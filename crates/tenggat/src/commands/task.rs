@@ -60,12 +60,9 @@ pub struct TaskArgs {
     /// Room for unpacked pictures (default: the system's folder for temporary files).
     #[arg(long)]
     work_root: Option<PathBuf>,
-    /// Job file with ${...}, in place of the built-in one.
+    /// Job file with ${...}, in place of the built-in one: assets/contest/task.yaml of the sources.
     #[arg(long, value_name = "FILE")]
     preset: Option<PathBuf>,
-    /// Print the built-in job file and end.
-    #[arg(long, exclusive = true)]
-    print_preset: bool,
     /// Long side of the pictures in pixels (default: the scorer's 1024; 128 for `mini`).
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(16..=8192))]
     long_side: Option<u16>,
@@ -80,10 +77,6 @@ pub struct TaskArgs {
 /// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code other than 0: with
 /// another the contest uploads nothing.
 pub fn task(args: &TaskArgs, clock: WallClock) -> anyhow::Result<()> {
-    if args.print_preset {
-        print!("{PRESET}");
-        return Ok(());
-    }
     let task = Task {
         id: args.task_id.clone(),
         model: args.model.clone(),
