@@ -12,7 +12,8 @@ use std::ops::Range;
 
 use crate::dropout::Dropout;
 use kronecker::Kronecker;
-use tenggat_tensor::ops::{gemm, linear::Write};
+use tenggat_tensor::ops::gemm;
+use tenggat_tensor::ops::linear::{self, AdapterGradients, Packed, Write};
 use tenggat_tensor::{DType, Device, Result, Tensor, View, ViewMut};
 
 /// One adapted module, as seen from outside.
@@ -320,6 +321,40 @@ impl Part<'_> {
         }
     }
 
+    /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`, and `y` as
+    /// it was, if this adapter goes on top of the layer instead.
+    pub fn forward_with(
+        &self,
+        x: View<'_>,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        y: ViewMut<'_>,
+    ) -> Result<Option<Tensor>> {
+        self.joins().map(|part| part.forward_packed(x, weight, bias, y)).transpose()
+    }
+
+    /// Backward of [`Part::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x, which
+    /// includes the frozen layer's share. Whether it did.
+    pub fn backward_with(
+        &self,
+        (x, ax, dy): (View<'_>, &Tensor, View<'_>),
+        weight: &Packed,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<bool> {
+        let Some(part) = self.joins() else { return Ok(false) };
+        part.backward_packed(x, ax, dy, weight, gradients, dx)?;
+        Ok(true)
+    }
+
+    /// The adapter as further terms of a layer's own sums. Dropout stands between its factors, so it cannot join.
+    fn joins(&self) -> Option<LowRank<'_>> {
+        match (self.kind, self.dropout) {
+            (Kind::LowRank(rank), None) => Some(self.low_rank(rank)),
+            _ => None,
+        }
+    }
+
     fn low_rank(&self, rank: usize) -> LowRank<'_> {
         let Part { group, parameters, scale, dropout, .. } = *self;
         LowRank { group, rank, parameters, scale, dropout }
@@ -346,6 +381,52 @@ impl LowRank<'_> {
 
     fn drop(&self, ax: ViewMut<'_>) -> Result<()> {
         self.dropout.map_or(Ok(()), |(dropout, layer)| dropout.apply(layer, self.rank, ax))
+    }
+
+    /// The adapter in the form that packed layers take; `members` is filled with views of B.
+    fn adapter<'m>(&'m self, members: &'m mut Vec<(Range<usize>, View<'m>)>) -> Result<linear::Adapter<'m>> {
+        for member in &self.group.members {
+            let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
+            members.push((member.columns.clone(), b));
+        }
+        let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
+        Ok(linear::Adapter { a, members, scale: self.scale })
+    }
+
+    /// `y = W·x + bias + scale · B·(A·x)` in one pass; returns `A·x`.
+    fn forward_packed(
+        &self,
+        x: View<'_>,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        y: ViewMut<'_>,
+    ) -> Result<Tensor> {
+        let mut ax = Tensor::empty(&y.device(), y.dtype(), &[x.rows(), self.stacked_rank()])?;
+        let mut members = Vec::new();
+        let adapter = self.adapter(&mut members)?;
+        weight.forward(x, bias, Some((adapter, ax.view_mut())), Write::Replace, y)?;
+        Ok(ax)
+    }
+
+    /// Writes dA and dB, and the gradient of x if there is room for it, the frozen layer's share included.
+    fn backward_packed(
+        &self,
+        x: View<'_>,
+        ax: &Tensor,
+        dy: View<'_>,
+        weight: &Packed,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<()> {
+        let mut members = Vec::new();
+        let adapter = self.adapter(&mut members)?;
+        // B follows A, member by member: see `Layout::push_group`.
+        let outputs: usize = self.group.members.iter().map(|m| m.columns.len()).sum();
+        let len = self.stacked_rank() * self.group.input + outputs * self.rank;
+        let all = gradients.buffer.matrix_mut(self.group.a, 1, len)?;
+        let gradients = AdapterGradients { all, write: gradients.write };
+        let trained = linear::Trained { adapter, x, ax: ax.view(), gradients };
+        weight.backward(dy, Some(trained), dx.map(|dx| (Write::Replace, dx)))
     }
 
     /// Adds `scale · B·(A·x)` to `y` and returns `A·x` (`[m, rank · members]`), which backward needs.

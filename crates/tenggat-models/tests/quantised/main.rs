@@ -18,7 +18,7 @@ fn quantisation(format: Format, recovery: Option<&Path>, cache: Option<&Path>) -
 
 fn load(compute: DType, quantisation: &Quantisation, modulation: ModulationStorage) -> Transformer {
     let precision = Precision { compute, weights: DType::BF16 };
-    let options = LoadOptions { quantisation: Some(quantisation), modulation, progress: None };
+    let options = LoadOptions { quantisation: Some(quantisation), modulation, ..LoadOptions::default() };
     Transformer::load_with(&folder(), &Device::cpu_poisoned(), precision, options).unwrap()
 }
 

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::transformer::{
-    Config, Inputs, ModulationStorage, Positions, Precision, Transformer,
+    Config, Inputs, LoadOptions, Positions, Precision, Transformer,
 };
 use tenggat_models::recovery::Recovery;
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
@@ -44,8 +44,7 @@ impl Dense {
         let quantised = checkpoint.quantised(wanted, modules, &config.matrices(), &|_, _| {}).unwrap();
         let source = Arc::new(Dense { quantised, recovery });
         let precision = Precision { compute: DType::F64, weights: DType::F64 };
-        Transformer::from_source(config, &device, precision, source, None, ModulationStorage::Resident)
-            .unwrap()
+        Transformer::from_source(config, &device, precision, source, None, LoadOptions::default()).unwrap()
     }
 }
 
@@ -55,6 +54,7 @@ impl Source for Dense {
         let mut dense = match self.quantised.matrix(matrix)? {
             Weight::Quantised(w) => w.dequantise(&device, DType::F64)?,
             Weight::Dense(w) => w,
+            Weight::Packed(_) => panic!("a source does not pack"),
         };
         if let Some(recovery) = &self.recovery
             && let Some(branch) = recovery.branch(matrix, &device)?

@@ -55,6 +55,9 @@ element!(f64, F64, |x| x, |x| x);
 element!(bf16, BF16, bf16::from_f64, bf16::to_f64);
 element!(u8, U8, |x: f64| x.round() as u8, |x: u8| f64::from(x));
 
+/// Bytes of a cache line. As a number of elements, more than enough to align a buffer.
+pub(super) const CACHE_LINE: usize = 64;
+
 /// A type that ops compute in.
 pub trait Real:
     Element
@@ -81,8 +84,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// The larger of two; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Lends the calling thread's scratch of `len` elements, contents unspecified, kept from call to call. A call
-    /// from inside `work` gets memory of its own.
+    /// Lends the calling thread's scratch of `len` elements, aligned to a cache line, contents unspecified, kept from
+    /// call to call. A call from inside `work` gets memory of its own.
     #[doc(hidden)]
     fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
 }
@@ -111,10 +114,11 @@ macro_rules! real {
             fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R {
                 thread_local!(static SCRATCH: Cell<Vec<$t>> = const { Cell::new(Vec::new()) });
                 let mut scratch = SCRATCH.take();
-                if scratch.len() < len {
-                    scratch.resize(len, 0.0);
+                if scratch.len() < len + CACHE_LINE {
+                    scratch = vec![0.0; len + CACHE_LINE];
                 }
-                let result = work(&mut scratch[..len]);
+                let from = scratch.as_ptr().align_offset(CACHE_LINE);
+                let result = work(&mut scratch[from..from + len]);
                 SCRATCH.set(scratch);
                 result
             }

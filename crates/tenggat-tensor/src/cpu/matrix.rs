@@ -2,6 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::Element;
+use crate::DType;
+
 /// Rows of `cols` elements, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a, T> {
@@ -15,6 +18,18 @@ impl<'a, T> Mat<'a, T> {
     #[inline]
     pub fn row(&self, i: usize) -> &'a [T] {
         &self.data[i * self.stride..i * self.stride + self.cols]
+    }
+}
+
+impl<'a, T: Element> Mat<'a, T> {
+    /// The same matrix if it is of 32-bit floats.
+    pub fn as_f32(self) -> Option<Mat<'a, f32>> {
+        let Mat { data, rows, cols, stride } = self;
+        (T::DTYPE == DType::F32).then(|| {
+            // SAFETY: each element type has a tag of its own, so T is f32.
+            let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) };
+            Mat { data, rows, cols, stride }
+        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! Host memory: element types, buffers and the pool that recycles them.
 
 mod element;
+mod level;
 mod matrix;
 mod pool;
 mod simd;
 
 pub use element::{Element, Real};
+pub(crate) use level::Level;
 pub(crate) use matrix::{Mat, MatMut};
 pub use pool::Pool;
 pub(crate) use pool::{Buffer, Storage};

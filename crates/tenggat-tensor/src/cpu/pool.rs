@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use half::bf16;
 
 use super::Element;
+use super::element::CACHE_LINE;
 use crate::DType;
 
-/// Memory of one tensor.
+/// Memory of one tensor, longer by [`CACHE_LINE`] elements than it may use, so that what it uses can be aligned.
 #[derive(Debug)]
 pub enum Buffer {
     /// f32 elements.
@@ -23,6 +24,7 @@ pub enum Buffer {
 
 impl Buffer {
     fn new(dtype: DType, len: usize) -> Self {
+        let len = len + CACHE_LINE;
         match dtype {
             DType::F32 => Buffer::F32(vec![0.0; len]),
             DType::F64 => Buffer::F64(vec![0.0; len]),
@@ -40,13 +42,15 @@ impl Buffer {
         }
     }
 
+    /// Elements that it may use.
     fn len(&self) -> usize {
-        match self {
+        let all = match self {
             Buffer::F32(v) => v.len(),
             Buffer::F64(v) => v.len(),
             Buffer::BF16(v) => v.len(),
             Buffer::U8(v) => v.len(),
-        }
+        };
+        all - CACHE_LINE
     }
 
     fn bytes(&self) -> usize {
@@ -152,12 +156,20 @@ impl Storage {
         &self.pool
     }
 
+    /// Its elements, the first at the start of a cache line.
     pub fn slice<T: Element>(&self) -> Option<&[T]> {
-        self.buffer.as_ref().and_then(T::slice)
+        let buffer = self.buffer.as_ref()?;
+        let (all, n) = (T::slice(buffer)?, buffer.len());
+        let from = all.as_ptr().align_offset(CACHE_LINE);
+        all.get(from..from + n)
     }
 
     pub fn slice_mut<T: Element>(&mut self) -> Option<&mut [T]> {
-        self.buffer.as_mut().and_then(T::slice_mut)
+        let buffer = self.buffer.as_mut()?;
+        let n = buffer.len();
+        let all = T::slice_mut(buffer)?;
+        let from = all.as_ptr().align_offset(CACHE_LINE);
+        all.get_mut(from..from + n)
     }
 }
 
@@ -187,6 +199,7 @@ mod tests {
         let pool = Arc::new(Pool::new(false));
         let first = pool.take(DType::F32, 1000);
         let address = first.slice::<f32>().unwrap().as_ptr();
+        assert_eq!(address as usize % CACHE_LINE, 0);
         drop(first);
         assert_eq!(pool.live_bytes(), 0);
         let second = pool.take(DType::F32, 990);

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Config, Layer, Positions, Precision, Transformer};
+use tenggat_models::qwen_image::transformer::{
+    Config, Layer, LoadOptions, Positions, Precision, Transformer,
+};
 use tenggat_models::{Error, Result};
 use tenggat_plan::{ModelDims, Modulation, Precision as Planned, StepConfig, StepShape};
 use tenggat_tensor::random::Philox;
@@ -84,14 +86,15 @@ impl Rehearsal {
         self.model_in(device, Precision { compute: DType::F32, weights: DType::F32 })
     }
 
-    /// The same with other element types.
+    /// The same with other element types; products with bf16 weights in bf16.
     ///
     /// # Errors
     /// As [`Rehearsal::model`].
     pub fn model_in(&self, device: &Device, precision: Precision) -> Result<Transformer> {
         let folder = tempfile::tempdir().map_err(|e| unwritten(&std::env::temp_dir(), &e))?;
         self.write(folder.path()).map_err(|e| unwritten(folder.path(), &e))?;
-        Transformer::load(folder.path(), device, precision)
+        let options = LoadOptions { narrow_products: precision.weights == DType::BF16, ..Default::default() };
+        Transformer::load_with(folder.path(), device, precision, options)
     }
 
     fn write(&self, folder: &Path) -> std::io::Result<()> {

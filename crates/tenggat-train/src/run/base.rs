@@ -39,6 +39,7 @@ pub(super) fn load(job: &Job, options: &Options<'_>) -> Result<Base> {
             LoadOptions {
                 quantisation: base.as_ref(),
                 modulation: ModulationStorage::Resident,
+                narrow_products: false,
                 progress: None,
             },
         )?,

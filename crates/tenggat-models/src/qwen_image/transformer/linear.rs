@@ -24,6 +24,11 @@ impl Linear {
     /// `y = W·x + b + adapter(x)`, `[m, out]`; also `A·x` if there is an adapter.
     pub fn forward(&self, x: View<'_>, adapter: Option<Part<'_>>) -> Result<(Tensor, Option<Tensor>)> {
         let mut y = Tensor::empty(&x.device(), x.dtype(), &[x.rows(), self.weight.shape()[0]])?;
+        if let (Weight::Packed(weight), None, Some(part)) = (&self.weight, &self.recovery, adapter)
+            && let Some(ax) = part.forward_with(x, weight, self.bias.as_ref(), y.view_mut())?
+        {
+            return Ok((y, Some(ax)));
+        }
         linear::forward(x, &self.weight, self.bias.as_ref(), y.view_mut())?;
         if let Some(branch) = &self.recovery {
             branch.forward(x, y.view_mut())?;
@@ -40,6 +45,12 @@ impl Linear {
         adapter: Option<Trained<'_, '_, '_>>,
     ) -> Result<Tensor> {
         let mut dx = Tensor::empty(&dy.device(), dy.dtype(), &[dy.rows(), self.weight.shape()[1]])?;
+        let mut adapter = adapter;
+        if let (Weight::Packed(weight), None, Some(t)) = (&self.weight, &self.recovery, &mut adapter)
+            && t.part.backward_with((x, t.ax, dy), weight, t.gradients, Some(dx.view_mut()))?
+        {
+            return Ok(dx);
+        }
         linear::backward(dy, &self.weight, Write::Replace, dx.view_mut())?;
         if let Some(branch) = &self.recovery {
             branch.backward(dy, dx.view_mut())?;
@@ -59,8 +70,13 @@ pub(super) struct Trained<'a, 'g, 't> {
 }
 
 impl Trained<'_, '_, '_> {
-    /// The adapter's gradients alone, where nothing trained lies below.
-    pub fn leaf(self, x: View<'_>, dy: View<'_>) -> Result<()> {
+    /// The adapter's gradients alone, where nothing trained lies below. `weight`: the layer's, if it is in memory.
+    pub fn leaf(self, weight: Option<&Weight>, x: View<'_>, dy: View<'_>) -> Result<()> {
+        if let Some(Weight::Packed(weight)) = weight
+            && self.part.backward_with((x, self.ax, dy), weight, self.gradients, None)?
+        {
+            return Ok(());
+        }
         Ok(self.part.backward(x, self.ax, dy, self.gradients, None::<ViewMut<'_>>)?)
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tenggat_tensor::ops::copy;
+use tenggat_tensor::ops::linear::Weight;
 use tenggat_tensor::{DType, Device};
 
 use super::Transformer;
@@ -32,6 +33,8 @@ pub struct LoadOptions<'a> {
     pub quantisation: Option<&'a Quantisation>,
     /// Whether the modulation matrices stay in memory.
     pub modulation: ModulationStorage,
+    /// Multiplies matrices that are stored in bf16 with operands rounded to bf16 where that is faster.
+    pub narrow_products: bool,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
 }
@@ -41,13 +44,21 @@ struct Loader<'a> {
     recovery: Option<&'a Recovery>,
     device: &'a Device,
     modulation: ModulationStorage,
+    narrow_products: bool,
+    compute: DType,
     config: &'a Config,
 }
 
 impl Loader<'_> {
+    fn weight(&self, matrix: &Matrix) -> Result<Weight> {
+        let weight = self.source.matrix(matrix)?;
+        // Packed products are 32-bit.
+        if self.compute == DType::F32 { Ok(weight.packed(!self.narrow_products)?) } else { Ok(weight) }
+    }
+
     fn linear(&self, matrix: Matrix) -> Result<Linear> {
         Ok(Linear {
-            weight: self.source.matrix(&matrix)?,
+            weight: self.weight(&matrix)?,
             bias: Some(self.source.bias(&matrix)?),
             recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
         })
@@ -166,14 +177,7 @@ impl Transformer {
             let progress = options.progress.unwrap_or(&|_, _| {});
             checkpoint = checkpoint.quantised(wanted, modules, &config.matrices(), progress)?;
         }
-        Self::from_source(
-            config,
-            device,
-            precision,
-            Arc::new(checkpoint),
-            recovery.as_ref(),
-            options.modulation,
-        )
+        Self::from_source(config, device, precision, Arc::new(checkpoint), recovery.as_ref(), options)
     }
 
     /// A model of these dimensions from any source of weights.
@@ -186,9 +190,19 @@ impl Transformer {
         precision: Precision,
         source: Arc<dyn Source>,
         recovery: Option<&Recovery>,
-        modulation: ModulationStorage,
+        options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let load = Loader { source: &source, recovery, device, modulation, config: &config };
+        let LoadOptions { modulation, narrow_products, .. } = options;
+        let compute = precision.compute;
+        let load = Loader {
+            source: &source,
+            recovery,
+            device,
+            modulation,
+            narrow_products,
+            compute,
+            config: &config,
+        };
         let mut blocks = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
             blocks.push(Block {

@@ -321,7 +321,7 @@ impl Stream {
         let trained = pass.trained(self.layers.qkv, &before.qkv_ax, gradients);
         if !want_dx && dmodulation.is_none() {
             if let Some(trained) = trained {
-                trained.leaf(before.normed.view(), dqkv.view())?;
+                trained.leaf(Some(&self.qkv.weight), before.normed.view(), dqkv.view())?;
             }
             return Ok(None);
         }
@@ -338,7 +338,11 @@ impl Stream {
         if let Some(dmodulation) = &dmodulation {
             let trained = pass.trained(self.layers.modulation, &before.modulation_ax, gradients);
             if let Some(trained) = trained {
-                trained.leaf(pass.conditioning.view(), dmodulation.view())?;
+                let weight = match &self.modulation {
+                    Modulation::Resident(linear) => Some(&linear.weight),
+                    Modulation::Streamed(_) => None,
+                };
+                trained.leaf(weight, pass.conditioning.view(), dmodulation.view())?;
             }
         }
         Ok(Some(dx))

@@ -1,7 +1,9 @@
-//! CPU matrix product on the `gemm` crate, cut into tiles that depend on the shape alone.
+//! CPU matrix product: packed (`strips`) where this machine has its kernels, else on the `gemm` crate, cut into tiles
+//! that depend on the shape alone.
 
 use rayon::prelude::*;
 
+use super::strips::{Job, Lane, Strips, Target, Term, pack, pack_transposed, packed_len};
 use crate::cpu::{Mat, MatMut, Real};
 
 /// A matrix with both strides, so that a transpose is free.
@@ -40,6 +42,19 @@ impl<'a, T> Operand<'a, T> {
     }
 }
 
+impl<T: Real> Operand<'_, T> {
+    /// The matrix as it is stored, and whether the operand is its transpose; `None` if it is not of 32-bit floats.
+    fn stored(&self) -> Option<(Mat<'_, f32>, bool)> {
+        let transposed = self.col_stride != 1;
+        let (rows, cols, stride) = if transposed {
+            (self.cols, self.rows, self.col_stride)
+        } else {
+            (self.rows, self.cols, self.row_stride)
+        };
+        Some((Mat { data: self.data, rows, cols, stride }.as_f32()?, transposed))
+    }
+}
+
 /// Smallest work of a parallel tile, in multiply-adds: below it, starting a task costs more than it saves.
 const TILE_WORK: usize = 1 << 23;
 /// Most tiles that a product is cut into: enough for 64 threads to share evenly.
@@ -61,6 +76,12 @@ pub(crate) fn product<T: Real>(
     mut c: MatMut<'_, T>,
 ) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert!(c.rows == m && c.cols == n && b.rows == k && a.fits() && b.fits());
+    assert!(m == 0 || n == 0 || (m - 1) * c.stride + n <= c.data.len());
+    // SAFETY: checked above; `c` is borrowed exclusively.
+    if unsafe { packed(alpha, a, b, beta, c.data.as_mut_ptr(), c.stride, true) } {
+        return;
+    }
     let tiles = (m * n * k / TILE_WORK).min(MAX_TILES);
     if tiles < 2 {
         return product_serial(alpha, a, b, beta, &mut c);
@@ -135,6 +156,10 @@ pub(crate) unsafe fn kernel<T: Real>(
     stride: usize,
 ) {
     assert!(a.cols == b.rows && a.fits() && b.fits(), "operands of a product do not fit");
+    // SAFETY: by the caller.
+    if unsafe { packed(alpha, a, b, beta, c, stride, false) } {
+        return;
+    }
     // SAFETY: `fits` bounds every read; the caller vouches for the writes. The crate's `alpha` scales the old `c`.
     unsafe {
         gemm::gemm(
@@ -160,3 +185,61 @@ pub(crate) unsafe fn kernel<T: Real>(
         );
     }
 }
+
+/// The product of packed operands, if the type and the machine have one; packs both.
+///
+/// # Safety
+/// As [`kernel`]; the operands fit.
+unsafe fn packed<T: Real>(
+    alpha: T,
+    a: Operand<'_, T>,
+    b: Operand<'_, T>,
+    beta: T,
+    c: *mut T,
+    stride: usize,
+    parallel: bool,
+) -> bool {
+    let (Some((a_stored, a_transposed)), Some((b_stored, b_transposed))) = (a.stored(), b.stored()) else {
+        return false;
+    };
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    if !f32::available() || k == 0 {
+        return false;
+    }
+    let (alpha, beta, c) = (alpha.to_f64() as f32, beta.to_f64() as f32, c.cast::<f32>());
+    if beta != 0.0 && beta != 1.0 {
+        for i in 0..m {
+            for j in 0..n {
+                // SAFETY: inside C, by the caller.
+                unsafe { *c.add(i * stride + j) *= beta }
+            }
+        }
+    }
+    // C = A·B broadcasts A and runs along B; Cᵀ = Bᵀ·Aᵀ the other way round. Either way, of an operand that is
+    // transposed or to be transposed the columns are packed, which takes longer: let that be the smaller.
+    let straight = k * (m * usize::from(a_transposed) + n * usize::from(b_transposed));
+    let turned = k * (m * usize::from(!a_transposed) + n * usize::from(!b_transposed)) + m * n;
+    let turn = turned < straight && m >= HALF_STRIP;
+    let (broadcast, lanes) = if turn {
+        ((b_stored, !b_transposed, n), (a_stored, !a_transposed, m))
+    } else {
+        ((a_stored, a_transposed, m), (b_stored, b_transposed, n))
+    };
+    let (len_a, len_b) = (packed_len(broadcast.2, k), packed_len(k, lanes.2));
+    f32::with_scratch(len_a + len_b, |scratch| {
+        let (pa, pb) = scratch.split_at_mut(len_a);
+        for ((stored, transposed, _), alpha, to) in [(broadcast, alpha, &mut *pa), (lanes, 1.0, &mut *pb)] {
+            let pack = if transposed { pack_transposed } else { pack };
+            pack(stored, alpha, to, parallel);
+        }
+        let base = Term { a: Strips::new(pa, broadcast.2, k), b: Strips::new(pb, k, lanes.2) };
+        let target = if turn { Target::Columns(stride) } else { Target::Rows(stride) };
+        let job = Job { base, extras: &[], start: None, target, add: beta != 0.0 };
+        // SAFETY: by the caller, C is m rows of n elements.
+        unsafe { if parallel { job.run(c) } else { job.run_serial(c) } }
+    });
+    true
+}
+
+/// Fewer rows than this would leave half of a strip's lanes idle.
+const HALF_STRIP: usize = 16;

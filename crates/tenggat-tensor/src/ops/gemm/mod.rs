@@ -4,6 +4,7 @@
 //! `dA = dC · Bᵀ` ([`nt`]) and `dB = Aᵀ · dC` ([`tn`]).
 
 mod cpu;
+pub(crate) mod strips;
 pub(crate) use cpu::{Operand, Shared, kernel, product, product_serial};
 
 use super::dispatch_real;

@@ -1,0 +1,98 @@
+//! Element types of packed operands.
+
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+
+/// Part of a sum: `a` broadcast row by row, `b` along the lanes, `k` steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segment<E> {
+    /// First row of A in the first strip.
+    pub a: *const E,
+    /// Elements between the strips of A.
+    pub a_step: usize,
+    /// First step of the strip of B.
+    pub b: *const E,
+    pub k: usize,
+}
+
+/// A tile's sums: rows `[h, WIDTH]` at `c`, `stride` apart, added to what is there if `add`; `start` (a row of WIDTH,
+/// or null) is what the sums start from.
+pub(crate) type Tile<E> =
+    unsafe fn(segments: &[Segment<E>], start: *const f32, c: *mut f32, stride: usize, add: bool);
+
+/// A type that operands are packed in.
+pub(crate) trait Lane: Copy + Send + Sync + 'static {
+    /// 0.
+    const ZERO: Self;
+    /// `alpha · from`, rounded.
+    fn narrow(from: &[f32], alpha: f32, to: &mut [Self]);
+    /// Packs `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·` each, zeros for
+    /// missing rows.
+    ///
+    /// # Safety
+    /// `from` has these elements, `to` has `cols` rows of a strip, and this type is [`available`](Lane::available).
+    unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, to: *mut Self);
+    /// Whether this machine multiplies packed operands of this type faster than unpacked ones.
+    fn available() -> bool;
+    /// The kernel for tiles of 1 to `HEIGHT` rows; the half-wide one leaves the right 16 columns alone.
+    fn tile(rows: usize, half: bool) -> Tile<Self>;
+}
+
+macro_rules! lane {
+    ($type:ty, $zero:expr, $available:path, $tile:path, $columns:path, $narrow:expr) => {
+        impl Lane for $type {
+            const ZERO: Self = $zero;
+
+            fn available() -> bool {
+                #[cfg(target_arch = "x86_64")]
+                return $available();
+                #[cfg(not(target_arch = "x86_64"))]
+                false
+            }
+
+            fn tile(rows: usize, half: bool) -> Tile<Self> {
+                #[cfg(target_arch = "x86_64")]
+                return $tile(rows, half);
+                #[cfg(not(target_arch = "x86_64"))]
+                unreachable!("no kernel for {rows} rows, half {half}: `available` says so")
+            }
+
+            unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, to: *mut Self) {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: by the caller.
+                unsafe {
+                    $columns(from, shape, alpha, to);
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                unreachable!("{from:?} {shape:?} {alpha} {to:?}: `available` says so")
+            }
+
+            #[inline(always)]
+            fn narrow(from: &[f32], alpha: f32, to: &mut [Self]) {
+                $narrow(from, alpha, to)
+            }
+        }
+    };
+}
+lane!(f32, 0.0, x86::has_avx512, x86::tile_f32, x86::columns_f32, scale);
+lane!(bf16, bf16::ZERO, x86::has_fast_bf16, x86::tile_bf16, x86::columns_bf16, round);
+
+#[inline(always)]
+fn scale(from: &[f32], alpha: f32, to: &mut [f32]) {
+    if alpha == 1.0 {
+        to.copy_from_slice(from);
+    } else {
+        to.iter_mut().zip(from).for_each(|(d, &s)| *d = alpha * s);
+    }
+}
+
+fn round(from: &[f32], alpha: f32, to: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if bf16::available() {
+        // SAFETY: the vector unit is there.
+        return unsafe { x86::narrow(from, alpha, to) };
+    }
+    to.iter_mut().zip(from).for_each(|(d, &s)| *d = bf16::from_f32(alpha * s));
+}

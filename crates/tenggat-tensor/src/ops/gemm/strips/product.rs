@@ -1,0 +1,272 @@
+//! Products of packed operands.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::cut::Cut;
+use super::lane::Segment;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use super::{HEIGHT, Lane, Strips, WIDTH};
+
+/// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level cache.
+const BLOCK: usize = 1024;
+/// Parts of a sum that a tile takes at once.
+const SEGMENTS: usize = 4;
+/// Columns of a vector.
+const HALF: usize = WIDTH / 2;
+
+/// A product `a · b`; a: `[m, k]`, b: `[k, n]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Term<'a, E> {
+    pub a: Strips<'a, E>,
+    pub b: Strips<'a, E>,
+}
+
+/// A product that goes to some strips of C only; its own strips are counted from the first of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Extra<'a, E> {
+    pub term: Term<'a, E>,
+    pub strips: Range<usize>,
+}
+
+/// Where C `[m, n]` goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target {
+    /// Row-major, rows so many elements apart.
+    Rows(usize),
+    /// Cᵀ row-major: columns of C so many elements apart.
+    Columns(usize),
+    /// Packed, in strips of so many rows.
+    Strips(usize),
+}
+
+/// Output pointer that tasks share.
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+
+// SAFETY: tasks write disjoint tiles.
+unsafe impl Send for Out {}
+// SAFETY: likewise.
+unsafe impl Sync for Out {}
+
+impl Out {
+    fn get(self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// `C = start + base + extras`, or added to C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job<'a, E> {
+    pub base: Term<'a, E>,
+    pub extras: &'a [Extra<'a, E>],
+    /// A row that every row of the sums starts from, whole strips long.
+    pub start: Option<&'a [f32]>,
+    pub target: Target,
+    /// Whether the product is added to what C holds.
+    pub add: bool,
+}
+
+impl<E: Lane> Job<'_, E> {
+    /// Runs it in tasks on the threads of the current pool.
+    ///
+    /// # Safety
+    /// `c` has the elements of the target, which nothing else accesses. Packed targets are whole strips.
+    pub unsafe fn run(&self, c: *mut f32) {
+        let (m, n) = self.check();
+        if m == 0 || n == 0 {
+            return;
+        }
+        let cut = Cut::new(m, n, self.base.a.cols);
+        if cut.tasks() == 1 {
+            let (panels, strips) = cut.whole();
+            // SAFETY: by the caller.
+            return unsafe { self.task(&cut, panels, strips, c) };
+        }
+        let c = Out(c);
+        (0..cut.tasks()).into_par_iter().for_each(|task| {
+            let (panels, strips) = cut.task(task);
+            // SAFETY: by the caller; tasks have tiles of their own.
+            unsafe { self.task(&cut, panels, strips, c.get()) }
+        });
+    }
+
+    /// Runs it on the calling thread.
+    ///
+    /// # Safety
+    /// As [`Job::run`].
+    pub unsafe fn run_serial(&self, c: *mut f32) {
+        let (m, n) = self.check();
+        if m > 0 && n > 0 {
+            let cut = Cut::new(m, n, self.base.a.cols);
+            let (panels, strips) = cut.whole();
+            // SAFETY: by the caller.
+            unsafe { self.task(&cut, panels, strips, c) }
+        }
+    }
+
+    fn check(&self) -> (usize, usize) {
+        let (m, n) = (self.base.a.rows, self.base.b.cols);
+        assert!(E::available() && self.base.a.cols == self.base.b.rows);
+        for extra in self.extras {
+            let Term { a, b } = extra.term;
+            assert!(a.rows == m && a.cols == b.rows);
+            assert!(extra.strips.len() * WIDTH <= b.cols.next_multiple_of(WIDTH));
+        }
+        assert!(self.start.is_none_or(|row| row.len() >= n.next_multiple_of(WIDTH)));
+        (m, n)
+    }
+
+    /// # Safety
+    /// As [`Job::run`]; the panels and strips are inside C.
+    unsafe fn task(&self, cut: &Cut, panels: Range<usize>, strips: Range<usize>, c: *mut f32) {
+        let k = self.base.a.cols;
+        let mut from = 0;
+        loop {
+            let steps = BLOCK.min(k - from);
+            let last = from + steps == k;
+            for strip in strips.clone() {
+                for panel in panels.clone() {
+                    let rows = cut.panel(panel);
+                    let mut tile = TileSums {
+                        job: self,
+                        rows: rows.clone(),
+                        strip,
+                        c,
+                        first: from == 0,
+                        held: 0,
+                        segments: [Segment { a: std::ptr::null(), a_step: 0, b: std::ptr::null(), k: 0 };
+                            SEGMENTS],
+                    };
+                    // SAFETY: by the caller.
+                    unsafe {
+                        if steps > 0 {
+                            tile.push(&self.base, strip, from, steps);
+                        }
+                        if last {
+                            for extra in self.extras.iter().filter(|e| e.strips.contains(&strip)) {
+                                tile.push(&extra.term, strip - extra.strips.start, 0, extra.term.a.cols);
+                            }
+                        }
+                        tile.flush();
+                    }
+                }
+            }
+            from += steps;
+            if last {
+                break;
+            }
+        }
+    }
+}
+
+/// A tile on its way.
+struct TileSums<'a, 'j, E> {
+    job: &'a Job<'j, E>,
+    rows: Range<usize>,
+    strip: usize,
+    c: *mut f32,
+    /// Whether nothing was written yet.
+    first: bool,
+    segments: [Segment<E>; SEGMENTS],
+    held: usize,
+}
+
+impl<E: Lane> TileSums<'_, '_, E> {
+    /// # Safety
+    /// As [`Job::run`].
+    unsafe fn push(&mut self, term: &Term<'_, E>, strip: usize, from: usize, k: usize) {
+        if k == 0 {
+            return;
+        }
+        if self.held == SEGMENTS {
+            // SAFETY: by the caller.
+            unsafe { self.flush() }
+        }
+        self.segments[self.held] = Segment {
+            a: term.a.at(from / WIDTH, self.rows.start),
+            a_step: term.a.height * WIDTH,
+            b: term.b.at(strip, from),
+            k,
+        };
+        self.held += 1;
+    }
+
+    /// Computes what is held and writes it.
+    ///
+    /// # Safety
+    /// As [`Job::run`].
+    unsafe fn flush(&mut self) {
+        let add = self.job.add || !self.first;
+        if self.held == 0 && !self.first {
+            return;
+        }
+        let (i, j, h) = (self.rows.start, self.strip * WIDTH, self.rows.len());
+        let cols = WIDTH.min(self.job.base.b.cols - j);
+        let start = match self.job.start {
+            Some(row) if self.first => row[j..j + WIDTH].as_ptr(),
+            _ => std::ptr::null(),
+        };
+        let segments = &self.segments[..self.held];
+        let kernel = E::tile(h, cols <= HALF);
+        let zeros = || [[0.0f32; WIDTH]; HALF];
+        // SAFETY: by the caller; tiles at the edge go through memory of this function.
+        unsafe {
+            match self.job.target {
+                Target::Strips(height) => {
+                    let to = self.c.add((self.strip * height + i) * WIDTH);
+                    E::tile(h, false)(segments, start, to, WIDTH, add);
+                }
+                Target::Rows(stride) if cols == WIDTH => {
+                    kernel(segments, start, self.c.add(i * stride + j), stride, add);
+                }
+                Target::Rows(stride) => {
+                    let mut sums = zeros();
+                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false);
+                    put(&sums[..h], cols, self.c.add(i * stride + j), stride, add);
+                }
+                Target::Columns(stride) => {
+                    let mut sums = zeros();
+                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false);
+                    put_transposed(&sums, h, cols, self.c.add(j * stride + i), stride, add);
+                }
+            }
+        }
+        (self.held, self.first) = (0, false);
+    }
+}
+
+const _: () = assert!(HEIGHT <= HALF);
+
+/// # Safety
+/// `c` has these rows and columns.
+unsafe fn put(sums: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usize, add: bool) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: by the caller; packed products run with AVX-512 only.
+    unsafe {
+        x86::copy(sums, cols, c, stride, add);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{sums:?} {cols} {c:?} {stride} {add}: packed products do not run here")
+}
+
+/// # Safety
+/// As [`put`], transposed.
+unsafe fn put_transposed(
+    sums: &[[f32; WIDTH]; HALF],
+    rows: usize,
+    cols: usize,
+    c: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: by the caller; packed products run with AVX-512 only.
+    unsafe {
+        x86::copy_transposed(sums, rows, cols, c, stride, add);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{sums:?} {rows} {cols} {c:?} {stride} {add}: packed products do not run here")
+}

@@ -1,0 +1,566 @@
+//! CPU linear layer on a packed weight, with its adapter in the same pass.
+//!
+//! The weight is packed once, as `Wᵀ [in, out]` in strips over the outputs. Forward it stands on the right, `y = x·Wᵀ`;
+//! backward it stands on the left, `dxᵀ = Wᵀ·dyᵀ`. The adapter's outer factors are further terms of the same sums, so
+//! `y` and `dx` are written once. x, dy and what comes from them are packed once per pass and serve all products.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::Write;
+use crate::cpu::{Mat, MatMut, Real};
+use crate::error::expect_shape;
+use crate::ops::gemm::strips::{
+    Extra, Job, Lane, Strips, Target, Term, WIDTH, pack, pack_transposed, packed_len,
+};
+use crate::ops::gemm::{self, Operand};
+use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
+
+/// A weight `[out, in]` in the order in which this processor multiplies it: as large as it was, but for the padding
+/// of the outputs to a multiple of 32.
+#[derive(Debug)]
+pub struct Packed {
+    strips: Tensor,
+    shape: [usize; 2],
+}
+
+/// The adapter of a layer: `scale · Bᵢ·(Aᵢ·x)` for each of its members, which share x.
+#[derive(Debug, Clone, Copy)]
+pub struct Adapter<'a> {
+    /// All A, one under the other: `[members · rank, in]`.
+    pub a: View<'a>,
+    /// Outputs of each member, and its B: `[outputs, rank]`.
+    pub members: &'a [(Range<usize>, View<'a>)],
+    /// Multiplies what the adapter adds.
+    pub scale: f64,
+}
+
+/// Where an adapter's gradients go.
+#[derive(Debug)]
+pub struct AdapterGradients<'a> {
+    /// `[1, n]`: dA, then dB of one member after the other.
+    pub all: ViewMut<'a>,
+    /// Whether they replace what is there.
+    pub write: Write,
+}
+
+impl Packed {
+    /// Packs a weight, if this processor multiplies packed ones of its type faster: 32-bit floats everywhere with
+    /// AVX-512, bf16 where there are fast dot products of it. Products of a bf16 weight round the other operand to bf16
+    /// too; sums are 32-bit.
+    ///
+    /// # Errors
+    /// Out of memory; the weight is not a matrix.
+    pub fn pack(weight: &Tensor) -> Result<Option<Self>> {
+        let &[out, input] = weight.shape() else {
+            return Err(Error::shape("pack", "axes of the weight", &[2], &[weight.shape().len()]));
+        };
+        let available = match weight.dtype() {
+            DType::F32 => f32::available(),
+            DType::BF16 => bf16::available(),
+            DType::F64 | DType::U8 => false,
+        };
+        if !available || out == 0 || input == 0 {
+            return Ok(None);
+        }
+        let wide = if weight.dtype() == DType::F32 { None } else { Some(weight.to_dtype(DType::F32)?) };
+        let wide = wide.as_ref().unwrap_or(weight).view().cpu::<f32>("pack")?;
+        let mut strips = weight.empty_like(&[packed_len(input, out)])?;
+        match weight.dtype() {
+            DType::BF16 => pack_transposed::<bf16>(wide, 1.0, strips.host_mut()?, true),
+            _ => pack_transposed::<f32>(wide, 1.0, strips.host_mut()?, true),
+        }
+        Ok(Some(Packed { strips, shape: [out, input] }))
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Element type of the storage.
+    pub fn dtype(&self) -> DType {
+        self.strips.dtype()
+    }
+
+    /// Bytes of storage.
+    pub fn bytes(&self) -> usize {
+        self.strips.len() * self.dtype().bytes()
+    }
+
+    /// `Wᵀ`, packed.
+    fn transpose<E: Element>(&self) -> Result<Strips<'_, E>> {
+        Ok(Strips::new(self.strips.host()?, self.shape[1], self.shape[0]))
+    }
+
+    /// `y = x·Wᵀ + bias` and what the adapter adds, or added to `y`; `ax` becomes `A·x`, `[m, members · rank]`.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or types differ.
+    pub fn forward(
+        &self,
+        x: View<'_>,
+        bias: Option<&Tensor>,
+        adapter: Option<(Adapter<'_>, ViewMut<'_>)>,
+        write: Write,
+        y: ViewMut<'_>,
+    ) -> Result<()> {
+        const OP: &str = "packed linear forward";
+        let [out, input] = self.shape;
+        expect_shape(OP, "x columns", &[input], &[x.cols()])?;
+        expect_shape(OP, "y", &[x.rows(), out], &y.shape())?;
+        if let Some(bias) = bias {
+            expect_shape(OP, "bias", &[out], bias.shape())?;
+        }
+        if let Some((adapter, ax)) = &adapter {
+            adapter.expect(OP, self.shape)?;
+            expect_shape(OP, "A·x", &[x.rows(), adapter.a.rows()], &ax.shape())?;
+        }
+        match self.dtype() {
+            DType::BF16 => forward::<bf16>(OP, x, self.transpose()?, bias, adapter, write, y),
+            _ => forward::<f32>(OP, x, self.transpose()?, bias, adapter, write, y),
+        }
+    }
+
+    /// `dx = dy·W` and what comes through the adapter, or added to `dx`; with `trained`, also the adapter's
+    /// gradients. `ax` is what the forward pass left.
+    ///
+    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or types differ.
+    pub fn backward(
+        &self,
+        dy: View<'_>,
+        trained: Option<Trained<'_>>,
+        dx: Option<(Write, ViewMut<'_>)>,
+    ) -> Result<()> {
+        const OP: &str = "packed linear backward";
+        let [out, input] = self.shape;
+        expect_shape(OP, "dy columns", &[out], &[dy.cols()])?;
+        if let Some((_, dx)) = &dx {
+            expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
+        }
+        if let Some(Trained { adapter, x, ax, gradients }) = &trained {
+            adapter.expect(OP, self.shape)?;
+            expect_shape(OP, "x", &[dy.rows(), input], &x.shape())?;
+            expect_shape(OP, "A·x", &[dy.rows(), adapter.a.rows()], &ax.shape())?;
+            expect_shape(OP, "gradients", &[1, adapter.parameters()], &gradients.all.shape())?;
+        }
+        match self.dtype() {
+            DType::BF16 => backward::<bf16>(OP, dy, self.transpose()?, trained, dx),
+            _ => backward::<f32>(OP, dy, self.transpose()?, trained, dx),
+        }
+    }
+}
+
+/// An adapter that is trained, with what its backward pass needs.
+#[derive(Debug)]
+pub struct Trained<'a> {
+    /// The adapter.
+    pub adapter: Adapter<'a>,
+    /// The layer's input, `[m, in]`.
+    pub x: View<'a>,
+    /// `A·x` of the forward pass.
+    pub ax: View<'a>,
+    /// Where gradients go.
+    pub gradients: AdapterGradients<'a>,
+}
+
+impl Adapter<'_> {
+    fn rank(&self) -> usize {
+        self.a.rows() / self.members.len().max(1)
+    }
+
+    /// Parameters of all its matrices.
+    fn parameters(&self) -> usize {
+        let b = self.members.iter().map(|(columns, _)| columns.len() * self.rank());
+        self.a.rows() * self.a.cols() + b.sum::<usize>()
+    }
+
+    fn expect(&self, op: &'static str, [out, input]: [usize; 2]) -> Result<()> {
+        let rank = self.rank();
+        expect_shape(op, "A", &[rank * self.members.len(), input], &self.a.shape())?;
+        for (columns, b) in self.members {
+            expect_shape(op, "B", &[columns.len(), rank], &b.shape())?;
+            if columns.end > out {
+                return Err(Error::shape(op, "outputs of the adapter", &[out], &[columns.end]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Columns of `A·x` of a member.
+    fn ranks(&self, member: usize) -> Range<usize> {
+        member * self.rank()..(member + 1) * self.rank()
+    }
+}
+
+/// Scratch that is handed out piece by piece, each at the start of a cache line.
+struct Scratch<'a>(&'a mut [f32]);
+
+impl<'a> Scratch<'a> {
+    /// Elements of f32 that hold `len` elements of E.
+    fn cost<E>(len: usize) -> usize {
+        (len * size_of::<E>()).div_ceil(size_of::<f32>()).next_multiple_of(WIDTH)
+    }
+
+    fn take<E: Lane>(&mut self, len: usize) -> &'a mut [E] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(Self::cost::<E>(len));
+        self.0 = rest;
+        // SAFETY: the piece holds `len` elements of E, whose alignment is no stricter, and any bits are numbers.
+        unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), len) }
+    }
+}
+
+/// Columns of a matrix.
+fn columns(m: Mat<'_, f32>, range: Range<usize>) -> Mat<'_, f32> {
+    Mat { data: m.data.get(range.start..).unwrap_or_default(), cols: range.len(), ..m }
+}
+
+fn forward<E: Lane>(
+    op: &'static str,
+    x: View<'_>,
+    weight: Strips<'_, E>,
+    bias: Option<&Tensor>,
+    adapter: Option<(Adapter<'_>, ViewMut<'_>)>,
+    write: Write,
+    y: ViewMut<'_>,
+) -> Result<()> {
+    let (x, y) = (x.cpu::<f32>(op)?, y.cpu::<f32>(op)?);
+    let (m, input, out) = (x.rows, x.cols, y.cols);
+    let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
+    let mut cost = Scratch::cost::<E>(packed_len(m, input)) + Scratch::cost::<f32>(out + WIDTH);
+    if let Some((adapter, _)) = &adapter {
+        let (rank, members) = (adapter.rank(), adapter.members.len());
+        cost += Scratch::cost::<E>(packed_len(input, adapter.a.rows()))
+            + members * Scratch::cost::<E>(packed_len(m, rank))
+            + adapter
+                .members
+                .iter()
+                .map(|(c, _)| Scratch::cost::<E>(packed_len(rank, c.len())))
+                .sum::<usize>();
+    }
+    f32::with_scratch(cost, |scratch| {
+        let mut scratch = Scratch(scratch);
+        let px = scratch.take::<E>(packed_len(m, input));
+        pack(x, 1.0, px, true);
+        let px = Strips::new(px, m, input);
+        let start = bias.map(|bias| {
+            let row = scratch.take::<f32>(out.next_multiple_of(WIDTH));
+            row[..out].copy_from_slice(bias.row(0));
+            row[out..].fill(0.0);
+            &*row
+        });
+        let mut extras = Vec::new();
+        let mut apart = Vec::new();
+        if let Some((adapter, ax)) = adapter {
+            let (a, ax) = (adapter.a.cpu::<f32>(op)?, ax.cpu::<f32>(op)?);
+            let pa = scratch.take::<E>(packed_len(input, a.rows));
+            pack_transposed(a, 1.0, pa, true);
+            let base = Term { a: px, b: Strips::new(pa, input, a.rows) };
+            let job = Job { base, extras: &[], start: None, target: Target::Rows(ax.stride), add: false };
+            // SAFETY: A·x is m rows of as many elements as A has rows, borrowed exclusively.
+            unsafe { job.run(ax.data.as_mut_ptr()) }
+            let ax = Mat { data: &*ax.data, rows: ax.rows, cols: ax.cols, stride: ax.stride };
+            for (i, (outputs, b)) in adapter.members.iter().enumerate() {
+                let (b, ax) = (b.cpu::<f32>(op)?, columns(ax, adapter.ranks(i)));
+                if outputs.start % WIDTH != 0 {
+                    apart.push((outputs.clone(), ax, b, adapter.scale));
+                    continue;
+                }
+                let (rank, strips) = (b.cols, outputs.len().div_ceil(WIDTH));
+                let pax = scratch.take::<E>(packed_len(m, rank));
+                pack(ax, adapter.scale as f32, pax, true);
+                let pb = scratch.take::<E>(packed_len(rank, outputs.len()));
+                pack_transposed(b, 1.0, pb, true);
+                let term = Term { a: Strips::new(pax, m, rank), b: Strips::new(pb, rank, outputs.len()) };
+                let first = outputs.start / WIDTH;
+                extras.push(Extra { term, strips: first..first + strips });
+            }
+        }
+        let base = Term { a: px, b: weight };
+        let target = Target::Rows(y.stride);
+        let job = Job { base, extras: &extras, start, target, add: write == Write::Add };
+        // SAFETY: y is m rows of as many elements as the weight has outputs, borrowed exclusively.
+        unsafe { job.run(y.data.as_mut_ptr()) }
+        // Outputs that do not begin with a strip.
+        for (outputs, ax, b, scale) in apart {
+            let stride = y.stride;
+            let to = MatMut { data: &mut y.data[outputs.start..], rows: m, cols: outputs.len(), stride };
+            gemm::product(scale as f32, Operand::new(ax, false), Operand::new(b, true), 1.0, to);
+        }
+        Ok(())
+    })
+}
+
+fn backward<E: Lane>(
+    op: &'static str,
+    dy: View<'_>,
+    weight: Strips<'_, E>,
+    trained: Option<Trained<'_>>,
+    dx: Option<(Write, ViewMut<'_>)>,
+) -> Result<()> {
+    let dy = dy.cpu::<f32>(op)?;
+    let (m, out) = (dy.rows, dy.cols);
+    let mut cost = Scratch::cost::<E>(packed_len(out, m));
+    if let Some(Trained { adapter, x, .. }) = &trained {
+        let (rank, ranks, members) = (adapter.rank(), adapter.a.rows(), adapter.members.len());
+        cost += Scratch::cost::<f32>(packed_len(ranks, m))
+            + Scratch::cost::<E>(packed_len(ranks, m))
+            + Scratch::cost::<E>(packed_len(x.cols(), ranks))
+            + Scratch::cost::<E>(packed_len(m, x.cols()))
+            + members * Scratch::cost::<E>(packed_len(m, rank))
+            + adapter
+                .members
+                .iter()
+                .map(|(c, _)| Scratch::cost::<E>(packed_len(rank, c.len())))
+                .sum::<usize>();
+    }
+    f32::with_scratch(cost, |scratch| {
+        let mut scratch = Scratch(scratch);
+        let pdy = scratch.take::<E>(packed_len(out, m));
+        pack_transposed(dy, 1.0, pdy, true);
+        let pdy = Strips::new(pdy, out, m);
+        let mut extras = Vec::new();
+        if let Some(Trained { adapter, x, ax, gradients }) = trained {
+            let (a, ranks) = (adapter.a.cpu::<f32>(op)?, adapter.a.rows());
+            // uᵀ, packed: [ranks, m].
+            let sums = scratch.take::<f32>(packed_len(ranks, m));
+            for (i, (outputs, b)) in adapter.members.iter().enumerate() {
+                let (b, rank) = (b.cpu::<f32>(op)?, adapter.rank());
+                let pb = scratch.take::<E>(packed_len(rank, outputs.len()));
+                pack_transposed(b, adapter.scale as f32, pb, true);
+                let term = Term {
+                    a: Strips::new(pb, rank, outputs.len()),
+                    b: pdy.rows_from(outputs.start, outputs.len()),
+                };
+                let target = Target::Strips(ranks);
+                let job = Job { base: term, extras: &[], start: None, target, add: false };
+                // SAFETY: the rows of this member's rank in every strip of uᵀ, borrowed exclusively.
+                unsafe { job.run(sums.as_mut_ptr().add(i * rank * WIDTH)) }
+            }
+            let pu = scratch.take::<E>(sums.len());
+            E::narrow(sums, 1.0, pu);
+            let pu = Strips::new(pu, ranks, m);
+
+            let mut all = gradients.all.cpu::<f32>(op)?;
+            let add = gradients.write == Write::Add;
+            let (da, mut rest) = all.row_mut(0).split_at_mut(a.rows * a.cols);
+            let px = scratch.take::<E>(packed_len(m, a.cols));
+            pack(x.cpu::<f32>(op)?, 1.0, px, true);
+            let base = Term { a: pu, b: Strips::new(px, m, a.cols) };
+            let job = Job { base, extras: &[], start: None, target: Target::Rows(a.cols), add };
+            // SAFETY: dA is as large as A, borrowed exclusively.
+            unsafe { job.run(da.as_mut_ptr()) }
+            let ax = ax.cpu::<f32>(op)?;
+            for (i, (outputs, _)) in adapter.members.iter().enumerate() {
+                let rank = adapter.rank();
+                let pax = scratch.take::<E>(packed_len(m, rank));
+                pack(columns(ax, adapter.ranks(i)), adapter.scale as f32, pax, true);
+                let base =
+                    Term { a: pdy.rows_from(outputs.start, outputs.len()), b: Strips::new(pax, m, rank) };
+                let (db, tail) = rest.split_at_mut(outputs.len() * rank);
+                rest = tail;
+                let job = Job { base, extras: &[], start: None, target: Target::Rows(rank), add };
+                // SAFETY: dB is as large as B, borrowed exclusively.
+                unsafe { job.run(db.as_mut_ptr()) }
+            }
+            if dx.is_some() {
+                let pa = scratch.take::<E>(packed_len(a.cols, ranks));
+                pack_transposed(a, 1.0, pa, true);
+                let term = Term { a: Strips::new(pa, a.cols, ranks), b: pu };
+                extras.push(Extra { term, strips: 0..m.div_ceil(WIDTH) });
+            }
+        }
+        if let Some((write, dx)) = dx {
+            let dx = dx.cpu::<f32>(op)?;
+            let base = Term { a: weight, b: pdy };
+            let target = Target::Columns(dx.stride);
+            let job = Job { base, extras: &extras, start: None, target, add: write == Write::Add };
+            // SAFETY: dx is m rows of as many elements as the weight has inputs, borrowed exclusively.
+            unsafe { job.run(dx.data.as_mut_ptr()) }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Weight;
+    use super::*;
+    use crate::ops::check::*;
+    use crate::ops::copy;
+
+    /// A layer with an adapter on some of its outputs: members that begin with a strip and one that does not.
+    struct Case {
+        m: usize,
+        input: usize,
+        out: usize,
+        rank: usize,
+        members: Vec<Range<usize>>,
+    }
+
+    /// What a layer's passes give.
+    struct Results {
+        y: Tensor,
+        ax: Tensor,
+        dx: Tensor,
+        gradients: Tensor,
+    }
+
+    const SCALE: f64 = 0.7;
+
+    impl Case {
+        fn all() -> Vec<Case> {
+            let case = |m, input, out, rank, members: &[(usize, usize)]| Case {
+                m,
+                input,
+                out,
+                rank,
+                members: members.iter().map(|&(from, to)| from..to).collect(),
+            };
+            vec![
+                case(1, 5, 7, 2, &[(0, 7)]),
+                case(70, 96, 192, 16, &[(0, 64), (64, 128), (128, 192)]),
+                case(33, 48, 144, 3, &[(0, 48), (48, 96), (96, 144)]),
+                case(5, 1100, 40, 33, &[(32, 40)]),
+                case(130, 65, 100, 40, &[(0, 100)]),
+            ]
+        }
+
+        fn inputs(&self, dtype: DType) -> [Tensor; 5] {
+            let ranks = self.rank * self.members.len();
+            let outputs: usize = self.members.iter().map(Range::len).sum();
+            let t = |shape: &[usize], seed| randn(DType::F32, shape, seed).to_dtype(dtype).unwrap();
+            [
+                t(&[self.m, self.input], 1),
+                t(&[self.m, self.out], 2),
+                t(&[self.out], 3),
+                t(&[ranks, self.input], 4),
+                t(&[outputs, self.rank], 5),
+            ]
+        }
+
+        fn b<'a>(&self, b: &'a Tensor) -> Vec<(Range<usize>, View<'a>)> {
+            let mut at = 0;
+            let mut member = |columns: &Range<usize>| {
+                at += columns.len();
+                (columns.clone(), b.view().row_range(at - columns.len()..at))
+            };
+            self.members.iter().map(&mut member).collect()
+        }
+
+        fn packed(&self, weight: &Tensor, write: Write) -> Results {
+            let [x, dy, bias, a, b] = self.inputs(DType::F32);
+            let members = self.b(&b);
+            let adapter = Adapter { a: a.view(), members: &members, scale: SCALE };
+            let w = Packed::pack(weight).unwrap().unwrap();
+            let mut y = randn(DType::F32, dy.shape(), 6);
+            let mut ax = x.empty_like(&[self.m, a.shape()[0]]).unwrap();
+            w.forward(x.view(), Some(&bias), Some((adapter, ax.view_mut())), write, y.view_mut()).unwrap();
+            let mut dx = randn(DType::F32, x.shape(), 7);
+            let mut gradients = randn(DType::F32, &[1, adapter.parameters()], 8);
+            let all = AdapterGradients { all: gradients.view_mut(), write };
+            let trained = Trained { adapter, x: x.view(), ax: ax.view(), gradients: all };
+            w.backward(dy.view(), Some(trained), Some((write, dx.view_mut()))).unwrap();
+            Results { y, ax, dx, gradients }
+        }
+
+        /// The same from separate products in f64.
+        fn reference(&self, weight: &Tensor, write: Write) -> Results {
+            let [x, dy, bias, a, b] = self.inputs(DType::F64);
+            let w = weight.to_dtype(DType::F64).unwrap();
+            let beta = write.beta();
+            let start = |shape: &[usize], seed| randn(DType::F32, shape, seed).to_dtype(DType::F64).unwrap();
+            let mut y = start(dy.shape(), 6);
+            if write == Write::Replace {
+                y.fill(0.0);
+            }
+            let mut row = y.empty_like(y.shape()).unwrap();
+            copy::broadcast_row(bias.view(), row.view_mut()).unwrap();
+            copy::add_scaled(1.0, row.view(), y.view_mut()).unwrap();
+            gemm::nt(1.0, x.view(), w.view(), 1.0, y.view_mut()).unwrap();
+            let mut ax = x.empty_like(&[self.m, a.shape()[0]]).unwrap();
+            gemm::nt(1.0, x.view(), a.view(), 0.0, ax.view_mut()).unwrap();
+            let (mut dx, mut u) = (start(x.shape(), 7), ax.empty_like(ax.shape()).unwrap());
+            gemm::nn(1.0, dy.view(), w.view(), beta, dx.view_mut()).unwrap();
+            let members = self.b(&b);
+            let len = a.len() + b.len();
+            let mut gradients = start(&[1, len], 8);
+            let mut at = a.len();
+            for (i, (columns, b)) in members.iter().enumerate() {
+                let ranks = i * self.rank..(i + 1) * self.rank;
+                let ax = ax.view().columns(ranks.clone());
+                gemm::nt(SCALE, ax, *b, 1.0, y.view_mut().columns(columns.clone())).unwrap();
+                let dy = dy.view().columns(columns.clone());
+                gemm::nn(SCALE, dy, *b, 0.0, u.view_mut().columns(ranks)).unwrap();
+                let db = gradients.matrix_mut(at, columns.len(), self.rank).unwrap();
+                gemm::tn(SCALE, dy, ax, beta, db).unwrap();
+                at += columns.len() * self.rank;
+            }
+            gemm::nn(1.0, u.view(), a.view(), 1.0, dx.view_mut()).unwrap();
+            let da = gradients.matrix_mut(0, a.shape()[0], self.input).unwrap();
+            gemm::tn(1.0, u.view(), x.view(), beta, da).unwrap();
+            Results { y, ax, dx, gradients }
+        }
+    }
+
+    /// `tolerance` is relative to the largest element: rounding errors are as large as the terms of a sum.
+    fn compare(name: &str, got: &Results, expected: &Results, tolerance: f64) {
+        for (what, got, expected) in [
+            ("y", &got.y, &expected.y),
+            ("ax", &got.ax, &expected.ax),
+            ("dx", &got.dx, &expected.dx),
+            ("gradients", &got.gradients, &expected.gradients),
+        ] {
+            let largest = expected.to_f64().unwrap().iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            assert_close(&format!("{name}: {what}"), got, expected, tolerance * largest);
+        }
+    }
+
+    #[test]
+    fn one_pass_agrees_with_separate_products() {
+        for (dtype, available, tolerance) in
+            [(DType::F32, f32::available(), 2e-6), (DType::BF16, bf16::available(), 1e-2)]
+        {
+            if !available {
+                eprintln!("skipped: no packed products of {dtype:?} on this processor");
+                continue;
+            }
+            for case in Case::all() {
+                let weight = randn(DType::F32, &[case.out, case.input], 9).to_dtype(dtype).unwrap();
+                for write in [Write::Replace, Write::Add] {
+                    let name = format!("{dtype:?} {}x{}x{} {write:?}", case.m, case.input, case.out);
+                    compare(&name, &case.packed(&weight, write), &case.reference(&weight, write), tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_thread_count_gives_the_same_bits() {
+        if !f32::available() {
+            eprintln!("skipped: no packed products on this processor");
+            return;
+        }
+        let case = Case { m: 320, input: 512, out: 700, rank: 16, members: vec![0..350, 352..700] };
+        let weight = randn(DType::F32, &[700, 512], 9);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let r = pool.install(|| case.packed(&weight, Write::Replace));
+            [r.y, r.ax, r.dx, r.gradients].map(|t| t.to_f32().unwrap())
+        };
+        let one = run(1);
+        assert!((2..5).all(|threads| run(threads) == one));
+    }
+
+    #[test]
+    fn weights_of_other_types_stay_as_they_are() {
+        let weight = randn(DType::F64, &[4, 4], 1);
+        assert!(matches!(Weight::Dense(weight).packed(false), Ok(Weight::Dense(_))));
+        let weight = randn(DType::F32, &[4, 4], 1).to_dtype(DType::BF16).unwrap();
+        assert!(matches!(Weight::Dense(weight).packed(true), Ok(Weight::Dense(_))));
+    }
+}
