@@ -26,6 +26,6 @@ ENV XDG_CACHE_HOME=/app/work/cache \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER tenggat
+USER 10001:10001
 WORKDIR /app/work
 ENTRYPOINT ["tenggat", "task", "--work-root", "/app/work/tasks"]
