@@ -290,8 +290,8 @@ mod tests {
             choices.decide(steps, pictures);
             format!("{:.1e}", choices.lr)
         };
-        let cases = [(None, 24), (Some(10), 24), (Some(400), 24), (Some(400), 12), (Some(400), 48)];
-        assert_eq!(cases.map(rate), ["2.0e-4", "1.0e-3", "2.5e-4", "6.2e-5", "5.0e-4"]);
+        let cases = [(None, 24), (Some(10), 24), (Some(400), 24), (Some(400), 21), (Some(400), 48)];
+        assert_eq!(cases.map(rate), ["2.0e-4", "1.0e-3", "2.5e-4", "1.9e-4", "5.0e-4"]);
         assert_eq!(rate((Some(1_000_000), 24)), "2.0e-5");
     }
 
