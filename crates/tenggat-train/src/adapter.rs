@@ -1,6 +1,7 @@
 //! A new adapter's first values.
 
 use tenggat_models::lora::{Layout, Lora};
+use tenggat_tensor::ops::copy;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Result, Tensor};
 
@@ -14,16 +15,17 @@ const STREAM: u64 = 0x10_7a;
 /// Out of device memory.
 pub fn initialise(layout: Layout, seed: u64, device: &Device, dtype: DType) -> Result<Lora> {
     let random = Philox::new(seed);
-    let mut values = vec![0.0f64; layout.len()];
+    let mut parameters = Tensor::zeros(device, dtype, &[layout.len()])?;
+    // Module by module: all values in 64 bits would be the largest buffer of a run.
     for module in layout.modules() {
         let [rows, columns] = module.a_shape;
         let bound = 1.0 / (columns as f64).sqrt();
         let range = module.a..module.a + rows * columns;
-        for (i, value) in range.clone().zip(&mut values[range]) {
-            *value = bound * (2.0 * random.uniform(STREAM, i as u64) - 1.0);
-        }
+        let values: Vec<f64> =
+            range.map(|i| bound * (2.0 * random.uniform(STREAM, i as u64) - 1.0)).collect();
+        let values = Tensor::from_f64(device, dtype, &values, &[rows, columns])?;
+        copy::forward(values.view(), parameters.matrix_mut(module.a, rows, columns)?)?;
     }
-    let parameters = Tensor::from_f64(device, dtype, &values, &[values.len()])?;
     Ok(Lora::new(layout, parameters))
 }
 

@@ -23,6 +23,7 @@ pub mod report;
 pub mod run;
 pub mod score;
 pub mod step;
+pub mod step_bench;
 mod tensor_file;
 pub mod tensorboard;
 pub mod timesteps;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs, TaskArgs};
+use crate::commands::{BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs, TaskArgs};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -95,6 +95,8 @@ Examples:
   tenggat extend output/my_run -10m
   tenggat extend output/my_run 2026-12-01T18:00:00+07:00")]
     Extend(ExtendArgs),
+    /// Measure how long work takes on this machine, and how much memory.
+    Bench(BenchArgs),
     /// Show version, processor, memory and caches, and what is missing.
     Doctor,
     /// Print a completion script for a shell.

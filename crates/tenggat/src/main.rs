@@ -4,6 +4,7 @@ mod assets;
 mod cli;
 mod commands;
 mod limit;
+mod peak_memory;
 mod progress;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Task(args) => commands::task(&args, clock),
         Command::Plan(args) => commands::plan(&args),
         Command::Extend(args) => commands::extend(&args),
+        Command::Bench(args) => commands::bench(&args),
         Command::Doctor => commands::doctor(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut std::io::stdout());

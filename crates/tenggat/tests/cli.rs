@@ -654,3 +654,28 @@ fn check_accepts_every_example() {
     }
     assert_eq!(count, 4);
 }
+
+#[test]
+fn a_step_of_the_real_width_is_measured_without_a_file() {
+    let output = tenggat()
+        .args(["bench", "step", "--random-weights", "--layers", "1", "--qtype", "uint3", "--rank", "4"])
+        .args(["--resolution", "64", "--text-tokens", "8", "--warm-up", "0", "--json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["blocks"], 1);
+    let seconds = &report["seconds"];
+    let parts = ["modulation", "forward", "backward", "update"].map(|part| seconds[part].as_f64().unwrap());
+    assert!(parts.iter().all(|s| *s > 0.0), "{report}");
+    assert!((parts.iter().sum::<f64>() / seconds["step"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    // 113 M weights without modulation at 3.4 bits, and nothing larger on the way there.
+    let memory = &report["memory"];
+    let planned = memory["planned_bytes"].as_f64().unwrap();
+    assert!((0.1e9..0.5e9).contains(&planned), "{report}");
+    if let Some(measured) = memory["measured_bytes"].as_f64() {
+        assert!((planned / measured - 1.0).abs() < 0.3, "{planned} {measured}");
+    }
+    let output = tenggat().args(["bench", "step", "--model", "qwen-image"]).output().unwrap();
+    assert!(!output.status.success() && text(&output).contains("--random-weights"), "{}", text(&output));
+}

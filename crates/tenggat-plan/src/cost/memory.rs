@@ -23,6 +23,8 @@ pub enum MemoryPart {
     Gradients,
     /// State of the optimiser.
     Optimiser,
+    /// Modulation of the noise levels drawn ahead, where its matrices are not on the device.
+    ModulationTable,
     /// Activations of the blocks that keep them.
     KeptActivations,
     /// Inputs of the blocks that compute again.
@@ -33,7 +35,7 @@ pub enum MemoryPart {
     AttentionWorkspace,
     /// Workspace of the products, and the expanded weights of the block at work.
     GemmWorkspace,
-    /// What the driver and its libraries take.
+    /// What the program, the driver and its libraries take.
     Context,
 }
 
@@ -46,12 +48,13 @@ impl fmt::Display for MemoryPart {
             Self::Lora => "LoRA",
             Self::Gradients => "gradients",
             Self::Optimiser => "optimiser",
+            Self::ModulationTable => "modulation ahead",
             Self::KeptActivations => "activations kept",
             Self::BlockInputs => "block inputs",
             Self::BlockAtWork => "block at work",
             Self::AttentionWorkspace => "attention workspace",
             Self::GemmWorkspace => "products, workspace",
-            Self::Context => "driver",
+            Self::Context => "program",
         })
     }
 }
@@ -81,8 +84,16 @@ impl MemoryPlan {
 pub(crate) const CONTEXT_BYTES: f64 = 0.7e9;
 /// cuBLASLt's workspace.
 pub(crate) const GEMM_WORKSPACE_BYTES: f64 = 32.0 * 1024.0 * 1024.0;
-/// The process itself: code, tokenizer, pictures on their way. Assumed.
-const PROCESS_BYTES: f64 = 0.5e9;
+/// The code, the stacks of its threads, and the weights that these have expanded last, on a processor: 1.5 MB a thread
+/// and product.
+const PROCESSOR_BYTES: f64 = 0.03e9;
+/// What stands around a run on the host: tokenizer, pictures on their way. Assumed.
+const AROUND_BYTES: f64 = 0.5e9;
+/// Most that the results of the noise levels drawn ahead may take, and most steps that are drawn.
+const TABLE_BYTES: f64 = 256e6;
+const MOST_STEPS_AHEAD: u64 = 64;
+/// How many times as large as a table the matrices must be that it replaces.
+const WORTHWHILE: f64 = 4.0;
 /// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer: before the
 /// attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and after GELU, output (12).
 const KEPT_WIDTHS: f64 = 21.0;
@@ -101,6 +112,37 @@ impl StepConfig {
         self.shape.rows() * (values * self.activation_bytes + 4.0 * statistics)
     }
 
+    /// Bytes of the modulation matrices as stored.
+    pub fn modulation_bytes(&self) -> f64 {
+        let weights = self.dims.layers as f64 * self.dims.modulation_weights_per_block();
+        let scales = self.precision.scale_bytes_per_weight(self.dims.width());
+        weights * (self.precision.bytes_per_weight() + scales)
+    }
+
+    /// Bytes of the modulation of one step, `12·c` numbers per block and picture.
+    fn table_bytes_per_step(&self) -> f64 {
+        let levels = self.shape.batch as f64 * self.accumulation.max(1) as f64;
+        levels * self.dims.layers as f64 * 12.0 * self.dims.width() * self.activation_bytes
+    }
+
+    /// Steps whose noise levels are drawn ahead together, where modulation is a table: as many as take little memory.
+    pub fn steps_ahead(&self) -> u64 {
+        ((TABLE_BYTES / self.table_bytes_per_step().max(1.0)) as u64).clamp(1, MOST_STEPS_AHEAD)
+    }
+
+    /// How modulation is best used: as a table where that saves memory that counts, in the step otherwise.
+    ///
+    /// A table is also faster, but only if its matrices can be read as fast as memory.
+    pub fn advised_modulation(&self) -> Modulation {
+        let every_steps = self.steps_ahead();
+        let table_bytes = every_steps as f64 * self.table_bytes_per_step();
+        if self.modulation_bytes() >= WORTHWHILE * table_bytes {
+            Modulation::Table { every_steps }
+        } else {
+            Modulation::EveryStep
+        }
+    }
+
     /// Memory of a run whose largest bucket is this one.
     pub fn memory(&self, machine: &Machine) -> MemoryPlan {
         let layers = self.dims.layers as f64;
@@ -108,8 +150,10 @@ impl StepConfig {
         let lora = self.dims.lora_parameters(self.rank);
         let modulation = layers * self.dims.modulation_weights_per_block();
         let linear = layers * self.dims.linear_weights_per_block();
-        let table = matches!(self.modulation, Modulation::Table { .. });
-        let on_device = if table { linear } else { linear + modulation };
+        let (on_device, table) = match self.modulation {
+            Modulation::EveryStep => (linear + modulation, 0.0),
+            Modulation::Table { every_steps } => (linear, every_steps as f64 * self.table_bytes_per_step()),
+        };
         let per_weight = self.precision.bytes_per_weight();
         let scales = self.precision.scale_bytes_per_weight(width);
         let again = self.recomputed_blocks() as f64;
@@ -117,7 +161,8 @@ impl StepConfig {
         let per_block = self.activation_bytes_per_block();
         let copy = if self.activation_bytes < 4.0 { self.activation_bytes } else { 0.0 };
         let working = WORKING_WIDTHS * width * rows * self.activation_bytes;
-        let expanded = if self.precision.is_quantised() {
+        // A processor expands a few columns at a time, into scratch that every thread has.
+        let expanded = if self.precision.is_quantised() && !machine.shares_host_memory {
             self.dims.linear_weights_per_block() * self.operand_bytes()
         } else {
             0.0
@@ -125,12 +170,13 @@ impl StepConfig {
         // Below this the ends of the model would have to be quantised too; they are 0.1 % of it.
         let ends = self.dims.other_weights() * per_weight.max(2.0);
         let (context, workspace) = if machine.shares_host_memory {
-            (PROCESS_BYTES, 0.0)
+            (PROCESSOR_BYTES, 0.0)
         } else {
             (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
         };
         // cuDNN adds up dQ in f32 and keeps one sum per row and head.
-        let attention = rows * 4.0 * (width + self.dims.heads as f64);
+        let attention =
+            if machine.shares_host_memory { 0.0 } else { rows * 4.0 * (width + self.dims.heads as f64) };
         let parts = [
             (MemoryPart::Weights, on_device * per_weight + ends),
             (MemoryPart::QuantisationScales, on_device * scales),
@@ -138,6 +184,7 @@ impl StepConfig {
             (MemoryPart::Lora, lora * (4.0 + copy)),
             (MemoryPart::Gradients, lora * 4.0),
             (MemoryPart::Optimiser, lora * self.optimiser.state_bytes(self.rank)),
+            (MemoryPart::ModulationTable, table),
             (MemoryPart::KeptActivations, (layers - again) * per_block),
             (MemoryPart::BlockInputs, again * rows * width * self.activation_bytes),
             (MemoryPart::BlockAtWork, working + if again > 0.0 { per_block } else { 0.0 }),
@@ -145,11 +192,52 @@ impl StepConfig {
             (MemoryPart::GemmWorkspace, workspace + expanded),
             (MemoryPart::Context, context),
         ];
-        let host = if table { modulation * (per_weight + scales) } else { 0.0 };
+        // A processor reads modulation matrices from their file, one at a time.
+        let streamed = self.modulation != Modulation::EveryStep && !machine.shares_host_memory;
+        let host = if streamed { self.modulation_bytes() } else { 0.0 };
         MemoryPlan {
             parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0.0).collect(),
             // A copy of the LoRA in 16 bits while it is written.
-            host_bytes: PROCESS_BYTES + host + 2.0 * lora,
+            host_bytes: AROUND_BYTES + host + 2.0 * lora,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{ModelDims, Optimiser, Precision, StepShape};
+
+    fn config(dims: ModelDims) -> StepConfig {
+        StepConfig {
+            dims,
+            shape: StepShape { batch: 1, image_tokens: 256, text_tokens: 128 },
+            rank: 16,
+            precision: Precision::Uint(3),
+            ara_rank: None,
+            activation_bytes: 4.0,
+            fp8_products: false,
+            kept_blocks: 0,
+            modulation: Modulation::EveryStep,
+            optimiser: Optimiser::AdamW,
+            accumulation: 1,
+        }
+    }
+
+    #[test]
+    fn a_table_replaces_large_matrices_and_not_small_ones() {
+        let large = config(ModelDims::QWEN_IMAGE);
+        let Modulation::Table { every_steps } = large.advised_modulation() else { panic!("no table") };
+        // 60 blocks · 12 · 3072 · 4 bytes = 8.8 MB a step.
+        assert_eq!(every_steps, 28);
+        let machine = Machine::uncalibrated_cpu("cpu", 2, 24e9);
+        let bytes = |config: StepConfig| config.memory(&machine).device_bytes();
+        let table = StepConfig { modulation: large.advised_modulation(), ..large };
+        let saved = large.modulation_bytes() - 28.0 * 60.0 * 12.0 * 3072.0 * 4.0;
+        assert!((bytes(large) - bytes(table) - saved).abs() < 1.0);
+        let many = StepConfig { shape: StepShape { batch: 64, ..large.shape }, ..large };
+        assert_eq!(many.steps_ahead(), 1);
+        let small = ModelDims { layers: 6, heads: 6, head_dim: 32, ..ModelDims::QWEN_IMAGE };
+        assert_eq!(config(small).advised_modulation(), Modulation::EveryStep);
     }
 }

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod bench;
 mod check;
 mod demo;
 mod doctor;
@@ -12,6 +13,7 @@ mod score;
 mod task;
 mod train;
 
+pub use bench::{BenchArgs, bench};
 pub use check::{CheckArgs, check};
 pub use demo::demo;
 pub use doctor::doctor;

@@ -1,0 +1,402 @@
+//! `tenggat bench step`: a training step of a model of any size, measured and held against the plan.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tenggat_models::qwen_image::transformer::{
+    Config, LoadOptions, ModulationStorage, Precision, Transformer,
+};
+use tenggat_models::weights::Quantisation;
+use tenggat_plan::{Clock, Fit, MemoryPlan, Modulation, WallClock, fit};
+use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::{DType, Device};
+use tenggat_train::calibrate::timing::median;
+use tenggat_train::step::Part;
+use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
+
+use super::model::locate;
+use super::plan::processor;
+use crate::{assets, peak_memory};
+
+/// Name that stands for the published dimensions; it needs no file.
+const QWEN_IMAGE: &str = "qwen-image";
+/// Share of the machine's memory that a step may fill unless a limit is given: the rest is other programs'.
+const SHARE: f64 = 0.5;
+
+/// `tenggat bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Take training steps of a model of any size and say what they took, beside the plan's figures.
+    #[command(after_help = "\
+Examples:
+  tenggat bench step --model qwen-image --random-weights --qtype uint3 --rank 16 --resolution 256 --steps 1
+  tenggat bench step --model qwen-image --random-weights --layers 8 --qtype float8 --json")]
+    Step(StepArgs),
+}
+
+#[derive(Debug, Args)]
+struct StepArgs {
+    /// `qwen-image` for the published dimensions, `mini`, a model folder, or a hub id.
+    #[arg(long, default_value = QWEN_IMAGE)]
+    model: String,
+    /// Generate the weights in place of reading them: no file is needed.
+    #[arg(long)]
+    random_weights: bool,
+    /// Blocks, in place of the model's; with random weights.
+    #[arg(long, value_name = "N", requires = "random_weights")]
+    layers: Option<usize>,
+    /// How frozen matrices are stored: uint2 to uint7, qfloat8, float8, qint8, int8, or bf16.
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    qtype: String,
+    /// Rank of the LoRA.
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// Side of the square pictures, pixels.
+    #[arg(long, value_name = "PIXELS", default_value_t = 1024)]
+    resolution: usize,
+    /// Text tokens of the captions.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    text_tokens: usize,
+    /// Pictures per step.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Optimiser.
+    #[arg(long, value_enum, default_value_t = Adam::Adamw)]
+    optimizer: Adam,
+    /// Whether blocks compute their activations again instead of keeping them; `auto`: those that do not fit.
+    #[arg(long, value_enum, default_value_t = Recompute::Auto)]
+    gradient_checkpointing: Recompute,
+    /// Whether the modulation matrices stay in memory; `auto`: unless the plan advises against it.
+    #[arg(long, value_enum, default_value_t = Storage::Auto)]
+    modulation: Storage,
+    /// Memory that may be used: 14GB, 22.5GiB (default: half of the machine's).
+    #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
+    memory_limit: Option<f64>,
+    /// Steps before those that count.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: usize,
+    /// Steps that count.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    steps: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Adam {
+    Adamw,
+    Adamw8bit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Recompute {
+    Auto,
+    True,
+    False,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Storage {
+    Auto,
+    Resident,
+    Streamed,
+}
+
+/// What came out, as JSON says it.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    machine: String,
+    model: String,
+    blocks: usize,
+    block_weights: f64,
+    random_weights: bool,
+    qtype: String,
+    rank: usize,
+    resolution: usize,
+    text_tokens: usize,
+    batch: usize,
+    kept_blocks: u64,
+    /// Steps whose modulation is worked out together; null if its matrices are resident.
+    steps_ahead: Option<usize>,
+    /// Seconds until the weights were there.
+    load_s: f64,
+    /// Seconds of the steps that warmed up, and of those that count, without modulation ahead of the step.
+    warm_up_s: Vec<f64>,
+    steps_s: Vec<f64>,
+    seconds: Seconds,
+    /// Of the step, by the plan's count.
+    tflop: f64,
+    tflop_per_s: f64,
+    /// Of a large dense product in 32 bits, measured before.
+    product_tflop_per_s: f64,
+    share_of_product: f64,
+    memory: Memory,
+}
+
+/// Medians over the steps that count.
+#[derive(Debug, Serialize)]
+struct Seconds {
+    /// One step's share of the modulation ahead of it.
+    modulation: f64,
+    forward: f64,
+    backward: f64,
+    update: f64,
+    step: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    planned_bytes: f64,
+    /// Peak of the resident set; null where the system does not say.
+    measured_bytes: Option<u64>,
+    /// Planned over measured, less 1.
+    error: Option<f64>,
+    plan: MemoryPlan,
+}
+
+/// Runs a benchmark.
+pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.what {
+        What::Step(args) => step(args),
+    }
+}
+
+fn step(args: &StepArgs) -> anyhow::Result<()> {
+    let (bench, fit) = chosen(args)?;
+    let device = Device::cpu();
+    let clock = WallClock::start();
+    let product = product_flops_per_s(&device, &clock)?;
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.set_message("weights");
+    let began_s = clock.now_s();
+    let model = if args.random_weights { bench.random_model(&device)? } else { load(args, &bench, &device)? };
+    let load_s = clock.now_s() - began_s;
+    let say = |line: String| bar.suspend(|| eprintln!("{line}"));
+    say(format!("weights: {:.2} GB in {load_s:.1} s", model.weight_bytes() as f64 / 1e9));
+    let mut show = |news: News| match news {
+        News::Modulation(steps, seconds) => say(format!("modulation of {steps} steps: {seconds:.1} s")),
+        News::Part(step, part, seconds) => {
+            say(format!("step {step}, {}: {seconds:.1} s", name(part)));
+            bar.set_message(format!("step {step} of {}", args.warm_up + args.steps));
+        }
+    };
+    let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
+    bar.finish_and_clear();
+    let report = report(args, &bench, &fit, &measured, load_s, product);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", table(&report));
+    }
+    Ok(())
+}
+
+fn name(part: Part) -> &'static str {
+    match part {
+        Part::Forward => "forward",
+        Part::Backward => "backward",
+        Part::Update => "update",
+    }
+}
+
+/// The step that the arguments describe, with what the plan chooses for it.
+fn chosen(args: &StepArgs) -> anyhow::Result<(StepBench, Fit)> {
+    ensure!(args.rank > 0, "--rank 0: expected 1 or more");
+    ensure!(args.steps > 0, "--steps 0: expected 1 or more");
+    ensure!(args.batch > 0, "--batch 0: expected 1 or more");
+    ensure!(args.text_tokens > 0, "--text-tokens 0: expected 1 or more");
+    ensure!(args.layers != Some(0), "--layers 0: expected 1 or more");
+    ensure!(
+        (32..=8192).contains(&args.resolution),
+        "--resolution {}: expected 32 to 8192 pixels",
+        args.resolution
+    );
+    let format = match args.qtype.as_str() {
+        "bf16" => None,
+        name => Some(name.parse::<Format>().context("--qtype")?),
+    };
+    let mut model = config(args)?;
+    model.num_layers = args.layers.unwrap_or(model.num_layers);
+    let patches = args.resolution / 16;
+    let mut bench = StepBench {
+        model,
+        format,
+        rank: args.rank,
+        grid: (patches, patches),
+        text_tokens: args.text_tokens,
+        batch: args.batch,
+        adam_8bit: args.optimizer == Adam::Adamw8bit,
+        kept_blocks: 0,
+        steps_ahead: None,
+    };
+    let mut config = bench.step_config();
+    config.modulation = match args.modulation {
+        Storage::Auto => config.advised_modulation(),
+        Storage::Resident => Modulation::EveryStep,
+        Storage::Streamed => Modulation::Table { every_steps: config.steps_ahead() },
+    };
+    let machine = processor::uncalibrated();
+    let limit_bytes = args.memory_limit.unwrap_or(SHARE * machine.memory_bytes);
+    let mut fit = fit(&config, &machine, Some(limit_bytes));
+    match args.gradient_checkpointing {
+        Recompute::Auto => {}
+        Recompute::True => fit.config.kept_blocks = 0,
+        Recompute::False => fit.config.kept_blocks = config.dims.layers,
+    }
+    fit.memory = fit.config.memory(&machine);
+    if !fit.fits {
+        eprintln!(
+            "warning: about {:.1} GB are needed, more than {:.1} GB",
+            fit.memory.device_bytes() / 1e9,
+            limit_bytes / 1e9
+        );
+    }
+    bench.kept_blocks = fit.config.kept_blocks as usize;
+    bench.steps_ahead = match fit.config.modulation {
+        Modulation::EveryStep => None,
+        Modulation::Table { every_steps } => Some(every_steps as usize),
+    };
+    Ok((bench, fit))
+}
+
+/// Dimensions of the model that is named.
+fn config(args: &StepArgs) -> anyhow::Result<Config> {
+    if args.model == QWEN_IMAGE {
+        if !args.random_weights {
+            bail!(
+                "`--model {QWEN_IMAGE}` names dimensions, not files; add --random-weights, or name a folder"
+            );
+        }
+        return Ok(Config::qwen_image());
+    }
+    Ok(Config::read(&locate(&args.model)?.join("transformer"))?)
+}
+
+/// The model's own weights.
+fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<Transformer> {
+    let cache = assets::cache_folder()?;
+    let quantisation = bench.format.map(|format| Quantisation { format, recovery: None, cache: Some(cache) });
+    let modulation = match bench.steps_ahead {
+        Some(_) => ModulationStorage::Streamed,
+        None => ModulationStorage::Resident,
+    };
+    let options = LoadOptions { quantisation: quantisation.as_ref(), modulation, progress: None };
+    let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+    Ok(Transformer::load_with(&locate(&args.model)?.join("transformer"), device, precision, options)?)
+}
+
+fn report(
+    args: &StepArgs,
+    bench: &StepBench,
+    fit: &Fit,
+    measured: &Measured,
+    load_s: f64,
+    product: f64,
+) -> Report {
+    let of = |part: fn(&tenggat_train::step_bench::StepTime) -> f64| {
+        median(&measured.steps.iter().map(part).collect::<Vec<_>>())
+    };
+    let modulation = match bench.steps_ahead {
+        Some(steps) => median(&measured.modulation_s) / steps as f64,
+        None => 0.0,
+    };
+    let seconds = Seconds {
+        modulation,
+        forward: of(|step| step.forward_s),
+        backward: of(|step| step.backward_s),
+        update: of(|step| step.update_s),
+        step: modulation + of(tenggat_train::step_bench::StepTime::total_s),
+    };
+    let flops = fit.config.work().flops();
+    let planned_bytes = fit.memory.device_bytes();
+    let measured_bytes = peak_memory::bytes();
+    let totals = |steps: &[tenggat_train::step_bench::StepTime]| {
+        steps.iter().map(tenggat_train::step_bench::StepTime::total_s).collect()
+    };
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        machine: processor::name(),
+        model: args.model.clone(),
+        blocks: bench.model.num_layers,
+        block_weights: fit.config.dims.block_weights(),
+        random_weights: args.random_weights,
+        qtype: args.qtype.clone(),
+        rank: args.rank,
+        resolution: args.resolution,
+        text_tokens: args.text_tokens,
+        batch: args.batch,
+        kept_blocks: fit.config.kept_blocks,
+        steps_ahead: bench.steps_ahead,
+        load_s,
+        warm_up_s: totals(&measured.warm_up),
+        steps_s: totals(&measured.steps),
+        tflop: flops / 1e12,
+        tflop_per_s: flops / seconds.step / 1e12,
+        product_tflop_per_s: product / 1e12,
+        share_of_product: flops / seconds.step / product,
+        seconds,
+        memory: Memory {
+            planned_bytes,
+            measured_bytes,
+            error: measured_bytes.map(|bytes| planned_bytes / bytes as f64 - 1.0),
+            plan: fit.memory.clone(),
+        },
+    }
+}
+
+fn table(report: &Report) -> String {
+    let weights = report.block_weights / 1e9;
+    let mut rows = vec![
+        ("machine", report.machine.clone()),
+        ("model", format!("{}, {} blocks, {weights:.2} G weights", report.model, report.blocks)),
+        ("weights", format!("{}, there in {:.1} s", report.qtype, report.load_s)),
+        (
+            "step",
+            format!(
+                "{0}×{0} pixels, {1} text tokens, batch {2}, rank {3}",
+                report.resolution, report.text_tokens, report.batch, report.rank
+            ),
+        ),
+        ("activations", format!("kept in {} of {} blocks", report.kept_blocks, report.blocks)),
+    ];
+    rows.push(match report.steps_ahead {
+        Some(steps) => ("modulation", format!("ahead of the step, {steps} steps together")),
+        None => ("modulation", "in the step".into()),
+    });
+    let Seconds { modulation, forward, backward, update, step } = report.seconds;
+    for (part, seconds) in
+        [("modulation", modulation), ("forward", forward), ("backward", backward), ("update", update)]
+    {
+        rows.push((part, format!("{seconds:8.2} s {:5.1} %", 100.0 * seconds / step)));
+    }
+    rows.push(("a step", format!("{step:8.2} s")));
+    rows.push((
+        "speed",
+        format!(
+            "{:.3} TFLOP/s ({:.2} TFLOP), {:.0} % of a dense f32 product's {:.3} TFLOP/s measured before",
+            report.tflop_per_s,
+            report.tflop,
+            100.0 * report.share_of_product,
+            report.product_tflop_per_s
+        ),
+    ));
+    let memory = &report.memory;
+    rows.push(("memory planned", format!("{:.2} GB", memory.planned_bytes / 1e9)));
+    if let (Some(bytes), Some(error)) = (memory.measured_bytes, memory.error) {
+        let measured = bytes as f64 / 1e9;
+        rows.push(("memory at most", format!("{measured:.2} GB; the plan says {:+.1} %", 100.0 * error)));
+    }
+    rows.into_iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+}
