@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use tenggat_models::Result;
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Config, ModulationStorage, Precision, Transformer};
+use tenggat_models::qwen_image::transformer::{
+    Config, LoadOptions, ModulationStorage, Precision, Transformer,
+};
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::weights::Random;
 use tenggat_plan::{
@@ -131,7 +133,8 @@ impl StepBench {
             None => ModulationStorage::Resident,
         };
         let precision = Precision { compute: DType::F32, weights: DType::BF16 };
-        Transformer::from_source(self.model.clone(), device, precision, Arc::new(source), None, modulation)
+        let options = LoadOptions { modulation, ..LoadOptions::default() };
+        Transformer::from_source(self.model.clone(), device, precision, Arc::new(source), None, options)
     }
 
     /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, ScoreArgs, TaskArgs};
+use crate::commands::{
+    BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
+};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -95,6 +97,12 @@ Examples:
   tenggat extend output/my_run -10m
   tenggat extend output/my_run 2026-12-01T18:00:00+07:00")]
     Extend(ExtendArgs),
+    /// Quantise a model ahead of the runs that use it.
+    #[command(after_help = "\
+Examples:
+  tenggat quantise Qwen/Qwen-Image --qtype qfloat8
+  tenggat quantise models/Qwen-Image --qtype 'uint3|adapters/qwen_image_uint3.safetensors'")]
+    Quantise(QuantiseArgs),
     /// Measure how long work takes on this machine, and how much memory.
     Bench(BenchArgs),
     /// Show version, processor, memory and caches, and what is missing.

@@ -4,7 +4,7 @@ mod assets;
 mod cli;
 mod commands;
 mod limit;
-mod peak_memory;
+mod process;
 mod progress;
 
 use std::process::ExitCode;
@@ -43,6 +43,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Task(args) => commands::task(&args, clock),
         Command::Plan(args) => commands::plan(&args),
         Command::Extend(args) => commands::extend(&args),
+        Command::Quantise(args) => commands::quantise(&args),
         Command::Bench(args) => commands::bench(&args),
         Command::Doctor => commands::doctor(),
         Command::Completions { shell } => {

@@ -18,6 +18,7 @@ pub struct Progress {
     /// The deadline as a person reads it.
     deadline: Option<String>,
     bar: Option<ProgressBar>,
+    quantising: Option<ProgressBar>,
     last_line: Option<Instant>,
 }
 
@@ -26,7 +27,7 @@ impl Progress {
     pub fn new(clock: &dyn Clock, deadline_s: Option<f64>) -> Self {
         let started = moment(Timestamp::now(), -clock.now_s());
         let deadline = deadline_s.map(|at_s| time_of_day(moment(started, at_s)));
-        Progress { started, deadline, bar: None, last_line: None }
+        Progress { started, deadline, bar: None, quantising: None, last_line: None }
     }
 
     /// Shows one event.
@@ -42,6 +43,7 @@ impl Progress {
                 }
                 self.say(&format!("{:<14} {seconds:7.1} s", phase.name()));
             }
+            Event::Quantised { done, total } => self.quantised(done, total),
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::Data { entries, buckets, trainable } => self.say(&format!(
                 "{:<14} {entries} entries in {buckets} {}, {:.2} M trainable parameters",
@@ -97,6 +99,17 @@ impl Progress {
         }
     }
 
+    /// Shows how far a first quantisation is: 41 GB are read for it.
+    fn quantised(&mut self, done: u64, total: u64) {
+        let bar = self.quantising.get_or_insert_with(|| quantisation_bar(total));
+        bar.set_position(done);
+        if done == total {
+            bar.finish_and_clear();
+            self.quantising = None;
+            self.say(&format!("{:<14} {:7.2} GB kept for the next time", "quantised", total as f64 / 1e9));
+        }
+    }
+
     fn forecast(&self, forecast: &Forecast) {
         let steps = forecast.steps_total.map_or("as many steps as fit".into(), |n| format!("{n} steps"));
         let speed = forecast.step_s.map_or(String::new(), |s| format!(" at {:.0} ms", s * 1e3));
@@ -138,6 +151,12 @@ impl Progress {
             scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
         self.say(&format!("{what:<14} held-out picture error {picture:.5}{velocity}"));
     }
+}
+
+/// A bar over the bytes of a model that is being quantised.
+pub fn quantisation_bar(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("quantising {bar:28} {bytes}/{total_bytes}, {eta} left");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// A moment so many seconds after another.

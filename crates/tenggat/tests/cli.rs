@@ -679,3 +679,56 @@ fn a_step_of_the_real_width_is_measured_without_a_file() {
     let output = tenggat().args(["bench", "step", "--model", "qwen-image"]).output().unwrap();
     assert!(!output.status.success() && text(&output).contains("--random-weights"), "{}", text(&output));
 }
+
+/// With `low_vram` the modulation of the next steps is worked out ahead of them: the same losses up to rounding, and a
+/// run that was cut off goes on to the same bytes.
+#[test]
+fn modulation_ahead_of_the_steps_trains_as_modulation_in_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 6");
+    let six = fs::read_to_string(&path).unwrap();
+    let run = |job: &str, name: &str| {
+        fs::write(&path, job).unwrap();
+        let output = tenggat().args(["train", "--name", name]).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let results = folder.path().join(name);
+        let log = fs::read_to_string(results.join("metrics.jsonl")).unwrap();
+        let losses: Vec<f64> = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap())
+            .collect();
+        let file = fs::read(results.join("last.safetensors")).unwrap();
+        // The header holds the name of the run.
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        (losses, file[8 + header..].to_vec())
+    };
+    let ahead = six.replace("name_or_path: mini,", "name_or_path: mini, low_vram: true,");
+    let (direct, (losses, whole)) = (run(&six, "direct").0, run(&ahead, "whole"));
+    assert_eq!(losses.len(), 6);
+    for (loss, direct) in losses.iter().zip(&direct) {
+        assert!((loss / direct - 1.0).abs() < 1e-4, "{losses:?} {direct:?}");
+    }
+    run(&ahead.replace("steps: 6", "steps: 3"), "halves");
+    assert!(run(&ahead, "halves") == (losses, whole), "a run in two halves");
+}
+
+#[test]
+fn a_model_is_quantised_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |qtype: &str| {
+        let args = ["quantise", "mini", "--qtype", qtype, "--cache"];
+        tenggat().args(args).arg(folder.path()).output().unwrap()
+    };
+    let files = || fs::read_dir(folder.path().join("quantised")).unwrap().count();
+    for (qtype, said, count) in
+        [("uint3", "quantised", 1), ("uint3", "there already", 1), ("qfloat8", "quantised", 2)]
+    {
+        let output = run(qtype);
+        assert!(output.status.success() && text(&output).contains(said), "{qtype}: {}", text(&output));
+        assert_eq!(files(), count);
+    }
+    let output = run("uint9");
+    assert!(!output.status.success() && text(&output).contains("uint9"), "{}", text(&output));
+    let output = run("uint3|nowhere/adapter.safetensors");
+    assert!(!output.status.success() && text(&output).contains("recovery adapter"), "{}", text(&output));
+}

@@ -1,7 +1,7 @@
 //! A checkpoint as a source of weights: read tensor by tensor, quantised on the way if wanted.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
 use tenggat_tensor::ops::linear::Weight;
@@ -82,6 +82,11 @@ impl Checkpoint {
             self.file = Some(QuantisedFile::open(&path)?);
         }
         Ok(self)
+    }
+
+    /// The file that keeps it quantised, if there is one.
+    pub fn kept(&self) -> Option<&Path> {
+        self.file.as_ref().and_then(QuantisedFile::file)
     }
 
     /// The format that a part is stored in, if it is quantised.

@@ -62,6 +62,11 @@ impl QuantisedFile {
         Ok(QuantisedFile { weights: Weights::open_file(path, "quantised model")? })
     }
 
+    /// Where it lies.
+    pub fn file(&self) -> Option<&Path> {
+        self.weights.paths().next()
+    }
+
     /// Quantises the matrices that are to be quantised, one at a time, into a file that appears under its name only
     /// when it is whole.
     ///

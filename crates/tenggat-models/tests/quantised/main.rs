@@ -5,12 +5,12 @@ mod model;
 
 use std::path::Path;
 
-use model::{Dense, case, close, folder, gradients, lora, recovery_file};
+use model::{Dense, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
 use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
 use tenggat_models::recovery::Recovery;
-use tenggat_models::weights::Quantisation;
+use tenggat_models::weights::{Matrix, Quantisation, Weights};
 use tenggat_tensor::ops::quantise::Format;
-use tenggat_tensor::{DType, Device};
+use tenggat_tensor::{DType, Device, Tensor};
 
 fn quantisation(format: Format, recovery: Option<&Path>, cache: Option<&Path>) -> Quantisation {
     Quantisation { format, recovery: recovery.map(Into::into), cache: cache.map(Into::into) }
@@ -71,12 +71,73 @@ fn a_recovery_adapter_acts_and_is_not_trained() {
     assert_ne!(prediction(&without), prediction(&dense));
 }
 
+/// The same of one whose branches are Kronecker products, under both kinds of names.
+#[test]
+fn a_lokr_recovery_adapter_acts_as_its_whole_matrices() {
+    let modules = [
+        "transformer_blocks.0.attn.to_k",
+        "transformer_blocks.0.img_mod.1",
+        "transformer_blocks.1.attn.to_out.0",
+        "transformer_blocks.1.img_mlp.net.2",
+    ];
+    let names: [fn(&str) -> String; 2] =
+        [|m| format!("diffusion_model.{m}"), |m| format!("lycoris_{}", m.replace('.', "_"))];
+    for name in names {
+        let files = tempfile::tempdir().unwrap();
+        let path = lokr_recovery_file(files.path(), name, &modules);
+        is_a_kronecker_product(&path, &name(modules[3]));
+        assert_eq!(Recovery::open(&path).unwrap().modules().len(), modules.len());
+        let wanted = quantisation(Format::Uint(2), Some(&path), None);
+        let dense = Dense::model(&wanted, Some(&path));
+        for modulation in [ModulationStorage::Resident, ModulationStorage::Streamed] {
+            let quantised = load(DType::F64, &wanted, modulation);
+            let lora = lora(&quantised, 3);
+            let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+            close(&format!("LoKr, {modulation:?}"), &a, &b, 1e-9);
+        }
+    }
+}
+
+/// The branch on `transformer_blocks.1.img_mlp.net.2` adds `W₁[i, j] · W₂[o, s]` at row `k·i + o`, column `n·j + s`.
+fn is_a_kronecker_product(path: &Path, stem: &str) {
+    let file = Weights::open_file(path, "recovery adapter").unwrap();
+    let factor = |part: &str| {
+        let name = format!("{stem}.{part}");
+        let shape: [usize; 2] = file.shape(&name).unwrap().try_into().unwrap();
+        (shape, file.tensor(&name, &shape, &Device::cpu(), DType::F64).unwrap().to_f64().unwrap())
+    };
+    let (([l, q], w1), ([k, n], w2)) = (factor("lokr_w1"), factor("lokr_w2"));
+    let matrix = Matrix::stacked(vec!["transformer_blocks.1.img_mlp.net.2".into()], q * n, l * k);
+    let branch = Recovery::open(path).unwrap().branch(&matrix, &Device::cpu()).unwrap().unwrap();
+    let (x, mut y) =
+        (randn(DType::F64, &[1, q * n], 3), Tensor::zeros(&Device::cpu(), DType::F64, &[1, l * k]));
+    let y = y.as_mut().unwrap();
+    branch.forward(x.view(), y.view_mut()).unwrap();
+    let x = x.to_f64().unwrap();
+    for (row, got) in y.to_f64().unwrap().into_iter().enumerate() {
+        let entry = |column: usize| w1[row / k * q + column / n] * w2[row % k * n + column % n];
+        let expected: f64 = (0..q * n).map(|column| entry(column) * x[column]).sum();
+        assert!((got - expected).abs() < 1e-12, "row {row}: {got} {expected}");
+    }
+}
+
 #[test]
 fn a_recovery_adapter_that_is_none_is_refused() {
     let files = tempfile::tempdir().unwrap();
-    let path = recovery_file(files.path(), "lycoris_", &["transformer_blocks_0_attn_to_k"]);
+    let path = recovery_file(files.path(), "other_", &["transformer_blocks_0_attn_to_k"]);
     let error = Recovery::open(&path).unwrap_err().to_string();
-    assert!(error.contains("lycoris_transformer_blocks_0") && error.contains("diffusion_model."), "{error}");
+    assert!(error.contains("other_transformer_blocks_0") && error.contains("diffusion_model."), "{error}");
+    // Factors of another matrix: those of the feed-forward layer are four times as many.
+    let path = lokr_recovery_file(
+        files.path(),
+        |_| "diffusion_model.transformer_blocks.0.attn.to_k".into(),
+        &["transformer_blocks.1.img_mlp.net.2"],
+    );
+    let wanted = quantisation(Format::Uint(2), Some(&path), None);
+    let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+    let options = LoadOptions { quantisation: Some(&wanted), ..LoadOptions::default() };
+    let error = Transformer::load_with(&folder(), &Device::cpu(), precision, options).unwrap_err();
+    assert!(error.to_string().contains("are not those of a"), "{error}");
 }
 
 /// Streamed modulation gives the numbers of resident modulation, whether its noise levels were prepared or not.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
 use tenggat_models::Result;
-use tenggat_models::lora::{Gradients, Lora};
+use tenggat_models::lora::{Gradients, Lora, factors};
 use tenggat_models::qwen_image::transformer::{
     Config, Inputs, LoadOptions, Positions, Precision, Transformer,
 };
@@ -161,22 +161,43 @@ pub fn close(what: &str, a: &Pass, b: &Pass, tolerance: f64) {
 
 /// A file with a rank 2 LoRA on these modules of the model.
 pub fn recovery_file(folder: &Path, prefix: &str, modules: &[&str]) -> PathBuf {
+    let arrays = modules.iter().enumerate().flat_map(|(i, module)| {
+        let (input, output) = dims(module);
+        let shapes = [("lora_A.weight", [2, input]), ("lora_B.weight", [output, 2])];
+        shapes.map(|(name, shape)| (format!("{prefix}{module}.{name}"), shape, i))
+    });
+    write_recovery(folder, arrays.collect())
+}
+
+/// A file with a LoKr on these modules of the model; `name` makes the beginning of a module's keys.
+pub fn lokr_recovery_file(folder: &Path, name: impl Fn(&str) -> String, modules: &[&str]) -> PathBuf {
+    let arrays = modules.iter().enumerate().flat_map(|(i, module)| {
+        let (input, output) = dims(module);
+        let ((l, k), (q, n)) = (factors(output, None), factors(input, None));
+        let shapes = [("lokr_w1", [l, q]), ("lokr_w2", [k, n]), ("alpha", [1, 1])];
+        shapes.map(|(part, shape)| (format!("{}.{part}", name(module)), shape, i))
+    });
+    write_recovery(folder, arrays.collect())
+}
+
+fn dims(module: &str) -> (usize, usize) {
     let inner = Config::read(&self::folder()).unwrap().inner();
-    let mut arrays = Vec::new();
-    for (i, module) in modules.iter().enumerate() {
-        let (input, output) = match module.rsplit('.').next() {
-            Some("1") => (inner, 6 * inner),
-            Some("2") => (4 * inner, inner),
-            _ => (inner, inner),
-        };
-        for (name, shape) in [("lora_A", [2, input]), ("lora_B", [output, 2])] {
-            let t = randn(DType::BF16, &shape, 20 + i as u64);
-            let values = t.host::<half::bf16>().unwrap().iter();
-            let small = values.flat_map(|x| half::bf16::from_f32(0.1 * x.to_f32()).to_le_bytes());
-            arrays.push((format!("{prefix}{module}.{name}.weight"), shape, small.collect::<Vec<u8>>()));
-        }
+    match module.rsplit('.').next() {
+        Some("1") => (inner, 6 * inner),
+        Some("2") => (4 * inner, inner),
+        _ => (inner, inner),
     }
-    let views = arrays.iter().map(|(name, shape, bytes)| {
+}
+
+fn write_recovery(folder: &Path, arrays: Vec<(String, [usize; 2], usize)>) -> PathBuf {
+    let filled = arrays.into_iter().map(|(name, shape, seed)| {
+        let t = randn(DType::BF16, &shape, 20 + seed as u64);
+        let values = t.host::<half::bf16>().unwrap().iter();
+        let small = values.flat_map(|x| half::bf16::from_f32(0.1 * x.to_f32()).to_le_bytes());
+        (name, shape, small.collect::<Vec<u8>>())
+    });
+    let filled: Vec<_> = filled.collect();
+    let views = filled.iter().map(|(name, shape, bytes)| {
         (name.as_str(), TensorView::new(Dtype::BF16, shape.to_vec(), bytes).unwrap())
     });
     let path = folder.join("recovery.safetensors");

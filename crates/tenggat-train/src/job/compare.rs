@@ -49,6 +49,7 @@ const NEUTRAL: &[&str] = &[
     "config.process[].train.force_first_sample",
     "config.process[].train.disable_sampling",
     "config.process[].train.gradient_checkpointing",
+    "config.process[].model.low_vram",
     "config.process[].train.validation_config",
     "config.process[].tenggat.budget",
     "config.process[].tenggat.deadline",

@@ -17,17 +17,20 @@ pub struct Compat {
     pub linear_ramp: bool,
     /// Averaged weights start without a warm-up, from the untrained LoRA.
     pub constant_ema: bool,
+    /// `gradient_checkpointing: true` computes every block twice, also where memory would hold more.
+    pub checkpoint_all: bool,
 }
 
 type Flag = fn(&mut Compat) -> &mut bool;
 
-const FLAGS: [(&str, Flag); 6] = [
+const FLAGS: [(&str, Flag); 7] = [
     ("caption-spaces", |c| &mut c.caption_spaces),
     ("negative-false", |c| &mut c.negative_false),
     ("step-names", |c| &mut c.step_names),
     ("summed-gradients", |c| &mut c.summed_gradients),
     ("linear-ramp", |c| &mut c.linear_ramp),
     ("constant-ema", |c| &mut c.constant_ema),
+    ("checkpoint-all", |c| &mut c.checkpoint_all),
 ];
 
 impl Compat {

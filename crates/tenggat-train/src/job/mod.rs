@@ -30,7 +30,9 @@ pub use types::{
     ARCH, Bell, Dataset, Deliver, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig,
     OptimiserParams, Prompt, Push, Sample, Save, Train, Validation,
 };
-pub use values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
+pub use values::{
+    Balance, Checkpointing, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType,
+};
 
 use keys::Rule;
 use resolve::Resolver;

@@ -14,9 +14,9 @@ pub(super) struct Free(pub serde_json::Map<String, serde_json::Value>);
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub(super) struct OneOrMany<T>(pub Vec<T>);
 
-/// `neg` is a text, or false by default.
+/// A name, or a plain yes or no.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged, expecting = "expected text or false")]
+#[serde(untagged, expecting = "expected text, true or false")]
 pub(super) enum TextOrFlag {
     Text(String),
     Flag(bool),
@@ -75,7 +75,7 @@ sections! {
         lr_scheduler: String, lr_scheduler_params: SchedulerParams, dtype: String, timestep_type: String,
         content_or_style: String, linear_timesteps: bool, linear_timesteps2: bool, loss_type: String,
         min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64, max_grad_norm: f64,
-        gradient_checkpointing: bool, noise_offset: f64, reg_weight: f64, max_loss: f64,
+        gradient_checkpointing: TextOrFlag, noise_offset: f64, reg_weight: f64, max_loss: f64,
         validation_config: Validation, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
         unload_text_encoder: bool, disable_sampling: bool, skip_first_sample: bool, force_first_sample: bool,
     }
@@ -98,7 +98,7 @@ sections! {
     /// `model`.
     Model {
         name_or_path: String, arch: String, quantize: bool, quantize_te: bool, qtype: String, qtype_te: String,
-        accuracy_recovery_adapter: String,
+        accuracy_recovery_adapter: String, low_vram: bool,
     }
     /// `sample`.
     Sample {

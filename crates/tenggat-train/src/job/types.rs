@@ -6,7 +6,9 @@ use tenggat_models::lora::Kind;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::Compat;
-use super::values::{Balance, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType};
+use super::values::{
+    Balance, Checkpointing, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType,
+};
 
 /// Everything that a run is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -228,8 +230,8 @@ pub struct Train {
     pub noise_offset: f64,
     /// Decay of averaged weights, if wanted.
     pub ema_decay: Option<f64>,
-    /// Whether activations are recomputed rather than kept; `None` leaves it to the planner.
-    pub gradient_checkpointing: Option<bool>,
+    /// Which blocks compute their activations again rather than keep them.
+    pub checkpointing: Checkpointing,
 }
 
 /// `validation_config`.
@@ -315,6 +317,8 @@ pub struct Model {
     pub recovery_adapter: Option<String>,
     /// Format of the text encoder, if quantised.
     pub text_quantisation: Option<Format>,
+    /// Whether modulation matrices are never kept in memory; otherwise the plan decides.
+    pub low_vram: bool,
 }
 
 /// Architecture name, as ai-toolkit writes it into caches and metadata.

@@ -42,6 +42,18 @@ pub enum Loss {
     PseudoHuber,
 }
 
+/// What becomes of the activations that the backward pass needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checkpointing {
+    /// As many blocks keep theirs as fit into memory; the others compute them again.
+    #[default]
+    Auto,
+    /// Every block computes its own again.
+    Always,
+    /// Every block keeps its own.
+    Never,
+}
+
 /// What turns gradients into steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Optimiser {

@@ -1,15 +1,19 @@
 //! The frozen models of a run, stored as the job says.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
+use tenggat_models::qwen_image::transformer::{
+    Config, LoadOptions, ModulationStorage, Precision, Transformer,
+};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::DType;
 use tenggat_tensor::ops::quantise::Format;
 
-use super::{Error, Options, Result};
+use super::event::Event;
+use super::{Error, Options, Result, memory};
 use crate::job::Job;
 
 /// What is loaded from the model's folder.
@@ -18,6 +22,8 @@ pub(super) struct Base {
     pub vae: Vae,
     pub text: PromptEncoder,
     pub scheduler: Scheduler,
+    /// Steps whose modulation is worked out together; `None` if it is part of the step.
+    pub steps_ahead: Option<u64>,
 }
 
 /// Loads all parts; quantises those that the job wants quantised, or takes them from the folder that keeps quantised
@@ -25,32 +31,38 @@ pub(super) struct Base {
 ///
 /// # Errors
 /// A part cannot be read, or the recovery adapter is not there.
-pub(super) fn load(job: &Job, options: &Options<'_>) -> Result<Base> {
+pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Base> {
     let (folder, device) = (options.model, options.device);
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
     let recovery = job.model.recovery_adapter.as_deref().map(adapter).transpose()?;
     let base = job.model.quantisation.map(|format| stored(format, recovery));
     let text = job.model.text_quantisation.map(|format| stored(format, None));
+    let transformer = folder.join("transformer");
+    let precision = stored_as(base.is_some());
+    let steps_ahead = memory::steps_ahead(job, &Config::read(&transformer)?, precision);
+    let modulation = match steps_ahead {
+        Some(_) => ModulationStorage::Streamed,
+        None => ModulationStorage::Resident,
+    };
+    let show = RefCell::new(show);
+    let progress = |done, total| (show.borrow_mut())(Event::Quantised { done, total });
+    let options = LoadOptions {
+        quantisation: base.as_ref(),
+        modulation,
+        narrow_products: false,
+        progress: Some(&progress),
+    };
     Ok(Base {
-        model: Transformer::load_with(
-            &folder.join("transformer"),
-            device,
-            precision(base.is_some()),
-            LoadOptions {
-                quantisation: base.as_ref(),
-                modulation: ModulationStorage::Resident,
-                narrow_products: false,
-                progress: None,
-            },
-        )?,
+        model: Transformer::load_with(&transformer, device, precision, options)?,
+        steps_ahead,
         vae: Vae::load(&folder.join("vae"), device, DType::F32)?,
-        text: PromptEncoder::load_with(folder, device, precision(text.is_some()), text.as_ref())?,
+        text: PromptEncoder::load_with(folder, device, stored_as(text.is_some()), text.as_ref())?,
         scheduler: Scheduler::load(&folder.join("scheduler"))?,
     })
 }
 
 /// Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was made for.
-fn precision(quantised: bool) -> Precision {
+fn stored_as(quantised: bool) -> Precision {
     Precision { compute: DType::F32, weights: if quantised { DType::BF16 } else { DType::F32 } }
 }
 

@@ -13,7 +13,7 @@ use tenggat_tensor::Tensor;
 use super::encoding::{Encoders, Remarks};
 use super::{Error, Result};
 use crate::dataset::{self, Bad, Batches, Crop, Item};
-use crate::draws::{Draws, NoiseLevels};
+use crate::draws::{Draws, Level, NoiseLevels};
 use crate::job::Job;
 use crate::step::Batch;
 
@@ -136,6 +136,30 @@ impl Prepared {
         latent.ok_or_else(|| Error::Job(format!("picture {item} was not encoded")))
     }
 
+    /// The level of a sample, its loss weighted as its data set wants it.
+    fn level(&self, item: &Item, level: Level) -> Level {
+        let weight = item.loss_multiplier * if item.is_reg { self.reg_weight } else { 1.0 };
+        Level { weight: level.weight * weight, ..level }
+    }
+
+    /// The noise levels of batch `number`, as [`Prepared::draw`] draws them.
+    pub fn levels(
+        &mut self,
+        number: u64,
+        scheduler: &Scheduler,
+        draws: &Draws,
+        levels: NoiseLevels,
+    ) -> Result<Vec<Level>> {
+        let chosen = self.batches.at(number).to_vec();
+        let Some(&first) = chosen.first() else { return Ok(Vec::new()) };
+        let tokens = self.latent(first)?.view().rows();
+        let drawn = chosen.iter().enumerate();
+        let level = |(sample, &item): (usize, &usize)| {
+            self.level(&self.items[item], draws.level(levels, scheduler, tokens, number, sample))
+        };
+        Ok(drawn.map(level).collect())
+    }
+
     /// Batch `number` with everything random drawn for it.
     pub fn draw(
         &mut self,
@@ -161,9 +185,7 @@ impl Prepared {
             tenggat_tensor::ops::copy::forward(one, latents.view_mut().row_range(rows.clone()))?;
             let own = &mut noise[rows.start * channels..rows.end * channels];
             draws.noise(number, sample, channels, offset, own);
-            let mut level = draws.level(levels, scheduler, tokens, number, sample);
-            level.weight *= item.loss_multiplier * if item.is_reg { self.reg_weight } else { 1.0 };
-            drawn.push(level);
+            drawn.push(self.level(item, draws.level(levels, scheduler, tokens, number, sample)));
             let prompt = draws.prompt(item, number, sample);
             let missing = || Error::Job(format!("the prompt {prompt:?} was not encoded"));
             texts.push(self.prompts.get(prompt).ok_or_else(missing)?);

@@ -18,6 +18,13 @@ pub enum Event {
         /// How long it took.
         seconds: f64,
     },
+    /// The first quantisation of a model is on its way, or done.
+    Quantised {
+        /// Bytes that are written.
+        done: u64,
+        /// Bytes of the quantised model.
+        total: u64,
+    },
     /// Something the user should know.
     Warning(String),
     /// What is trained on.

@@ -74,6 +74,8 @@ pub struct Options<'a> {
     pub model: &'a Path,
     /// Folder that keeps quantised models for later runs; without one they are quantised every time.
     pub quantised: Option<&'a Path>,
+    /// Memory that may be used where the job sets no limit; `None`: nobody knows.
+    pub memory_bytes: Option<f64>,
     /// Folder of held-out pictures to score before and after.
     pub held_out: Option<&'a Path>,
     /// Whether the loss curve, and with held-out pictures their sheet, are drawn at the end.
@@ -154,8 +156,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         Saver::new(job, None, String::new()).save(&lora, &last, 0)?;
     }
 
-    let Base { model, vae, text, scheduler } =
-        phases.time(Phase::Load, show, |_| base::load(job, options))?;
+    let Base { model, vae, text, scheduler, steps_ahead } =
+        phases.time(Phase::Load, show, |show| base::load(job, options, show))?;
 
     let (data, held, mut validation, mut sampling) = phases.time(Phase::Cache, show, |show| {
         let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
@@ -258,7 +260,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let saves = (write_s, choice.as_ref().map_or(0.0, Choice::seconds));
     let before = (steps_before, start.progress(job, deadline_s));
     let mut budget = budget(job, options, &data, saves, &phases, before)?;
-    let kept_blocks = memory::kept_blocks(job, &model, &data, show);
+    let kept_blocks = memory::kept_blocks(job, &model, steps_ahead, &data, options.memory_bytes, show);
     let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
     let log = folder.file("metrics.jsonl");
@@ -287,6 +289,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         job,
         model: &model,
         scheduler: &scheduler,
+        steps_ahead,
         saver: Saver::new(job, kept_state, data.fingerprint()),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),

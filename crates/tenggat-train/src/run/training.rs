@@ -1,5 +1,6 @@
 //! The loop: as many steps as the budget allows, the newest adapter always on disk.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -39,6 +40,8 @@ pub(super) struct Training<'a, 's> {
     pub job: &'a Job,
     pub model: &'a Transformer,
     pub scheduler: &'a Scheduler,
+    /// Steps whose modulation is worked out together; `None` if it is part of the step.
+    pub steps_ahead: Option<u64>,
     pub data: Prepared,
     pub schedule: Schedule,
     pub folder: RunFolder,
@@ -145,6 +148,7 @@ impl Training<'_, '_> {
             bell: train.bell,
             range: train.denoising_steps,
         };
+        self.prepare(step, &draws, levels)?;
         let first = self.first_batch(step);
         let batches = (first..first + train.gradient_accumulation.max(1) as u64)
             .map(|number| {
@@ -156,6 +160,27 @@ impl Training<'_, '_> {
             ema.update(state.trainer.lora())?;
         }
         Ok(outcome)
+    }
+
+    /// Works out the modulation of this step and of those after it, if that was not done yet. Steps go together by their
+    /// number alone: a run that was cut off multiplies the same matrices when it goes on.
+    fn prepare(&mut self, step: u64, draws: &Draws, levels: NoiseLevels) -> Result<()> {
+        let Some(ahead) = self.steps_ahead.filter(|&ahead| ahead > 0) else { return Ok(()) };
+        if !self.model.is_prepared(&self.sigmas(step..step + 1, draws, levels)?) {
+            let first = step - step % ahead;
+            self.model.prepare(&self.sigmas(first..first + ahead, draws, levels)?)?;
+        }
+        Ok(())
+    }
+
+    /// Noise levels of all samples of some steps.
+    fn sigmas(&mut self, steps: Range<u64>, draws: &Draws, levels: NoiseLevels) -> Result<Vec<f64>> {
+        let mut sigmas = Vec::new();
+        for number in self.first_batch(steps.start)..self.first_batch(steps.end) {
+            let drawn = self.data.levels(number, self.scheduler, draws, levels)?;
+            sigmas.extend(drawn.into_iter().map(|level| level.sigma));
+        }
+        Ok(sigmas)
     }
 
     #[allow(clippy::too_many_arguments)] // one line of the log

@@ -75,7 +75,8 @@ impl<'a> Validation<'a> {
             return Ok(None);
         }
         let began_s = clock.now_s();
-        let (mut sum, mut before_s) = (0.0, began_s);
+        self.judge.model.prepare(&self.config.sigmas)?;
+        let (mut sum, mut before_s) = (0.0, clock.now_s());
         for (number, held) in self.items.iter().enumerate() {
             let channels = held.latents.view().cols();
             let noise = noise::packed(FIRST_SEED + number as u64, held.grid, channels);

@@ -144,6 +144,9 @@ impl Judge<'_> {
         let channels = self.model.config().in_channels;
         let one = |digest: &String| noise::packed(cases::seed(digest, level, number), held.grid, channels);
         let drawn: Vec<f32> = held.digests.iter().flat_map(one).collect();
+        if !self.model.is_prepared(&[cases::sigma(level)]) {
+            self.model.prepare(&(0..LEVELS).map(cases::sigma).collect::<Vec<_>>())?;
+        }
         self.velocity_at(held, prompt, lora, cases::sigma(level), &drawn)
     }
 

@@ -19,12 +19,10 @@ use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
 
 use super::model::locate;
 use super::plan::processor;
-use crate::{assets, peak_memory};
+use crate::{assets, process};
 
 /// Name that stands for the published dimensions; it needs no file.
 const QWEN_IMAGE: &str = "qwen-image";
-/// Share of the machine's memory that a step may fill unless a limit is given: the rest is other programs'.
-const SHARE: f64 = 0.5;
 
 /// `tenggat bench`.
 #[derive(Debug, Args)]
@@ -135,6 +133,8 @@ struct Report {
     warm_up_s: Vec<f64>,
     steps_s: Vec<f64>,
     seconds: Seconds,
+    /// Processor seconds of a step, all threads together, without modulation; null where the system does not say.
+    processor_s: Option<f64>,
     /// Of the step, by the plan's count.
     tflop: f64,
     tflop_per_s: f64,
@@ -185,16 +185,26 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     let load_s = clock.now_s() - began_s;
     let say = |line: String| bar.suspend(|| eprintln!("{line}"));
     say(format!("weights: {:.2} GB in {load_s:.1} s", model.weight_bytes() as f64 / 1e9));
+    let (mut processor, mut before_s) = (Vec::new(), process::processor_s());
     let mut show = |news: News| match news {
-        News::Modulation(steps, seconds) => say(format!("modulation of {steps} steps: {seconds:.1} s")),
+        News::Modulation(steps, seconds) => {
+            before_s = process::processor_s();
+            say(format!("modulation of {steps} steps: {seconds:.1} s"));
+        }
         News::Part(step, part, seconds) => {
+            if part == Part::Update {
+                let now_s = process::processor_s();
+                processor.extend(now_s.zip(before_s).map(|(now_s, before_s)| now_s - before_s));
+                before_s = now_s;
+            }
             say(format!("step {step}, {}: {seconds:.1} s", name(part)));
             bar.set_message(format!("step {step} of {}", args.warm_up + args.steps));
         }
     };
     let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
     bar.finish_and_clear();
-    let report = report(args, &bench, &fit, &measured, load_s, product);
+    let processor = processor.get(args.warm_up..).filter(|steps| !steps.is_empty()).map(median);
+    let report = report(args, &bench, &fit, &measured, (load_s, product, processor));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -248,7 +258,7 @@ fn chosen(args: &StepArgs) -> anyhow::Result<(StepBench, Fit)> {
         Storage::Streamed => Modulation::Table { every_steps: config.steps_ahead() },
     };
     let machine = processor::uncalibrated();
-    let limit_bytes = args.memory_limit.unwrap_or(SHARE * machine.memory_bytes);
+    let limit_bytes = args.memory_limit.or(processor::usable_bytes()).unwrap_or(f64::INFINITY);
     let mut fit = fit(&config, &machine, Some(limit_bytes));
     match args.gradient_checkpointing {
         Recompute::Auto => {}
@@ -292,7 +302,7 @@ fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<T
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
-    let options = LoadOptions { quantisation: quantisation.as_ref(), modulation, progress: None };
+    let options = LoadOptions { quantisation: quantisation.as_ref(), modulation, ..LoadOptions::default() };
     let precision = Precision { compute: DType::F32, weights: DType::BF16 };
     Ok(Transformer::load_with(&locate(&args.model)?.join("transformer"), device, precision, options)?)
 }
@@ -302,8 +312,7 @@ fn report(
     bench: &StepBench,
     fit: &Fit,
     measured: &Measured,
-    load_s: f64,
-    product: f64,
+    (load_s, product, processor_s): (f64, f64, Option<f64>),
 ) -> Report {
     let of = |part: fn(&tenggat_train::step_bench::StepTime) -> f64| {
         median(&measured.steps.iter().map(part).collect::<Vec<_>>())
@@ -321,7 +330,7 @@ fn report(
     };
     let flops = fit.config.work().flops();
     let planned_bytes = fit.memory.device_bytes();
-    let measured_bytes = peak_memory::bytes();
+    let measured_bytes = process::peak_bytes();
     let totals = |steps: &[tenggat_train::step_bench::StepTime]| {
         steps.iter().map(tenggat_train::step_bench::StepTime::total_s).collect()
     };
@@ -347,6 +356,7 @@ fn report(
         product_tflop_per_s: product / 1e12,
         share_of_product: flops / seconds.step / product,
         seconds,
+        processor_s,
         memory: Memory {
             planned_bytes,
             measured_bytes,
@@ -381,7 +391,8 @@ fn table(report: &Report) -> String {
     {
         rows.push((part, format!("{seconds:8.2} s {:5.1} %", 100.0 * seconds / step)));
     }
-    rows.push(("a step", format!("{step:8.2} s")));
+    let busy = report.processor_s.map_or(String::new(), |s| format!(", {s:.2} s of processor time"));
+    rows.push(("a step", format!("{step:8.2} s{busy}")));
     rows.push((
         "speed",
         format!(

@@ -13,6 +13,7 @@ use tenggat_train::job::{Job, Push, Warning};
 use tenggat_train::run::{self, Options, Summary};
 
 use super::model::{locate, locate_file};
+use super::plan::processor;
 use crate::assets;
 use crate::cli;
 use crate::limit::{self, Limited};
@@ -82,7 +83,7 @@ pub fn run_job(
         *adapter = found.display().to_string();
     }
     let device = Device::cpu();
-    let kept = assets::cache_folder()?.join("quantised");
+    let kept = assets::cache_folder()?;
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let &Limited { ref clock, deadline_s, is_moment } = limited;
@@ -94,6 +95,7 @@ pub fn run_job(
         deadline_is_moment: is_moment,
         model: &model,
         quantised,
+        memory_bytes: processor::usable_bytes(),
         held_out,
         report: true,
         start_over,

@@ -1,6 +1,6 @@
 //! Builds the transformer from a source of weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tenggat_tensor::ops::copy;
@@ -13,9 +13,9 @@ use super::config::{Config, Layer, SINUSOID};
 use super::linear::Linear;
 use super::modulation::{Current, Modulation, ModulationStorage, Streamed};
 use super::stream::{Layers, Stream};
-use crate::Result;
 use crate::recovery::Recovery;
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
+use crate::{Error, Result};
 
 /// Element types of a loaded model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +144,23 @@ impl Config {
     }
 }
 
+/// Opens the weights in a folder, quantised if the options say so, and the recovery adapter that belongs to them.
+fn open(
+    folder: &Path,
+    config: &Config,
+    device: &Device,
+    precision: Precision,
+    options: LoadOptions<'_>,
+) -> Result<(Checkpoint, Option<Recovery>)> {
+    let weights = Weights::open(folder, "QwenImageTransformer2DModel")?;
+    let checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
+    let Some(wanted) = options.quantisation else { return Ok((checkpoint, None)) };
+    let recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
+    let modules = recovery.as_ref().map_or(Modules::All, |r| Modules::Only(r.modules()));
+    let progress = options.progress.unwrap_or(&|_, _| {});
+    Ok((checkpoint.quantised(wanted, modules, &config.matrices(), progress)?, recovery))
+}
+
 impl Transformer {
     /// Reads `<folder>/config.json` and the weights beside it.
     ///
@@ -168,16 +185,23 @@ impl Transformer {
         options: LoadOptions<'_>,
     ) -> Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, "QwenImageTransformer2DModel")?;
-        let mut checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
-        let mut recovery = None;
-        if let Some(wanted) = options.quantisation {
-            recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
-            let modules = recovery.as_ref().map_or(Modules::All, |r| Modules::Only(r.modules()));
-            let progress = options.progress.unwrap_or(&|_, _| {});
-            checkpoint = checkpoint.quantised(wanted, modules, &config.matrices(), progress)?;
-        }
+        let (checkpoint, recovery) = open(folder, &config, device, precision, options)?;
         Self::from_source(config, device, precision, Arc::new(checkpoint), recovery.as_ref(), options)
+    }
+
+    /// Quantises the model in a folder for later loads and returns the file that keeps it; does nothing more if it is
+    /// there. `wanted` names a folder to keep it in.
+    ///
+    /// # Errors
+    /// As [`Transformer::load_with`]; `wanted` names no folder.
+    pub fn quantise(folder: &Path, wanted: &Quantisation, progress: Progress<'_>) -> Result<PathBuf> {
+        let config = Config::read(folder)?;
+        let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+        let options =
+            LoadOptions { quantisation: Some(wanted), progress: Some(progress), ..LoadOptions::default() };
+        let (checkpoint, _) = open(folder, &config, &Device::cpu(), precision, options)?;
+        let path = checkpoint.kept().map(Path::to_path_buf);
+        path.ok_or_else(|| Error::Unsupported("no folder is named to keep the quantised model in".into()))
     }
 
     /// A model of these dimensions from any source of weights.

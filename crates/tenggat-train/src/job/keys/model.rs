@@ -19,7 +19,7 @@ pub(super) const SECTIONS: &[Section] = &[Section {
         supported("qtype", "qfloat8"),
         supported("qtype_te", "qfloat8"),
         supported("accuracy_recovery_adapter", "ara.safetensors"),
-        no_effect("low_vram", &["true", "false"], "1", MEMORY),
+        supported("low_vram", "true"),
         no_effect("auto_memory", OFF, "true", MEMORY),
         no_effect("layer_offloading", OFF, "true", MEMORY),
         no_effect("layer_offloading_transformer_percent", &["1"], "0.5", MEMORY),

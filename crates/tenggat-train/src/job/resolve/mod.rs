@@ -193,7 +193,7 @@ impl Resolver<'_> {
         let sample = self.sample(process.sample, &train, &trigger_word, compat)?;
         let save = process.save.unwrap_or_default();
         let push = self.push(&save)?;
-        let train = self.train(train, batch_size, &trigger_word)?;
+        let train = self.train(train, batch_size, &trigger_word, compat)?;
         let best = own.keep_best.unwrap_or(false);
         if best && train.validation.is_none() {
             let message = "nothing says what is best; name pictures in `train.validation_config`";
@@ -364,7 +364,8 @@ impl Resolver<'_> {
         };
         let recovery_adapter =
             adapter.map(String::from).or(raw.accuracy_recovery_adapter).filter(|_| quantise);
-        Ok(Model { name_or_path, quantisation, recovery_adapter, text_quantisation })
+        let low_vram = raw.low_vram.unwrap_or(false);
+        Ok(Model { name_or_path, quantisation, recovery_adapter, text_quantisation, low_vram })
     }
 }
 

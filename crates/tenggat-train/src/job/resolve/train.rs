@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::super::raw::TextOrFlag;
 use super::super::types::{Bell, OptimiserConfig, Train, Validation};
-use super::super::values::{self, Balance, Loss, LrScheduler, Optimiser, SaveType, TimestepType};
-use super::super::{Result, raw};
+use super::super::values::{
+    self, Balance, Checkpointing, Loss, LrScheduler, Optimiser, SaveType, TimestepType,
+};
+use super::super::{Compat, Result, raw};
 use super::{PROCESS, Resolver};
 
 impl Resolver<'_> {
@@ -13,6 +16,7 @@ impl Resolver<'_> {
         raw: raw::Train,
         batch_size: usize,
         trigger: &Option<String>,
+        compat: Compat,
     ) -> Result<Train> {
         let at = |key: &str| format!("{PROCESS}.train.{key}");
         if raw.unload_text_encoder == Some(true) && raw.cache_text_embeddings != Some(true) {
@@ -97,8 +101,23 @@ impl Resolver<'_> {
             reg_weight: positive("reg_weight", raw.reg_weight, 1.0)?,
             noise_offset: positive("noise_offset", raw.noise_offset, 0.0)?,
             ema_decay,
-            gradient_checkpointing: raw.gradient_checkpointing,
+            checkpointing: self.checkpointing(raw.gradient_checkpointing, compat)?,
         })
+    }
+
+    /// ai-toolkit knows `true` and `false`; there `true` is every block, here it is those that do not fit.
+    fn checkpointing(&self, raw: Option<TextOrFlag>, compat: Compat) -> Result<Checkpointing> {
+        match raw {
+            None => Ok(Checkpointing::Auto),
+            Some(TextOrFlag::Flag(true)) if compat.checkpoint_all => Ok(Checkpointing::Always),
+            Some(TextOrFlag::Flag(true)) => Ok(Checkpointing::Auto),
+            Some(TextOrFlag::Flag(false)) => Ok(Checkpointing::Never),
+            Some(TextOrFlag::Text(text)) if text == "auto" => Ok(Checkpointing::Auto),
+            Some(TextOrFlag::Text(text)) => {
+                let message = format!("`{text}`: expected true, false or auto");
+                Err(self.wrong(&format!("{PROCESS}.train.gradient_checkpointing"), message))
+            }
+        }
     }
 
     /// Defaults: ai-toolkit `toolkit/config_modules.py`, `ValidationConfig`.

@@ -9,6 +9,9 @@ use tenggat_plan::{Calibration, Machine};
 
 use crate::assets;
 
+/// Share of the memory that a run may use unless it is told otherwise.
+const SHARE: f64 = 0.5;
+
 /// Name that tells the processor, and the number of threads in use, from others.
 pub fn name() -> String {
     let brand = System::new().ok().and_then(|mut system| {
@@ -28,6 +31,12 @@ pub fn memory_bytes() -> f64 {
     let machine = system.total_memory();
     let container = system.cgroup_limits().map_or(machine, |limits| limits.total_memory);
     machine.min(container) as f64
+}
+
+/// Memory that a run may use unless it is told otherwise, bytes: half of [`memory_bytes`], for the machine has other
+/// things to do. `None` if nobody knows.
+pub fn usable_bytes() -> Option<f64> {
+    Some(SHARE * memory_bytes()).filter(|bytes| *bytes > 0.0)
 }
 
 /// Keeps a calibration for later plans and returns the file.

@@ -1,0 +1,57 @@
+//! `tenggat quantise`: a quantised model made ahead of the runs that use it.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use tenggat_models::qwen_image::transformer::Transformer;
+use tenggat_models::weights::Quantisation;
+use tenggat_tensor::ops::quantise::Format;
+
+use super::model::{locate, locate_file};
+use crate::assets;
+use crate::progress::quantisation_bar;
+
+/// `tenggat quantise`.
+#[derive(Debug, Args)]
+pub struct QuantiseArgs {
+    /// Model folder, hub id, or `mini` for the built-in model.
+    model: String,
+    /// Format, and a recovery adapter behind `|`, as in a job: uint3, qfloat8, `uint3|adapter.safetensors`.
+    #[arg(long, value_name = "TYPE")]
+    qtype: String,
+    /// Folder that keeps quantised models (default: the one that runs look into).
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+}
+
+/// Quantises, or finds that it was done before, and prints the file.
+pub fn quantise(args: &QuantiseArgs) -> anyhow::Result<()> {
+    let (format, adapter) = match args.qtype.split_once('|') {
+        Some((format, adapter)) => (format.trim(), Some(adapter.trim())),
+        None => (args.qtype.trim(), None),
+    };
+    let format = format.parse::<Format>().context("--qtype")?;
+    let recovery = adapter.map(locate_file).transpose().context("accuracy recovery adapter")?;
+    let cache = match &args.cache {
+        Some(folder) => folder.clone(),
+        None => assets::cache_folder()?,
+    };
+    let folder = locate(&args.model)?.join("transformer");
+    let bar: OnceLock<ProgressBar> = OnceLock::new();
+    let show = |done, total| bar.get_or_init(|| quantisation_bar(total)).set_position(done);
+    let wanted = Quantisation { format, recovery, cache: Some(cache) };
+    let file = Transformer::quantise(&folder, &wanted, &show)?;
+    let done = match bar.get() {
+        Some(bar) => {
+            bar.finish_and_clear();
+            "quantised"
+        }
+        None => "there already",
+    };
+    let size = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
+    println!("{done:<14} {} ({:.2} GB)", file.display(), size as f64 / 1e9);
+    Ok(())
+}
