@@ -224,7 +224,7 @@ impl Choices {
         let (least, most) = self.bounds;
         let many = self.pictures.map_or(1.0, |usual| pictures as f64 / usual);
         if let Some(steps) = steps {
-            let product = self.rate_times_steps * many.min(many * many);
+            let product = self.rate_times_steps * many.min(many.powi(3));
             let rate = (product / steps.max(1) as f64).clamp(least, most);
             // Two digits, as a person would write it.
             let unit = 10f64.powf(rate.log10().floor() - 1.0);
@@ -291,7 +291,7 @@ mod tests {
             format!("{:.1e}", choices.lr)
         };
         let cases = [(None, 24), (Some(10), 24), (Some(400), 24), (Some(400), 21), (Some(400), 48)];
-        assert_eq!(cases.map(rate), ["2.0e-4", "1.0e-3", "2.5e-4", "1.9e-4", "5.0e-4"]);
+        assert_eq!(cases.map(rate), ["2.0e-4", "1.0e-3", "2.5e-4", "1.7e-4", "5.0e-4"]);
         assert_eq!(rate((Some(1_000_000), 24)), "2.0e-5");
     }
 
