@@ -105,6 +105,7 @@ pub struct Summary {
 
 /// Share of the time left that the sample pictures before the first step may take.
 const FIRST_SAMPLES_SHARE: f64 = 0.1;
+
 /// Runs a job. A run of the same job that was cut off is gone on with, so that it ends as if it had not been.
 ///
 /// # Errors
