@@ -57,7 +57,13 @@ fn attention_op(c: &mut Criterion) {
     let [q, k, v, d_o] = [1, 2, 3, 4].map(|seed| randn(&device, &[TOKENS, C], seed));
     let [mut o, mut dq, mut dk, mut dv] = [(); 4].map(|()| randn(&device, &[TOKENS, C], 9));
     let mut lse = randn(&device, &[TOKENS, HEADS], 9);
-    let layout = attention::Layout { key_lens: &[TOKENS - 7], tokens: TOKENS, heads: HEADS, scale: 0.125 };
+    let layout = attention::Layout {
+        key_lens: &[TOKENS - 7],
+        tokens: TOKENS,
+        heads: HEADS,
+        scale: 0.125,
+        narrow: false,
+    };
     let mut group = c.benchmark_group("attention");
     group.throughput(Throughput::Elements((2 * TOKENS * TOKENS * C) as u64));
     group.bench_function("forward", |b| {

@@ -11,7 +11,7 @@ use super::step::{Modulation, StepConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryPart {
-    /// Frozen weights as stored.
+    /// Frozen weights as stored. Packed ones stand in the place of those in the file, and are as large.
     Weights,
     /// Scales and zero points of quantised weights.
     QuantisationScales,
@@ -33,7 +33,8 @@ pub enum MemoryPart {
     BlockAtWork,
     /// Workspace of the attention's backward pass.
     AttentionWorkspace,
-    /// Workspace of the products, and the expanded weights of the block at work.
+    /// Workspace of the products (on a processor the packed activations of one layer), and the expanded weights of the
+    /// block at work.
     GemmWorkspace,
     /// What the program, the driver and its libraries take.
     Context,
@@ -101,6 +102,8 @@ const KEPT_WIDTHS: f64 = 21.0;
 const KEPT_RANKS: f64 = 6.0;
 /// Rows of c of gradients that live at the same time: stream (1), MLP (4 + 1), q, k, v and their sum (6).
 const WORKING_WIDTHS: f64 = 12.0;
+/// Rows of c that the widest layer packs in its backward pass on a processor: input and output gradient of the MLP.
+const PACKED_WIDTHS: f64 = 5.0;
 
 impl StepConfig {
     /// Bytes that one block keeps for its backward pass.
@@ -169,8 +172,11 @@ impl StepConfig {
         };
         // Below this the ends of the model would have to be quantised too; they are 0.1 % of it.
         let ends = self.dims.other_weights() * per_weight.max(2.0);
+        // Of the weight's type; beside quantised weights products pack a little at a time.
+        let packed =
+            if self.precision.is_quantised() { 0.0 } else { PACKED_WIDTHS * width * rows * per_weight };
         let (context, workspace) = if machine.shares_host_memory {
-            (PROCESSOR_BYTES, 0.0)
+            (PROCESSOR_BYTES, packed)
         } else {
             (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
         };

@@ -1,6 +1,6 @@
 //! Element types of host buffers.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
@@ -84,8 +84,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// The larger of two; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Lends the calling thread's scratch of `len` elements, aligned to a cache line, contents unspecified, kept from
-    /// call to call. A call from inside `work` gets memory of its own.
+    /// Lends scratch of `len` elements of the calling thread, aligned to a cache line, contents unspecified, kept from
+    /// call to call. A call from inside `work` gets memory of its own, kept likewise.
     #[doc(hidden)]
     fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
 }
@@ -112,14 +112,15 @@ macro_rules! real {
                 if self > other { self } else { other }
             }
             fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R {
-                thread_local!(static SCRATCH: Cell<Vec<$t>> = const { Cell::new(Vec::new()) });
-                let mut scratch = SCRATCH.take();
+                // A stack: a call from inside `work` takes the next buffer, and next time gets the same one.
+                thread_local!(static FREE: RefCell<Vec<Vec<$t>>> = const { RefCell::new(Vec::new()) });
+                let mut scratch = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
                 if scratch.len() < len + CACHE_LINE {
                     scratch = vec![0.0; len + CACHE_LINE];
                 }
                 let from = scratch.as_ptr().align_offset(CACHE_LINE);
                 let result = work(&mut scratch[from..from + len]);
-                SCRATCH.set(scratch);
+                FREE.with_borrow_mut(|free| free.push(scratch));
                 result
             }
         }

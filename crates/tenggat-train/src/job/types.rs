@@ -232,6 +232,8 @@ pub struct Train {
     pub ema_decay: Option<f64>,
     /// Which blocks compute their activations again rather than keep them.
     pub checkpointing: Checkpointing,
+    /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32 bits.
+    pub narrow: bool,
 }
 
 /// `validation_config`.

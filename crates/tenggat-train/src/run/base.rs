@@ -10,6 +10,7 @@ use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::DType;
+use tenggat_tensor::ops::linear;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::event::Event;
@@ -36,9 +37,11 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
     let recovery = job.model.recovery_adapter.as_deref().map(adapter).transpose()?;
     let base = job.model.quantisation.map(|format| stored(format, recovery));
+    // Elsewhere 32-bit products are the faster ones.
+    let narrow = job.train.narrow && linear::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let transformer = folder.join("transformer");
-    let precision = stored_as(base.is_some());
+    let precision = stored_as(base.is_some() || narrow);
     let steps_ahead = memory::steps_ahead(job, &Config::read(&transformer)?, precision);
     let modulation = match steps_ahead {
         Some(_) => ModulationStorage::Streamed,
@@ -49,7 +52,7 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     let options = LoadOptions {
         quantisation: base.as_ref(),
         modulation,
-        narrow_products: false,
+        narrow_products: narrow,
         progress: Some(&progress),
     };
     Ok(Base {

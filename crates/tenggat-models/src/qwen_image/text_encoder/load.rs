@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tenggat_tensor::Device;
+use tenggat_tensor::{DType, Device};
 
 use super::layer::{Layer, Linear};
 use super::{Config, TextEncoder};
@@ -19,6 +19,7 @@ const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.
 /// Reads vectors and matrices by the names of the language model.
 struct Loader<'a> {
     source: &'a Checkpoint,
+    compute: DType,
     config: &'a Config,
 }
 
@@ -63,6 +64,7 @@ impl Layers {
 impl Loader<'_> {
     fn linear(&self, (matrix, bias): Named) -> Result<Linear> {
         let weight = self.source.matrix(&matrix)?;
+        let weight = if self.compute == DType::F32 { weight.packed(true)? } else { weight };
         Ok(Linear { weight, bias: bias.then(|| self.source.bias(&matrix)).transpose()? })
     }
 
@@ -123,7 +125,7 @@ impl TextEncoder {
                 indices.clone().flat_map(|index| Layers::new(&config, index).matrices()).collect();
             source = source.quantised(wanted, Modules::All, &matrices, &|_, _| {})?;
         }
-        let load = Loader { source: &source, config: &config };
+        let load = Loader { source: &source, compute: precision.compute, config: &config };
         Ok(TextEncoder {
             embedding,
             layers: indices.map(|index| load.layer(index)).collect::<Result<_>>()?,

@@ -31,6 +31,8 @@ pub(super) struct Geometry {
     pub key_lens: Vec<usize>,
     pub heads: usize,
     pub head_dim: usize,
+    /// Whether products may round their operands to bf16.
+    pub narrow: bool,
 }
 
 impl Geometry {
@@ -45,7 +47,8 @@ impl Geometry {
 
     fn layout(&self) -> Layout<'_> {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        Layout { key_lens: &self.key_lens, tokens: self.joint_tokens(), heads: self.heads, scale }
+        let (key_lens, narrow) = (self.key_lens.as_slice(), self.narrow);
+        Layout { key_lens, tokens: self.joint_tokens(), heads: self.heads, scale, narrow }
     }
 
     fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {

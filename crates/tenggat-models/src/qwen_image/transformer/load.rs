@@ -33,7 +33,8 @@ pub struct LoadOptions<'a> {
     pub quantisation: Option<&'a Quantisation>,
     /// Whether the modulation matrices stay in memory.
     pub modulation: ModulationStorage,
-    /// Multiplies matrices that are stored in bf16 with operands rounded to bf16 where that is faster.
+    /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in bf16, and
+    /// the attention's.
     pub narrow_products: bool,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
@@ -247,6 +248,7 @@ impl Transformer {
             modulation: Current::default(),
             device: device.clone(),
             precision,
+            narrow_products,
             blocks,
             config,
         })

@@ -33,6 +33,8 @@ pub struct Transformer {
     config: Config,
     device: Device,
     precision: Precision,
+    /// Whether products may round their operands to bf16.
+    narrow_products: bool,
     image_in: Linear,
     text_norm: Tensor,
     text_in: Linear,
@@ -313,6 +315,7 @@ impl Transformer {
             key_lens: inputs.text_lens.iter().map(|n| image_tokens + n).collect(),
             heads: self.config.num_attention_heads,
             head_dim: self.config.attention_head_dim,
+            narrow: self.narrow_products,
         })
     }
 

@@ -11,8 +11,12 @@
 
 mod cpu;
 mod cpu_blocked;
+mod cpu_packed;
+
+use half::bf16;
 
 use super::dispatch_real;
+use super::gemm::strips::Lane;
 use crate::error::expect_shape;
 use crate::{DType, Element, Error, Result, View, ViewMut};
 
@@ -27,6 +31,8 @@ pub struct Layout<'a> {
     pub heads: usize,
     /// Multiplies the scores; usually 1/√d.
     pub scale: f64,
+    /// Rounds the operands of 32-bit products to bf16 where that is faster; sums and softmax stay as they are.
+    pub narrow: bool,
 }
 
 impl Layout<'_> {
@@ -58,6 +64,14 @@ pub fn forward(
         expect_shape(OP, what, &q.shape(), &shape)?;
     }
     expect_shape(OP, "log-sum-exp", &[q.rows(), layout.heads], &lse.shape())?;
+    if o.dtype() == DType::F32 && f32::available() {
+        let (q, k, v, o, lse) = (q.cpu(OP)?, k.cpu(OP)?, v.cpu(OP)?, o.cpu(OP)?, lse.cpu(OP)?);
+        match layout.narrow && bf16::available() {
+            true => cpu_packed::forward::<bf16>(q, k, v, layout, o, lse),
+            false => cpu_packed::forward::<f32>(q, k, v, layout, o, lse),
+        }
+        return Ok(());
+    }
     dispatch_real!(OP, o.dtype(), T => {
         let (q, k, v, o, lse) = (q.cpu::<T>(OP)?, k.cpu(OP)?, v.cpu(OP)?, o.cpu(OP)?, lse.cpu(OP)?);
         match T::DTYPE {
@@ -106,6 +120,16 @@ pub fn backward(
         expect_shape(OP, what, &q.shape(), &shape)?;
     }
     expect_shape(OP, "log-sum-exp", &[q.rows(), layout.heads], &lse.shape())?;
+    if dq.dtype() == DType::F32 && f32::available() {
+        let saved =
+            cpu::Saved { q: q.cpu(OP)?, k: k.cpu(OP)?, v: v.cpu(OP)?, o: o.cpu(OP)?, lse: lse.cpu(OP)? };
+        let gradients = [dq.cpu(OP)?, dk.cpu(OP)?, dv.cpu(OP)?];
+        match layout.narrow && bf16::available() {
+            true => cpu_packed::backward::<bf16>(saved, layout, d_o.cpu(OP)?, gradients),
+            false => cpu_packed::backward::<f32>(saved, layout, d_o.cpu(OP)?, gradients),
+        }
+        return Ok(());
+    }
     dispatch_real!(OP, dq.dtype(), T => {
         let saved = cpu::Saved::<T> {
             q: q.cpu(OP)?, k: k.cpu(OP)?, v: v.cpu(OP)?, o: o.cpu(OP)?, lse: lse.cpu(OP)?,
@@ -130,11 +154,13 @@ mod tests {
         tokens: usize,
         heads: usize,
         d: usize,
+        narrow: bool,
     }
 
     impl Case {
         fn layout(&self) -> Layout<'_> {
-            Layout { key_lens: &self.key_lens, tokens: self.tokens, heads: self.heads, scale: 0.6 }
+            let Case { key_lens, tokens, heads, narrow, .. } = self;
+            Layout { key_lens, tokens: *tokens, heads: *heads, scale: 0.6, narrow: *narrow }
         }
 
         fn shape(&self) -> [usize; 2] {
@@ -164,7 +190,7 @@ mod tests {
 
     #[test]
     fn backward_is_the_derivative() {
-        let case = Case { key_lens: vec![5, 3], tokens: 5, heads: 2, d: 3 };
+        let case = Case { key_lens: vec![5, 3], tokens: 5, heads: 2, d: 3, narrow: false };
         let [q, k, v, d_o] = case.inputs(DType::F64);
         let [dq, dk, dv] = case.backward([&q, &k, &v, &d_o]);
         finite_differences("dq", &q, &dq, |q| dot(&case.forward([q, &k, &v]).0, &d_o));
@@ -174,7 +200,7 @@ mod tests {
 
     #[test]
     fn masked_keys_change_nothing_and_get_no_gradient() {
-        let case = Case { key_lens: vec![4], tokens: 7, heads: 2, d: 4 };
+        let case = Case { key_lens: vec![4], tokens: 7, heads: 2, d: 4, narrow: false };
         for dtype in [DType::F64, DType::F32] {
             let [q, mut k, v, d_o] = case.inputs(dtype);
             let before = case.forward([&q, &k, &v]).0.to_f64().unwrap();
@@ -194,8 +220,9 @@ mod tests {
     #[test]
     fn the_fast_path_agrees_with_the_reference() {
         for case in [
-            Case { key_lens: vec![1], tokens: 1, heads: 1, d: 2 },
-            Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32 },
+            Case { key_lens: vec![1], tokens: 1, heads: 1, d: 2, narrow: false },
+            Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, narrow: false },
+            Case { key_lens: vec![401], tokens: 433, heads: 2, d: 24, narrow: false },
         ] {
             let (single, double) = (case.inputs(DType::F32), case.inputs(DType::F64));
             let (o32, l32) = case.forward([&single[0], &single[1], &single[2]]);
@@ -210,9 +237,37 @@ mod tests {
         }
     }
 
+    /// Operands rounded to bf16: off by some of its 2⁻⁹ relative to the largest element.
+    #[test]
+    fn narrow_products_are_near_the_reference() {
+        let case = Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, narrow: true };
+        let (single, double) = (case.inputs(DType::F32), case.inputs(DType::F64));
+        let near = |what: &str, got: &Tensor, expected: &Tensor| {
+            let largest = expected.to_f64().unwrap().iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            assert_close(what, got, expected, 0.02 * largest);
+        };
+        let (o, _) = case.forward([&single[0], &single[1], &single[2]]);
+        near("o", &o, &case.forward([&double[0], &double[1], &double[2]]).0);
+        let got = case.backward([&single[0], &single[1], &single[2], &single[3]]);
+        let expected = case.backward([&double[0], &double[1], &double[2], &double[3]]);
+        got.iter().zip(&expected).for_each(|(got, expected)| near("gradient", got, expected));
+    }
+
+    #[test]
+    fn any_thread_count_gives_the_same_bits() {
+        let case = Case { key_lens: vec![401, 433], tokens: 433, heads: 3, d: 16, narrow: false };
+        let [q, k, v, d_o] = case.inputs(DType::F32);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| case.backward([&q, &k, &v, &d_o])).map(|t| t.to_f32().unwrap())
+        };
+        let one = run(1);
+        assert!((2..5).all(|threads| run(threads) == one));
+    }
+
     #[test]
     fn survives_large_scores() {
-        let case = Case { key_lens: vec![3], tokens: 3, heads: 1, d: 2 };
+        let case = Case { key_lens: vec![3], tokens: 3, heads: 1, d: 2, narrow: false };
         let mut inputs = case.inputs(DType::F32);
         inputs[0].host_mut::<f32>().unwrap().iter_mut().for_each(|x| *x *= 1e3);
         let (o, _) = case.forward([&inputs[0], &inputs[1], &inputs[2]]);
@@ -221,7 +276,7 @@ mod tests {
 
     #[test]
     fn refuses_a_sample_without_keys() {
-        let case = Case { key_lens: vec![0], tokens: 2, heads: 1, d: 2 };
+        let case = Case { key_lens: vec![0], tokens: 2, heads: 1, d: 2, narrow: false };
         let [q, k, v, mut o] = case.inputs(DType::F32);
         let mut lse = q.empty_like(&[2, 1]).unwrap();
         let result = forward(q.view(), k.view(), v.view(), case.layout(), o.view_mut(), lse.view_mut());

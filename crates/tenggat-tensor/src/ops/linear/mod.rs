@@ -5,7 +5,7 @@
 mod cpu;
 mod packed;
 
-pub use packed::{Adapter, AdapterGradients, Packed, Trained};
+pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
 
 use super::quantise::Quantised;
 use super::{dispatch_real, gemm};

@@ -12,7 +12,7 @@ use super::Write;
 use crate::cpu::{Mat, MatMut, Real};
 use crate::error::expect_shape;
 use crate::ops::gemm::strips::{
-    Extra, Job, Lane, Strips, Target, Term, WIDTH, pack, pack_transposed, packed_len,
+    Extra, Job, Lane, Scratch, Strips, Target, Term, WIDTH, pack, pack_transposed, packed_len,
 };
 use crate::ops::gemm::{self, Operand};
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
@@ -45,6 +45,15 @@ pub struct AdapterGradients<'a> {
     pub write: Write,
 }
 
+/// Whether this processor multiplies packed weights of a type faster than unpacked ones.
+pub fn packs(dtype: DType) -> bool {
+    match dtype {
+        DType::F32 => f32::available(),
+        DType::BF16 => bf16::available(),
+        DType::F64 | DType::U8 => false,
+    }
+}
+
 impl Packed {
     /// Packs a weight, if this processor multiplies packed ones of its type faster: 32-bit floats everywhere with
     /// AVX-512, bf16 where there are fast dot products of it. Products of a bf16 weight round the other operand to bf16
@@ -56,12 +65,7 @@ impl Packed {
         let &[out, input] = weight.shape() else {
             return Err(Error::shape("pack", "axes of the weight", &[2], &[weight.shape().len()]));
         };
-        let available = match weight.dtype() {
-            DType::F32 => f32::available(),
-            DType::BF16 => bf16::available(),
-            DType::F64 | DType::U8 => false,
-        };
-        if !available || out == 0 || input == 0 {
+        if !packs(weight.dtype()) || out == 0 || input == 0 {
             return Ok(None);
         }
         let wide = if weight.dtype() == DType::F32 { None } else { Some(weight.to_dtype(DType::F32)?) };
@@ -197,23 +201,6 @@ impl Adapter<'_> {
     }
 }
 
-/// Scratch that is handed out piece by piece, each at the start of a cache line.
-struct Scratch<'a>(&'a mut [f32]);
-
-impl<'a> Scratch<'a> {
-    /// Elements of f32 that hold `len` elements of E.
-    fn cost<E>(len: usize) -> usize {
-        (len * size_of::<E>()).div_ceil(size_of::<f32>()).next_multiple_of(WIDTH)
-    }
-
-    fn take<E: Lane>(&mut self, len: usize) -> &'a mut [E] {
-        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(Self::cost::<E>(len));
-        self.0 = rest;
-        // SAFETY: the piece holds `len` elements of E, whose alignment is no stricter, and any bits are numbers.
-        unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), len) }
-    }
-}
-
 /// Columns of a matrix.
 fn columns(m: Mat<'_, f32>, range: Range<usize>) -> Mat<'_, f32> {
     Mat { data: m.data.get(range.start..).unwrap_or_default(), cols: range.len(), ..m }
@@ -243,7 +230,7 @@ fn forward<E: Lane>(
                 .sum::<usize>();
     }
     f32::with_scratch(cost, |scratch| {
-        let mut scratch = Scratch(scratch);
+        let mut scratch = Scratch::new(scratch);
         let px = scratch.take::<E>(packed_len(m, input));
         pack(x, 1.0, px, true);
         let px = Strips::new(px, m, input);
@@ -308,7 +295,7 @@ fn backward<E: Lane>(
     if let Some(Trained { adapter, x, .. }) = &trained {
         let (rank, ranks, members) = (adapter.rank(), adapter.a.rows(), adapter.members.len());
         cost += Scratch::cost::<f32>(packed_len(ranks, m))
-            + Scratch::cost::<E>(packed_len(ranks, m))
+            + Scratch::cost::<E>(E::room(packed_len(ranks, m)))
             + Scratch::cost::<E>(packed_len(x.cols(), ranks))
             + Scratch::cost::<E>(packed_len(m, x.cols()))
             + members * Scratch::cost::<E>(packed_len(m, rank))
@@ -319,7 +306,7 @@ fn backward<E: Lane>(
                 .sum::<usize>();
     }
     f32::with_scratch(cost, |scratch| {
-        let mut scratch = Scratch(scratch);
+        let mut scratch = Scratch::new(scratch);
         let pdy = scratch.take::<E>(packed_len(out, m));
         pack_transposed(dy, 1.0, pdy, true);
         let pdy = Strips::new(pdy, out, m);
@@ -341,9 +328,8 @@ fn backward<E: Lane>(
                 // SAFETY: the rows of this member's rank in every strip of uᵀ, borrowed exclusively.
                 unsafe { job.run(sums.as_mut_ptr().add(i * rank * WIDTH)) }
             }
-            let pu = scratch.take::<E>(sums.len());
-            E::narrow(sums, 1.0, pu);
-            let pu = Strips::new(pu, ranks, m);
+            let room = scratch.take::<E>(E::room(sums.len()));
+            let pu = Strips::new(E::operand(sums, room), ranks, m);
 
             let mut all = gradients.all.cpu::<f32>(op)?;
             let add = gradients.write == Write::Add;

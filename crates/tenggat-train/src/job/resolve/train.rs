@@ -23,9 +23,7 @@ impl Resolver<'_> {
             let why = "without cached embeddings, ai-toolkit then trains on the blank caption alone";
             return Err(self.refused(&at("unload_text_encoder"), why, "write `cache_text_embeddings: true`"));
         }
-        if let Some(dtype) = raw.dtype.as_deref() {
-            self.choose(&at("dtype"), Some(dtype), values::SAVE_TYPES, SaveType::F32)?;
-        }
+        let dtype = self.choose(&at("dtype"), raw.dtype.as_deref(), values::SAVE_TYPES, SaveType::F32)?;
         let low = raw.min_denoising_steps.unwrap_or(0);
         let high = raw.max_denoising_steps.unwrap_or(999);
         if high > 1000 || low >= high {
@@ -102,6 +100,7 @@ impl Resolver<'_> {
             noise_offset: positive("noise_offset", raw.noise_offset, 0.0)?,
             ema_decay,
             checkpointing: self.checkpointing(raw.gradient_checkpointing, compat)?,
+            narrow: dtype == SaveType::Bf16,
         })
     }
 

@@ -28,6 +28,10 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     const ZERO: Self;
     /// `alpha · from`, rounded.
     fn narrow(from: &[f32], alpha: f32, to: &mut [Self]);
+    /// Elements that [`Lane::operand`] needs for so many sums.
+    fn room(sums: usize) -> usize;
+    /// Packed sums as packed operands: as they are, or rounded into `room`.
+    fn operand<'a>(sums: &'a [f32], room: &'a mut [Self]) -> &'a [Self];
     /// Packs `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·` each, zeros for
     /// missing rows.
     ///
@@ -41,7 +45,7 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
 }
 
 macro_rules! lane {
-    ($type:ty, $zero:expr, $available:path, $tile:path, $columns:path, $narrow:expr) => {
+    ($type:ty, $zero:expr, $available:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
         impl Lane for $type {
             const ZERO: Self = $zero;
 
@@ -69,6 +73,14 @@ macro_rules! lane {
                 unreachable!("{from:?} {shape:?} {alpha} {to:?}: `available` says so")
             }
 
+            fn room(sums: usize) -> usize {
+                $room(sums)
+            }
+
+            fn operand<'a>(sums: &'a [f32], room: &'a mut [Self]) -> &'a [Self] {
+                $operand(sums, room)
+            }
+
             #[inline(always)]
             fn narrow(from: &[f32], alpha: f32, to: &mut [Self]) {
                 $narrow(from, alpha, to)
@@ -76,8 +88,17 @@ macro_rules! lane {
         }
     };
 }
-lane!(f32, 0.0, x86::has_avx512, x86::tile_f32, x86::columns_f32, scale);
-lane!(bf16, bf16::ZERO, x86::has_fast_bf16, x86::tile_bf16, x86::columns_bf16, round);
+lane!(f32, 0.0, x86::has_avx512, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
+lane!(bf16, bf16::ZERO, x86::has_fast_bf16, x86::tile_bf16, x86::columns_bf16, round, |sums| sums, rounded);
+
+fn as_they_are<'a>(sums: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+    sums
+}
+
+fn rounded<'a>(sums: &'a [f32], room: &'a mut [bf16]) -> &'a [bf16] {
+    round(sums, 1.0, room);
+    room
+}
 
 #[inline(always)]
 fn scale(from: &[f32], alpha: f32, to: &mut [f32]) {

@@ -12,12 +12,14 @@ mod cut;
 mod lane;
 mod pack;
 mod product;
+mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use lane::Lane;
 pub(crate) use pack::{pack, pack_transposed, packed_len};
 pub(crate) use product::{Extra, Job, Target, Term};
+pub(crate) use scratch::Scratch;
 
 /// Columns of a strip: two vectors of 16 lanes.
 pub(crate) const WIDTH: usize = 32;

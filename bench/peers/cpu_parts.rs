@@ -1,0 +1,75 @@
+//! tenggat's side of `cpu_parts.py`: the autoencoder or the text encoder of a model folder, on request.
+//!
+//! Arguments: `part=encode|decode|text model=<folder> side=512 tokens=64 threads=2`. Prints `ready`; then for every line
+//! with a number runs so many times and prints their wall-clock seconds on one line.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use tenggat_models::qwen_image::text_encoder::TextEncoder;
+use tenggat_models::qwen_image::transformer::Precision;
+use tenggat_models::qwen_image::vae::Vae;
+use tenggat_tensor::random::Philox;
+use tenggat_tensor::{DType, Device, Tensor};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Part = Box<dyn Fn() -> Result<(), Error> + Send>;
+
+fn normal(shape: &[usize]) -> Result<Tensor, Error> {
+    let mut values = vec![0.0f32; shape.iter().product()];
+    Philox::new(1).normal(0, &mut values);
+    Ok(Tensor::from_f32(&Device::cpu(), DType::F32, &values, shape)?)
+}
+
+fn part(arguments: &HashMap<String, String>) -> Result<Part, Error> {
+    let text = |key: &str| arguments.get(key).ok_or_else(|| format!("argument `{key}=` is missing"));
+    let (model, side) = (Path::new(text("model")?), text("side")?.parse::<usize>()?);
+    let vae = || Vae::load(&model.join("vae"), &Device::cpu(), DType::F32);
+    match text("part")?.as_str() {
+        "encode" => {
+            let (vae, picture) = (vae()?, normal(&[1, side, side, 3])?);
+            Ok(Box::new(move || Ok(vae.encode(&picture).map(drop)?)))
+        }
+        "decode" => {
+            let vae = vae()?;
+            let side = side / vae.spatial_factor();
+            let latents = normal(&[1, side, side, vae.config().z_dim])?;
+            Ok(Box::new(move || Ok(vae.decode(&latents).map(drop)?)))
+        }
+        "text" => {
+            let precision = Precision { compute: DType::F32, weights: DType::F32 };
+            let encoder = TextEncoder::load(&model.join("text_encoder"), &Device::cpu(), precision)?;
+            let ids = vec![(1..=text("tokens")?.parse::<u32>()?).collect::<Vec<u32>>()];
+            Ok(Box::new(move || Ok(encoder.encode(&ids).map(drop)?)))
+        }
+        other => Err(format!("part `{other}`: expected encode, decode or text").into()),
+    }
+}
+
+fn serve(arguments: &HashMap<String, String>) -> Result<(), Error> {
+    let run = part(arguments)?;
+    run()?;
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        let mut out = String::new();
+        for _ in 0..line?.trim().parse::<usize>()? {
+            let began = Instant::now();
+            run()?;
+            out += &format!("{:.6} ", began.elapsed().as_secs_f64());
+        }
+        println!("{}", out.trim_end());
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Error> {
+    let pairs = std::env::args().skip(1);
+    let arguments: HashMap<String, String> =
+        pairs.filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
+    let threads = arguments.get("threads").map_or(Ok(0), |t| t.parse())?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    pool.install(|| serve(&arguments))
+}
