@@ -66,7 +66,7 @@ mod trainer;
 
 pub use budget::{
     BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, PartTime, Phase,
-    PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict,
+    PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict, ValidationPlan,
 };
 pub use clock::{Clock, SimulatedClock, WallClock};
 pub use cost::{
@@ -77,7 +77,7 @@ pub use explain::{Ending, Explanation, StepAdvice, explain, recommend_steps};
 pub use gpu::{Efficiency, Evidence, Family, GPUS, Gpu, UnknownGpu};
 pub use plan::{
     BucketShape, BucketTime, Plan, PlanError, PlanJob, PlanOptions, PlanTable, SampleJob, Storage,
-    Surroundings,
+    Surroundings, ValidationJob, upload_s,
 };
 pub use quantity::{
     ParseBytesError, ParseQuantityError, Span, format_duration, parse_bytes, parse_duration_s,

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tenggat_plan::{
     BucketConfig, Budget, BudgetConfig, Decision, FinishReason, Note, PartTime, Phase, PhaseCosts, Position,
-    RuledBy, SamplePlan, Schedule, Shape,
+    RuledBy, SamplePlan, Schedule, Shape, ValidationPlan,
 };
 
 /// Any number that a confused caller might hand over.
@@ -191,7 +191,7 @@ proptest! {
         shares in prop::array::uniform4(any_number()),
         every_steps in any::<u64>(),
         done in any::<u64>(),
-        events in prop::collection::vec((0..10_u8, any_number(), any_number(), prop_oneof![0..5_usize, Just(usize::MAX)]), 0..60),
+        events in prop::collection::vec((0..11_u8, any_number(), any_number(), prop_oneof![0..5_usize, Just(usize::MAX)]), 0..60),
     ) {
         let made = Budget::new(BudgetConfig {
             deadline_s,
@@ -208,6 +208,7 @@ proptest! {
                 BucketConfig { step_s: Some(costs[1]), share: None },
             ],
             samples: Some(SamplePlan { every_steps, round_s: shares[1] }),
+            validation: Some(ValidationPlan { every_steps, round_s: shares[2], share_max: shares[1] }),
             sample_share_max: shares[2],
             steps_done: done,
             progress_done: shares[3],
@@ -220,6 +221,7 @@ proptest! {
                 2 => budget.observe_step(a, bucket, b),
                 3 => budget.observe_save(a, b),
                 4 => budget.observe_samples(a, b),
+                9 => budget.observe_validation(a, b),
                 5 => drop(budget.extend(a, b)),
                 6 => drop(budget.set_deadline(a, b)),
                 7 => {
@@ -227,7 +229,7 @@ proptest! {
                     time.observe(b);
                     let _ = (budget.allows(Phase::FinalSave, a), budget.allows_part(a, time));
                 }
-                8 => drop((budget.allows_samples(a), budget.allows_save(a))),
+                8 => drop((budget.allows_samples(a), budget.allows_save(a), budget.allows_validation(a))),
                 _ => {
                     if let Decision::Step { progress, .. } = budget.decide(a, bucket) {
                         prop_assert!((0.0..=1.0).contains(&progress), "{progress}");
@@ -285,6 +287,42 @@ fn a_deadline_before_the_steps_cuts_them_and_says_so() {
     );
     assert_eq!(*ended.progress.last().unwrap(), 1.0);
     assert!((980.0..1000.0).contains(&ended.at_s), "{}", ended.at_s);
+}
+
+/// Steps of 1 s with measurements of `round_s` after every tenth: the steps forecast after the eleventh, and those done.
+fn validated(round_s: f64) -> (u64, u64) {
+    let validation = Some(ValidationPlan { every_steps: 10, round_s: 0.0, share_max: 0.1 });
+    let mut budget = Budget::new(BudgetConfig { validation, ..config(2000.0, 0.1) }).unwrap();
+    let (mut now_s, mut early) = (0.0, 0);
+    loop {
+        match budget.decide(now_s, 0) {
+            Decision::Step { .. } => {
+                now_s += 1.0;
+                budget.observe_step(now_s, 0, 1.0);
+                if budget.steps_done() % 10 == 0 && budget.allows_validation(now_s) {
+                    now_s += round_s;
+                    budget.observe_validation(now_s, round_s);
+                }
+                if budget.steps_done() == 11 {
+                    early = budget.forecast(now_s).steps_total.unwrap();
+                }
+            }
+            Decision::SaveLast => {
+                now_s += 0.1;
+                budget.observe_save(now_s, 0.1);
+            }
+            Decision::Finish(_) => return (early, budget.steps_done()),
+        }
+    }
+}
+
+#[test]
+fn validation_is_forecast_and_kept_to_its_share() {
+    for (round_s, least) in [(0.5, 1850), (5.0, 1750)] {
+        let (early, done) = validated(round_s);
+        println!("{round_s} s after every tenth step: {early} steps forecast, {done} done");
+        assert!(done >= least && early.abs_diff(done) <= done / 50, "{early} {done}");
+    }
 }
 
 #[test]

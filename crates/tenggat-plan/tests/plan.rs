@@ -5,7 +5,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 use tenggat_plan::{
     BucketShape, Budget, ComparisonTable, GPUS, Gpu, Machine, MemoryPart, Modulation, Phase, Plan, PlanJob,
-    PlanOptions, PlanTable, Precision, SampleJob, Storage, Trainer, compare_with_reports,
+    PlanOptions, PlanTable, Precision, SampleJob, Storage, Trainer, ValidationJob, compare_with_reports,
 };
 
 /// Rank 128 over a 3-bit base with a recovery adapter, 1500 steps.
@@ -90,6 +90,33 @@ fn a_budget_decides_the_steps_as_the_run_will() {
     // The same figures drive the controller.
     let mut budget = Budget::new(plan.budget_config(&job)).unwrap();
     assert_eq!(budget.forecast(0.0).steps_total, plan.steps);
+}
+
+#[test]
+fn validation_and_uploading_take_their_time() {
+    let mut job = PlanJob { steps: Some(1000), ..note_job(&[1024]) };
+    let options = PlanOptions::default();
+    let without = plan(&job, "h100 sxm", &options);
+    let every_steps = 10;
+    job.validation =
+        Some(ValidationJob { every_steps, pictures: 2, levels: 4, side_px: 512, share_max: 0.1 });
+    job.upload = true;
+    let with = plan(&job, "h100 sxm", &options);
+    // 8 forward passes at a quarter of the pixels, after the first and every tenth step.
+    assert!((0.15..0.5).contains(&(with.validation_s / without.step_s)), "{}", with.validation_s);
+    let more_s = with.training_s.unwrap() - without.training_s.unwrap();
+    assert!((more_s - 101.0 * with.validation_s).abs() < 1e-6, "{more_s}");
+    let upload_s = with.phases.get(Phase::Upload);
+    assert!(upload_s > 10.0 && with.to_string().contains("upload"), "{with}");
+    let total_s = without.total_s.unwrap() + more_s + upload_s;
+    assert!((with.total_s.unwrap() - total_s).abs() < 1e-6);
+    // Out of a budget they take steps.
+    job.steps = None;
+    let options = PlanOptions { budget_s: Some(3600.0), ..options };
+    let with = plan(&job, "h100 sxm", &options).steps.unwrap() as f64;
+    (job.validation, job.upload) = (None, false);
+    let without = plan(&job, "h100 sxm", &options).steps.unwrap() as f64;
+    assert!((0.9..0.97).contains(&(with / without)), "{with} {without}");
 }
 
 #[test]
@@ -191,6 +218,14 @@ proptest! {
             text_tokens: text,
             precision: Precision::Uint(bits),
             samples: Some(samples),
+            validation: Some(ValidationJob {
+                every_steps,
+                pictures,
+                levels: other,
+                side_px: width_px,
+                share_max: numbers[0],
+            }),
+            upload: upstream,
             score_passes: other,
             accumulation: other,
             memory_limit_bytes: Some(numbers[1]),

@@ -11,12 +11,14 @@ use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
 use tenggat_plan::{
     BucketShape, ModelDims, Optimiser as PlannedOptimiser, PlanJob, Precision, SampleJob, Surroundings,
+    ValidationJob,
 };
 
 use tenggat_tensor::ops::quantise::Format;
 
 use crate::dataset::{self, Batches, Item};
 use crate::job::{FirstRound, Job, Optimiser};
+use crate::run::VALIDATION_SHARE;
 
 /// Characters per token of English captions with the Qwen2 vocabulary, as far as that can be said in general.
 const CHARACTERS_PER_TOKEN: f64 = 4.3;
@@ -147,6 +149,14 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         fill: job.limits.fill,
         save_every: job.save.every,
         samples: samples(job),
+        validation: job.train.validation.as_ref().map(|validation| ValidationJob {
+            every_steps: validation.every,
+            pictures: validation.items.len() as u64,
+            levels: validation.sigmas.len() as u64,
+            side_px: validation.resolution as u64,
+            share_max: VALIDATION_SHARE,
+        }),
+        upload: job.push.is_some(),
         memory_limit_bytes: job.limits.memory_bytes,
         ..PlanJob::qwen_image()
     };

@@ -155,6 +155,9 @@ fn samples_are_drawn_before_during_and_after_and_change_no_weight() {
     names.sort();
     let expected = [0, 2, 4, 5].iter().flat_map(|s| [0, 1].map(|n| format!("00000000{s}_{n}.png")));
     assert_eq!(names, expected.collect::<Vec<_>>());
+    let sheet = fs::read(folder.path().join("fox/sheets/000000004.png")).unwrap();
+    let [width, height] = [16, 20].map(|at| u32::from_be_bytes(sheet[at..at + 4].try_into().unwrap()));
+    assert!(width > 600 && height > 200, "{width}×{height}");
     let weights = |bytes: &[u8]| {
         let all = safetensors::SafeTensors::deserialize(bytes).unwrap();
         let mut all: Vec<_> = all.tensors().into_iter().map(|(n, t)| (n, t.data().to_vec())).collect();
@@ -631,6 +634,42 @@ fn an_upload_without_a_token_is_told_before_training() {
     let output = train.output().unwrap();
     assert!(output.status.success() && self::text(&output).contains("me/fox"), "{}", self::text(&output));
     assert!(folder.path().join("fox/fox.safetensors").is_file());
+}
+
+#[test]
+fn an_upload_that_hangs_does_not_outlast_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "batch_size: 1");
+    let push = "save: {push_to_hub: true, hf_repo_id: me/fox, ";
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("save: {", push)).unwrap();
+    // It takes every request and answers none.
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", hub.local_addr().unwrap());
+    let mut train = tenggat();
+    train.args(["train", "--budget", "14s"]).arg(&path).env("HF_TOKEN", "x").env("HF_ENDPOINT", endpoint);
+    let began = std::time::Instant::now();
+    let output = train.output().unwrap();
+    let (took_s, said) = (began.elapsed().as_secs_f64(), text(&output));
+    assert!(output.status.success() && took_s < 14.0, "{took_s} s: {said}");
+    assert!(said.contains("before the upload to me/fox was done"), "{said}");
+    assert!(folder.path().join("fox/fox.safetensors").is_file());
+    // Some of the budget had been kept for it.
+    let log = fs::read_to_string(folder.path().join("fox/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert!(last["time_s"].as_f64().unwrap() < 9.0, "{last}");
+}
+
+#[test]
+fn a_job_without_steps_takes_a_thousand_unless_there_is_a_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "batch_size: 1");
+    let check = || text(&tenggat().arg("check").arg(&path).output().unwrap());
+    let said = check();
+    assert!(said.contains("1000 steps, as in ai-toolkit") && said.contains("1000 steps, batch 1"), "{said}");
+    let job = fs::read_to_string(&path).unwrap();
+    fs::write(&path, job.replace("training_seed: 5", "training_seed: 5\n      tenggat: {budget: 1m}"))
+        .unwrap();
+    assert!(check().contains("steps by the budget, batch 1"), "{}", check());
 }
 
 #[test]

@@ -217,6 +217,47 @@ fn every_optimiser_trains_and_goes_on() {
 }
 
 #[test]
+fn whatever_is_drawn_weighed_and_measured_goes_on() {
+    let network = "network: {type: lora, linear: 16, linear_alpha: 16}";
+    let dropped = "network: {type: lora, linear: 16, linear_alpha: 16, dropout: 0.2,
+                network_kwargs: {rank_dropout: 0.1, module_dropout: 0.1}}";
+    let data = "caption_dropout_rate: 0.5}";
+    let varied = "caption_dropout_rate: 0.5, shuffle_tokens: true, random_crop: true, mask_path: 'SET'}
+        - {folder_path: 'SET', resolution: 64, is_reg: true, flip_x: true}";
+    let validation = "steps: 7, gradient_accumulation: 2, validation_config:
+            {validate_every_n_steps: 3, resolution: 64, validation_items: [{image_path: 'SET/bell.png'}]}";
+    let cases: [(&str, &[(&str, &str)]); 4] = [
+        (
+            "dropout and accumulation",
+            &[(network, dropped), ("steps: 7", "steps: 7, gradient_accumulation: 3")],
+        ),
+        ("LoKr", &[(network, "network: {type: lokr, lokr_factor: 4}")]),
+        ("masks and regularisation", &[(data, varied)]),
+        (
+            "validation",
+            &[("steps: 7", validation), ("      model:", "      tenggat: {keep_best: true}\n      model:")],
+        ),
+    ];
+    for (what, changes) in cases {
+        let (alone, job) = (Job::new("steps: 7", ""), Job::new("steps: 7", ""));
+        for job in [&alone, &job] {
+            let set = job.folder.path().join("set");
+            changes
+                .iter()
+                .for_each(|(from, to)| job.rewrite(from, &to.replace("SET", &set.display().to_string())));
+        }
+        let said = alone.run(&[]);
+        assert!(!said.contains("warning"), "{what}: {said}");
+        assert!(job.cut_off("-KILL", 3, Duration::ZERO));
+        let said = job.run(&[]);
+        assert!(said.contains("going on") && alone.lora() == job.lora(), "{what}: {said}");
+        assert_eq!(alone.log(), job.log(), "{what}");
+        let best = |job: &Job| fs::read(job.file("fox_best.safetensors")).ok();
+        assert!(best(&alone) == best(&job) && best(&job).is_some() == (what == "validation"), "{what}");
+    }
+}
+
+#[test]
 fn the_weights_of_another_trainer_are_taken_and_its_optimiser_is_not() {
     let job = Job::new("steps: 4", "");
     job.run(&[]);

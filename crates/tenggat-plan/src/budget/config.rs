@@ -23,6 +23,17 @@ pub struct SamplePlan {
     pub round_s: f64,
 }
 
+/// Measurements on validation pictures during training: after the first step, and every so many.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ValidationPlan {
+    /// Steps between two measurements; 0 for the first step's alone.
+    pub every_steps: u64,
+    /// Predicted seconds for one; 0 if there is no prediction.
+    pub round_s: f64,
+    /// Largest share of the training time that they may take where there is a deadline.
+    pub share_max: f64,
+}
+
 /// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from `default()`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BudgetConfig {
@@ -44,6 +55,8 @@ pub struct BudgetConfig {
     pub buckets: Vec<BucketConfig>,
     /// Rounds of sample pictures, if any.
     pub samples: Option<SamplePlan>,
+    /// Measurements on validation pictures, if any.
+    pub validation: Option<ValidationPlan>,
     /// Largest share of the time so far that rounds of samples may have taken before further ones are skipped.
     pub sample_share_max: f64,
     /// Steps already done by an earlier part of this run.
@@ -63,6 +76,7 @@ impl Default for BudgetConfig {
             save_s: 0.0,
             buckets: Vec::new(),
             samples: None,
+            validation: None,
             sample_share_max: 0.25,
             steps_done: 0,
             progress_done: 0.0,

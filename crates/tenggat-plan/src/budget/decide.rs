@@ -166,6 +166,15 @@ impl Budget {
         SampleVerdict::Go
     }
 
+    /// Whether the validation pictures may be measured now: not once they have had their share of the training time.
+    /// Always without a deadline.
+    pub fn allows_validation(&mut self, now_s: f64) -> bool {
+        let now_s = self.tick(now_s);
+        let (Some(plan), true) = (self.config.validation, self.deadline_s.is_some()) else { return true };
+        let began_s = self.phases.started_s(Phase::Train).unwrap_or(now_s);
+        self.validated_s <= plan.share_max * (now_s - began_s)
+    }
+
     /// After an extension: sets the schedule back to the share of the steps done, if it is further.
     pub(super) fn stretch_schedule(&mut self, now_s: f64) {
         let room_s = self.room_s(now_s);

@@ -27,7 +27,7 @@ mod parts;
 mod phase;
 mod room;
 
-pub use config::{BucketConfig, BudgetConfig, BudgetError, SamplePlan};
+pub use config::{BucketConfig, BudgetConfig, BudgetError, SamplePlan, ValidationPlan};
 pub use decide::{Decision, FinishReason, SampleVerdict};
 pub use forecast::{Forecast, Note, RuledBy};
 pub use parts::PartTime;
@@ -67,6 +67,8 @@ pub struct Budget {
     slowdown: f64,
     saves: Estimate,
     rounds: Estimate,
+    validations: Estimate,
+    validated_s: f64,
     sampled_s: f64,
     steps_done: u64,
     /// Progress of the last step that was run.
@@ -92,6 +94,8 @@ impl Budget {
             slowdown: 1.0,
             saves: Estimate::default(),
             rounds: Estimate::default(),
+            validations: Estimate::default(),
+            validated_s: 0.0,
             sampled_s: 0.0,
             steps_done: config.steps_done,
             progress: sane_s(config.progress_done).unwrap_or(0.0).min(1.0),
@@ -139,6 +143,13 @@ impl Budget {
         self.tick(now_s);
         self.rounds.observe(seconds);
         self.sampled_s += sane_s(seconds).unwrap_or(0.0);
+    }
+
+    /// Notes that the validation pictures were measured while training.
+    pub fn observe_validation(&mut self, now_s: f64, seconds: f64) {
+        self.tick(now_s);
+        self.validations.observe(seconds);
+        self.validated_s += sane_s(seconds).unwrap_or(0.0);
     }
 
     /// Moves the deadline by `seconds` (earlier if negative) and returns the new one; `None` if there is no deadline.

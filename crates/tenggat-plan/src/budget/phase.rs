@@ -28,11 +28,13 @@ pub enum Phase {
     ScoreAfter,
     /// Picture sheets, plots, closing words.
     Report,
+    /// Sending the finished LoRA to the hub.
+    Upload,
 }
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Load,
         Self::Quantise,
         Self::Cache,
@@ -43,10 +45,12 @@ impl Phase {
         Self::FinalSample,
         Self::ScoreAfter,
         Self::Report,
+        Self::Upload,
     ];
 
     /// The phases after the last step, in order.
-    pub const TAIL: [Self; 4] = [Self::FinalSave, Self::FinalSample, Self::ScoreAfter, Self::Report];
+    pub const TAIL: [Self; 5] =
+        [Self::FinalSave, Self::FinalSample, Self::ScoreAfter, Self::Report, Self::Upload];
 
     /// The name in tables and logs.
     pub fn name(self) -> &'static str {
@@ -61,6 +65,7 @@ impl Phase {
             Self::FinalSample => "final samples",
             Self::ScoreAfter => "score after",
             Self::Report => "report",
+            Self::Upload => "upload",
         }
     }
 
@@ -81,7 +86,7 @@ impl Phase {
 /// Seconds for each phase; 0 for a phase that does not occur.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct PhaseCosts {
-    seconds: [f64; 10],
+    seconds: [f64; 11],
 }
 
 impl PhaseCosts {

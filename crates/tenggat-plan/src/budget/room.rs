@@ -26,6 +26,11 @@ const CLOSING_MOST_S: f64 = 0.75;
 /// Steps that would end earlier than this share of the budget before the deadline are worth a note.
 const EARLY_SHARE: f64 = 0.05;
 
+/// A share of all the time as a share of the rest of it, at most 1.
+fn beside(share: f64) -> f64 {
+    (share / (1.0 - share)).clamp(0.0, 1.0)
+}
+
 impl Budget {
     /// Expected seconds of a save while training: measured, else predicted.
     pub(super) fn save_s(&self) -> Option<f64> {
@@ -62,8 +67,8 @@ impl Budget {
     /// Expected seconds and standard deviation of a phase that is still to come.
     fn expected_phase(&self, phase: Phase) -> (f64, f64) {
         let slowdown = match phase {
-            // Writing a file does not slow down with the card.
-            Phase::FinalSave => 1.0,
+            // Neither writing a file nor sending it slows down with the card.
+            Phase::FinalSave | Phase::Upload => 1.0,
             _ => self.slowdown,
         };
         let (mut mean_s, mut deviation_s) = self.phases.expected(phase, slowdown);
@@ -221,7 +226,7 @@ impl Budget {
         1_u64.saturating_add((root * root) as u64)
     }
 
-    /// Seconds of periodic saves and samples per step over the next `room_s`.
+    /// Seconds of periodic saves, samples and validation per step over the next `room_s`.
     fn overhead_per_step_s(&self, room_s: f64, step_s: f64) -> f64 {
         let save_s = self.save_s().unwrap_or(0.0);
         let interval_s = cadence::interval_s(self.deadline_s, save_s);
@@ -229,11 +234,18 @@ impl Budget {
         let samples = self.config.samples.map_or(0.0, |plan| {
             let every = plan.every_steps.max(1) as f64;
             let due = room_s > every * step_s;
-            let share = (self.config.sample_share_max / (1.0 - self.config.sample_share_max)).clamp(0.0, 1.0);
             let round_s = self.round_s().unwrap_or(0.0);
-            if due { (round_s / every).min(share * step_s) } else { 0.0 }
+            if due { (round_s / every).min(beside(self.config.sample_share_max) * step_s) } else { 0.0 }
         });
-        saves + samples
+        let validation = self.config.validation.filter(|plan| plan.every_steps > 0).map_or(0.0, |plan| {
+            let every = plan.every_steps as f64;
+            let round_s = self.validations.mean().or(sane_s(plan.round_s)).unwrap_or(0.0);
+            // Without a deadline nothing is left out.
+            let most_s =
+                if self.deadline_s.is_some() { beside(plan.share_max) * step_s } else { f64::INFINITY };
+            if room_s > every * step_s { (round_s / every).min(most_s) } else { 0.0 }
+        });
+        saves + samples + validation
     }
 
     /// Steps still to come as far as anything limits them: `None` if only an unknown step time does.

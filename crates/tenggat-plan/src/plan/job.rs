@@ -39,6 +39,21 @@ pub struct SampleJob {
     pub last: bool,
 }
 
+/// Validation pictures, measured after the first step and every so many.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ValidationJob {
+    /// Steps between two measurements; 0 for the first step's alone.
+    pub every_steps: u64,
+    /// Pictures, each measured at every level.
+    pub pictures: u64,
+    /// Noise levels.
+    pub levels: u64,
+    /// Side of a square of their area in pixels.
+    pub side_px: u64,
+    /// Largest share of the training time where there is a deadline.
+    pub share_max: f64,
+}
+
 /// What the model weighs and computes beside its transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Surroundings {
@@ -90,6 +105,10 @@ pub struct PlanJob {
     pub save_every: u64,
     /// Sample pictures.
     pub samples: Option<SampleJob>,
+    /// Validation pictures.
+    pub validation: Option<ValidationJob>,
+    /// Whether the finished LoRA is sent to the hub.
+    pub upload: bool,
     /// Forward passes of one scoring, before and after the training; 0 for none.
     pub score_passes: u64,
     /// Durations that are known better than predicted, for instance from an earlier run; 0 for those that are not.
@@ -117,6 +136,8 @@ impl PlanJob {
             fill: false,
             save_every: 0,
             samples: None,
+            validation: None,
+            upload: false,
             score_passes: 0,
             known_phases: PhaseCosts::default(),
             memory_limit_bytes: None,

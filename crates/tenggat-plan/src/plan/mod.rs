@@ -4,7 +4,8 @@ mod job;
 mod phases;
 mod table;
 
-pub use job::{BucketShape, PlanJob, SampleJob, Storage, Surroundings};
+pub use job::{BucketShape, PlanJob, SampleJob, Storage, Surroundings, ValidationJob};
+pub use phases::upload_s;
 pub use table::PlanTable;
 pub(crate) use table::aligned;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{
     BucketConfig, Budget, BudgetConfig, BudgetError, Forecast, Phase, PhaseCosts, RuledBy, SamplePlan,
+    ValidationPlan,
 };
 use crate::cost::{Fit, Machine, OpClass, fit};
 use crate::trainer::Trainer;
@@ -51,6 +53,8 @@ pub struct Plan {
     pub save_s: f64,
     /// Seconds of one round of samples; 0 if there are none.
     pub sample_round_s: f64,
+    /// Seconds of one measurement of the validation pictures; 0 if there are none.
+    pub validation_s: f64,
     /// Steps of the run: those asked for, or those that fit the budget. `None` if neither is given.
     pub steps: Option<u64>,
     /// Steps that fit the budget.
@@ -136,6 +140,7 @@ impl Plan {
             phases: scene.costs(),
             save_s: scene.save_s(),
             sample_round_s: job.samples.map_or(0.0, |samples| scene.round_s(&samples)),
+            validation_s: job.validation.map_or(0.0, |validation| scene.validation_s(&validation)),
             steps: job.steps,
             steps_that_fit: None,
             training_s: None,
@@ -167,6 +172,11 @@ impl Plan {
                 .samples
                 .filter(every)
                 .map(|samples| SamplePlan { every_steps: samples.every_steps, round_s: self.sample_round_s }),
+            validation: job.validation.map(|ValidationJob { every_steps, share_max, .. }| ValidationPlan {
+                every_steps,
+                round_s: self.validation_s,
+                share_max,
+            }),
             ..BudgetConfig::default()
         }
     }
@@ -188,8 +198,13 @@ impl Plan {
             (None, Some(steps)) => {
                 let rounds = job.samples.filter(|s| s.every_steps > 0).map_or(0, |s| steps / s.every_steps);
                 let saves = steps.checked_div(job.save_every).unwrap_or(0);
+                let measured = job.validation.map_or(0, |validation| {
+                    let first = u64::from(steps > 0 && validation.every_steps != 1);
+                    first + steps.checked_div(validation.every_steps).unwrap_or(0)
+                });
                 let training_s = steps as f64 * self.step_s
                     + rounds as f64 * self.sample_round_s
+                    + measured as f64 * self.validation_s
                     + saves as f64 * self.save_s;
                 self.training_s = Some(training_s);
                 self.total_s = Some(training_s + self.other_phases_s());

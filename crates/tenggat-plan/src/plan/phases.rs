@@ -1,6 +1,6 @@
 //! Predicted durations of everything that is not a training step.
 
-use super::job::{BucketShape, PlanJob, SampleJob, Storage};
+use super::job::{BucketShape, PlanJob, SampleJob, Storage, ValidationJob};
 use crate::budget::{Phase, PhaseCosts};
 use crate::cost::{Machine, Precision, StepConfig};
 use crate::trainer::Trainer;
@@ -13,6 +13,10 @@ const START_S: f64 = 1.0;
 const FILE_S: f64 = 0.05;
 /// Writing the closing words and plots. Assumed.
 const REPORT_S: f64 = 0.5;
+/// The requests around an upload. Assumed.
+const UPLOAD_START_S: f64 = 5.0;
+/// Sending to the hub, bytes/s. Assumed.
+const UPLOAD_BYTES_PER_S: f64 = 2e7;
 /// Weights per second that ai-toolkit quantises where they lie, the CPU. Assumed.
 const UPSTREAM_QUANTISED_PER_S: f64 = 3e8;
 
@@ -42,7 +46,8 @@ impl Scene<'_> {
             .with(Phase::FinalSave, self.save_s())
             .with(Phase::FinalSample, when(job.samples.is_some_and(|s| s.last), round_s))
             .with(Phase::ScoreAfter, score_s)
-            .with(Phase::Report, REPORT_S);
+            .with(Phase::Report, REPORT_S)
+            .with(Phase::Upload, when(job.upload, upload_s(self.lora_bytes())));
         Phase::ALL.into_iter().fold(predicted, |costs, phase| match job.known_phases.get(phase) {
             known_s if known_s > 0.0 => costs.with(phase, known_s),
             _ => costs,
@@ -114,6 +119,20 @@ impl Scene<'_> {
         samples.prompts as f64 * (passes * self.forward_s(&config) + decode_s)
     }
 
+    /// One measurement of the validation pictures.
+    pub(super) fn validation_s(&self, validation: &ValidationJob) -> f64 {
+        let (width_px, height_px) = (validation.side_px, validation.side_px);
+        let bucket = BucketShape { width_px, height_px, share: 1.0, pictures: 0 };
+        let config = self.job.step_config(&bucket, self.machine.activation_bytes);
+        let config = self.trainer.adapt(&config, self.machine);
+        validation.pictures as f64 * validation.levels as f64 * self.forward_s(&config)
+    }
+
+    /// Bytes of the LoRA in 16 bits.
+    fn lora_bytes(&self) -> f64 {
+        2.0 * self.job.dims.lora_parameters(self.job.rank)
+    }
+
     /// Writing the LoRA in 16 bits; ai-toolkit also writes the optimiser, and hashes the file by serialising it again.
     pub(super) fn save_s(&self) -> f64 {
         let parameters = self.job.dims.lora_parameters(self.job.rank);
@@ -123,6 +142,11 @@ impl Scene<'_> {
         };
         FILE_S + parameters * bytes / self.storage.write_bytes_per_s
     }
+}
+
+/// Signing in, making the repository and the commit, and sending so many bytes: predicted seconds of an upload.
+pub fn upload_s(bytes: f64) -> f64 {
+    UPLOAD_START_S + bytes / UPLOAD_BYTES_PER_S
 }
 
 /// Whether a base of this precision is worth a note about quality.

@@ -73,7 +73,9 @@ pub enum Error {
 
 impl Error {
     fn picture(path: &Path, reason: impl std::fmt::Display) -> Self {
-        Error::Picture { path: path.into(), reason: reason.to_string() }
+        // Decoders end their sentences in different ways.
+        let reason = reason.to_string().trim_end().trim_end_matches('.').replace('\n', " ");
+        Error::Picture { path: path.into(), reason }
     }
 }
 

@@ -36,11 +36,11 @@ pub enum Error {
         message: String,
     },
     /// A value of the wrong type, or one that makes no sense.
-    #[error("{place}: `{key}`: {message}\n{}", place.excerpt())]
+    #[error("{place}: {}{message}\n{}", named(key), place.excerpt())]
     Value {
         /// Where the value is.
         place: Box<Place>,
-        /// The key, from `config` on.
+        /// The key, from `config` on; empty for the whole file.
         key: String,
         /// What is wrong and what to do.
         message: String,
@@ -58,15 +58,19 @@ pub enum Error {
         instead: String,
     },
     /// A key that no job can do without.
-    #[error("{}: `{key}` is missing; {hint}", path.display())]
+    #[error("{place}: `{key}` is missing; {hint}\n{}", place.excerpt())]
     Missing {
-        /// The file.
-        path: PathBuf,
+        /// The section that lacks it.
+        place: Box<Place>,
         /// The key, from the root on.
         key: &'static str,
         /// What to write.
         hint: &'static str,
     },
+}
+
+fn named(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("`{key}`: ") }
 }
 
 /// Something in a job that does not stop it and that its author will want to know.

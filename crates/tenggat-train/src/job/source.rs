@@ -36,11 +36,6 @@ impl Source {
         Source { path: path.into(), lines: text.lines().map(String::from).collect() }
     }
 
-    /// The file.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The place of a mark.
     pub(super) fn place(&self, mark: Mark) -> Place {
         let line = mark.line.checked_sub(1).and_then(|i| self.lines.get(i)).cloned().unwrap_or_default();

@@ -51,6 +51,8 @@ impl Node {
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
             let mark = error.location().map_or(Mark { line: 1, column: 1 }, |l| mark(&l));
             let message = error.without_snippet().to_string();
+            // The place is told before the message.
+            let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
             Error::Syntax { place: source.place(mark).into(), message }
         })
     }

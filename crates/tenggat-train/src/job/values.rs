@@ -99,6 +99,16 @@ pub enum SaveType {
     F32,
 }
 
+impl SaveType {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            SaveType::F16 | SaveType::Bf16 => 2,
+            SaveType::F32 => 4,
+        }
+    }
+}
+
 /// File format of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PictureFormat {

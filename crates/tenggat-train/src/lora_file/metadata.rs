@@ -20,7 +20,7 @@ pub(super) fn of(info: &Info<'_>, entries: &[Entry<'_>]) -> Vec<(String, String)
     };
     // A file named after step N upstream holds N + 1 updates and says N; resuming there repeats step N.
     let step = if info.job.compat.step_names { info.steps.saturating_sub(1) } else { info.steps };
-    set("training_info", json!({ "step": step }));
+    set("training_info", json!({ "step": step, "epoch": info.epoch }));
     set("ss_base_model_version", ARCH.into());
     set("ss_output_name", info.job.name.as_str().into());
     if let Some(trigger) = &info.job.trigger_word {

@@ -74,6 +74,8 @@ pub struct Info<'a> {
     pub job: &'a Job,
     /// Updates in the weights.
     pub steps: u64,
+    /// Whole passes through the pictures that they took.
+    pub epoch: u64,
 }
 
 /// Writes a LoRA file, atomically.

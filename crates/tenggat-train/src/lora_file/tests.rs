@@ -48,7 +48,7 @@ fn ai_toolkits_file_is_read_and_written_back_alike() {
     let read = load(&golden).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    save(&path, &modules(&read.modules), &Info { job: &job(), steps: 250 }).unwrap();
+    save(&path, &modules(&read.modules), &Info { job: &job(), steps: 250, epoch: 3 }).unwrap();
     assert_eq!(entries_of(&path), entries_of(&golden));
     let again = load(&path).unwrap();
     assert_eq!(again.modules, read.modules);
@@ -73,7 +73,7 @@ fn metadata_are_upstreams() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
     let module = Module { name: "m", rank: 1, input: 1, output: 1, split: None, a: &[1.0], b: &[2.0] };
-    save(&path, &[module], &Info { job: &job(), steps: 250 }).unwrap();
+    save(&path, &[module], &Info { job: &job(), steps: 250, epoch: 3 }).unwrap();
     let read = load(&path).unwrap();
     let got: Vec<(&str, &str)> = read.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let software = format!(
@@ -91,12 +91,12 @@ fn metadata_are_upstreams() {
         ("ss_tag_frequency", r#"{"1_p3ar": {"p3ar": 1}}"#),
         ("sshs_legacy_hash", "e3b0c442"),
         ("sshs_model_hash", read.metadata["sshs_model_hash"].as_str()),
-        ("training_info", r#"{"step": 250}"#),
+        ("training_info", r#"{"step": 250, "epoch": 3}"#),
     ];
     assert_eq!(got, expected);
     assert_eq!(read.step(), Some(250));
     let old = Job { compat: Compat::ai_toolkit(), ..job() };
-    save(&path, &[module], &Info { job: &old, steps: 251 }).unwrap();
+    save(&path, &[module], &Info { job: &old, steps: 251, epoch: 3 }).unwrap();
     assert_eq!(load(&path).unwrap().step(), Some(250));
 }
 
@@ -108,7 +108,7 @@ fn equal_input_gives_equal_bytes() {
     shuffled.reverse();
     let paths = [folder.path().join("a"), folder.path().join("b")];
     for (path, list) in paths.iter().zip([&read.modules, &shuffled]) {
-        save(path, &modules(list), &Info { job: &job(), steps: 1 }).unwrap();
+        save(path, &modules(list), &Info { job: &job(), steps: 1, epoch: 3 }).unwrap();
     }
     assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
 }
@@ -127,7 +127,7 @@ fn tensors_are_rounded_to_the_type_of_the_job() {
     for (dtype, name, a, b) in cases {
         let mut job = job();
         job.save.dtype = dtype;
-        save(&path, &[module], &Info { job: &job, steps: 1 }).unwrap();
+        save(&path, &[module], &Info { job: &job, steps: 1, epoch: 3 }).unwrap();
         assert!(entries_of(&path).values().all(|(dtype, ..)| dtype == name));
         let read = load(&path).unwrap();
         assert_eq!((&read.modules[0].a, read.modules[0].b[0]), (&a, b), "{name}");
@@ -240,7 +240,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
     assert!(load(&folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
     let short = Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[1.0], b: &[1.0] };
     assert!(
-        save(&path, &[short], &Info { job: &job(), steps: 1 })
+        save(&path, &[short], &Info { job: &job(), steps: 1, epoch: 3 })
             .unwrap_err()
             .to_string()
             .contains("expected 2")
@@ -300,7 +300,7 @@ fn kronecker_products_have_lycoris_keys() {
     let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0; 6]);
     let name = "transformer_blocks.0.attn.to_q";
     let module = Module { name, rank: 0, input: 4, output: 6, split: Some([2, 2]), a: &a, b: &b };
-    save(&path, &[module], &Info { job: &job(), steps: 1 }).unwrap();
+    save(&path, &[module], &Info { job: &job(), steps: 1, epoch: 3 }).unwrap();
     let written = entries_of(&path);
     let key = |part: &str| format!("diffusion_model.{name}.{part}");
     let shape = |part: &str| written[&key(part)].1.clone();

@@ -1,10 +1,12 @@
 //! What is known of a run's costs when its training begins: the phases before it, timed, and the budget made of them.
 
 use tenggat_models::lora::Lora;
-use tenggat_plan::{BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan};
+use tenggat_plan::{
+    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan, ValidationPlan, upload_s,
+};
 
 use super::data::Prepared;
-use super::{Event, Options, Result};
+use super::{Event, Options, Result, VALIDATION_SHARE};
 use crate::job::{Deliver, Job};
 use crate::optimiser::Optimiser;
 
@@ -47,12 +49,12 @@ impl Phases<'_> {
 }
 
 /// The controller of a run's time, told of the phases that are over. `write_s` and `measure_s` are the expected seconds of
-/// writing a LoRA and of measuring it first; the last pair is the steps done before and their progress of the schedule.
+/// writing a LoRA and of measuring it first, `lora_bytes` its size; the last pair is the steps done before and their progress of the schedule.
 pub(super) fn budget(
     job: &Job,
     options: &Options<'_>,
     data: &Prepared,
-    (write_s, measure_s): (f64, f64),
+    ((write_s, measure_s), lora_bytes): ((f64, f64), usize),
     phases: &Phases<'_>,
     (steps_done, progress_done): (u64, f64),
 ) -> Result<Budget> {
@@ -75,6 +77,9 @@ pub(super) fn budget(
     if options.report {
         costs = costs.with(Phase::Report, REPORT_S);
     }
+    if job.push.is_some() {
+        costs = costs.with(Phase::Upload, upload_s(lora_bytes as f64));
+    }
     let shares = data.bucket_shares();
     let mut budget = Budget::new(BudgetConfig {
         deadline_s: options.deadline_s,
@@ -87,6 +92,12 @@ pub(super) fn budget(
         steps_done,
         progress_done,
         samples: job.sample.enabled.then_some(SamplePlan { every_steps: job.sample.every, round_s }),
+        // The first step's measurement tells how long they take.
+        validation: job.train.validation.as_ref().map(|validation| ValidationPlan {
+            every_steps: validation.every,
+            round_s: 0.0,
+            share_max: VALIDATION_SHARE,
+        }),
         ..BudgetConfig::default()
     })?;
     for &(phase, began_s, ended_s) in &phases.records {

@@ -94,6 +94,11 @@ impl Prepared {
         Ok((prepared, bad))
     }
 
+    /// Batches in an epoch.
+    pub fn per_epoch(&self) -> usize {
+        self.batches.per_epoch()
+    }
+
     /// A text that is another as soon as pictures, captions or their treatment are.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();

@@ -21,6 +21,7 @@ mod state_file;
 mod training;
 mod validation;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -31,6 +32,7 @@ pub use error::{Error, Result};
 pub use event::{Contender, Event, Scores, Step};
 pub use folder::LAST;
 pub use state_file::STATE;
+pub(crate) use validation::SHARE as VALIDATION_SHARE;
 
 use crate::dataset;
 use crate::ema::Ema;
@@ -95,6 +97,8 @@ pub struct Summary {
     pub steps: u64,
     /// Seconds per step, on average.
     pub step_s: f64,
+    /// Seconds until the deadline; `None` without one.
+    pub left_s: Option<f64>,
     /// Errors of the bare model, if there were held-out pictures.
     pub before: Option<Scores>,
     /// Errors with the LoRA.
@@ -125,7 +129,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
         Start::Done(steps, advice) => {
             show(Event::Done { steps: *steps, advice: advice.clone() });
-            return Ok(Summary::done(&job.folder, &job.name, *steps));
+            let left_s = options.deadline_s.map(|s| s - options.clock.now_s());
+            return Ok(Summary::done(&job.folder, &job.name, *steps, left_s));
         }
         Start::Fresh | Start::Continue(_) | Start::FromLora(..) => {}
     }
@@ -154,14 +159,15 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let last = folder.file(LAST);
     if job.save.deliver == Deliver::Best && !last.exists() {
         // Whatever happens from here on, there is a LoRA.
-        Saver::new(job, None, String::new()).save(&lora, &last, 0)?;
+        Saver::new(job, None, None).save(&lora, &last, 0)?;
     }
 
+    // Pictures that cannot be read are told before the model is read, which may take minutes.
+    let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
     let Base { model, vae, text, scheduler, steps_ahead } =
         phases.time(Phase::Load, show, |show| base::load(job, options, show))?;
 
     let (data, held, mut validation, mut sampling) = phases.time(Phase::Cache, show, |show| {
-        let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
         let encoders = Encoders {
             device: options.device,
             vae: &vae,
@@ -172,7 +178,9 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         let mut remarks = Vec::new();
         let (data, broken) = Prepared::new(items, job, &encoders, &mut remarks)?;
         bad.extend(broken);
-        for bad in bad {
+        let mut told = HashSet::new();
+        // A picture that is broken is so at every resolution.
+        for bad in bad.iter().filter(|bad| told.insert(&bad.path)) {
             show(Event::Warning(format!("left out: {}", bad.error)));
         }
         remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
@@ -260,7 +268,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let write_s = trainable as f64 * SAVE_S_PER_PARAMETER + state_s(job, &lora, &optimiser, ema.is_some());
     let saves = (write_s, choice.as_ref().map_or(0.0, Choice::seconds));
     let before = (steps_before, start.progress(job, deadline_s));
-    let mut budget = budget(job, options, &data, saves, &phases, before)?;
+    let lora_bytes = lora.parameters.len() * job.save.dtype.bytes();
+    let mut budget = budget(job, options, &data, (saves, lora_bytes), &phases, before)?;
     let kept_blocks = memory::kept_blocks(job, &model, steps_ahead, &data, options.memory_bytes, show);
     let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
@@ -291,14 +300,13 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         model: &model,
         scheduler: &scheduler,
         steps_ahead,
-        saver: Saver::new(job, kept_state, data.fingerprint()),
+        saver: Saver::new(job, kept_state, Some(&data)),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),
         metrics,
         board,
         validation,
         choice,
-        began_s: clock.now_s(),
         requests,
         sampling,
         folder,
@@ -368,17 +376,18 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         }
     }
     let (before, after) = compared.unzip();
+    let left_s = budget.deadline_s().map(|s| s - clock.now_s());
     let taken = steps.saturating_sub(steps_before).max(1);
     let chosen = choice.as_ref().map(Choice::first_and_best);
-    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, before, after, chosen })
+    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, left_s, before, after, chosen })
 }
 
 impl Summary {
     /// Of a run that had been finished before.
-    fn done(folder: &Path, name: &str, steps: u64) -> Self {
+    fn done(folder: &Path, name: &str, steps: u64, left_s: Option<f64>) -> Self {
         let finished = folder.join(format!("{name}.safetensors"));
         let newest = || RunFolder::numbered_in(folder, name).pop().map(|(_, path)| path);
         let lora = if finished.exists() { finished } else { newest().unwrap_or(finished) };
-        Summary { lora, steps, step_s: 0.0, before: None, after: None, chosen: None }
+        Summary { lora, steps, step_s: 0.0, left_s, before: None, after: None, chosen: None }
     }
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use image::RgbImage;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch};
 use tenggat_plan::{Clock, PartTime};
@@ -13,9 +14,12 @@ use super::folder::RunFolder;
 use super::{Error, Result};
 use crate::job::{Job, PictureFormat, Prompt};
 use crate::painter::{Painter, Request};
+use crate::report::sheet::{self, Row, Sheet};
 
 /// Folder of the pictures inside the run's.
 const FOLDER: &str = "samples";
+/// Folder of the sheets, one a round.
+const SHEETS: &str = "sheets";
 /// Negative prompt of guided pictures whose job names none: as good as none, and what Qwen-Image's authors use.
 const NO_NEGATIVE: &str = " ";
 
@@ -31,6 +35,9 @@ pub(super) struct Sampling<'a> {
     prompts: Vec<(&'a Prompt, TextBatch, Option<TextBatch>)>,
     /// Steps of the last whole round.
     last_round: Option<u64>,
+    /// Pictures of the round before the first step.
+    untrained: Vec<RgbImage>,
+    sheet_time: PartTime,
 }
 
 /// Whether the next part of a picture may begin: told the seconds that the longest part took.
@@ -59,7 +66,18 @@ impl<'a> Sampling<'a> {
         let prompts = job.sample.prompts.iter().map(encoded).collect::<Result<_>>()?;
         let (seed, format) = (job.seed, job.sample.format);
         let (name, model) = (job.name.as_str(), job.model.name_or_path.as_str());
-        Ok(Some(Sampling { name, model, painter, clock, seed, format, prompts, last_round: None }))
+        Ok(Some(Sampling {
+            name,
+            model,
+            painter,
+            clock,
+            seed,
+            format,
+            prompts,
+            last_round: None,
+            untrained: Vec::new(),
+            sheet_time: PartTime::default(),
+        }))
     }
 
     /// Whether the last whole round was of the LoRA after so many steps.
@@ -68,7 +86,8 @@ impl<'a> Sampling<'a> {
     }
 
     /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as `may_go_on`
-    /// allows: it is asked after every step of the sampler. Returns whether the round is whole.
+    /// allows: it is asked after every step of the sampler. Several prompts also give `sheets/<9-digit step>.<format>`,
+    /// all of the round and of the one before the first step. Returns whether the round is whole.
     ///
     /// # Errors
     /// A picture cannot be drawn or written.
@@ -82,6 +101,7 @@ impl<'a> Sampling<'a> {
     ) -> Result<bool> {
         let pictures = folder.file(FOLDER);
         std::fs::create_dir_all(&pictures).map_err(|e| Error::file("make the folder", &pictures, e))?;
+        let mut drawn = Vec::new();
         for (number, (prompt, text, negative)) in self.prompts.iter().enumerate() {
             let adapter = with_strength(lora, prompt.strength)?;
             let request = Request {
@@ -108,20 +128,50 @@ impl<'a> Sampling<'a> {
             let mut parameters = request.parameters(&prompt.text, negative, self.model);
             parameters += &format!(", LoRA: {} after {steps} steps, strength {}", self.name, prompt.strength);
             crate::report::save_picture_with(&picture, 0, &path, &parameters)?;
+            drawn.push(crate::report::to_rgb(&picture, 0)?);
         }
         self.last_round = Some(steps);
+        if drawn.len() > 1 && may_go_on(self.sheet_time) {
+            let began_s = self.clock.now_s();
+            self.sheet(&drawn, steps, folder)?;
+            self.sheet_time.observe(self.clock.now_s() - began_s);
+        }
+        if steps == 0 {
+            self.untrained = drawn;
+        }
         show(Event::Wrote { what: "samples", path: pictures });
         Ok(true)
     }
 
+    /// A row for each prompt: before the first step, if that was drawn, and now.
+    fn sheet(&self, drawn: &[RgbImage], steps: u64, folder: &RunFolder) -> Result<()> {
+        let row = |(i, picture): (usize, &RgbImage)| Row {
+            label: self.prompts[i].0.text.clone(),
+            note: String::new(),
+            pictures: self.untrained.get(i).into_iter().chain([picture]).cloned().collect(),
+        };
+        let rows: Vec<Row> = drawn.iter().enumerate().map(row).collect();
+        let now = format!("{steps} steps");
+        let columns = if self.untrained.is_empty() { vec![now.as_str()] } else { vec!["untrained", &now] };
+        let subtitle = format!("samples of {}", self.model);
+        let sheets = folder.file(SHEETS);
+        std::fs::create_dir_all(&sheets).map_err(|e| Error::file("make the folder", &sheets, e))?;
+        let path = sheets.join(format!("{steps:09}.{}", self.extension()));
+        let sheet = Sheet { title: self.name, subtitle: &subtitle, columns: &columns, rows: &rows };
+        Ok(sheet::save(&sheet, &path)?)
+    }
+
     fn path(&self, folder: &std::path::Path, steps: u64, number: usize) -> PathBuf {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let extension = match self.format {
+        folder.join(format!("{}__{steps:09}_{number}.{}", since.as_millis(), self.extension()))
+    }
+
+    fn extension(&self) -> &'static str {
+        match self.format {
             PictureFormat::Jpeg => "jpg",
             PictureFormat::Png => "png",
             PictureFormat::WebP => "webp",
-        };
-        folder.join(format!("{}__{steps:09}_{number}.{extension}", since.as_millis()))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tenggat_models::lora::{Kind, Lora};
 use tenggat_plan::Budget;
 
 use super::Result;
+use super::data::Prepared;
 use super::resume::unix_s;
 use super::state_file::{self, End, Progress, Tensors};
 use super::training::State;
@@ -21,11 +22,14 @@ pub(super) struct Saver<'a> {
     state: Option<PathBuf>,
     /// What is trained on.
     data: String,
+    /// Batches in an epoch.
+    per_epoch: usize,
 }
 
 impl<'a> Saver<'a> {
-    pub fn new(job: &'a Job, state: Option<PathBuf>, data: String) -> Self {
-        Saver { job, state, data }
+    pub fn new(job: &'a Job, state: Option<PathBuf>, data: Option<&Prepared>) -> Self {
+        let per_epoch = data.map_or(0, Prepared::per_epoch);
+        Saver { job, state, data: data.map_or_else(String::new, Prepared::fingerprint), per_epoch }
     }
 
     /// Writes the state if it is kept. `end` is why the run is finished, if it is.
@@ -82,7 +86,8 @@ impl<'a> Saver<'a> {
                 b: matrix(m.b, m.b_shape),
             })
             .collect();
-        let info = Info { job: self.job, steps };
+        let batches = steps * self.job.train.gradient_accumulation.max(1) as u64;
+        let info = Info { job: self.job, steps, epoch: batches / self.per_epoch.max(1) as u64 };
         Ok(lora_file::save(path, &modules, &info)?)
     }
 }

@@ -50,8 +50,6 @@ pub(super) struct Training<'a, 's> {
     pub board: Option<TensorBoard>,
     pub validation: Option<Validation<'s>>,
     pub choice: Option<Choice<'s>>,
-    /// When training began, on the run's clock.
-    pub began_s: f64,
     pub requests: Requests,
     pub sampling: Option<Sampling<'s>>,
 }
@@ -262,8 +260,8 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<Option<f64>> {
         let Some(validation) = &mut self.validation else { return Ok(None) };
-        let (done, trained_s) = (budget.steps_done(), clock.now_s() - self.began_s);
-        let Some((loss, is_best)) = validation.measure(state.best(), done, trained_s, budget, clock)? else {
+        let done = budget.steps_done();
+        let Some((loss, is_best)) = validation.measure(state.best(), done, budget, clock)? else {
             return Ok(None);
         };
         if is_best && self.job.save.best && budget.allows_save(clock.now_s()) {

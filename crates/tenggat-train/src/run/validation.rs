@@ -17,16 +17,15 @@ use crate::score::{HeldOut, Judge, Picture, Prompt};
 /// Seed of the first picture's noise; the others follow it.
 const FIRST_SEED: u64 = 42;
 /// Share of the training time that validation may take where there is a deadline.
-const SHARE: f64 = 0.1;
+pub(crate) const SHARE: f64 = 0.1;
 
 /// Measures a LoRA again and again.
 pub(super) struct Validation<'a> {
     config: &'a job::Validation,
     judge: Judge<'a>,
     items: Vec<HeldOut>,
-    /// Time of the parts, each one picture at one level, and of everything.
+    /// Time of the parts, each one picture at one level.
     part: PartTime,
-    spent_s: f64,
     /// The lowest loss so far.
     best: f64,
 }
@@ -50,8 +49,8 @@ impl<'a> Validation<'a> {
             }
         }
         let items = HeldOut::encode(&pictures, 1, device, vae, text)?;
-        let (part, spent_s, best) = (PartTime::default(), 0.0, f64::INFINITY);
-        let validation = Validation { config, judge, items, part, spent_s, best };
+        let (part, best) = (PartTime::default(), f64::INFINITY);
+        let validation = Validation { config, judge, items, part, best };
         Ok(((!pictures.is_empty()).then_some(validation), bad))
     }
 
@@ -65,16 +64,14 @@ impl<'a> Validation<'a> {
         &mut self,
         lora: &Lora,
         done: u64,
-        trained_s: f64,
         budget: &mut Budget,
         clock: &dyn Clock,
     ) -> Result<Option<(f64, bool)>> {
         let due = done == 1 || self.config.every > 0 && done.is_multiple_of(self.config.every);
-        let dear = budget.deadline_s().is_some() && self.spent_s > SHARE * trained_s;
-        if !due || dear {
+        let began_s = clock.now_s();
+        if !due || !budget.allows_validation(began_s) {
             return Ok(None);
         }
-        let began_s = clock.now_s();
         self.judge.model.prepare(&self.config.sigmas)?;
         let (mut sum, mut before_s) = (0.0, clock.now_s());
         for (number, held) in self.items.iter().enumerate() {
@@ -91,7 +88,7 @@ impl<'a> Validation<'a> {
                 before_s = now_s;
             }
         }
-        self.spent_s += before_s - began_s;
+        budget.observe_validation(before_s, before_s - began_s);
         let loss = sum / (self.items.len() * self.config.sigmas.len()).max(1) as f64;
         let best = loss < self.best;
         self.best = self.best.min(loss);

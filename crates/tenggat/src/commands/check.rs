@@ -14,7 +14,7 @@ use tenggat_train::planned::plan_job;
 
 use super::plan::job::{facts, on};
 use super::plan::processor;
-use super::train::show_warnings;
+use super::train::{NO_STEPS, default_steps, show_warnings};
 use crate::assets;
 
 /// `tenggat check`.
@@ -48,9 +48,13 @@ impl Findings {
 /// Looks the job over and prints a summary.
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
-    let (job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
+    let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     show_warnings(&warnings);
     let mut found = Findings { problems: Vec::new(), remarks: warnings.len() };
+    let budgeted = job.limits.budget_s.is_some() || job.limits.deadline.is_some();
+    if !budgeted && default_steps(&mut job) {
+        found.remark(NO_STEPS);
+    }
     line("job", &summary(&job));
     line("model", &model(&job.model.name_or_path, &mut found));
     if let Some(adapter) = &job.model.recovery_adapter {
@@ -69,9 +73,6 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     match plan(&job) {
         Ok(text) => line("plan", &text),
         Err(e) => found.problem(format!("no plan: {e:#}")),
-    }
-    if job.train.steps.is_none() && job.limits.budget_s.is_none() && job.limits.deadline.is_none() {
-        found.remark("the job names no `train.steps` and no budget; give `tenggat train` a --budget");
     }
     for problem in &found.problems {
         eprintln!("problem: {problem}");
@@ -159,7 +160,9 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
     };
     let broken = dataset::broken(&items);
     let is_whole = |item: &&Item| !broken.iter().any(|bad| bad.path == item.path);
-    let left_out: Vec<String> = bad.iter().chain(&broken).map(|bad| bad.error.to_string()).collect();
+    let mut told = BTreeSet::new();
+    let left_out = bad.iter().chain(&broken).filter(|bad| told.insert(&bad.path));
+    let left_out: Vec<String> = left_out.map(|bad| bad.error.to_string()).collect();
     let whole: Vec<&Item> = items.iter().filter(is_whole).collect();
     left_out.iter().for_each(|error| found.remark(format!("left out: {error}")));
     let pictures: BTreeSet<&Path> = whole.iter().map(|item| item.path.as_path()).collect();
@@ -205,10 +208,10 @@ fn plan(job: &Job) -> anyhow::Result<String> {
     let mut parts = vec![format!("{:.2} s a step", plan.step_s)];
     parts.extend(plan.steps.map(|steps| format!("{steps} steps")));
     parts.extend(plan.total_s.map(|s| format!("{} in all", format_duration(s))));
-    parts.push(format!("{:.1} GB of {:.1} GB memory", bytes / 1e9, plan.fit.usable_bytes / 1e9));
+    let more = if plan.fit.fits { "" } else { " (more than there is)" };
+    parts.push(format!("{:.1} GB of {:.1} GB memory{more}", bytes / 1e9, plan.fit.usable_bytes / 1e9));
     if plan.assumed {
         parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
     }
-    let fits = if plan.fit.fits { "" } else { " (more than there is)" };
-    Ok(format!("this processor: {}{fits}; GPUs: `tenggat plan`", parts.join(", ")))
+    Ok(format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")))
 }

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -25,6 +27,9 @@ pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
     show_warnings(&warnings);
+    if limited.deadline_s.is_none() && default_steps(&mut job) {
+        eprintln!("warning: {NO_STEPS}");
+    }
     if let Some(threads) = job.limits.threads {
         // Fails if --threads has set them already, which counts more.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -32,6 +37,45 @@ pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
     let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
     Ok(())
+}
+
+/// What is said of a job that [`default_steps`] completes.
+pub const NO_STEPS: &str =
+    "the job names neither `train.steps` nor a budget; it takes 1000 steps, as in ai-toolkit";
+
+/// Gives a job without `train.steps` ai-toolkit's default, 1000; returns whether it had none.
+pub fn default_steps(job: &mut Job) -> bool {
+    let none = job.train.steps.is_none();
+    job.train.steps.get_or_insert(1000);
+    none
+}
+
+/// Time that ending the process needs after an upload was given up.
+const CLOSING: Duration = Duration::from_millis(300);
+
+/// [`push`], given up where the deadline comes first: the repository gets its files in one commit, at the end, or none.
+fn push_in_time(
+    job: &Job,
+    to: &Push,
+    summary: &Summary,
+    options: &hub::Options,
+    ended: Instant,
+) -> anyhow::Result<()> {
+    // Deadlines of years ahead are none.
+    let Some(left_s) = summary.left_s.filter(|s| *s < 1e8) else {
+        return push(job, to, &summary.lora, options);
+    };
+    let left = Duration::from_secs_f64(left_s.max(0.0)).saturating_sub(ended.elapsed() + CLOSING);
+    let (sender, receiver) = mpsc::channel();
+    let (job, to, lora, options) = (job.clone(), to.clone(), summary.lora.clone(), options.clone());
+    let repository = to.repository.clone();
+    // It ends with the process.
+    std::thread::spawn(move || sender.send(push(&job, &to, &lora, &options)));
+    receiver.recv_timeout(left).unwrap_or_else(|_| {
+        anyhow::bail!(
+            "the deadline came before the upload to {repository} was done; the same command tries again"
+        )
+    })
 }
 
 /// Uploads the finished LoRA with a short page about it.
@@ -112,7 +156,7 @@ pub fn run_job(
     }
     let summary = run::run(&job, &options, &mut |event| progress.show(event))?;
     if let Some(to) = &job.push
-        && let Err(error) = push(&job, to, &summary.lora, &hub)
+        && let Err(error) = push_in_time(&job, to, &summary, &hub, Instant::now())
     {
         // The LoRA is on disk: the run has not failed.
         eprintln!("warning: {error:#}");

@@ -52,7 +52,7 @@ fn write(lora: &Lora, path: &Path) {
             b: &values[m.b..m.b + m.output * rank],
         })
         .collect();
-    lora_file::save(path, &modules, &lora_file::Info { job: &job, steps: 1 }).expect("LoRA file");
+    lora_file::save(path, &modules, &lora_file::Info { job: &job, steps: 1, epoch: 0 }).expect("LoRA file");
 }
 
 #[test]

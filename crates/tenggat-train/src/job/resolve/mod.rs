@@ -62,7 +62,7 @@ impl Resolver<'_> {
     }
 
     fn missing(&self, key: &'static str, hint: &'static str) -> Error {
-        Error::Missing { path: self.source.path().into(), key, hint }
+        Error::Missing { place: self.source.place(self.mark(key)).into(), key, hint }
     }
 
     pub(super) fn choose<T: Copy>(
