@@ -102,8 +102,10 @@ fn validation_and_uploading_take_their_time() {
         Some(ValidationJob { every_steps, pictures: 2, levels: 4, side_px: 512, share_max: 0.1 });
     job.upload = true;
     let with = plan(&job, "h100 sxm", &options);
-    // 8 forward passes at a quarter of the pixels, after the first and every tenth step.
-    assert!((0.15..0.5).contains(&(with.validation_s / without.step_s)), "{}", with.validation_s);
+    // 8 forward passes at a quarter of the pixels, after the first and every tenth step; a step is about three at all of
+    // them. What does not depend on the pixels, such as unpacking the weights, counts in full.
+    let share = with.validation_s / without.step_s;
+    assert!((8.0 / 3.0 / 4.0..8.0 / 3.0).contains(&share), "{share}");
     let more_s = with.training_s.unwrap() - without.training_s.unwrap();
     assert!((more_s - 101.0 * with.validation_s).abs() < 1e-6, "{more_s}");
     let upload_s = with.phases.get(Phase::Upload);
