@@ -299,7 +299,7 @@ fn validated(round_s: f64) -> (u64, u64) {
             Decision::Step { .. } => {
                 now_s += 1.0;
                 budget.observe_step(now_s, 0, 1.0);
-                if budget.steps_done() % 10 == 0 && budget.allows_validation(now_s) {
+                if budget.steps_done().is_multiple_of(10) && budget.allows_validation(now_s) {
                     now_s += round_s;
                     budget.observe_validation(now_s, round_s);
                 }

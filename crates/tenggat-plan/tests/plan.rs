@@ -112,13 +112,14 @@ fn validation_and_uploading_take_their_time() {
     assert!(upload_s > 10.0 && with.to_string().contains("upload"), "{with}");
     let total_s = without.total_s.unwrap() + more_s + upload_s;
     assert!((with.total_s.unwrap() - total_s).abs() < 1e-6);
-    // Out of a budget they take steps.
+    // Out of a budget they take steps: a tenth of a step after each, and the upload with its spread.
     job.steps = None;
     let options = PlanOptions { budget_s: Some(3600.0), ..options };
     let with = plan(&job, "h100 sxm", &options).steps.unwrap() as f64;
     (job.validation, job.upload) = (None, false);
     let without = plan(&job, "h100 sxm", &options).steps.unwrap() as f64;
-    assert!((0.9..0.97).contains(&(with / without)), "{with} {without}");
+    let expected = (1.0 - 1.7 * upload_s / 3600.0) / (1.0 + 0.1 * share);
+    assert!((with / without - expected).abs() < 0.01, "{with} of {without} steps, {expected}");
 }
 
 #[test]
