@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::Dtype;
 use tenggat_tensor::Element;
+use tenggat_tensor::ops::quantise::{Owner, Use};
 
 use crate::{Error, Result};
 
@@ -79,8 +80,54 @@ fn convert<const N: usize, T: Element>(bytes: &[u8], to: &mut [T], one: impl Fn(
     to.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(d, &b)| *d = T::from_f64(one(b)));
 }
 
+impl Owner for Stored {
+    /// Pages are read ahead, or leave memory until they are read again.
+    fn expect(&self, coming: Use) {
+        #[cfg(unix)]
+        {
+            // Advice that is not taken costs speed or memory, and there is nothing to do about it.
+            let _ = match coming {
+                Use::Soon => self.map.advise(memmap2::Advice::WillNeed),
+                // SAFETY: the map is of a file and never written to: pages that are let go come back as they were.
+                Use::Later => unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = coming;
+    }
+}
+
 impl AsRef<[u8]> for Stored {
     fn as_ref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Resident pages of files, bytes.
+    fn resident() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
+    #[test]
+    fn pages_leave_memory_and_come_back() {
+        const LEN: usize = 64 << 20;
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..LEN).map(|i| (i / 4096 % 251) as u8).collect();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        let map = map_range(&file, 4096 + 8, LEN - 4096 - 8).unwrap();
+        let stored = Stored { path: "here".into(), name: "it".into(), dtype: Dtype::U8, map };
+        assert_eq!(stored.as_ref(), &bytes[4096 + 8..]);
+        let full = resident();
+        stored.expect(Use::Later);
+        let left = full.saturating_sub(resident());
+        assert!(left > LEN as u64 / 2, "{left} bytes left memory");
+        stored.expect(Use::Soon);
+        assert_eq!(stored.as_ref(), &bytes[4096 + 8..]);
     }
 }

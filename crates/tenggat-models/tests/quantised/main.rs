@@ -185,6 +185,26 @@ fn a_quantised_model_is_kept_and_used_again() {
     assert_eq!(files().len(), 2, "another format is another file");
 }
 
+/// Blocks that leave memory after use compute what the others compute, bit for bit.
+#[test]
+fn offloaded_blocks_change_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let kept = quantisation(Format::Uint(3), None, Some(cache.path()));
+    let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+    let load = |offloaded_blocks| {
+        let options = LoadOptions { quantisation: Some(&kept), offloaded_blocks, ..LoadOptions::default() };
+        Transformer::load_with(&folder(), &Device::cpu_poisoned(), precision, options).unwrap()
+    };
+    let resident = load(0);
+    let expected = gradients(&resident, &lora(&resident, 2), 1);
+    for offloaded_blocks in [1, usize::MAX] {
+        let model = load(offloaded_blocks);
+        for _ in 0..2 {
+            close("offloaded", &gradients(&model, &lora(&model, 2), 1), &expected, 0.0);
+        }
+    }
+}
+
 #[test]
 fn progress_of_a_first_quantisation_ends_at_the_whole() {
     let cache = tempfile::tempdir().unwrap();

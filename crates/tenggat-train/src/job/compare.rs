@@ -50,6 +50,7 @@ const NEUTRAL: &[&str] = &[
     "config.process[].train.disable_sampling",
     "config.process[].train.gradient_checkpointing",
     "config.process[].model.low_vram",
+    "config.process[].model.layer_offloading_transformer_percent",
     "config.process[].train.validation_config",
     "config.process[].tenggat.budget",
     "config.process[].tenggat.deadline",

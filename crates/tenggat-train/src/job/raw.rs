@@ -99,6 +99,7 @@ sections! {
     Model {
         name_or_path: String, arch: String, quantize: bool, quantize_te: bool, qtype: String, qtype_te: String,
         accuracy_recovery_adapter: String, low_vram: bool,
+        layer_offloading: bool, layer_offloading_transformer_percent: f64,
     }
     /// `sample`.
     Sample {

@@ -579,3 +579,18 @@ fn checkpointing_is_for_what_does_not_fit_unless_compat_wants_all() {
     let error = parse(&with_value("some")).unwrap_err().to_string();
     assert!(error.contains("expected true, false or auto"), "{error}");
 }
+
+#[test]
+fn offloading_takes_a_share_of_the_blocks_and_torchaos_float8() {
+    let model = |keys: &str| parse(&with("low_vram: true", keys)).map(|(job, _)| job.model);
+    assert_eq!(model("low_vram: false").unwrap().offloaded_share, 0.0);
+    assert_eq!(model("layer_offloading: true").unwrap().offloaded_share, 1.0);
+    let half = "layer_offloading: true\n        layer_offloading_transformer_percent: 0.5";
+    assert_eq!(model(half).unwrap().offloaded_share, 0.5);
+    let error = model(&half.replace("0.5", "50")).unwrap_err().to_string();
+    assert!(error.contains("from 0 to 1"), "{error}");
+    let qfloat8 = with("qtype: \"uint3|", "qtype: \"qfloat8|");
+    let format = |text: &str| parse(text).unwrap().0.model.quantisation;
+    assert_eq!(format(&qfloat8), Some(Format::QFloat8));
+    assert_eq!(format(&qfloat8.replace("low_vram: true", "layer_offloading: true")), Some(Format::Float8));
+}

@@ -321,6 +321,8 @@ pub struct Model {
     pub text_quantisation: Option<Format>,
     /// Whether modulation matrices are never kept in memory; otherwise the plan decides.
     pub low_vram: bool,
+    /// Share of the blocks whose weights stay in their file and are read when it is their turn, 0 to 1.
+    pub offloaded_share: f64,
 }
 
 /// Architecture name, as ai-toolkit writes it into caches and metadata.

@@ -42,17 +42,24 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let transformer = folder.join("transformer");
     let precision = stored_as(base.is_some() || narrow);
-    let steps_ahead = memory::steps_ahead(job, &Config::read(&transformer)?, precision);
+    let config = Config::read(&transformer)?;
+    let steps_ahead = memory::steps_ahead(job, &config, precision);
     let modulation = match steps_ahead {
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
+    let offloaded = job.model.offloaded_share * config.num_layers as f64;
+    if offloaded > 0.0 && (base.is_none() || options.quantised.is_none()) {
+        let text = "`layer_offloading` has no effect: only quantised weights lie in a file that blocks can be read from";
+        show(Event::Warning(text.into()));
+    }
     let show = RefCell::new(show);
     let progress = |done, total| (show.borrow_mut())(Event::Quantised { done, total });
     let options = LoadOptions {
         quantisation: base.as_ref(),
         modulation,
         narrow_products: narrow,
+        offloaded_blocks: offloaded.ceil() as usize,
         progress: Some(&progress),
     };
     Ok(Base {

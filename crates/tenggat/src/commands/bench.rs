@@ -76,6 +76,9 @@ struct StepArgs {
     /// Whether the modulation matrices stay in memory; `auto`: unless the plan advises against it.
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     modulation: Storage,
+    /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of a model.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights")]
+    offloaded_blocks: usize,
     /// Memory that may be used: 14GB, 22.5GiB (default: half of the machine's).
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     memory_limit: Option<f64>,
@@ -302,7 +305,9 @@ fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<T
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
-    let options = LoadOptions { quantisation: quantisation.as_ref(), modulation, ..LoadOptions::default() };
+    let offloaded_blocks = args.offloaded_blocks;
+    let quantisation = quantisation.as_ref();
+    let options = LoadOptions { quantisation, modulation, offloaded_blocks, ..LoadOptions::default() };
     let precision = Precision { compute: DType::F32, weights: DType::BF16 };
     Ok(Transformer::load_with(&locate(&args.model)?.join("transformer"), device, precision, options)?)
 }

@@ -36,6 +36,9 @@ pub struct LoadOptions<'a> {
     /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in bf16, and
     /// the attention's.
     pub narrow_products: bool,
+    /// Blocks, from the first, whose weights leave memory after each use and are read ahead of the next. Only quantised
+    /// weights that lie in a file can.
+    pub offloaded_blocks: usize,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
 }
@@ -217,7 +220,7 @@ impl Transformer {
         recovery: Option<&Recovery>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let LoadOptions { modulation, narrow_products, .. } = options;
+        let LoadOptions { modulation, narrow_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
         let load = Loader {
             source: &source,
@@ -249,6 +252,7 @@ impl Transformer {
             device: device.clone(),
             precision,
             narrow_products,
+            offloaded_blocks,
             blocks,
             config,
         })

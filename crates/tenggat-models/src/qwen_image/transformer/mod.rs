@@ -9,6 +9,7 @@ mod rope;
 mod sinusoid;
 mod stream;
 
+use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm, silu};
 use tenggat_tensor::{Device, Tensor};
 
@@ -41,6 +42,8 @@ pub struct Transformer {
     time_1: Linear,
     time_2: Linear,
     blocks: Vec<Block>,
+    /// Blocks, from the first, whose weights leave memory after each use.
+    offloaded_blocks: usize,
     norm_out: Linear,
     proj_out: Linear,
     /// Results of streamed modulation.
@@ -184,10 +187,13 @@ impl Transformer {
         show("txt_in", &text);
 
         let mut kept = Vec::new();
+        self.expect(0, Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
+            self.expect(i + 1, Use::Soon);
             let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
+            self.expect(i, Use::Later);
             tape.trace(i, &mut show);
             show(&format!("block{i}.hidden_states"), &image_out);
             image = image_out;
@@ -262,7 +268,9 @@ impl Transformer {
         )?;
         drop((last, dnormed));
         let (mut dimage, mut dtext) = (Some(dimage), None);
+        self.expect(self.blocks.len() - 1, Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+            i.checked_sub(1).into_iter().for_each(|before| self.expect(before, Use::Soon));
             let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
             let tape = match kept {
                 Kept::All(tape) => tape,
@@ -281,12 +289,21 @@ impl Transformer {
                 &mut gradients,
                 want_dlatents || i > 0,
             )?;
+            self.expect(i, Use::Later);
         }
         match dimage {
             Some(dimage) if want_dlatents => {
                 Ok(Some(self.image_in.backward(inputs.latents.view(), dimage.view(), None)?))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Tells an offloaded block what is to come. While one block is at work, the next is read.
+    fn expect(&self, block: usize, coming: Use) {
+        if let Some(block) = self.blocks.get(block).filter(|_| block < self.offloaded_blocks) {
+            block.image.expect(coming);
+            block.text.expect(coming);
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::rms_norm_rope::{self, Segment};
 use tenggat_tensor::ops::{gated_residual, gelu, layer_norm_modulate};
 use tenggat_tensor::{Tensor, View, ViewMut};
@@ -141,6 +142,15 @@ fn parts(c: usize) -> Parts {
 pub(super) type Trace<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
 impl Stream {
+    /// Tells whoever holds the weights what is to come.
+    pub fn expect(&self, coming: Use) {
+        if let Modulation::Resident(linear) = &self.modulation {
+            linear.weight.expect(coming);
+        }
+        let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
+        linears.into_iter().for_each(|linear| linear.weight.expect(coming));
+    }
+
     /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.
     fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (conditioning, part) = (pass.conditioning.view(), pass.part(self.layers.modulation));

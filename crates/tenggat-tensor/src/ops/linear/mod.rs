@@ -7,7 +7,7 @@ mod packed;
 
 pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
 
-use super::quantise::Quantised;
+use super::quantise::{Quantised, Use};
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
 use crate::{DType, Error, Result, Tensor, View, ViewMut};
@@ -44,6 +44,13 @@ impl Weight {
             Weight::Dense(w) => [w.shape()[0], w.shape()[1]],
             Weight::Quantised(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
+        }
+    }
+
+    /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a file.
+    pub fn expect(&self, coming: Use) {
+        if let Weight::Quantised(w) = self {
+            w.expect(coming);
         }
     }
 

@@ -4,19 +4,42 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+/// What holds bytes.
+pub trait Owner: AsRef<[u8]> + Send + Sync {
+    /// Told that the bytes are about to be read, or that they are not for a while: a mapped file can read ahead, or let go
+    /// of memory that it fills again when it must. Does nothing by default.
+    fn expect(&self, _use: Use) {}
+}
+
+/// What is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// The bytes are read soon.
+    Soon,
+    /// They are not.
+    Later,
+}
+
+impl Owner for Vec<u8> {}
+
 /// A range of bytes with shared ownership: of a buffer, or of a file mapped into memory. Cheap to clone.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
 }
 
 impl Bytes {
     /// A range of what `owner` holds; `None` if it does not lie inside.
-    pub fn of(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
+    pub fn of(owner: Arc<dyn Owner>, range: Range<usize>) -> Option<Self> {
         let all: &[u8] = (*owner).as_ref();
         all.get(range.clone())?;
         Some(Bytes { owner, range })
+    }
+
+    /// Tells the owner what is to come.
+    pub fn expect(&self, coming: Use) {
+        self.owner.expect(coming);
     }
 }
 

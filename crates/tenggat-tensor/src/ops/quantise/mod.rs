@@ -24,7 +24,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Owner, Use};
 pub use format::Format;
 
 use crate::cpu::{Real, vectorised};
@@ -153,6 +153,12 @@ impl Quantised {
     /// Bytes of storage, scales included.
     pub fn bytes(&self) -> usize {
         self.parts.codes.len() + self.parts.scales.len() + self.parts.zero_points.len()
+    }
+
+    /// Tells whoever holds its bytes what is to come.
+    pub fn expect(&self, coming: Use) {
+        let Parts { codes, scales, zero_points } = &self.parts;
+        [codes, scales, zero_points].into_iter().for_each(|bytes| bytes.expect(coming));
     }
 
     /// The stored arrays.

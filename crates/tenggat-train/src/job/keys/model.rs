@@ -21,8 +21,8 @@ pub(super) const SECTIONS: &[Section] = &[Section {
         supported("accuracy_recovery_adapter", "ara.safetensors"),
         supported("low_vram", "true"),
         no_effect("auto_memory", OFF, "true", MEMORY),
-        no_effect("layer_offloading", OFF, "true", MEMORY),
-        no_effect("layer_offloading_transformer_percent", &["1"], "0.5", MEMORY),
+        supported("layer_offloading", "true"),
+        supported("layer_offloading_transformer_percent", "0.5"),
         no_effect("layer_offloading_text_encoder_percent", &["1"], "0.5", MEMORY),
         no_effect(
             "quantize_kwargs",

@@ -365,7 +365,26 @@ impl Resolver<'_> {
         let recovery_adapter =
             adapter.map(String::from).or(raw.accuracy_recovery_adapter).filter(|_| quantise);
         let low_vram = raw.low_vram.unwrap_or(false);
-        Ok(Model { name_or_path, quantisation, recovery_adapter, text_quantisation, low_vram })
+        let offloads = raw.layer_offloading.unwrap_or(false);
+        let share = raw.layer_offloading_transformer_percent.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&share) {
+            let message = format!("{share}: expected a share from 0 to 1");
+            return Err(self.wrong(&at("layer_offloading_transformer_percent"), message));
+        }
+        // As ai-toolkit does: quanto's tensors do not move between devices.
+        let quantisation = quantisation.map(|format| match format {
+            Format::QFloat8 if offloads => Format::Float8,
+            other => other,
+        });
+        let offloaded_share = if offloads { share } else { 0.0 };
+        Ok(Model {
+            name_or_path,
+            quantisation,
+            recovery_adapter,
+            text_quantisation,
+            low_vram,
+            offloaded_share,
+        })
     }
 }
 

@@ -118,14 +118,15 @@ fn budget_s(job: &Job, args: &JobArgs) -> anyhow::Result<Option<f64>> {
     }
 }
 
-/// The job as it runs on a machine: processors compute in 32 bits and keep all weights where they are.
+/// The job as it runs on a machine: processors compute in 32 bits, and stream modulation where that saves memory.
 pub fn on(job: &PlanJob, machine: &Machine) -> PlanJob {
     let mut job = job.clone();
     if machine.shares_host_memory {
-        job.modulation = Modulation::EveryStep;
         if job.precision == Precision::Bf16 {
             job.precision = Precision::F32;
         }
+        let step = job.buckets.first().map(|bucket| job.step_config(bucket, machine.activation_bytes));
+        job.modulation = step.map_or(Modulation::EveryStep, |step| step.advised_modulation());
     }
     job
 }
