@@ -7,7 +7,7 @@
 //! cargo run --release -p tenggat-train --example budget_curve -- show curve.jsonl curve.png
 //! ```
 //!
-//! `run` takes `--budgets 15,30` (seconds), `--threads 1`, `--share 1/2` (every second run, for two at a time with half the
+//! `run` takes `--budgets 15,30` (seconds), `--ways 1,2` (lines of the table), `--threads 1`, `--share 1/2` (every second run, for two at a time with half the
 //! threads each) and goes on with a file that is there. `TENGGAT` names the program.
 
 use std::collections::BTreeMap;
@@ -123,13 +123,19 @@ fn run_all(file: &Path, flags: &[&str]) -> Result<()> {
     let (number, of) = flag("--share").unwrap_or("1/1").split_once('/').ok_or("--share: expected 1/2")?;
     let (number, of): (usize, usize) = (number.parse()?, of.parse()?);
     let seed: u64 = flag("--seed").unwrap_or("1").parse()?;
+    let ways: Vec<usize> = match flag("--ways") {
+        Some(list) => list.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?,
+        None => (1..=WAYS.len()).collect(),
+    };
     let done = read(file).unwrap_or_default();
-    let all = budgets.iter().flat_map(|&budget_s| WAYS.iter().map(move |way| (way, budget_s)));
+    let bare = score(None, threads)?;
+    let chosen = || ways.iter().filter_map(|&number| WAYS.get(number.checked_sub(1)?));
+    let all = budgets.iter().flat_map(|&budget_s| chosen().map(move |way| (way, budget_s)));
     for (_, (way, budget_s)) in all.enumerate().filter(|(i, _)| i % of == number - 1) {
         if done.iter().any(|r| r.way == way.name && r.budget_s == budget_s && r.seed == seed) {
             continue;
         }
-        let run = run(way, budget_s, seed, threads)?;
+        let run = run(way, budget_s, seed, threads, bare)?;
         println!("{:<34} {budget_s:>4} s {:>5} steps {:+.2} %", way.name, run.steps, run.change());
         let mut out = OpenOptions::new().create(true).append(true).open(file)?;
         writeln!(out, "{}", serde_json::to_string(&run)?)?;
@@ -138,7 +144,7 @@ fn run_all(file: &Path, flags: &[&str]) -> Result<()> {
 }
 
 /// Trains and scores.
-fn run(way: &Way, budget_s: u64, seed: u64, threads: usize) -> Result<Run> {
+fn run(way: &Way, budget_s: u64, seed: u64, threads: usize, bare: Score) -> Result<Run> {
     let folder = tempfile::tempdir()?;
     let results = folder.path().join(if way.length == Length::Task { "out/t/run" } else { "run" });
     let mut began = Instant::now();
@@ -165,17 +171,24 @@ fn run(way: &Way, budget_s: u64, seed: u64, threads: usize) -> Result<Run> {
     }
     let took_s = began.elapsed().as_secs_f64();
     let steps = fs::read_to_string(results.join("metrics.jsonl"))?.lines().count() as u64;
-    let scored = Command::new(program())
-        .args(["score", "--model", "mini", "--measure", "velocity", "--noises", "4", "--json", "--lora"])
-        .arg(results.join("last.safetensors"))
-        .arg("--data")
-        .arg(root().join("assets/mini/demo-dataset/test"))
-        .args(["--threads", &threads.to_string()])
-        .output()?;
-    let report: serde_json::Value = serde_json::from_slice(&scored.stdout)?;
-    let score = |who: &str| serde_json::from_value(report[who]["velocity"].clone());
+    let trained = score(Some(&results.join("last.safetensors")), threads)?;
     let way = way.name.to_owned();
-    Ok(Run { way, budget_s, seed, threads, steps, took_s, bare: score("bare")?, trained: score("trained")? })
+    Ok(Run { way, budget_s, seed, threads, steps, took_s, bare, trained })
+}
+
+/// The error of a LoRA, or of the bare model.
+fn score(lora: Option<&Path>, threads: usize) -> Result<Score> {
+    let mut command = Command::new(program());
+    command
+        .args(["score", "--model", "mini", "--measure", "velocity", "--noises", "4", "--json"])
+        .args(["--threads", &threads.to_string(), "--data"])
+        .arg(root().join("assets/mini/demo-dataset/test"));
+    if let Some(lora) = lora {
+        command.arg("--lora-only").arg("--lora").arg(lora);
+    }
+    let report: serde_json::Value = serde_json::from_slice(&command.output()?.stdout)?;
+    let who = if lora.is_some() { "trained" } else { "bare" };
+    Ok(serde_json::from_value(report[who]["velocity"].clone())?)
 }
 
 fn train(
