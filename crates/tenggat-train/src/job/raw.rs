@@ -115,7 +115,7 @@ sections! {
     /// `tenggat`: what ai-toolkit does not have.
     Tenggat {
         budget: String, deadline: String, fill: bool, keep_best: bool, margin: String, memory_limit: String, seed: u64,
-        compat: OneOrMany<String>, threads: u64, resume: bool, held_out: String, deliver: String,
+        compat: OneOrMany<String>, threads: u64, resume: bool, held_out: String, deliver: String, lr_times_steps: f64,
     }
 }
 

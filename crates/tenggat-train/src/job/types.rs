@@ -198,6 +198,9 @@ pub struct Train {
     pub gradient_accumulation: usize,
     /// Peak learning rate.
     pub lr: f64,
+    /// Product of the peak learning rate and the steps expected in all, which the rate follows as the forecast changes: at
+    /// most [`Train::LR_SPAN`] times `lr`, at least that part of it.
+    pub lr_times_steps: Option<f64>,
     /// Optimiser and its numbers.
     pub optimiser: OptimiserConfig,
     /// Course of the learning rate; `None` if the job does not say.
@@ -234,6 +237,11 @@ pub struct Train {
     pub checkpointing: Checkpointing,
     /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32 bits.
     pub narrow: bool,
+}
+
+impl Train {
+    /// How far the rate may be from `lr` where it follows the steps.
+    pub const LR_SPAN: f64 = 5.0;
 }
 
 /// `validation_config`.

@@ -19,7 +19,7 @@ use super::validation::Validation;
 use super::{Error, Options, Result};
 use crate::draws::{Draws, NoiseLevels};
 use crate::ema::Ema;
-use crate::job::Job;
+use crate::job::{Job, Train};
 use crate::metrics::{Metrics, Record};
 use crate::report::Point;
 use crate::step::{Outcome, Trainer};
@@ -96,8 +96,9 @@ impl Training<'_, '_> {
                 }
                 Decision::Step { progress, .. } => {
                     let step = budget.steps_done();
-                    let lr = self.job.train.lr * self.schedule.factor(Position { step, progress });
                     let began_s = options.clock.now_s();
+                    let lr =
+                        self.peak_lr(budget, began_s) * self.schedule.factor(Position { step, progress });
                     let outcome = self.step(state, step, lr)?;
                     let now_s = options.clock.now_s();
                     budget.observe_step(now_s, bucket, now_s - began_s);
@@ -130,6 +131,18 @@ impl Training<'_, '_> {
                 100.0 * progress
             )));
         }
+    }
+
+    /// Peak of the learning rate: the job's, or what the steps expected in all ask for.
+    fn peak_lr(&self, budget: &mut Budget, now_s: f64) -> f64 {
+        let train = &self.job.train;
+        let Some(product) = train.lr_times_steps.filter(|_| budget.steps_done() >= FIRST_FORECAST) else {
+            return train.lr;
+        };
+        let total = budget.forecast(now_s).steps_total.filter(|&steps| steps > 0);
+        total.map_or(train.lr, |steps| {
+            (product / steps as f64).clamp(train.lr / Train::LR_SPAN, train.lr * Train::LR_SPAN)
+        })
     }
 
     fn first_batch(&self, step: u64) -> u64 {

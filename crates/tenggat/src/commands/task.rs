@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use tenggat_plan::{Clock, WallClock};
+use tenggat_plan::WallClock;
 use tenggat_train::contest::container::{self, Roots, Task};
 use tenggat_train::contest::{Split, rules, split, unpack};
 use tenggat_train::job::Job;
 use tenggat_train::lora_file;
-use tenggat_train::planned::ModelFacts;
 
 use super::plan;
 use super::train::{run_job, show_warnings};
@@ -136,6 +135,11 @@ fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyho
     println!("{:<14} {training} to train on, {held} held out, long side {side}", "pictures");
 
     let mut choices = if is_mini { Choices::MINI } else { Choices::QWEN_IMAGE };
+    choices.consider(training);
+    choices.rank = args.rank.unwrap_or(choices.rank);
+    if let Some(lr) = args.lr {
+        (choices.lr, choices.lr_times_steps) = (lr, None);
+    }
     let template = match &args.preset {
         None => PRESET.to_owned(),
         Some(path) => {
@@ -144,26 +148,14 @@ fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyho
     };
     let path = args.preset.as_deref().unwrap_or(Path::new("task.yaml"));
     let quantised = quantised(&model, roots)?;
-    let read = |choices: &Choices| {
-        let variable =
-            |name: &str| value(name, args, choices, (&model, &pictures, side), quantised.as_deref());
-        Job::from_str(&template, path, None, &variable)
+    let given = (model.as_path(), &pictures, side);
+    let variable = |name: &str| value(name, args, &choices, given, quantised.as_deref());
+    let (mut job, warnings) = Job::from_str(&template, path, None, &variable)?;
+    let rate = match choices.lr_times_steps {
+        Some(product) => format!("{product:.3} / steps"),
+        None => format!("{:.1e}", choices.lr),
     };
-    let left_s = deadline_s - clock.now_s();
-    let (draft, _) = read(&choices)?;
-    let steps = plan::job::steps_that_fit(&draft, &ModelFacts::read(&model)?, left_s);
-    choices.decide(steps, training);
-    choices.rank = args.rank.unwrap_or(choices.rank);
-    choices.lr = args.lr.unwrap_or(choices.lr);
-    println!(
-        "{:<14} rank {}, learning rate {:.1e}, batch {}, {} steps expected",
-        "choices",
-        choices.rank,
-        choices.lr,
-        choices.batch,
-        steps.map_or("?".into(), |n| n.to_string())
-    );
-    let (mut job, warnings) = read(&choices)?;
+    println!("{:<14} rank {}, batch {}, learning rate {rate}", "choices", choices.rank, choices.batch);
     show_warnings(&warnings);
     job.folder = roots.output(task);
     let summary =
@@ -193,43 +185,30 @@ fn hours(given: f64) -> anyhow::Result<f64> {
     Ok(CUT_OFF_HOURS)
 }
 
-/// What the pictures and the time decide.
+/// What the pictures decide.
 struct Choices {
     rank: usize,
-    lr: f64,
     batch: usize,
-    /// Best peak learning rate times steps, for how many pictures, and the bounds of the rate.
-    rate_times_steps: f64,
+    lr: f64,
+    /// Product of peak learning rate and steps, and for how many pictures it is meant.
+    lr_times_steps: Option<f64>,
     pictures: Option<f64>,
-    bounds: (f64, f64),
 }
 
 impl Choices {
     /// Measured with 10 and with 24 pictures: docs/what-does-time-buy.md.
-    const MINI: Self = Choices {
-        rank: 64,
-        lr: 2e-4,
-        batch: 4,
-        rate_times_steps: 0.1,
-        pictures: Some(24.0),
-        bounds: (2e-5, 1e-3),
-    };
+    const MINI: Self =
+        Choices { rank: 64, batch: 4, lr: 2e-4, lr_times_steps: Some(0.1), pictures: Some(24.0) };
     /// The contest's own job of rank 32 and 3000 steps at 1e-4, kept in proportion; not measured.
     const QWEN_IMAGE: Self =
-        Choices { rank: 32, lr: 1e-4, batch: 1, rate_times_steps: 0.3, pictures: None, bounds: (5e-5, 2e-4) };
+        Choices { rank: 32, batch: 1, lr: 1e-4, lr_times_steps: Some(0.3), pictures: None };
 
-    /// The rate for so many steps on so many pictures: the more steps and the fewer pictures there are, the lower, or they are
-    /// learnt by heart.
-    fn decide(&mut self, steps: Option<u64>, pictures: usize) {
-        let (least, most) = self.bounds;
+    /// Fewer pictures are sooner learnt by heart.
+    fn consider(&mut self, pictures: usize) {
         let many = self.pictures.map_or(1.0, |usual| pictures as f64 / usual);
-        if let Some(steps) = steps {
-            let product = self.rate_times_steps * many.min(many.powi(3));
-            let rate = (product / steps.max(1) as f64).clamp(least, most);
-            // Two digits, as a person would write it.
-            let unit = 10f64.powf(rate.log10().floor() - 1.0);
-            self.lr = (rate / unit).round() * unit;
-        }
+        let factor = many.min(many.powi(3));
+        self.lr_times_steps = self.lr_times_steps.map(|product| product * factor);
+        self.lr *= factor.min(1.0);
     }
 }
 
@@ -271,7 +250,10 @@ fn value(
         "TRIGGER" => text(trigger.unwrap_or_default()),
         "SIDE" => Some(side.to_string()),
         "RANK" => Some(choices.rank.to_string()),
-        "LR" => Some(format!("{:e}", choices.lr)),
+        "LR" => Some(format!("{:.1e}", choices.lr)),
+        "LR_TIMES_STEPS" => {
+            Some(choices.lr_times_steps.map_or("null".into(), |product| format!("{product:.4}")))
+        }
         "BATCH" => Some(choices.batch.to_string()),
         "QUANTISE" => Some(quantised.is_some().to_string()),
         "QTYPE" => text(quantised.unwrap_or("qfloat8")),
@@ -284,15 +266,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_steps_go_slower() {
-        let rate = |(steps, pictures)| {
+    fn fewer_pictures_learn_more_slowly() {
+        let product = |pictures| {
             let mut choices = Choices::MINI;
-            choices.decide(steps, pictures);
-            format!("{:.1e}", choices.lr)
+            choices.consider(pictures);
+            (choices.lr_times_steps.unwrap() * 1e4).round() / 1e4
         };
-        let cases = [(None, 24), (Some(10), 24), (Some(400), 24), (Some(400), 21), (Some(400), 48)];
-        assert_eq!(cases.map(rate), ["2.0e-4", "1.0e-3", "2.5e-4", "1.7e-4", "5.0e-4"]);
-        assert_eq!(rate((Some(1_000_000), 24)), "2.0e-5");
+        assert_eq!([12, 24, 48].map(product), [0.0125, 0.1, 0.2]);
     }
 
     #[test]

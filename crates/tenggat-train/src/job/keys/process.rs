@@ -92,6 +92,7 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("deadline", "2030-01-01T00:00:00Z"),
             supported("held_out", "test"),
             supported("deliver", "newest"),
+            supported("lr_times_steps", "0.1"),
             supported("keep_best", "true"),
             supported("fill", "true"),
             supported("margin", "2s"),

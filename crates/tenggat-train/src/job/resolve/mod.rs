@@ -193,7 +193,11 @@ impl Resolver<'_> {
         let sample = self.sample(process.sample, &train, &trigger_word, compat)?;
         let save = process.save.unwrap_or_default();
         let push = self.push(&save)?;
-        let train = self.train(train, batch_size, &trigger_word, compat)?;
+        let mut train = self.train(train, batch_size, &trigger_word, compat)?;
+        if let Some(product) = own.lr_times_steps {
+            let path = format!("{PROCESS}.tenggat.lr_times_steps");
+            train.lr_times_steps = Some(self.within(&path, product, 1e-9, 1e9)?);
+        }
         let best = own.keep_best.unwrap_or(false);
         if best && train.validation.is_none() {
             let message = "nothing says what is best; name pictures in `train.validation_config`";

@@ -64,6 +64,7 @@ impl Resolver<'_> {
             batch_size,
             gradient_accumulation: self.count(&at("gradient_accumulation"), raw.gradient_accumulation, 1)?,
             lr,
+            lr_times_steps: None,
             optimiser: OptimiserConfig { kind, params },
             lr_scheduler,
             warmup_steps: schedule.num_warmup_steps.or(schedule.warmup_steps),

@@ -13,7 +13,7 @@ use tenggat_train::job::Job;
 use tenggat_train::planned::{ModelFacts, Planned, plan_job};
 
 use super::args::JobArgs;
-use super::{machines, processor};
+use super::machines;
 use crate::assets;
 use crate::commands::train::show_warnings;
 
@@ -62,15 +62,6 @@ pub fn plan(path: &Path, args: &JobArgs) -> anyhow::Result<()> {
         notes.iter().for_each(|note| println!("note: {note}"));
     }
     Ok(())
-}
-
-/// Steps of the job that fit into so many seconds on this machine's processor, by its calibration if there is one; `None`
-/// if the job cannot be planned.
-pub fn steps_that_fit(job: &Job, facts: &ModelFacts, budget_s: f64) -> Option<u64> {
-    let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
-    let planned = plan_job(job, facts, Precision::Bf16).job;
-    let options = PlanOptions { budget_s: Some(budget_s), ..PlanOptions::default() };
-    Plan::new(&on(&planned, &machine), &machine, Trainer::Tenggat, &options).ok()?.steps_that_fit
 }
 
 /// What the command line says in place of the job file.
