@@ -283,6 +283,9 @@ fn show(file: &Path, picture: &Path) -> Result<()> {
     for way in WAYS {
         let mut at: BTreeMap<u64, Vec<&Run>> = BTreeMap::new();
         runs.iter().filter(|r| r.way == way.name).for_each(|r| at.entry(r.budget_s).or_default().push(r));
+        if at.is_empty() {
+            continue;
+        }
         let mean = |runs: &Vec<&Run>, of: &dyn Fn(&Run) -> f64| {
             runs.iter().map(|r| of(r)).sum::<f64>() / runs.len() as f64
         };
