@@ -4,7 +4,8 @@
 //! resolved job. Nothing past this module sees a raw value. Keys of ai-toolkit that are not supported are refused by
 //! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
 //! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
-//! `memory_limit`, `seed`, `threads`, `resume`, `compat`, `held_out`, `deliver`, `keep_best`.
+//! `memory_limit`, `seed`, `threads`, `resume`, `compat`, `held_out`, `deliver`, `keep_best`,
+//! `lr_times_steps`.
 
 mod compare;
 mod compat;
