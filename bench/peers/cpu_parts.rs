@@ -3,18 +3,18 @@
 //! Arguments: `part=encode|decode|text model=<folder> side=512 tokens=64 threads=2`. Prints `ready`; then for every line
 //! with a number runs so many times and prints their wall-clock seconds on one line.
 
+mod turns;
+
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
 use std::path::Path;
-use std::time::Instant;
 
 use tenggat_models::qwen_image::text_encoder::TextEncoder;
 use tenggat_models::qwen_image::transformer::Precision;
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
+use turns::Error;
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
 type Part = Box<dyn Fn() -> Result<(), Error> + Send>;
 
 fn normal(shape: &[usize]) -> Result<Tensor, Error> {
@@ -51,25 +51,9 @@ fn part(arguments: &HashMap<String, String>) -> Result<Part, Error> {
 fn serve(arguments: &HashMap<String, String>) -> Result<(), Error> {
     let run = part(arguments)?;
     run()?;
-    println!("ready");
-    for line in std::io::stdin().lock().lines() {
-        let mut out = String::new();
-        for _ in 0..line?.trim().parse::<usize>()? {
-            let began = Instant::now();
-            run()?;
-            out += &format!("{:.6} ", began.elapsed().as_secs_f64());
-        }
-        println!("{}", out.trim_end());
-        std::io::stdout().flush()?;
-    }
-    Ok(())
+    turns::take(&*run)
 }
 
 fn main() -> Result<(), Error> {
-    let pairs = std::env::args().skip(1);
-    let arguments: HashMap<String, String> =
-        pairs.filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
-    let threads = arguments.get("threads").map_or(Ok(0), |t| t.parse())?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    pool.install(|| serve(&arguments))
+    turns::with_arguments(serve)
 }

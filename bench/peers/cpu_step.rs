@@ -4,15 +4,14 @@
 //! threads=2`. Prints `ready`; then for every line with a number runs so many steps and prints their wall-clock
 //! seconds on one line.
 
+mod turns;
+
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
-use std::time::Instant;
 
 use tenggat_models::qwen_image::transformer::Precision;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::calibrate::rehearsal::Rehearsal;
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use turns::Error;
 
 fn serve(arguments: &HashMap<String, String>) -> Result<(), Error> {
     let text = |key: &str| arguments.get(key).ok_or_else(|| format!("argument `{key}=` is missing"));
@@ -35,25 +34,9 @@ fn serve(arguments: &HashMap<String, String>) -> Result<(), Error> {
     let model = step.model_in(&Device::cpu(), Precision { compute: DType::F32, weights })?;
     let mut stage = step.stage(&model)?;
     stage.step()?;
-    println!("ready");
-    for line in std::io::stdin().lock().lines() {
-        let mut out = String::new();
-        for _ in 0..line?.trim().parse::<usize>()? {
-            let began = Instant::now();
-            stage.step()?;
-            out += &format!("{:.6} ", began.elapsed().as_secs_f64());
-        }
-        println!("{}", out.trim_end());
-        std::io::stdout().flush()?;
-    }
-    Ok(())
+    turns::take(|| Ok(stage.step().map(drop)?))
 }
 
 fn main() -> Result<(), Error> {
-    let pairs = std::env::args().skip(1);
-    let arguments: HashMap<String, String> =
-        pairs.filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
-    let threads = arguments.get("threads").map_or(Ok(0), |t| t.parse())?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    pool.install(|| serve(&arguments))
+    turns::with_arguments(serve)
 }

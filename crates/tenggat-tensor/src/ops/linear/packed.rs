@@ -206,6 +206,14 @@ fn columns(m: Mat<'_, f32>, range: Range<usize>) -> Mat<'_, f32> {
     Mat { data: m.data.get(range.start..).unwrap_or_default(), cols: range.len(), ..m }
 }
 
+/// Scratch for what every member of an adapter packs: m rows of its ranks, and its B.
+fn members_cost<E: Lane>(adapter: &Adapter<'_>, m: usize) -> usize {
+    let rank = adapter.rank();
+    let b = |(outputs, _): &(Range<usize>, View<'_>)| Scratch::cost::<E>(packed_len(rank, outputs.len()));
+    adapter.members.len() * Scratch::cost::<E>(packed_len(m, rank))
+        + adapter.members.iter().map(b).sum::<usize>()
+}
+
 fn forward<E: Lane>(
     op: &'static str,
     x: View<'_>,
@@ -220,14 +228,7 @@ fn forward<E: Lane>(
     let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
     let mut cost = Scratch::cost::<E>(packed_len(m, input)) + Scratch::cost::<f32>(out + WIDTH);
     if let Some((adapter, _)) = &adapter {
-        let (rank, members) = (adapter.rank(), adapter.members.len());
-        cost += Scratch::cost::<E>(packed_len(input, adapter.a.rows()))
-            + members * Scratch::cost::<E>(packed_len(m, rank))
-            + adapter
-                .members
-                .iter()
-                .map(|(c, _)| Scratch::cost::<E>(packed_len(rank, c.len())))
-                .sum::<usize>();
+        cost += Scratch::cost::<E>(packed_len(input, adapter.a.rows())) + members_cost::<E>(adapter, m);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
@@ -293,17 +294,12 @@ fn backward<E: Lane>(
     let (m, out) = (dy.rows, dy.cols);
     let mut cost = Scratch::cost::<E>(packed_len(out, m));
     if let Some(Trained { adapter, x, .. }) = &trained {
-        let (rank, ranks, members) = (adapter.rank(), adapter.a.rows(), adapter.members.len());
+        let ranks = adapter.a.rows();
         cost += Scratch::cost::<f32>(packed_len(ranks, m))
             + Scratch::cost::<E>(E::room(packed_len(ranks, m)))
             + Scratch::cost::<E>(packed_len(x.cols(), ranks))
             + Scratch::cost::<E>(packed_len(m, x.cols()))
-            + members * Scratch::cost::<E>(packed_len(m, rank))
-            + adapter
-                .members
-                .iter()
-                .map(|(c, _)| Scratch::cost::<E>(packed_len(rank, c.len())))
-                .sum::<usize>();
+            + members_cost::<E>(adapter, m);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
