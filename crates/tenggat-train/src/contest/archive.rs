@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zip::ZipArchive;
@@ -35,14 +35,13 @@ pub fn unpack(path: &Path, into: &Path) -> Result<usize> {
         let entry = archive.by_index(*number).map_err(|e| broken(format!("{name}: {e}")))?;
         let to = into.join(name);
         let mut out = File::create(&to).map_err(|e| Error::file("write", &to, e))?;
-        let mut bytes = Vec::new();
         let most = MOST_BYTES.min(left);
-        entry.take(most + 1).read_to_end(&mut bytes).map_err(|e| broken(format!("{name}: {e}")))?;
-        if bytes.len() as u64 > most {
+        let bytes = std::io::copy(&mut entry.take(most + 1), &mut out)
+            .map_err(|e| broken(format!("{name} into {}: {e}", into.display())))?;
+        if bytes > most {
             return Err(broken(format!("{name} is too large to be a picture or a caption")));
         }
-        left -= bytes.len() as u64;
-        out.write_all(&bytes).map_err(|e| Error::file("write", &to, e))?;
+        left -= bytes;
     }
     Ok(wanted.len())
 }
@@ -70,6 +69,7 @@ fn wanted(entries: &[String]) -> BTreeMap<String, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use zip::write::{SimpleFileOptions, ZipWriter};
 
     fn archive(folder: &Path, files: &[(&str, &[u8])]) -> PathBuf {

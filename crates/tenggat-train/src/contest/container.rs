@@ -79,11 +79,6 @@ impl Roots {
     pub fn output(&self, task: &Task) -> PathBuf {
         self.checkpoints.join(&task.id).join(&task.repository)
     }
-
-    /// The folder of unpacked and prepared pictures.
-    pub fn work(&self, task: &Task) -> PathBuf {
-        self.work.join(&task.id)
-    }
 }
 
 impl Task {

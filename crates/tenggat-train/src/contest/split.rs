@@ -63,9 +63,10 @@ pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) 
         good.iter().any(|(.., caption)| caption.contains(word) || caption.contains("[trigger]"))
     });
     good.par_iter().enumerate().try_for_each(|(i, (path, (size, rgb), caption))| {
-        // Files of one name and different kinds stay apart.
-        let name = path.file_name().unwrap_or_default().to_string_lossy().replace('.', "_");
-        let picture = folder(i).join(format!("{name}.png"));
+        // The old ending stays, so that files of one name and different kinds stay apart.
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(".png");
+        let picture = folder(i).join(name);
         let mut bytes = Vec::new();
         let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Sub);
         let (width, height) = (size.0 as u32, size.1 as u32);
@@ -116,6 +117,26 @@ mod tests {
         assert_eq!((names(&held).len(), names(&one.train).len()), (4, 18));
         let picture = image::open(one.train.join(&names(&one.train)[0])).unwrap();
         assert_eq!((picture.width(), picture.height()), (32, 64));
+    }
+
+    #[test]
+    fn names_that_differ_little_stay_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let from = root.path().join("from");
+        pictures(&from, 2);
+        for (old, new) in [("0", "a.b"), ("1", "a_b")] {
+            for kind in ["png", "txt"] {
+                std::fs::rename(from.join(format!("{old}.{kind}")), from.join(format!("{new}.{kind}")))
+                    .unwrap();
+            }
+        }
+        let split = split(&from, &root.path().join("into"), 64, None).unwrap();
+        let captions = ["a.b", "a_b"].map(|name| {
+            let picture = split.train.join(format!("{name}.png.png"));
+            assert!(picture.is_file());
+            dataset::read_caption(&picture, ".txt").unwrap().unwrap()
+        });
+        assert_eq!(captions, ["d0g number 0", "d0g number 1"]);
     }
 
     #[test]

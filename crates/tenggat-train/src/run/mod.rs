@@ -155,6 +155,9 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         return Err(Error::Job(text.into()));
     }
     let mut lora = first_lora(job, options, show)?;
+    if let Start::FromLora(file, _) = &start {
+        lora_file::start_from(file, &mut lora)?;
+    }
     let trainable = lora.layout.trained_ranges().iter().map(ExactSizeIterator::len).sum();
     let last = folder.file(LAST);
     if job.save.deliver == Deliver::Best && !last.exists() {
@@ -235,21 +238,12 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let mut ema =
         job.train.ema_decay.map(|decay| Ema::new(decay, !job.compat.constant_ema, &lora)).transpose()?;
     let mut optimiser = Optimiser::new(method, max_grad_norm(job), &lora)?;
-    match &start {
-        Start::Continue(saved) => {
-            saved.restore(&mut lora.parameters, &mut optimiser, ema.as_mut())?;
-            if saved.progress.data != data.fingerprint() {
-                let text =
-                    "the pictures or captions are others than before, and so is the order of the batches";
-                show(Event::Warning(text.into()));
-            }
+    if let Start::Continue(saved) = &start {
+        saved.restore(&mut lora.parameters, &mut optimiser, ema.as_mut())?;
+        if saved.progress.data != data.fingerprint() {
+            let text = "the pictures or captions are others than before, and so is the order of the batches";
+            show(Event::Warning(text.into()));
         }
-        Start::FromLora(file, _) => {
-            lora_file::start_from(file, &mut lora)?;
-            // The average begins at the weights.
-            ema = job.train.ema_decay.map(|d| Ema::new(d, !job.compat.constant_ema, &lora)).transpose()?;
-        }
-        Start::Fresh | Start::Aside(_) | Start::Done(..) => {}
     }
     if let Some(sampling) = &mut sampling
         && (job.sample.first == FirstRound::Always

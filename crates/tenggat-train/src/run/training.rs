@@ -255,6 +255,7 @@ impl Training<'_, '_> {
             let contender = choice.measure(state.best(), steps, &mut may_go_on)?;
             contender.iter().for_each(|contender| show(Event::Contender(*contender)));
             if !contender.is_some_and(|contender| contender.is_best) {
+                self.keep_state(state, budget, clock, show);
                 let now_s = clock.now_s();
                 budget.observe_save(now_s, now_s - began_s);
                 return Ok(());
@@ -337,6 +338,24 @@ impl Training<'_, '_> {
         Ok(())
     }
 
+    /// Writes the state of the run, if it is kept. The LoRA is safe without it, so that a failure is no more than told.
+    fn keep_state(
+        &mut self,
+        state: &State<'_>,
+        budget: &Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) {
+        // The state counts on the lines of its steps.
+        let kept =
+            self.metrics.sync().and_then(|()| self.saver.save_state(state, budget, clock.now_s(), None));
+        if let Err(e) = kept {
+            show(Event::Warning(format!(
+                "the state of the run is not kept: {e}; an interrupted run would begin anew"
+            )));
+        }
+    }
+
     /// Writes a LoRA and the state of the run; the time since `began_s` counts for it.
     fn save(
         &mut self,
@@ -347,14 +366,7 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
         self.saver.save(state.best(), path, budget.steps_done())?;
-        // The state counts on the lines of its steps.
-        let kept =
-            self.metrics.sync().and_then(|()| self.saver.save_state(state, budget, clock.now_s(), None));
-        if let Err(e) = kept {
-            show(Event::Warning(format!(
-                "the state of the run is not kept: {e}; an interrupted run would begin anew"
-            )));
-        }
+        self.keep_state(state, budget, clock, show);
         let now_s = clock.now_s();
         budget.observe_save(now_s, now_s - began_s);
         show(Event::Saved { path: path.to_path_buf(), steps: budget.steps_done() });

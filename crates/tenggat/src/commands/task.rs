@@ -124,12 +124,15 @@ fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyho
     let deadline_s = hours * 3600.0 - (MARGIN_SHARE * hours * 3600.0).clamp(least_s, most_s);
     let side = args.long_side.map_or(if is_mini { 128 } else { rules::LONG_SIDE }, usize::from);
 
-    let work = roots.work(task);
-    if work.exists() {
-        std::fs::remove_dir_all(&work).with_context(|| format!("cannot empty {}", work.display()))?;
-    }
-    unpack(&roots.dataset(task)?, &work.join("archive"))?;
-    let pictures = split(&work.join("archive"), &work, side, args.trigger_word.as_deref())?;
+    std::fs::create_dir_all(&roots.work).with_context(|| format!("--work-root {}", roots.work.display()))?;
+    // A folder of its own, removed in the end: what else lies there is somebody's.
+    let work = tempfile::Builder::new()
+        .prefix(&format!("{}-", task.id))
+        .tempdir_in(&roots.work)
+        .with_context(|| format!("--work-root {}", roots.work.display()))?;
+    let (archive, work) = (work.path().join("archive"), work.path());
+    unpack(&roots.dataset(task)?, &archive)?;
+    let pictures = split(&archive, work, side, args.trigger_word.as_deref())?;
     pictures.bad.iter().for_each(|bad| eprintln!("warning: left out: {bad}"));
     let (training, held) = pictures.pictures;
     println!("{:<14} {training} to train on, {held} held out, long side {side}", "pictures");
