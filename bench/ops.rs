@@ -176,7 +176,7 @@ fn optimiser(c: &mut Criterion) {
     let device = Device::cpu();
     let n = 1 << 20;
     let [mut p, g, mut m, mut v] = [1, 2, 3, 4].map(|seed| randn(&device, &[1, n], seed));
-    v.fill(1.0);
+    v.fill(1.0).unwrap();
     let mut clip = randn(&device, &[1, 2], 5);
     let hyper =
         adamw::Hyper { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, l2: 0.0, step: 10 };

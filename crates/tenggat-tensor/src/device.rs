@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::cpu::Pool;
+use crate::cuda::{Cuda, Options};
 
 /// A place that holds tensors and runs ops. Cheap to clone: clones share one buffer pool.
 #[derive(Debug, Clone)]
 pub enum Device {
     /// Host memory; ops run on the global rayon pool.
     Cpu(Arc<Pool>),
+    /// A GPU; ops are queued.
+    Cuda(Arc<Cuda>),
 }
 
 impl Device {
@@ -23,10 +27,38 @@ impl Device {
         Device::Cpu(Arc::new(Pool::new(true)))
     }
 
+    /// The GPU that the options name.
+    ///
+    /// # Errors
+    /// No driver, no GPU, or a library is missing: the text says which, and what installs it.
+    pub fn cuda(options: &Options) -> Result<Self> {
+        Ok(Device::Cuda(Cuda::open(options)?))
+    }
+
+    /// A GPU whose kernels run on the processor, slowly. For tests.
+    ///
+    /// # Errors
+    /// There is no C++ compiler.
+    pub fn emulated() -> Result<Self> {
+        Ok(Device::Cuda(Cuda::emulated()?))
+    }
+
+    /// Waits until all that was asked of it is done.
+    ///
+    /// # Errors
+    /// Something that was queued failed.
+    pub fn synchronise(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.synchronise(),
+        }
+    }
+
     /// Short name for messages.
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+            Device::Cuda(_) => "cuda",
         }
     }
 
@@ -34,6 +66,7 @@ impl Device {
     pub fn live_bytes(&self) -> usize {
         match self {
             Device::Cpu(pool) => pool.live_bytes(),
+            Device::Cuda(cuda) => cuda.live_bytes(),
         }
     }
 
@@ -41,6 +74,7 @@ impl Device {
     pub fn peak_bytes(&self) -> usize {
         match self {
             Device::Cpu(pool) => pool.peak_bytes(),
+            Device::Cuda(cuda) => cuda.peak_bytes(),
         }
     }
 
@@ -48,6 +82,7 @@ impl Device {
     pub fn trim(&self) {
         match self {
             Device::Cpu(pool) => pool.trim(),
+            Device::Cuda(cuda) => cuda.trim(),
         }
     }
 }

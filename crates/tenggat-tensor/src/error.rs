@@ -30,6 +30,29 @@ pub enum Error {
         /// Name of the device.
         device: &'static str,
     },
+    /// An operand that is not where the others are.
+    #[error("{op}: an operand is in {got}, expected it in {expected}")]
+    Place {
+        /// Operation that refused.
+        op: &'static str,
+        /// Where the operation works.
+        expected: &'static str,
+        /// Where the operand is.
+        got: &'static str,
+    },
+    /// A GPU, or one of its libraries, is missing or failed.
+    #[error("{0}")]
+    Cuda(String),
+    /// A GPU has no room left.
+    #[error("out of GPU memory: {bytes} bytes more are needed, {free} of {total} are free")]
+    OutOfMemory {
+        /// Bytes of the tensor that does not fit.
+        bytes: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes that the GPU has.
+        total: usize,
+    },
 }
 
 impl Error {

@@ -18,11 +18,13 @@
 //! storage type of frozen weights.
 
 mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod error;
 pub mod ops;
 pub mod random;
+mod storage;
 mod tensor;
 
 pub use cpu::{Element, Real};

@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::bf16;
 
-use crate::cpu::{Element, Mat, MatMut, Storage};
+use crate::cpu::{Element, Mat, MatMut};
+use crate::cuda::{self, Cuda};
 use crate::error::expect_shape;
+use crate::storage::Storage;
 use crate::{DType, Device, Error, Result};
 
 /// An owned, contiguous, row-major array on one device.
@@ -23,8 +26,7 @@ impl Tensor {
     /// # Errors
     /// Out of device memory.
     pub fn empty(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self> {
-        let Device::Cpu(pool) = device;
-        let storage = pool.take(dtype, shape.iter().product());
+        let storage = Storage::new(device, dtype, shape.iter().product())?;
         Ok(Tensor { storage, dtype, shape: shape.to_vec() })
     }
 
@@ -34,7 +36,7 @@ impl Tensor {
     /// Out of device memory.
     pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self> {
         let mut tensor = Self::empty(device, dtype, shape)?;
-        tensor.fill(0.0);
+        tensor.fill(0.0)?;
         Ok(tensor)
     }
 
@@ -44,6 +46,14 @@ impl Tensor {
     /// Out of device memory.
     pub fn empty_like(&self, shape: &[usize]) -> Result<Self> {
         Self::empty(&self.device(), self.dtype, shape)
+    }
+
+    /// The same with elements that hold sums and statistics of the tensor's own.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn empty_wide(&self, shape: &[usize]) -> Result<Self> {
+        Self::empty(&self.device(), self.dtype.wide(), shape)
     }
 
     /// A tensor with these values, rounded to `dtype`.
@@ -70,7 +80,8 @@ impl Tensor {
         shape: &[usize],
     ) -> Result<Self> {
         expect_shape("tensor", "elements", &[shape.iter().product()], &[len])?;
-        let mut tensor = Self::empty(device, dtype, shape)?;
+        let host = if let Device::Cpu(_) = device { device } else { &Device::cpu() };
+        let mut tensor = Self::empty(host, dtype, shape)?;
         fn put<T: Element>(slice: &mut [T], values: impl Iterator<Item = f64>) {
             slice.iter_mut().zip(values).for_each(|(d, x)| *d = T::from_f64(x));
         }
@@ -80,12 +91,28 @@ impl Tensor {
             DType::BF16 => put::<bf16>(tensor.host_mut()?, values),
             DType::U8 => put::<u8>(tensor.host_mut()?, values),
         }
-        Ok(tensor)
+        tensor.into_device(device)
     }
 
     /// The device that holds it.
     pub fn device(&self) -> Device {
-        Device::Cpu(self.storage.pool().clone())
+        self.storage.device()
+    }
+
+    /// The same tensor on another device; nothing is copied if it is there already.
+    ///
+    /// # Errors
+    /// Out of device memory, or the copy failed.
+    pub fn into_device(self, device: &Device) -> Result<Self> {
+        match (self.device(), device) {
+            (Device::Cpu(_), Device::Cpu(_)) => Ok(self),
+            (Device::Cuda(a), Device::Cuda(b)) if Arc::ptr_eq(&a, b) => Ok(self),
+            _ => {
+                let mut there = Self::empty(device, self.dtype, &self.shape)?;
+                there.set_bytes(&self.to_bytes()?)?;
+                Ok(there)
+            }
+        }
     }
 
     /// Element type.
@@ -132,6 +159,10 @@ impl Tensor {
     /// Out of device memory.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         let mut out = Self::empty(&self.device(), dtype, &self.shape)?;
+        if let Device::Cuda(_) = self.device() {
+            crate::ops::copy::cast(self.view(), out.view_mut())?;
+            return Ok(out);
+        }
         fn cast<A: Element, B: Element>(from: &[A], to: &mut [B]) {
             to.iter_mut().zip(from).for_each(|(d, s)| *d = B::from_f64(s.to_f64()));
         }
@@ -154,8 +185,14 @@ impl Tensor {
     }
 
     /// Sets every element.
-    pub fn fill(&mut self, value: f64) {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn fill(&mut self, value: f64) -> Result<()> {
         let n = self.len();
+        if let Device::Cuda(_) = self.device() {
+            return crate::ops::copy::fill(value, self.view_mut());
+        }
         fn put<T: Element>(storage: &mut Storage, n: usize, value: f64) {
             if let Some(s) = storage.slice_mut::<T>() {
                 s[..n].fill(T::from_f64(value));
@@ -167,6 +204,7 @@ impl Tensor {
             DType::BF16 => put::<bf16>(&mut self.storage, n, value),
             DType::U8 => put::<u8>(&mut self.storage, n, value),
         }
+        Ok(())
     }
 
     /// The elements as a host slice.
@@ -175,11 +213,8 @@ impl Tensor {
     /// The element type is another, or the tensor is not in host memory.
     pub fn host<T: Element>(&self) -> Result<&[T]> {
         let n = self.len();
-        self.storage.slice().map(|s| &s[..n]).ok_or(Error::DType {
-            op: "host slice",
-            dtype: self.dtype,
-            device: "cpu",
-        })
+        let missing = || self.storage.not_host("host slice", self.dtype);
+        self.storage.slice().map(|s| &s[..n]).ok_or_else(missing)
     }
 
     /// The elements as a writable host slice.
@@ -187,12 +222,8 @@ impl Tensor {
     /// # Errors
     /// The element type is another, or the tensor is not in host memory.
     pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        let (n, dtype) = (self.len(), self.dtype);
-        self.storage.slice_mut().map(|s| &mut s[..n]).ok_or(Error::DType {
-            op: "host slice",
-            dtype,
-            device: "cpu",
-        })
+        let (n, missing) = (self.len(), self.storage.not_host("host slice", self.dtype));
+        self.storage.slice_mut().map(|s| &mut s[..n]).ok_or(missing)
     }
 
     /// The values as f32.
@@ -200,12 +231,7 @@ impl Tensor {
     /// # Errors
     /// Reading back from the device failed.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        Ok(match self.dtype {
-            DType::F32 => self.host::<f32>()?.to_vec(),
-            DType::F64 => self.host::<f64>()?.iter().map(|&x| x as f32).collect(),
-            DType::BF16 => self.host::<bf16>()?.iter().map(|x| x.to_f32()).collect(),
-            DType::U8 => self.host::<u8>()?.iter().map(|&x| x.into()).collect(),
-        })
+        self.values(|x| x as f32)
     }
 
     /// The values as f64.
@@ -213,11 +239,23 @@ impl Tensor {
     /// # Errors
     /// Reading back from the device failed.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
+        self.values(|x| x)
+    }
+
+    /// All values, each through f64, which holds every type's exactly.
+    fn values<V>(&self, of: impl Fn(f64) -> V) -> Result<Vec<V>> {
+        fn each<T: Element + bytemuck::Pod, V>(bytes: &[u8], of: impl Fn(f64) -> V) -> Vec<V> {
+            bytes
+                .chunks_exact(size_of::<T>())
+                .map(|b| of(bytemuck::pod_read_unaligned::<T>(b).to_f64()))
+                .collect()
+        }
+        let bytes = self.to_bytes()?;
         Ok(match self.dtype {
-            DType::F32 => self.host::<f32>()?.iter().map(|&x| x.into()).collect(),
-            DType::F64 => self.host::<f64>()?.to_vec(),
-            DType::BF16 => self.host::<bf16>()?.iter().map(|x| x.to_f64()).collect(),
-            DType::U8 => self.host::<u8>()?.iter().map(|&x| x.into()).collect(),
+            DType::F32 => each::<f32, V>(&bytes, of),
+            DType::F64 => each::<f64, V>(&bytes, of),
+            DType::BF16 => each::<bf16, V>(&bytes, of),
+            DType::U8 => each::<u8, V>(&bytes, of),
         })
     }
 
@@ -226,29 +264,16 @@ impl Tensor {
     /// # Errors
     /// Reading back from the device failed.
     pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>> {
-        let bytes: &[u8] = match self.dtype {
-            DType::F32 => bytemuck::cast_slice(self.host::<f32>()?),
-            DType::F64 => bytemuck::cast_slice(self.host::<f64>()?),
-            DType::BF16 => bytemuck::cast_slice(self.host::<bf16>()?),
-            DType::U8 => self.host::<u8>()?,
-        };
-        Ok(Cow::Borrowed(bytes))
+        self.storage.bytes(self.dtype, self.len())
     }
 
     /// Takes over elements that [`Tensor::to_bytes`] gave.
     ///
     /// # Errors
-    /// Their number differs.
+    /// Their number differs, or the device failed.
     pub fn set_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         expect_shape("set bytes", "bytes", &[self.len() * self.dtype.bytes()], &[bytes.len()])?;
-        let own: &mut [u8] = match self.dtype {
-            DType::F32 => bytemuck::cast_slice_mut(self.host_mut::<f32>()?),
-            DType::F64 => bytemuck::cast_slice_mut(self.host_mut::<f64>()?),
-            DType::BF16 => bytemuck::cast_slice_mut(self.host_mut::<bf16>()?),
-            DType::U8 => self.host_mut::<u8>()?,
-        };
-        own.copy_from_slice(bytes);
-        Ok(())
+        self.storage.set_bytes(self.dtype, bytes)
     }
 
     /// The tensor as a matrix: the last axis is the columns, all others are rows.
@@ -344,7 +369,15 @@ macro_rules! shape_methods {
 
         /// The device that holds it.
         pub fn device(&self) -> Device {
-            Device::Cpu(self.storage.pool().clone())
+            self.storage.device()
+        }
+
+        /// The GPU that holds it, and the matrix as kernels see it.
+        pub(crate) fn cuda(&self, op: &'static str) -> Result<(Arc<Cuda>, cuda::Mat)> {
+            let (cuda, address) = self.storage.cuda(op)?;
+            let data = address + (self.offset * self.dtype.bytes()) as u64;
+            let (rows, cols) = (cuda::int(self.rows), cuda::int(self.cols));
+            Ok((Arc::clone(cuda), cuda::Mat { data, rows, cols, stride: self.stride as i64 }))
         }
 
         /// Only these columns.
@@ -390,13 +423,18 @@ impl<'a> View<'a> {
     /// The matrix in host memory.
     pub(crate) fn cpu<T: Element>(&self, op: &'static str) -> Result<Mat<'a, T>> {
         let end = self.offset + extent(self.rows, self.cols, self.stride);
-        let data = self.storage.slice::<T>().ok_or(Error::DType { op, dtype: self.dtype, device: "cpu" })?;
+        let data = self.storage.slice::<T>().ok_or_else(|| self.storage.not_host(op, self.dtype))?;
         Ok(Mat { data: &data[self.offset..end], rows: self.rows, cols: self.cols, stride: self.stride })
     }
 }
 
 impl<'a> ViewMut<'a> {
     shape_methods!();
+
+    /// Whether a GPU holds it.
+    pub(crate) fn on_gpu(&self) -> bool {
+        matches!(self.storage, Storage::Cuda(_))
+    }
 
     /// The same elements in rows of another length.
     ///
@@ -427,8 +465,8 @@ impl<'a> ViewMut<'a> {
     /// The matrix in host memory.
     pub(crate) fn cpu<T: Element>(self, op: &'static str) -> Result<MatMut<'a, T>> {
         let end = self.offset + extent(self.rows, self.cols, self.stride);
-        let data =
-            self.storage.slice_mut::<T>().ok_or(Error::DType { op, dtype: self.dtype, device: "cpu" })?;
+        let missing = self.storage.not_host(op, self.dtype);
+        let data = self.storage.slice_mut::<T>().ok_or(missing)?;
         Ok(MatMut {
             data: &mut data[self.offset..end],
             rows: self.rows,

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::Element;
 use super::element::CACHE_LINE;
-use crate::DType;
+use crate::{DType, Error, Result};
 
 /// Memory of one tensor, longer by [`CACHE_LINE`] elements than it may use, so that what it uses can be aligned.
 #[derive(Debug)]
@@ -170,6 +170,36 @@ impl Storage {
         let all = T::slice_mut(buffer)?;
         let from = all.as_ptr().align_offset(CACHE_LINE);
         all.get_mut(from..from + n)
+    }
+}
+
+impl Storage {
+    /// Its first `len` elements in memory order.
+    pub fn bytes(&self, dtype: DType, len: usize) -> Result<&[u8]> {
+        fn of<T: Element + bytemuck::Pod>(storage: &Storage, len: usize) -> Option<&[u8]> {
+            storage.slice::<T>()?.get(..len).map(bytemuck::cast_slice)
+        }
+        let bytes = match dtype {
+            DType::F32 => of::<f32>(self, len),
+            DType::F64 => of::<f64>(self, len),
+            DType::BF16 => of::<bf16>(self, len),
+            DType::U8 => of::<u8>(self, len),
+        };
+        bytes.ok_or(Error::DType { op: "bytes", dtype, device: "cpu" })
+    }
+
+    /// Its first `len` elements in memory order.
+    pub fn bytes_mut(&mut self, dtype: DType, len: usize) -> Result<&mut [u8]> {
+        fn of<T: Element + bytemuck::Pod>(storage: &mut Storage, len: usize) -> Option<&mut [u8]> {
+            storage.slice_mut::<T>()?.get_mut(..len).map(bytemuck::cast_slice_mut)
+        }
+        let bytes = match dtype {
+            DType::F32 => of::<f32>(self, len),
+            DType::F64 => of::<f64>(self, len),
+            DType::BF16 => of::<bf16>(self, len),
+            DType::U8 => of::<u8>(self, len),
+        };
+        bytes.ok_or(Error::DType { op: "bytes", dtype, device: "cpu" })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Gradient checks shared by the ops' tests.
 
+use std::sync::OnceLock;
+
 use crate::random::Philox;
 use crate::{DType, Device, Tensor};
 
@@ -49,4 +51,95 @@ pub fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
 pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
     let error = max_difference(a, b);
     assert!(error <= tolerance, "{what}: largest difference {error:e} > {tolerance:e}");
+}
+
+/// Where an op is tried: a device and an element type. Numbers are the same in all places, and exact in bf16.
+pub struct Place {
+    device: Device,
+    dtype: DType,
+}
+
+impl Place {
+    /// Standard normal numbers.
+    pub fn randn(&self, shape: &[usize], seed: u64) -> Tensor {
+        self.numbers(self.dtype, shape, seed)
+    }
+
+    /// The same in the type of sums and statistics.
+    pub fn wide(&self, shape: &[usize], seed: u64) -> Tensor {
+        self.numbers(self.dtype.wide(), shape, seed)
+    }
+
+    fn numbers(&self, dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+        let exact = randn(DType::BF16, shape, seed).to_f64().unwrap();
+        Tensor::from_f64(&self.device, dtype, &exact, shape).unwrap()
+    }
+
+    /// Given numbers.
+    pub fn values(&self, values: &[f64], shape: &[usize]) -> Tensor {
+        Tensor::from_f64(&self.device, self.dtype, values, shape).unwrap()
+    }
+
+    /// A tensor to be written.
+    pub fn empty(&self, shape: &[usize]) -> Tensor {
+        Tensor::empty(&self.device, self.dtype, shape).unwrap()
+    }
+
+    /// A tensor of sums or statistics to be written.
+    pub fn empty_wide(&self, shape: &[usize]) -> Tensor {
+        Tensor::empty(&self.device, self.dtype.wide(), shape).unwrap()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// The GPU that tests use: a real one if `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
+/// unless `TENGGAT_REQUIRE_CXX` is set.
+pub fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || {
+        if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
+            return Some(Device::cuda(&crate::cuda::Options::default()).unwrap());
+        }
+        match Device::emulated() {
+            Ok(device) => Some(device),
+            Err(e) if std::env::var_os("TENGGAT_REQUIRE_CXX").is_none() => {
+                eprintln!("skipped: {e}");
+                None
+            }
+            Err(e) => panic!("{e}"),
+        }
+    };
+    GPU.get_or_init(open).clone()
+}
+
+/// Runs an op on the CPU in f64 and on the GPU in f32 and bf16, and compares every tensor that it returns: errors
+/// against the value plus the tensor's mean magnitude, at most 1e-5 of it in f32 and 2^-7 in bf16 (two roundings to 8
+/// bits), 2^-8 where the result itself is kept in f32.
+pub fn against_cpu(op: &str, run: impl Fn(&Place) -> Vec<(&'static str, Tensor)>) {
+    let Some(gpu) = gpu() else { return };
+    let reference = run(&Place { device: Device::cpu_poisoned(), dtype: DType::F64 });
+    for dtype in [DType::F32, DType::BF16] {
+        let place = Place { device: gpu.clone(), dtype };
+        for ((name, got), (_, expected)) in run(&place).into_iter().zip(&reference) {
+            let tolerance = match (dtype, got.dtype()) {
+                (DType::F32, _) => 1e-5,
+                (_, DType::BF16) => 2f64.powi(-7),
+                _ => 2f64.powi(-8),
+            };
+            assert_eq!(got.shape(), expected.shape(), "{op}: {name}");
+            let (got, expected) = (got.to_f64().unwrap(), expected.to_f64().unwrap());
+            let mean = expected.iter().map(|x| x.abs()).sum::<f64>() / expected.len().max(1) as f64;
+            for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let error = (got - expected).abs() / (expected.abs() + mean + 1e-30);
+                assert!(
+                    error <= tolerance,
+                    "{op}, {dtype:?}: {name}[{i}] is {got}, the CPU has {expected}: off by {error:e}"
+                );
+            }
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The closed set of ops.
 //!
 //! Each folder holds one op: its contract, dispatch and tests in `mod.rs`, the readable CPU reference in `cpu.rs`
-//! and, where it pays, a fast CPU path in a file of its own. The reference runs in f32 and f64; finite differences
-//! are taken in f64.
+//! and, where it pays, a fast CPU path in a file of its own; `cuda.rs` calls the kernels of `op.cu`. The reference runs in
+//! f32 and f64; finite differences are taken in f64, and GPUs are held to the reference.
 
 pub mod adafactor;
 pub mod adamw;
@@ -51,6 +51,9 @@ macro_rules! dispatch_real {
     };
 }
 pub(crate) use dispatch_real;
+
+/// All kernels of GPUs.
+pub(crate) const KERNELS: &[&crate::cuda::Module] = &[&copy::cuda::MODULE, &gated_residual::cuda::MODULE];
 
 /// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
 /// way whatever the number of threads.

@@ -1,6 +1,7 @@
 //! Copies between views: token ranges of a joint sequence, rows of a bias.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -13,6 +14,9 @@ use crate::{DType, Result, View, ViewMut};
 pub fn forward(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "copy";
     expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    if to.on_gpu() {
+        return cuda::copy(OP, from, to);
+    }
     if to.dtype() == DType::BF16 {
         cpu::copy::<half::bf16>(from.cpu(OP)?, to.cpu(OP)?);
         return Ok(());
@@ -29,6 +33,9 @@ pub fn forward(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
 /// No kernel for the type.
 pub fn zero(to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "zero";
+    if to.on_gpu() {
+        return cuda::fill(OP, 0.0, to);
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::zero::<T>(to.cpu(OP)?);
         Ok(())
@@ -42,6 +49,9 @@ pub fn zero(to: ViewMut<'_>) -> Result<()> {
 pub fn add_scaled(alpha: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "add scaled";
     expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    if to.on_gpu() {
+        return cuda::each(OP, cuda::ADD_SCALED, alpha, from, to);
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::add_scaled::<T>(alpha as T, from.cpu(OP)?, to.cpu(OP)?);
         Ok(())
@@ -55,6 +65,9 @@ pub fn add_scaled(alpha: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
 pub fn multiply(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "multiply";
     expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    if to.on_gpu() {
+        return cuda::each(OP, cuda::MULTIPLY, 0.0, from, to);
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::multiply::<T>(from.cpu(OP)?, to.cpu(OP)?);
         Ok(())
@@ -68,6 +81,9 @@ pub fn multiply(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
 pub fn lerp(weight: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "lerp";
     expect_shape(OP, "to", &from.shape(), &to.shape())?;
+    if to.on_gpu() {
+        return cuda::each(OP, cuda::LERP, weight, from, to);
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::lerp::<T>(weight as T, from.cpu(OP)?, to.cpu(OP)?);
         Ok(())
@@ -81,10 +97,23 @@ pub fn lerp(weight: f64, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
 pub fn broadcast_row(row: View<'_>, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "broadcast row";
     expect_shape(OP, "row", &[1, to.cols()], &row.shape())?;
+    if to.on_gpu() {
+        return cuda::each(OP, cuda::BROADCAST_ROW, 0.0, row, to);
+    }
     dispatch_real!(OP, to.dtype(), T => {
         cpu::broadcast_row::<T>(row.cpu(OP)?, to.cpu(OP)?);
         Ok(())
     })
+}
+
+/// `to = value`, on a GPU.
+pub(crate) fn fill(value: f64, to: ViewMut<'_>) -> Result<()> {
+    cuda::fill("fill", value, to)
+}
+
+/// `to = from`, rounded to the type of `to`; both `[m, n]`, on a GPU.
+pub(crate) fn cast(from: View<'_>, to: ViewMut<'_>) -> Result<()> {
+    cuda::cast("cast", from, to)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! `dx = dout` (nothing to do), `dy = gate · dout`, `dgate = Σ_tokens dout · y`. Saved: y.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -22,6 +23,9 @@ pub fn forward(x: View<'_>, gate: View<'_>, y: View<'_>, tokens: usize, out: Vie
     expect(OP, y.shape(), gate.shape(), tokens)?;
     expect_shape(OP, "x", &y.shape(), &x.shape())?;
     expect_shape(OP, "out", &y.shape(), &out.shape())?;
+    if out.on_gpu() {
+        return cuda::forward(OP, x, gate, y, tokens, out);
+    }
     dispatch_real!(OP, out.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, gate.cpu(OP)?, y.cpu(OP)?, tokens, out.cpu(OP)?);
         Ok(())
@@ -44,9 +48,17 @@ pub fn backward(
     expect(OP, y.shape(), gate.shape(), tokens)?;
     expect_shape(OP, "dout", &y.shape(), &dout.shape())?;
     expect_shape(OP, "dy", &y.shape(), &dy.shape())?;
+    if let Some(dgate) = &dgate {
+        expect_shape(OP, "dgate", &gate.shape(), &dgate.shape())?;
+    }
+    if dy.on_gpu() {
+        if let Some(dgate) = dgate {
+            cuda::backward_gate(OP, y, dout, tokens, dgate)?;
+        }
+        return cuda::backward_input(OP, gate, dout, tokens, dy);
+    }
     dispatch_real!(OP, dy.dtype(), T => {
         if let Some(dgate) = dgate {
-            expect_shape(OP, "dgate", &gate.shape(), &dgate.shape())?;
             cpu::backward_gate::<T>(y.cpu(OP)?, dout.cpu(OP)?, tokens, dgate.cpu(OP)?);
         }
         cpu::backward_input::<T>(gate.cpu(OP)?, dout.cpu(OP)?, tokens, dy.cpu(OP)?);
@@ -74,5 +86,23 @@ mod tests {
         backward(gate.view(), y.view(), dout.view(), tokens, dy.view_mut(), Some(dgate.view_mut())).unwrap();
         finite_differences("dy", &y, &dy, |y| loss(&gate, y));
         finite_differences("dgate", &gate, &dgate, |gate| loss(gate, &y));
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (batch, tokens, c) in [(2, 37, 48), (1, 5, 7)] {
+            against_cpu("gated residual", |on| {
+                let x = on.randn(&[batch * tokens, c], 1);
+                let (gate, y) = (on.randn(&[batch, 3 * c], 2), on.randn(&[batch * tokens, c], 3));
+                let dout = on.randn(&[batch * tokens, c], 4);
+                let gate = gate.view().columns(c..2 * c);
+                let (mut out, mut dy) = (on.empty(&[batch * tokens, c]), on.empty(&[batch * tokens, c]));
+                let mut dgate = on.empty(&[batch, c]);
+                forward(x.view(), gate, y.view(), tokens, out.view_mut()).unwrap();
+                let to = Some(dgate.view_mut());
+                backward(gate, y.view(), dout.view(), tokens, dy.view_mut(), to).unwrap();
+                vec![("out", out), ("dy", dy), ("dgate", dgate)]
+            });
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! `dA = dC · Bᵀ` ([`nt`]) and `dB = Aᵀ · dC` ([`tn`]).
 
 mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod strips;
 pub(crate) use cpu::{Operand, Shared, kernel, product, product_serial};
 
@@ -35,7 +36,23 @@ pub fn tn(alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: ViewMut<'_>) -> Re
     run("gemm tn", alpha, (a, true), (b, false), beta, c)
 }
 
-fn run(
+/// `C = alpha · A · Bᵀ + bias`, the bias (`[1, n]`) added to every row.
+///
+/// # Errors
+/// Shapes do not fit, or types differ.
+pub(crate) fn nt_with_bias(a: View<'_>, b: View<'_>, bias: View<'_>, mut c: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "gemm nt with bias";
+    expect_shape(OP, "bias", &[1, c.cols()], &bias.shape())?;
+    if !c.on_gpu() {
+        super::copy::broadcast_row(bias, c.reborrow())?;
+        return nt(1.0, a, b, 1.0, c);
+    }
+    expect_shape(OP, "inner axis of b", &[a.cols()], &[b.cols()])?;
+    expect_shape(OP, "c", &[a.rows(), b.rows()], &c.shape())?;
+    cuda::product(OP, 1.0, (a, false), (b, true), 0.0, Some(bias), c)
+}
+
+pub(crate) fn run(
     op: &'static str,
     alpha: f64,
     (a, a_transposed): (View<'_>, bool),
@@ -47,6 +64,9 @@ fn run(
     let (kb, n) = if b_transposed { (b.cols(), b.rows()) } else { (b.rows(), b.cols()) };
     expect_shape(op, "inner axis of b", &[k], &[kb])?;
     expect_shape(op, "c", &[m, n], &c.shape())?;
+    if c.on_gpu() {
+        return cuda::product(op, alpha, (a, a_transposed), (b, b_transposed), beta, None, c);
+    }
     dispatch_real!(op, c.dtype(), T => {
         let a = Operand::new(a.cpu::<T>(op)?, a_transposed);
         let b = Operand::new(b.cpu::<T>(op)?, b_transposed);
@@ -139,5 +159,22 @@ mod tests {
         let mut c = a.empty_like(&[2, 2]).unwrap();
         let message = nn(1.0, a.view(), a.view(), 0.0, c.view_mut()).unwrap_err().to_string();
         assert!(message.contains("inner axis of b: expected [3], got [2]"), "{message}");
+    }
+
+    #[test]
+    fn gpus_agree() {
+        let (m, n, k) = (37, 24, 48);
+        against_cpu("gemm", |on| {
+            let (a, b, bt) = (on.randn(&[m, k], 1), on.randn(&[k, n], 2), on.randn(&[n, k], 3));
+            let (at, bias) = (on.randn(&[k, m], 4), on.randn(&[1, n], 5));
+            let (mut first, mut second, mut third) =
+                (on.empty(&[m, n]), on.randn(&[m, 2 * n], 6), on.wide(&[m, n], 7));
+            let mut fourth = on.empty(&[m, n]);
+            nn(0.7, a.view(), b.view(), 0.0, first.view_mut()).unwrap();
+            nt(-0.7, a.view(), bt.view(), 1.0, second.view_mut().columns(n..2 * n)).unwrap();
+            tn(1.0, at.view(), b.view(), 0.5, third.view_mut()).unwrap();
+            nt_with_bias(a.view(), bt.view(), bias.view(), fourth.view_mut()).unwrap();
+            vec![("nn", first), ("nt", second), ("tn", third), ("with bias", fourth)]
+        });
     }
 }

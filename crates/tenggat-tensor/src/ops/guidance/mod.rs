@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn a_token_of_zeros_stays_zero() {
         let mut c = randn(DType::F32, &[1, 4], 1);
-        c.fill(0.0);
+        c.fill(0.0).unwrap();
         let u = c.duplicate().unwrap();
         forward(c.view_mut(), u.view(), 4.0, Norm::Conditional).unwrap();
         assert_eq!(c.to_f32().unwrap(), [0.0; 4]);

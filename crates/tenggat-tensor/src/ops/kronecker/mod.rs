@@ -74,7 +74,7 @@ mod tests {
 
     fn run(w1: &Tensor, t: &Tensor) -> Tensor {
         let mut y = t.empty_like(&[M, L * K]).unwrap();
-        y.fill(0.5);
+        y.fill(0.5).unwrap();
         forward(0.7, w1.view(), t.view(), y.view_mut()).unwrap();
         y
     }

@@ -458,7 +458,7 @@ mod tests {
             let start = |shape: &[usize], seed| randn(DType::F32, shape, seed).to_dtype(DType::F64).unwrap();
             let mut y = start(dy.shape(), 6);
             if write == Write::Replace {
-                y.fill(0.0);
+                y.fill(0.0).unwrap();
             }
             let mut row = y.empty_like(y.shape()).unwrap();
             copy::broadcast_row(bias.view(), row.view_mut()).unwrap();

@@ -1,0 +1,194 @@
+//! Kernels on the processor.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use half::bf16;
+use sha2::{Digest, Sha256};
+
+use super::blas::{Epilogue, Product};
+use super::{Grid, Kernel, Module, failed};
+use crate::ops::gemm;
+use crate::{DType, Device, Error, Result, Tensor};
+
+const HEADER: &str = include_str!("kernels/emulate.hpp");
+const COMMON: &str = include_str!("kernels/common.cuh");
+/// What the device's own allocator promises.
+const ALIGNMENT: usize = 512;
+
+/// Runs a function in every thread of every block.
+type Run = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, *const u32, u32);
+
+/// A processor that takes the place of a GPU.
+#[derive(Debug)]
+pub(super) struct Emulated {
+    compiler: PathBuf,
+    folder: PathBuf,
+    modules: Mutex<HashMap<&'static str, libloading::Library>>,
+}
+
+/// Shared memory and fibers are static in each module: one launch at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a fiber gets.
+struct Call<A> {
+    function: unsafe extern "C" fn(A),
+    args: A,
+}
+
+extern "C" fn enter<A: Copy>(call: *mut c_void) {
+    // SAFETY: `launch` passes a `Call<A>` that outlives the run, and the kernel takes an `A` by value.
+    unsafe {
+        let call = &*call.cast::<Call<A>>();
+        (call.function)(call.args);
+    }
+}
+
+impl Emulated {
+    pub fn new() -> Result<Self> {
+        let compiler = PathBuf::from(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+        let there = Command::new(&compiler).arg("--version").output().is_ok_and(|out| out.status.success());
+        if !there {
+            return Err(Error::Cuda(format!(
+                "no C++ compiler `{}`: install g++ or clang, or name one in CXX",
+                compiler.display()
+            )));
+        }
+        let folder = std::env::temp_dir().join("tenggat-emulated-kernels");
+        std::fs::create_dir_all(&folder).map_err(|e| failed("folder of emulated kernels", e))?;
+        Ok(Emulated { compiler, folder, modules: Mutex::default() })
+    }
+
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|e| failed("allocation", e))?;
+        // SAFETY: pools ask for at least 512 bytes.
+        let address = unsafe { alloc(layout) };
+        if address.is_null() { Err(Error::Cuda("out of memory".into())) } else { Ok(address as u64) }
+    }
+
+    pub fn release(&self, address: u64, bytes: usize) {
+        if let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT) {
+            // SAFETY: `allocate` gave this address for this size, and the pool gives it back once.
+            unsafe { dealloc(address as *mut u8, layout) }
+        }
+    }
+
+    pub fn set_bytes(&self, address: u64, value: u8, bytes: usize) {
+        // SAFETY: the caller owns this range of an allocation.
+        unsafe { std::ptr::write_bytes(address as *mut u8, value, bytes) }
+    }
+
+    pub fn upload(&self, from: &[u8], address: u64) {
+        // SAFETY: the caller owns this range of an allocation.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) }
+    }
+
+    pub fn download(&self, address: u64, to: &mut [u8]) {
+        // SAFETY: the caller owns this range of an allocation.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) }
+    }
+
+    pub fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: A) -> Result<()> {
+        let _turn = lock(&TURN);
+        let mut modules = lock(&self.modules);
+        let library = match modules.entry(kernel.module.name) {
+            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.load(kernel.module)?),
+        };
+        let name = kernel.function(types);
+        let missing = |e| failed(&format!("kernel `{name}`"), e);
+        // SAFETY: kernels take one structure by value, which `A` mirrors; the header defines `emulate`.
+        unsafe {
+            let function = *library.get::<unsafe extern "C" fn(A)>(name.as_bytes()).map_err(missing)?;
+            let run = *library.get::<Run>(b"emulate").map_err(missing)?;
+            let mut call = Call { function, args };
+            run(enter::<A>, (&raw mut call).cast(), grid.blocks.as_ptr(), grid.threads);
+        }
+        Ok(())
+    }
+
+    /// Compiles a module, or takes it from the folder that keeps them.
+    fn load(&self, module: &Module) -> Result<libloading::Library> {
+        let source = format!("{HEADER}\n{COMMON}\n#line 1 \"{}.cu\"\n{}", module.name, module.source);
+        let hash = Sha256::digest(&source).iter().take(8).map(|b| format!("{b:02x}")).collect::<String>();
+        let path = self.folder.join(format!("{}-{hash}.so", module.name));
+        if !path.is_file() {
+            self.compile(&source, &path)?;
+        }
+        // SAFETY: the file is what `compile` made of our own source; it runs nothing when it is loaded.
+        unsafe { libloading::Library::new(&path) }.map_err(|e| failed(module.name, e))
+    }
+
+    fn compile(&self, source: &str, to: &Path) -> Result<()> {
+        let beside = to.with_extension(format!("{}", std::process::id()));
+        let file = beside.with_extension("cpp");
+        std::fs::write(&file, source).map_err(|e| failed("source of an emulated kernel", e))?;
+        let output = Command::new(&self.compiler)
+            .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-fno-strict-aliasing", "-o"])
+            .args([&beside, &file])
+            .output()
+            .map_err(|e| failed("C++ compiler", e))?;
+        // A leftover is harmless.
+        let _ = std::fs::remove_file(&file);
+        if !output.status.success() {
+            return Err(failed("C++ compiler", String::from_utf8_lossy(&output.stderr)));
+        }
+        std::fs::rename(&beside, to).map_err(|e| failed("emulated kernel", e))
+    }
+}
+
+/// An operand as the processor's own product takes it.
+fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> Result<Tensor> {
+    let mut values = Vec::with_capacity(rows * cols);
+    for i in 0..rows {
+        for j in 0..cols {
+            let at = i * stride + j;
+            // SAFETY: the product's operands lie in live allocations of this type and extent.
+            values.push(unsafe {
+                match dtype {
+                    DType::BF16 => (*(address as *const bf16).add(at)).to_f32(),
+                    _ => *(address as *const f32).add(at),
+                }
+            });
+        }
+    }
+    Tensor::from_f32(&Device::cpu(), DType::F32, &values, &[rows, cols])
+}
+
+/// The processor's own product, rounded as the GPU's would be: once, at the end.
+pub(super) fn product(p: Product) -> Result<()> {
+    let (m, n, k) = (p.rows, p.cols, p.inner);
+    let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride)?;
+    let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride)?;
+    let mut c = match p.beta {
+        0.0 => Tensor::zeros(&Device::cpu(), DType::F32, &[m, n])?,
+        _ => read(p.c, p.c_dtype, [m, n], p.c_stride)?,
+    };
+    let beta = f64::from(p.beta);
+    let (a, b) = ((a.view(), p.a.transposed), (b.view(), p.b.transposed));
+    gemm::run("emulated product", f64::from(p.alpha), a, b, beta, c.view_mut())?;
+    let bias = match p.epilogue {
+        Epilogue::None => None,
+        Epilogue::Bias(address) => Some(read(address, p.c_dtype, [1, n], n)?.to_f32()?),
+    };
+    for (at, value) in c.to_f32()?.into_iter().enumerate() {
+        let value = value + bias.as_ref().map_or(0.0, |bias| bias[at % n]);
+        let at = at / n * p.c_stride + at % n;
+        // SAFETY: as above, and the product owns what it writes.
+        unsafe {
+            match p.c_dtype {
+                DType::BF16 => *(p.c as *mut bf16).add(at) = bf16::from_f32(value),
+                _ => *(p.c as *mut f32).add(at) = value,
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! A GPU through the CUDA driver.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+
+use super::blas::{Blas, Product};
+use super::dnn::Dnn;
+use super::{Grid, Kernel, Options, compile, failed, library};
+use crate::{DType, Error, Result, ops};
+
+/// A context with one queue of work.
+#[derive(Debug)]
+pub(super) struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    name: String,
+    /// Modules and the functions that were looked up in them.
+    modules: HashMap<&'static str, Loaded<sys::CUmodule>>,
+    functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
+    blas: Blas,
+    dnn: Option<Dnn>,
+}
+
+/// A handle of the driver, which may be used from any thread.
+#[derive(Debug, Clone, Copy)]
+struct Loaded<T>(T);
+
+// SAFETY: the driver's handles are not bound to the thread that made them.
+unsafe impl<T> Send for Loaded<T> {}
+// SAFETY: as above; the driver locks what it changes.
+unsafe impl<T> Sync for Loaded<T> {}
+
+impl Gpu {
+    pub fn open(options: &Options) -> Result<Self> {
+        library::preload(&options.libraries);
+        // SAFETY: only asks whether a library can be opened.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Cuda(
+                "libcuda, the driver's library, is not there: install NVIDIA's driver, and in a container start it \
+                 with `--gpus all`"
+                    .into(),
+            ));
+        }
+        let context = CudaContext::new(options.ordinal)
+            .map_err(|e| failed(&format!("GPU {} does not open", options.ordinal), e))?;
+        // SAFETY: there is one stream, so that nothing has to wait for events.
+        unsafe { context.disable_event_tracking() };
+        let driver = |what: &'static str| move |e| failed(what, e);
+        let stream = context.new_stream().map_err(driver("stream"))?;
+        let name = context.name().map_err(driver("name of the GPU"))?;
+        let (major, minor) = context.compute_capability().map_err(driver("compute capability"))?;
+        let Some(architecture) = compile::architecture((major as u32, minor as u32)) else {
+            return Err(Error::Cuda(format!(
+                "{name} has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed"
+            )));
+        };
+        let cache = options.cache.as_deref();
+        let mut modules = HashMap::new();
+        for (module, compiled) in compile::all(ops::KERNELS, &architecture, cache)? {
+            // SAFETY: the image is a whole CUBIN, which the driver copies.
+            let handle = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
+            modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));
+        }
+        let blas = Blas::open(stream.cu_stream())?;
+        let dnn = Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)).ok();
+        Ok(Gpu { context, stream, name, modules, functions: Mutex::default(), blas, dnn })
+    }
+
+    pub fn description(&self) -> String {
+        self.name.clone()
+    }
+
+    pub fn dnn(&self) -> Option<&Dnn> {
+        self.dnn.as_ref()
+    }
+
+    /// Makes the context the calling thread's own, as every call of the driver needs it.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| failed("context", e))
+    }
+
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        result::mem_get_info().map_err(|e| failed("memory of the GPU", e))
+    }
+
+    pub fn synchronise(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| failed("GPU", e))
+    }
+
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the pool frees it.
+        unsafe { result::malloc_sync(bytes) }.map_err(|e| failed("allocation", e))
+    }
+
+    pub fn release(&self, address: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: `allocate` gave it, and the pool gives it back once. Freeing waits for work that uses it. Nothing can
+            // be done about memory that does not go.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    pub fn set_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller owns this range of an allocation.
+        unsafe { result::memset_d8_async(address, value, bytes, self.stream.cu_stream()) }
+            .map_err(|e| failed("memset", e))
+    }
+
+    pub fn upload(&self, from: &[u8], address: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller owns this range of an allocation. The driver copies pageable memory before it returns.
+        unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
+            .map_err(|e| failed("copy to the GPU", e))
+    }
+
+    pub fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller owns this range of an allocation, and `to` is waited for.
+        unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) }
+            .map_err(|e| failed("copy from the GPU", e))?;
+        self.synchronise()
+    }
+
+    pub fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: &A) -> Result<()> {
+        self.bind()?;
+        let name = kernel.function(types);
+        let function = self.function(kernel, &name)?;
+        let [x, y, z] = grid.blocks;
+        let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one structure by value, which `A` mirrors; the driver copies it before it returns.
+        unsafe {
+            let stream = self.stream.cu_stream();
+            let threads = (grid.threads, 1, 1);
+            result::launch_kernel(function, (x, y, z), threads, grid.shared, stream, &mut params)
+        }
+        .map_err(|e| failed(&format!("kernel `{name}`"), e))
+    }
+
+    fn function(&self, kernel: Kernel, name: &str) -> Result<sys::CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = functions.get(name) {
+            return Ok(there.0);
+        }
+        let module = self.modules.get(kernel.module.name);
+        let module = module.ok_or_else(|| Error::Cuda(format!("no kernels `{}`", kernel.module.name)))?;
+        let text = CString::new(name).map_err(|e| failed(name, e))?;
+        // SAFETY: modules stay loaded as long as the context.
+        let function = unsafe { result::module::get_function(module.0, text) }
+            .map_err(|e| failed(&format!("kernel `{name}`"), e))?;
+        functions.insert(name.into(), Loaded(function));
+        Ok(function)
+    }
+
+    pub fn product(&self, product: Product) -> Result<()> {
+        self.bind()?;
+        self.blas.product(product)
+    }
+}

@@ -1,0 +1,149 @@
+// Runs kernels on a processor: every CUDA thread of a block is a fiber, taken in turns, and barriers and shuffles hand
+// over to the next. It shows wrong indices, wrong sums and missing barriers; it shows nothing of speed, nor of races
+// inside a warp.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+
+#define EMULATED 1
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace emulated {
+
+struct Index {
+    unsigned x, y, z;
+};
+
+struct Fiber {
+    ucontext_t context;
+    void* stack;
+    Index index;
+    bool done;
+    unsigned block_barriers, warp_barriers;
+};
+
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t STACK = 256 << 10;
+
+inline Fiber fibers[MOST_THREADS];
+inline ucontext_t scheduler;
+inline unsigned current, threads;
+inline Index block_index, block_dim, grid_dim;
+inline void (*entry)(void*);
+inline void* data;
+alignas(64) inline unsigned char dynamic_shared[256 << 10];
+alignas(16) inline unsigned char exchanged[MOST_THREADS][16];
+
+inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
+
+// Waits until all threads in a range have come as far, or ended.
+inline void wait(unsigned from, unsigned to, unsigned Fiber::*barriers) {
+    const unsigned mine = ++(fibers[current].*barriers);
+    for (;;) {
+        bool all = true;
+        for (unsigned i = from; i < to; i++) all &= fibers[i].done || fibers[i].*barriers >= mine;
+        if (all) return;
+        yield();
+    }
+}
+
+inline void sync_block() { wait(0, threads, &Fiber::block_barriers); }
+
+inline void sync_warp() {
+    const unsigned from = current / 32 * 32;
+    wait(from, from + 32 < threads ? from + 32 : threads, &Fiber::warp_barriers);
+}
+
+template <class T>
+T exchange(T value, unsigned lane) {
+    static_assert(sizeof(T) <= 16, "too large to shuffle");
+    const unsigned me = current, warp = me / 32 * 32;
+    memcpy(exchanged[me], &value, sizeof(T));
+    sync_warp();
+    T got;
+    memcpy(&got, exchanged[warp + lane % 32], sizeof(T));
+    sync_warp();
+    return got;
+}
+
+inline void run_fiber() {
+    entry(data);
+    fibers[current].done = true;
+    yield();
+}
+
+inline void run_block() {
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber& fiber = fibers[i];
+        if (!fiber.stack) fiber.stack = malloc(STACK);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack;
+        fiber.context.uc_stack.ss_size = STACK;
+        fiber.context.uc_link = nullptr;
+        fiber.index = {i, 0, 0};
+        fiber.done = false;
+        fiber.block_barriers = fiber.warp_barriers = 0;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    for (bool running = true; running;) {
+        running = false;
+        for (current = 0; current < threads; current++) {
+            if (fibers[current].done) continue;
+            swapcontext(&scheduler, &fibers[current].context);
+            running |= !fibers[current].done;
+        }
+    }
+}
+
+}  // namespace emulated
+
+#define threadIdx (emulated::fibers[emulated::current].index)
+#define blockIdx (emulated::block_index)
+#define blockDim (emulated::block_dim)
+#define gridDim (emulated::grid_dim)
+#define __syncthreads() emulated::sync_block()
+#define __syncwarp(...) emulated::sync_warp()
+#define DYNAMIC_SHARED(T, name) T* name = (T*)emulated::dynamic_shared
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return emulated::exchange(value, (emulated::current % 32) ^ mask);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return emulated::exchange(value, lane);
+}
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+
+template <class T>
+T atomicAdd(T* at, T value) {
+    const T before = *at;
+    *at += value;
+    return before;
+}
+
+// Runs `entry(data)` in every thread of every block of a grid.
+extern "C" void emulate(
+    void (*entry)(void*), void* data, const unsigned* grid, unsigned threads) {
+    emulated::entry = entry;
+    emulated::data = data;
+    emulated::threads = threads;
+    emulated::block_dim = {threads, 1, 1};
+    emulated::grid_dim = {grid[0], grid[1], grid[2]};
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                emulated::block_index = {x, y, z};
+                emulated::run_block();
+            }
+}

@@ -1,0 +1,214 @@
+//! NVIDIA GPUs: memory, kernels and products of one device, in one queue.
+//!
+//! Everything that is asked of a [`Cuda`] is done in the order in which it was asked, some time later; only reading values
+//! back waits. Libraries are found at run time ([`library`]), kernels are compiled when a device is opened and kept on
+//! disk ([`compile`]).
+//!
+//! A device can also be *emulated*: the same kernels, compiled as C++, run on the processor with host memory in the place
+//! of the device's. It takes the same path from op to kernel and shows wrong indices, sums and barriers on machines
+//! without a GPU; tests use it.
+
+mod blas;
+mod compile;
+pub(crate) mod dnn;
+mod emulated;
+mod gpu;
+mod kernel;
+mod library;
+mod memory;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub(crate) use blas::{Epilogue, Factor, Product};
+pub use compile::{ARCHITECTURES, Compiled};
+use emulated::Emulated;
+use gpu::Gpu;
+pub(crate) use kernel::{Grid, Kernel, Mat, Module, int, width};
+pub(crate) use memory::Storage;
+
+use crate::{DType, Error, Result};
+
+/// How a device is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Folders with NVIDIA's libraries, before all other places.
+    pub libraries: Vec<PathBuf>,
+    /// Folder that keeps compiled kernels and plans for the next time; without one they are made again.
+    pub cache: Option<PathBuf>,
+    /// Number of the GPU among those that the driver shows.
+    pub ordinal: usize,
+}
+
+#[derive(Debug)]
+enum Machine {
+    Gpu(Gpu),
+    Emulated(Emulated),
+}
+
+/// One device.
+#[derive(Debug)]
+pub struct Cuda {
+    machine: Machine,
+    pool: memory::Pool,
+}
+
+impl Cuda {
+    /// The GPU that the options name.
+    ///
+    /// # Errors
+    /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which, and what
+    /// installs it.
+    pub fn open(options: &Options) -> Result<Arc<Self>> {
+        let machine = Machine::Gpu(Gpu::open(options)?);
+        Ok(Arc::new(Cuda { machine, pool: memory::Pool::default() }))
+    }
+
+    /// A stand-in that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
+    ///
+    /// # Errors
+    /// There is no compiler.
+    pub fn emulated() -> Result<Arc<Self>> {
+        let machine = Machine::Emulated(Emulated::new()?);
+        Ok(Arc::new(Cuda { machine, pool: memory::Pool::default() }))
+    }
+
+    /// What it is, for people.
+    pub fn description(&self) -> String {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.description(),
+            Machine::Emulated(_) => "emulated GPU".into(),
+        }
+    }
+
+    /// Free and total memory, bytes.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.memory(),
+            Machine::Emulated(_) => Ok((usize::MAX, usize::MAX)),
+        }
+    }
+
+    /// Waits until all that was asked for is done.
+    ///
+    /// # Errors
+    /// Something that was queued failed.
+    pub fn synchronise(&self) -> Result<()> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.synchronise(),
+            Machine::Emulated(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn live_bytes(&self) -> usize {
+        self.pool.live_bytes()
+    }
+
+    pub(crate) fn peak_bytes(&self) -> usize {
+        self.pool.peak_bytes()
+    }
+
+    pub(crate) fn trim(&self) {
+        self.pool.trim(self);
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.allocate(bytes),
+            Machine::Emulated(emulated) => emulated.allocate(bytes),
+        }
+    }
+
+    fn release(&self, address: u64, bytes: usize) {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.release(address),
+            Machine::Emulated(emulated) => emulated.release(address, bytes),
+        }
+    }
+
+    /// Makes what nobody wrote show itself, where that costs nothing that matters.
+    fn poison(&self, address: u64, bytes: usize) -> Result<()> {
+        match &self.machine {
+            Machine::Gpu(_) => Ok(()),
+            // NaN in every type of float.
+            Machine::Emulated(_) => self.set_bytes(address, 0xff, bytes),
+        }
+    }
+
+    /// Sets bytes of the device's memory.
+    pub(crate) fn set_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.set_bytes(address, value, bytes),
+            Machine::Emulated(emulated) => {
+                emulated.set_bytes(address, value, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies into the device's memory. `from` may be changed as soon as this returns.
+    pub(crate) fn upload(&self, from: &[u8], address: u64) -> Result<()> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.upload(from, address),
+            Machine::Emulated(emulated) => {
+                emulated.upload(from, address);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies out of the device's memory, after all that was asked for before.
+    pub(crate) fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.download(address, to),
+            Machine::Emulated(emulated) => {
+                emulated.download(address, to);
+                Ok(())
+            }
+        }
+    }
+
+    /// Queues a kernel. `A` mirrors the kernel's structure of arguments, field by field, with `repr(C)`.
+    ///
+    /// # Errors
+    /// There is no kernel for these types, or the launch failed.
+    pub(crate) fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: A) -> Result<()> {
+        if grid.is_empty() {
+            return Ok(());
+        }
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.launch(kernel, types, grid, &args),
+            Machine::Emulated(emulated) => emulated.launch(kernel, types, grid, args),
+        }
+    }
+
+    /// Queues a matrix product.
+    ///
+    /// # Errors
+    /// The library has no way of computing it, or failed.
+    pub(crate) fn product(&self, product: Product) -> Result<()> {
+        if product.rows == 0 || product.cols == 0 {
+            return Ok(());
+        }
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.product(product),
+            Machine::Emulated(_) => emulated::product(product),
+        }
+    }
+
+    /// cuDNN, if it is there.
+    pub(crate) fn dnn(&self) -> Option<&dnn::Dnn> {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.dnn(),
+            Machine::Emulated(_) => None,
+        }
+    }
+}
+
+/// A failure that the device or one of its libraries reported.
+fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::Cuda(format!("{what}: {error}"))
+}

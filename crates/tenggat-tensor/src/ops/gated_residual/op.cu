@@ -1,0 +1,75 @@
+// Gated residual. Rows are tokens; the gate has one row per sample.
+
+template <class T>
+struct Forward {
+    Mat<T> x, gate, y, out;
+    int tokens;
+};
+
+template <int V, class T>
+DEVICE void forward(const Forward<T>& a) {
+    const int per_row = a.out.cols / V;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (int64_t)a.out.rows * per_row) return;
+    const int64_t row = i / per_row, col = i % per_row * V;
+    float x[V], gate[V], y[V];
+    load<V>(x, a.x.row(row) + col);
+    load<V>(gate, a.gate.row(row / a.tokens) + col);
+    load<V>(y, a.y.row(row) + col);
+#pragma unroll
+    for (int k = 0; k < V; k++) x[k] += gate[k] * y[k];
+    store<V>(a.out.row(row) + col, x);
+}
+
+// dy = gate * dout.
+template <class T>
+struct Input {
+    Mat<T> gate, dout, dy;
+    int tokens;
+};
+
+template <int V, class T>
+DEVICE void backward_input(const Input<T>& a) {
+    const int per_row = a.dy.cols / V;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (int64_t)a.dy.rows * per_row) return;
+    const int64_t row = i / per_row, col = i % per_row * V;
+    float gate[V], d[V];
+    load<V>(gate, a.gate.row(row / a.tokens) + col);
+    load<V>(d, a.dout.row(row) + col);
+#pragma unroll
+    for (int k = 0; k < V; k++) d[k] *= gate[k];
+    store<V>(a.dy.row(row) + col, d);
+}
+
+// dgate = sum over tokens of dout * y. A block takes 32 columns of one sample; its warps share the tokens.
+template <class T>
+struct Gate {
+    Mat<T> y, dout, dgate;
+    int tokens;
+};
+
+template <class T>
+DEVICE void backward_gate(const Gate<T>& a) {
+    const int col = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int64_t first = (int64_t)blockIdx.y * a.tokens;
+    __shared__ float parts[32][33];
+    float sum = 0.0f;
+    if (col < a.y.cols)
+        for (int token = warp; token < a.tokens; token += warps)
+            sum += widen(a.dout.row(first + token)[col]) * widen(a.y.row(first + token)[col]);
+    parts[warp][threadIdx.x % 32] = sum;
+    __syncthreads();
+    if (warp > 0 || col >= a.y.cols) return;
+    sum = 0.0f;
+    for (int i = 0; i < warps; i++) sum += parts[i][threadIdx.x];
+    narrow(a.dgate.row(blockIdx.y)[col], sum);
+}
+
+#define KERNELS(T, S)                                                                                \
+    KERNEL void gated_residual_forward_##S(Forward<T> a) { forward<1>(a); }                          \
+    KERNEL void gated_residual_forward_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }            \
+    KERNEL void gated_residual_backward_input_##S(Input<T> a) { backward_input<1>(a); }              \
+    KERNEL void gated_residual_backward_input_wide_##S(Input<T> a) { backward_input<Wide<T>::V>(a); } \
+    KERNEL void gated_residual_backward_gate_##S(Gate<T> a) { backward_gate(a); }
+FOR_FLOATS(KERNELS)
