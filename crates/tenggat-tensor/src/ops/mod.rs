@@ -9,6 +9,7 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
 pub mod causal_attention;
+mod columns;
 pub mod conv2d;
 pub mod copy;
 pub mod embedding;
@@ -53,7 +54,19 @@ macro_rules! dispatch_real {
 pub(crate) use dispatch_real;
 
 /// All kernels of GPUs.
-pub(crate) const KERNELS: &[&crate::cuda::Module] = &[&copy::cuda::MODULE, &gated_residual::cuda::MODULE];
+pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
+    &adamw::cuda::MODULE,
+    &columns::MODULE,
+    &copy::cuda::MODULE,
+    &flow::cuda::MODULE,
+    &gated_residual::cuda::MODULE,
+    &gelu::cuda::MODULE,
+    &layer_norm_modulate::cuda::MODULE,
+    &loss::cuda::MODULE,
+    &rms_norm::cuda::MODULE,
+    &rms_norm_rope::cuda::MODULE,
+    &silu::cuda::MODULE,
+];
 
 /// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
 /// way whatever the number of threads.

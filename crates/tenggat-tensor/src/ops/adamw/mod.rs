@@ -9,6 +9,7 @@
 //! Clipping multiplies g by `min(1, max_norm / (‖g‖ + 1e-6))`, as `torch.nn.utils.clip_grad_norm_` does.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -40,6 +41,9 @@ pub struct Hyper {
 pub fn clip_factor(gradient: View<'_>, max_norm: Option<f64>, clip: ViewMut<'_>) -> Result<()> {
     const OP: &str = "clip factor";
     expect_shape(OP, "clip", &[1, 2], &clip.shape())?;
+    if clip.on_gpu() {
+        return cuda::clip_factor(OP, gradient, max_norm, clip);
+    }
     dispatch_real!(OP, clip.dtype(), T => {
         cpu::clip_factor::<T>(gradient.cpu(OP)?, max_norm, clip.cpu(OP)?);
         Ok(())
@@ -63,6 +67,9 @@ pub fn step(
         expect_shape(OP, what, &parameter.shape(), &shape)?;
     }
     expect_shape(OP, "clip", &[1, 2], &clip.shape())?;
+    if parameter.on_gpu() {
+        return cuda::step(OP, parameter, [gradient, clip], [m, v], hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         cpu::step::<T>(parameter.cpu(OP)?, gradient.cpu(OP)?, clip.cpu(OP)?, m.cpu(OP)?, v.cpu(OP)?, hyper);
         Ok(())
@@ -102,6 +109,27 @@ mod tests {
             let got = clip.to_f64().unwrap();
             assert!((got[0] / norm - 1.0).abs() < 1e-6, "{} {norm}", got[0]);
             assert!((got[1] / factor - 1.0).abs() < 1e-6, "{} {factor}", got[1]);
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for n in [3000, 77] {
+            against_cpu("adamw", |on| {
+                let (mut p, g) = (on.wide(&[1, n], 1), on.wide(&[1, n], 2));
+                let (mut m, mut v) = (on.wide(&[1, n], 3), on.wide(&[1, n], 4));
+                // Second moments are not negative.
+                let root = v.duplicate().unwrap();
+                crate::ops::copy::multiply(root.view(), v.view_mut()).unwrap();
+                let mut clip = on.empty_wide(&[1, 2]);
+                let hyper = Hyper { step: 3, l2: 0.01, ..HYPER };
+                for (limit, step_number) in [(Some(1.0), 3), (None, 4)] {
+                    clip_factor(g.view(), limit, clip.view_mut()).unwrap();
+                    let hyper = Hyper { step: step_number, ..hyper };
+                    step(p.view_mut(), g.view(), clip.view(), m.view_mut(), v.view_mut(), hyper).unwrap();
+                }
+                vec![("p", p), ("m", m), ("v", v), ("clip", clip)]
+            });
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Forward only: neither x₀ nor noise is trained.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -25,6 +26,9 @@ pub fn forward(
     expect_shape(OP, "rows of x0, by samples", &[x0.rows() / batch * batch], &[x0.rows()])?;
     for (what, shape) in [("noise", noise.shape()), ("noisy", noisy.shape()), ("target", target.shape())] {
         expect_shape(OP, what, &x0.shape(), &shape)?;
+    }
+    if noisy.on_gpu() {
+        return cuda::forward(OP, [x0, noise], sigmas, [noisy, target]);
     }
     dispatch_real!(OP, noisy.dtype(), T => {
         cpu::forward::<T>(x0.cpu(OP)?, noise.cpu(OP)?, sigmas, noisy.cpu(OP)?, target.cpu(OP)?);
@@ -49,5 +53,17 @@ mod tests {
             let expected = if i < 12 { 0.75 * x[i] + 0.25 * e[i] } else { e[i] };
             assert!((n[i] - expected).abs() < 1e-15 && t[i] == e[i] - x[i]);
         }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        against_cpu("flow", |on| {
+            let shape = [70 * 3, 8];
+            let (x0, noise) = (on.wide(&shape, 1), on.wide(&shape, 2));
+            let (mut noisy, mut target) = (on.empty(&shape), on.empty_wide(&shape));
+            let sigmas: Vec<f64> = (0..70).map(|i| i as f64 / 128.0).collect();
+            forward(x0.view(), noise.view(), &sigmas, noisy.view_mut(), target.view_mut()).unwrap();
+            vec![("noisy", noisy), ("target", target)]
+        });
     }
 }

@@ -1,16 +1,17 @@
 //! GPU gated residual.
 
 use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
+use crate::ops::columns::{Columns, Parts};
 use crate::{Result, View, ViewMut};
 
-pub(crate) const MODULE: Module = Module { name: "gated_residual", source: include_str!("op.cu") };
+pub(crate) const MODULE: Module = Module {
+    name: "gated_residual",
+    source: concat!(include_str!("../../cuda/kernels/columns.cuh"), include_str!("op.cu")),
+};
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "gated_residual_forward");
 const INPUT: Kernel = Kernel::new(&MODULE, "gated_residual_backward_input");
 const GATE: Kernel = Kernel::new(&MODULE, "gated_residual_backward_gate");
-
-/// Threads of a block that sums over tokens: one warp's width of columns.
-const SUMMING: u32 = 512;
 
 /// Mirrors `Forward`.
 #[derive(Clone, Copy)]
@@ -23,14 +24,23 @@ struct Forward {
     tokens: i32,
 }
 
-/// Mirrors `Input`, and `Gate` with y in the place of the gate.
+/// Mirrors `Input`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Backward {
-    other: Mat,
+struct Input {
+    gate: Mat,
     dout: Mat,
-    to: Mat,
+    dy: Mat,
     tokens: i32,
+}
+
+/// Mirrors `Gate`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Gate {
+    y: Mat,
+    dout: Mat,
+    parts: Parts,
 }
 
 pub fn forward(
@@ -56,8 +66,8 @@ pub fn backward_input(
     dy: ViewMut<'_>,
 ) -> Result<()> {
     let (cuda, to) = dy.cuda(op)?;
-    let args = Backward { other: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, to, tokens: int(tokens) };
-    let (wide, v) = width(dy.dtype(), &[args.other, args.dout, to]);
+    let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens) };
+    let (wide, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
     cuda.launch(INPUT.wide(wide), &[dy.dtype()], Grid::covering(dy.rows() * dy.cols() / v), args)
 }
 
@@ -68,8 +78,10 @@ pub fn backward_gate(
     tokens: usize,
     dgate: ViewMut<'_>,
 ) -> Result<()> {
-    let (cuda, to) = dgate.cuda(op)?;
-    let args = Backward { other: y.cuda(op)?.1, dout: dout.cuda(op)?.1, to, tokens: int(tokens) };
-    let grid = Grid::threads(dgate.cols().div_ceil(32), SUMMING).layers(dgate.rows());
-    cuda.launch(GATE, &[dgate.dtype()], grid, args)
+    let (cuda, y_mat) = y.cuda(op)?;
+    let columns = Columns::new(&cuda, 1, dgate.rows(), tokens, y.cols())?;
+    let args = Gate { y: y_mat, dout: dout.cuda(op)?.1, parts: columns.parts() };
+    let (wide, v) = width(y.dtype(), &[args.y, args.dout]);
+    cuda.launch(GATE.wide(wide), &[y.dtype()], columns.grid(v), args)?;
+    columns.finish(op, dgate)
 }

@@ -42,28 +42,22 @@ DEVICE void backward_input(const Input<T>& a) {
     store<V>(a.dy.row(row) + col, d);
 }
 
-// dgate = sum over tokens of dout * y. A block takes 32 columns of one sample; its warps share the tokens.
+// dgate = sum over tokens of dout * y.
 template <class T>
 struct Gate {
-    Mat<T> y, dout, dgate;
-    int tokens;
+    Mat<T> y, dout;
+    Parts parts;
 };
 
-template <class T>
+template <int V, class T>
 DEVICE void backward_gate(const Gate<T>& a) {
-    const int col = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const int64_t first = (int64_t)blockIdx.y * a.tokens;
-    __shared__ float parts[32][33];
-    float sum = 0.0f;
-    if (col < a.y.cols)
-        for (int token = warp; token < a.tokens; token += warps)
-            sum += widen(a.dout.row(first + token)[col]) * widen(a.y.row(first + token)[col]);
-    parts[warp][threadIdx.x % 32] = sum;
-    __syncthreads();
-    if (warp > 0 || col >= a.y.cols) return;
-    sum = 0.0f;
-    for (int i = 0; i < warps; i++) sum += parts[i][threadIdx.x];
-    narrow(a.dgate.row(blockIdx.y)[col], sum);
+    sum_columns<1, V>(a.parts, [&](int64_t row, int col, float (&sums)[1][V]) {
+        float y[V], d[V];
+        load<V>(y, a.y.row(row) + col);
+        load<V>(d, a.dout.row(row) + col);
+#pragma unroll
+        for (int k = 0; k < V; k++) sums[0][k] += d[k] * y[k];
+    });
 }
 
 #define KERNELS(T, S)                                                                                \
@@ -71,5 +65,6 @@ DEVICE void backward_gate(const Gate<T>& a) {
     KERNEL void gated_residual_forward_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }            \
     KERNEL void gated_residual_backward_input_##S(Input<T> a) { backward_input<1>(a); }              \
     KERNEL void gated_residual_backward_input_wide_##S(Input<T> a) { backward_input<Wide<T>::V>(a); } \
-    KERNEL void gated_residual_backward_gate_##S(Gate<T> a) { backward_gate(a); }
+    KERNEL void gated_residual_backward_gate_##S(Gate<T> a) { backward_gate<1>(a); }                 \
+    KERNEL void gated_residual_backward_gate_wide_##S(Gate<T> a) { backward_gate<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

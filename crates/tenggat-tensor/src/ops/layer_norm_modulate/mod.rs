@@ -6,6 +6,7 @@
 //! Saved: x, and per row μ and ρ.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -34,6 +35,9 @@ pub fn forward(
     expect(OP, x.shape(), modulation.shape(), tokens)?;
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
     expect_shape(OP, "stats", &[x.rows(), 2], &stats.shape())?;
+    if y.on_gpu() {
+        return cuda::forward(OP, x, modulation, tokens, y, stats);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, modulation.cpu(OP)?, tokens, y.cpu(OP)?, stats.cpu(OP)?);
         Ok(())
@@ -58,10 +62,18 @@ pub fn backward(
     expect(OP, x.shape(), modulation.shape(), tokens)?;
     expect_shape(OP, "dy", &x.shape(), &dy.shape())?;
     expect_shape(OP, "dx", &x.shape(), &dx.shape())?;
+    if let Some(dm) = &dmodulation {
+        expect_shape(OP, "dmodulation", &modulation.shape(), &dm.shape())?;
+    }
+    if dx.on_gpu() {
+        if let Some(dm) = dmodulation {
+            cuda::backward_modulation(OP, x, stats, tokens, dy, dm)?;
+        }
+        return cuda::backward_input(OP, x, modulation, stats, tokens, dy, dx);
+    }
     dispatch_real!(OP, dx.dtype(), T => {
         let (x, dy, stats, modulation) = (x.cpu::<T>(OP)?, dy.cpu(OP)?, stats.cpu(OP)?, modulation.cpu(OP)?);
         if let Some(dm) = dmodulation {
-            expect_shape(OP, "dmodulation", &[modulation.rows, modulation.cols], &dm.shape())?;
             cpu::backward_modulation(x, stats, tokens, dy, dm.cpu(OP)?);
         }
         cpu::backward_input(x, modulation, stats, tokens, dy, dx.cpu(OP)?);
@@ -133,6 +145,25 @@ mod tests {
         for (single, double) in all(DType::F32).iter().zip(all(DType::F64)) {
             // x has 50/3 · 6e-8 = 1e-6 of rounding per unit of n; dmodulation sums 19 of them.
             assert_close("layer norm", single, &double, 1e-4);
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (batch, tokens, c) in [(2, 300, 48), (1, 5, 7), (1, 2, 3072)] {
+            against_cpu("layer norm", |on| {
+                let (rows, modulation) = (batch * tokens, on.randn(&[batch, 6 * c], 2));
+                let (x, dy, mut dx) =
+                    (on.randn(&[rows, c], 1), on.randn(&[rows, c], 3), on.randn(&[rows, c], 4));
+                let modulation = modulation.view().columns(3 * c..5 * c);
+                let (mut y, mut stats) = (on.empty(&[rows, c]), on.empty_wide(&[rows, 2]));
+                let mut dm = on.empty(&[batch, 6 * c]);
+                dm.fill(0.0).unwrap();
+                forward(x.view(), modulation, tokens, y.view_mut(), stats.view_mut()).unwrap();
+                let to = Some(dm.view_mut().columns(c..3 * c));
+                backward(x.view(), modulation, stats.view(), tokens, dy.view(), dx.view_mut(), to).unwrap();
+                vec![("y", y), ("stats", stats), ("dx", dx), ("dmodulation", dm)]
+            });
         }
     }
 }

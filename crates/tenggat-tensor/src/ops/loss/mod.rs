@@ -2,6 +2,7 @@
 //! `dpred = w_s / (b·n) · l′(pred − target)` with n elements per sample.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -60,6 +61,9 @@ pub fn masked_forward_backward(
     expect_shape(OP, "target", &pred.shape(), &target.shape())?;
     expect_shape(OP, "dpred", &pred.shape(), &dpred.shape())?;
     expect_shape(OP, "loss", &[batch, 1], &loss.shape())?;
+    if dpred.on_gpu() {
+        return cuda::forward_backward(OP, kind, [pred, target], mask, weights, loss, dpred);
+    }
     dispatch_real!(OP, dpred.dtype(), T => {
         let (pred, target) = (pred.cpu(OP)?, target.cpu(OP)?);
         let mask = mask.map(|mask| mask.cpu(OP)).transpose()?;
@@ -141,6 +145,26 @@ mod tests {
             let l64 = run(kind, &pred, &target, &[1.0]).0;
             let l32 = run(kind, &single(&pred), &single(&target), &[1.0]).0;
             assert!((l32 / l64 - 1.0).abs() < 1e-6, "{kind:?}: {l32} {l64}");
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for kind in KINDS {
+            against_cpu("loss", |on| {
+                let shape = [70 * 3, 8];
+                let (pred, target, mask) = (on.randn(&shape, 1), on.wide(&shape, 2), on.wide(&shape, 3));
+                let weights: Vec<f64> = (0..70).map(|i| f64::from(i) / 64.0).collect();
+                let (mut loss, mut dpred) = (on.empty_wide(&[70, 1]), on.empty(&shape));
+                let (mut plain, mut other) = (on.empty_wide(&[70, 1]), on.empty(&shape));
+                let to = (loss.view_mut(), dpred.view_mut());
+                let mask = Some(mask.view());
+                masked_forward_backward(kind, pred.view(), target.view(), mask, &weights, to.0, to.1)
+                    .unwrap();
+                let to = (plain.view_mut(), other.view_mut());
+                forward_backward(kind, pred.view(), target.view(), &weights, to.0, to.1).unwrap();
+                vec![("masked loss", loss), ("dpred", dpred), ("loss", plain), ("its dpred", other)]
+            });
         }
     }
 }

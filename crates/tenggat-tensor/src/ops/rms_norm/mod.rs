@@ -3,6 +3,7 @@
 //! Forward only: it stands in front of frozen layers (text embedding, text encoder), below which nothing is trained.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -16,6 +17,9 @@ pub fn forward(x: View<'_>, weight: View<'_>, eps: f64, y: ViewMut<'_>) -> Resul
     const OP: &str = "rms_norm";
     expect_shape(OP, "weight", &[1, x.cols()], &weight.shape())?;
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
+    if y.on_gpu() {
+        return cuda::forward(OP, x, weight, eps, y);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, weight.cpu(OP)?, eps, y.cpu(OP)?);
         Ok(())
@@ -41,5 +45,16 @@ mod tests {
             assert!((0..33).all(|j| (out[j] - row[j] / rms * wv[j]).abs() < 1e-12));
         }
         assert_close("f32", &single, &y, 2e-6);
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for shape in [[5, 3000], [3, 7]] {
+            against_cpu("rms norm", |on| {
+                let (x, weight, mut y) = (on.randn(&shape, 1), on.randn(&[1, shape[1]], 2), on.empty(&shape));
+                forward(x.view(), weight.view(), 1e-6, y.view_mut()).unwrap();
+                vec![("y", y)]
+            });
+        }
     }
 }

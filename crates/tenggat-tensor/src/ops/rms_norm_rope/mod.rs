@@ -7,6 +7,7 @@
 //! `dx = ρ · (g − h · mean(g·h))`. Saved: q|k|v and ρ.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -63,6 +64,9 @@ pub fn forward(
     expect_shape(OP, "v", &q.shape(), &v.shape())?;
     expect_shape(OP, "weights", &[2, rope.cols()], &weights.shape())?;
     expect_shape(OP, "rstd", &[qkv.rows(), 2 * segment.heads], &rstd.shape())?;
+    if q.on_gpu() {
+        return cuda::forward(OP, [qkv, weights, rope], segment, [q, k, v], rstd);
+    }
     dispatch_real!(OP, q.dtype(), T => {
         let joint = [q.cpu::<T>(OP)?, k.cpu(OP)?, v.cpu(OP)?];
         cpu::forward(qkv.cpu(OP)?, weights.cpu(OP)?, rope.cpu(OP)?, segment, joint, rstd.cpu(OP)?);
@@ -91,6 +95,9 @@ pub fn backward(
     expect_shape(OP, "dk", &dq.shape(), &dk.shape())?;
     expect_shape(OP, "dv", &dq.shape(), &dv.shape())?;
     expect_shape(OP, "dqkv", &qkv.shape(), &dqkv.shape())?;
+    if dqkv.on_gpu() {
+        return cuda::backward(OP, [qkv, weights, rope, rstd], segment, [dq, dk, dv], dqkv);
+    }
     dispatch_real!(OP, dqkv.dtype(), T => {
         let joint = [dq.cpu::<T>(OP)?, dk.cpu(OP)?, dv.cpu(OP)?];
         let tables = (weights.cpu(OP)?, rope.cpu(OP)?, rstd.cpu(OP)?);
@@ -210,6 +217,38 @@ mod tests {
         let single = Case::new(DType::F32).forward(&qkv.to_dtype(DType::F32).unwrap()).0;
         for (a, b) in single.iter().zip(Case::new(DType::F64).forward(&qkv).0) {
             assert_close("rms_norm_rope", a, &b, 2e-6);
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (heads, d) in [(3, 128), (2, 6)] {
+            against_cpu("rms norm and rope", |on| {
+                let segment = Segment { tokens: 5, joint_tokens: 9, at: 2, heads };
+                let (batch, inner) = (2, heads * d);
+                let (rows, joint) = (batch * segment.tokens, [batch * segment.joint_tokens, inner]);
+                let qkv = on.randn(&[rows, 3 * inner], 1);
+                let (weights, rope) = (on.randn(&[2, d], 2), on.wide(&[segment.tokens, d], 3));
+                let [mut q, mut k, mut v] = [on.randn(&joint, 4), on.randn(&joint, 5), on.randn(&joint, 6)];
+                let (mut rstd, mut dqkv) = (on.empty_wide(&[rows, 2 * heads]), on.empty(&[rows, 3 * inner]));
+                let to = rstd.view_mut();
+                let (qm, km, vm) = (q.view_mut(), k.view_mut(), v.view_mut());
+                forward(qkv.view(), weights.view(), rope.view(), segment, qm, km, vm, to).unwrap();
+                let [dq, dk, dv] = [on.randn(&joint, 7), on.randn(&joint, 8), on.randn(&joint, 9)];
+                backward(
+                    qkv.view(),
+                    weights.view(),
+                    rope.view(),
+                    rstd.view(),
+                    segment,
+                    dq.view(),
+                    dk.view(),
+                    dv.view(),
+                    dqkv.view_mut(),
+                )
+                .unwrap();
+                vec![("q", q), ("k", k), ("v", v), ("rstd", rstd), ("dqkv", dqkv)]
+            });
         }
     }
 }

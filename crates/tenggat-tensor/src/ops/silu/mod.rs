@@ -1,6 +1,7 @@
 //! SiLU: `y = x·σ(x)`, `dy/dx = σ + x·σ·(1 − σ)`. Saved: the input.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -13,6 +14,9 @@ use crate::{Result, View, ViewMut};
 pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "silu forward";
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
+    if y.on_gpu() {
+        return cuda::each(OP, cuda::FORWARD, x, y);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, y.cpu(OP)?);
         Ok(())
@@ -26,6 +30,9 @@ pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
 pub fn backward(x: View<'_>, d: ViewMut<'_>) -> Result<()> {
     const OP: &str = "silu backward";
     expect_shape(OP, "d", &x.shape(), &d.shape())?;
+    if d.on_gpu() {
+        return cuda::each(OP, cuda::BACKWARD, x, d);
+    }
     dispatch_real!(OP, d.dtype(), T => {
         cpu::backward::<T>(x.cpu(OP)?, d.cpu(OP)?);
         Ok(())
@@ -58,5 +65,17 @@ mod tests {
         forward(x.view(), y.view_mut()).unwrap();
         forward(x.to_dtype(DType::F32).unwrap().view(), y32.view_mut()).unwrap();
         assert_close("silu", &y32, &y, 1e-6);
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for shape in [[37, 48], [5, 7]] {
+            against_cpu("silu", |on| {
+                let (x, mut y, mut d) = (on.randn(&shape, 1), on.empty(&shape), on.randn(&shape, 2));
+                forward(x.view(), y.view_mut()).unwrap();
+                backward(x.view(), d.view_mut()).unwrap();
+                vec![("y", y), ("dx", d)]
+            });
+        }
     }
 }
