@@ -17,8 +17,9 @@ mod kernel;
 mod library;
 mod memory;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use blas::{Epilogue, Factor, Product};
 pub use compile::{ARCHITECTURES, Compiled};
@@ -51,6 +52,8 @@ enum Machine {
 pub struct Cuda {
     machine: Machine,
     pool: memory::Pool,
+    /// Integers that kernels read from memory, by value: lengths of prompts come again and again.
+    constants: Mutex<HashMap<Vec<i32>, u64>>,
 }
 
 impl Cuda {
@@ -60,8 +63,7 @@ impl Cuda {
     /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which, and what
     /// installs it.
     pub fn open(options: &Options) -> Result<Arc<Self>> {
-        let machine = Machine::Gpu(Gpu::open(options)?);
-        Ok(Arc::new(Cuda { machine, pool: memory::Pool::default() }))
+        Ok(Arc::new(Self::new(Machine::Gpu(Gpu::open(options)?))))
     }
 
     /// A stand-in that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
@@ -69,8 +71,11 @@ impl Cuda {
     /// # Errors
     /// There is no compiler.
     pub fn emulated() -> Result<Arc<Self>> {
-        let machine = Machine::Emulated(Emulated::new()?);
-        Ok(Arc::new(Cuda { machine, pool: memory::Pool::default() }))
+        Ok(Arc::new(Self::new(Machine::Emulated(Emulated::new()?))))
+    }
+
+    fn new(machine: Machine) -> Self {
+        Cuda { machine, pool: memory::Pool::default(), constants: Mutex::default() }
     }
 
     /// What it is, for people.
@@ -158,6 +163,19 @@ impl Cuda {
                 Ok(())
             }
         }
+    }
+
+    /// Address of these integers in the device's memory, where they stay.
+    pub(crate) fn constants(&self, values: &[i32]) -> Result<u64> {
+        let mut constants = self.constants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&address) = constants.get(values) {
+            return Ok(address);
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let address = self.allocate(bytes.len().max(512))?;
+        self.upload(bytes, address)?;
+        constants.insert(values.to_vec(), address);
+        Ok(address)
     }
 
     /// Copies out of the device's memory, after all that was asked for before.

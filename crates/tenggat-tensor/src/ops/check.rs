@@ -120,6 +120,11 @@ pub fn gpu() -> Option<Device> {
 /// against the value plus the tensor's mean magnitude, at most 1e-5 of it in f32 and 2^-7 in bf16 (two roundings to 8
 /// bits), 2^-8 where the result itself is kept in f32.
 pub fn against_cpu(op: &str, run: impl Fn(&Place) -> Vec<(&'static str, Tensor)>) {
+    against_cpu_within(op, 2f64.powi(-7), run);
+}
+
+/// The same with another limit for bf16, where rounded results enter others.
+pub fn against_cpu_within(op: &str, limit: f64, run: impl Fn(&Place) -> Vec<(&'static str, Tensor)>) {
     let Some(gpu) = gpu() else { return };
     let reference = run(&Place { device: Device::cpu_poisoned(), dtype: DType::F64 });
     for dtype in [DType::F32, DType::BF16] {
@@ -127,8 +132,8 @@ pub fn against_cpu(op: &str, run: impl Fn(&Place) -> Vec<(&'static str, Tensor)>
         for ((name, got), (_, expected)) in run(&place).into_iter().zip(&reference) {
             let tolerance = match (dtype, got.dtype()) {
                 (DType::F32, _) => 1e-5,
-                (_, DType::BF16) => 2f64.powi(-7),
-                _ => 2f64.powi(-8),
+                (_, DType::BF16) => limit,
+                _ => limit / 2.0,
             };
             assert_eq!(got.shape(), expected.shape(), "{op}: {name}");
             let (got, expected) = (got.to_f64().unwrap(), expected.to_f64().unwrap());

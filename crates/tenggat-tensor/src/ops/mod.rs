@@ -56,6 +56,7 @@ pub(crate) use dispatch_real;
 /// All kernels of GPUs.
 pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
     &adamw::cuda::MODULE,
+    &attention::cuda::MODULE,
     &columns::MODULE,
     &copy::cuda::MODULE,
     &flow::cuda::MODULE,
@@ -63,6 +64,7 @@ pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
     &gelu::cuda::MODULE,
     &layer_norm_modulate::cuda::MODULE,
     &loss::cuda::MODULE,
+    &quantise::cuda::MODULE,
     &rms_norm::cuda::MODULE,
     &rms_norm_rope::cuda::MODULE,
     &silu::cuda::MODULE,

@@ -7,10 +7,10 @@ mod packed;
 
 pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
 
-use super::quantise::{Quantised, Use};
+use super::quantise::{Quantised, Resident, Use};
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
-use crate::{DType, Error, Result, Tensor, View, ViewMut};
+use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
 
 /// A frozen weight as it is stored.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub enum Weight {
     Quantised(Quantised),
     /// In the order in which the processor multiplies it.
     Packed(Packed),
+    /// `[out, in]` in 2 to 8 bits in a GPU's memory, dequantised whole as it is used.
+    Resident(Resident),
 }
 
 impl Weight {
@@ -38,9 +40,22 @@ impl Weight {
         }
     }
 
+    /// The weight in the device's memory. Nothing changes on the CPU.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn into_device(self, device: &Device) -> Result<Self> {
+        match (self, device) {
+            (Weight::Dense(w), _) => Ok(Weight::Dense(w.into_device(device)?)),
+            (Weight::Quantised(w), Device::Cuda(_)) => Ok(Weight::Resident(Resident::new(&w, device)?)),
+            (other, _) => Ok(other),
+        }
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         match self {
+            Weight::Resident(w) => w.shape(),
             Weight::Dense(w) => [w.shape()[0], w.shape()[1]],
             Weight::Quantised(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
@@ -60,6 +75,24 @@ impl Weight {
             Weight::Dense(w) => w.len() * w.dtype().bytes(),
             Weight::Quantised(w) => w.bytes(),
             Weight::Packed(w) => w.bytes(),
+            Weight::Resident(w) => w.bytes(),
+        }
+    }
+
+    /// The weights that a GPU multiplies by, if they are not stored so: `[out, in]` in the computing type.
+    fn scratch(&self, dtype: DType) -> Result<Option<Tensor>> {
+        match self {
+            Weight::Resident(w) => Ok(Some(w.widened(dtype)?)),
+            Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The matrix itself, where it is one.
+    fn dense(&self, op: &'static str) -> Result<&Tensor> {
+        match self {
+            Weight::Dense(w) => Ok(w),
+            _ => Err(Error::Place { op, expected: "a GPU", got: "host memory" }),
         }
     }
 }
@@ -92,6 +125,14 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
     if let Weight::Packed(w) = w {
         return w.forward(x, bias, None, Write::Replace, y);
     }
+    if y.on_gpu()
+        && let Some(bias) = bias
+    {
+        expect_shape(OP, "bias", &[out], bias.shape())?;
+        let wide = w.scratch(y.dtype())?;
+        let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
+        return gemm::nt_with_bias(x, w.view(), bias.view(), y);
+    }
     let mut y = y;
     let write = match bias {
         Some(bias) => {
@@ -117,6 +158,11 @@ pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
 }
 
 fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'_>) -> Result<()> {
+    if y.on_gpu() {
+        let wide = w.scratch(y.dtype())?;
+        let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
+        return gemm::nt(1.0, x, w.view(), write.beta(), y);
+    }
     match w {
         Weight::Dense(w) if w.dtype() == y.dtype() => gemm::nt(1.0, x, w.view(), write.beta(), y),
         Weight::Dense(w) => {
@@ -131,6 +177,7 @@ fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'
             Ok(())
         }),
         Weight::Packed(w) => w.forward(x, None, None, write, y),
+        Weight::Resident(_) => Err(Error::Place { op, expected: "host memory", got: "a GPU" }),
     }
 }
 
@@ -143,6 +190,11 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     let [out, input] = w.shape();
     expect_shape(OP, "dy columns", &[out], &[dy.cols()])?;
     expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
+    if dx.on_gpu() {
+        let wide = w.scratch(dx.dtype())?;
+        let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
+        return gemm::nn(1.0, dy, w.view(), write.beta(), dx);
+    }
     match w {
         Weight::Dense(w) if w.dtype() == dx.dtype() => gemm::nn(1.0, dy, w.view(), write.beta(), dx),
         Weight::Dense(w) => {
@@ -157,6 +209,7 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
             Ok(())
         }),
         Weight::Packed(w) => w.backward(dy, None, Some((write, dx))),
+        Weight::Resident(_) => Err(Error::Place { op: OP, expected: "host memory", got: "a GPU" }),
     }
 }
 
@@ -256,5 +309,35 @@ mod tests {
             })
         };
         assert!(run(1) == run(3));
+    }
+
+    #[test]
+    fn gpus_agree() {
+        let (m, out, input) = (21, 48, 128);
+        let stored = randn(DType::BF16, &[out, input], 3);
+        let stored = stored.host::<half::bf16>().unwrap();
+        for format in [None, Some("uint3"), Some("qfloat8"), Some("int8")] {
+            against_cpu(format.unwrap_or("bf16"), |on| {
+                let w = match format {
+                    Some(format) => Weight::Quantised(
+                        Quantised::quantise(format.parse().unwrap(), stored, input).unwrap(),
+                    ),
+                    None => {
+                        let values: Vec<f64> = stored.iter().map(|w| w.to_f64()).collect();
+                        Weight::Dense(
+                            Tensor::from_f64(&Device::cpu(), DType::BF16, &values, &[out, input]).unwrap(),
+                        )
+                    }
+                };
+                let w = w.into_device(on.device()).unwrap();
+                let (x, dy, bias) = (on.randn(&[m, input], 1), on.randn(&[m, out], 2), on.randn(&[out], 4));
+                let (mut y, mut more, mut dx) =
+                    (on.empty(&[m, out]), on.randn(&[m, out], 5), on.empty(&[m, input]));
+                forward(x.view(), &w, Some(&bias), y.view_mut()).unwrap();
+                accumulate(x.view(), &w, more.view_mut()).unwrap();
+                backward(dy.view(), &w, Write::Replace, dx.view_mut()).unwrap();
+                vec![("y", y), ("accumulated", more), ("dx", dx)]
+            });
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! alone, with the same vector loops. [`Quantised::codes`] gives the plain codes back.
 
 mod bytes;
+pub(crate) mod cuda;
 mod float8;
 mod format;
 mod per_row;
@@ -25,6 +26,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 pub use bytes::{Bytes, Owner, Use};
+pub use cuda::Resident;
 pub use format::Format;
 
 use crate::cpu::{Real, vectorised};

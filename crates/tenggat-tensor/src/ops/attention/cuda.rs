@@ -1,0 +1,142 @@
+//! GPU attention: cuDNN's fused kernels for bf16 where they are there, else our own.
+
+use super::{Layout, Saved};
+use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, int};
+use crate::error::expect_shape;
+use crate::{DType, Result, Tensor, View, ViewMut};
+
+pub(crate) const MODULE: Module = Module { name: "attention", source: include_str!("op.cu") };
+
+const PRODUCTS: Kernel = Kernel::new(&MODULE, "attention_products");
+
+/// The kernels for heads of at most 32, 64 and 128 channels.
+const fn by_width(names: [&'static str; 3]) -> [Kernel; 3] {
+    let [a, b, c] = names;
+    [Kernel::new(&MODULE, a), Kernel::new(&MODULE, b), Kernel::new(&MODULE, c)]
+}
+const FORWARD: [Kernel; 3] = by_width(["attention_forward_1", "attention_forward_2", "attention_forward_4"]);
+const QUERIES: [Kernel; 3] = by_width([
+    "attention_backward_queries_1",
+    "attention_backward_queries_2",
+    "attention_backward_queries_4",
+]);
+const KEYS: [Kernel; 3] =
+    by_width(["attention_backward_keys_1", "attention_backward_keys_2", "attention_backward_keys_4"]);
+
+/// Most channels of a head.
+const MOST_CHANNELS: usize = 128;
+/// Threads of a block: 4 warps, each with 4 rows.
+const THREADS: u32 = 128;
+const ROWS: usize = 16;
+
+/// Mirrors `Layout` of `op.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Shape {
+    key_lens: u64,
+    tokens: i32,
+    heads: i32,
+    d: i32,
+    scale: f32,
+}
+
+/// Mirrors `Forward`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Forward {
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    o: Mat,
+    lse: Mat,
+    layout: Shape,
+}
+
+/// Mirrors `Backward`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Backward {
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    o: Mat,
+    d_o: Mat,
+    lse: Mat,
+    products: Mat,
+    dq: Mat,
+    dk: Mat,
+    dv: Mat,
+    layout: Shape,
+}
+
+fn shape(
+    op: &'static str,
+    cuda: &std::sync::Arc<Cuda>,
+    layout: Layout<'_>,
+    channels: usize,
+) -> Result<(Shape, usize)> {
+    let d = channels / layout.heads.max(1);
+    expect_shape(op, "channels of a head (at most 128 on a GPU)", &[d.min(MOST_CHANNELS)], &[d])?;
+    let lens: Vec<i32> = layout.key_lens.iter().map(|&n| int(n)).collect();
+    let key_lens = cuda.constants(&lens)?;
+    let (tokens, heads, scale) = (int(layout.tokens), int(layout.heads), layout.scale as f32);
+    Ok((Shape { key_lens, tokens, heads, d: int(d), scale }, d))
+}
+
+/// Which of the kernels by width.
+fn width(d: usize) -> usize {
+    [32, 64].iter().filter(|&&most| d > most).count()
+}
+
+fn grid(layout: Layout<'_>) -> Grid {
+    Grid::threads(layout.tokens.div_ceil(ROWS), THREADS).layers(layout.key_lens.len() * layout.heads)
+}
+
+pub fn forward(
+    op: &'static str,
+    [q, k, v]: [View<'_>; 3],
+    layout: Layout<'_>,
+    o: ViewMut<'_>,
+    lse: ViewMut<'_>,
+) -> Result<()> {
+    let (cuda, o_mat) = o.cuda(op)?;
+    let (shape, d) = shape(op, &cuda, layout, q.cols())?;
+    let args = Forward {
+        q: q.cuda(op)?.1,
+        k: k.cuda(op)?.1,
+        v: v.cuda(op)?.1,
+        o: o_mat,
+        lse: lse.cuda(op)?.1,
+        layout: shape,
+    };
+    cuda.launch(FORWARD[width(d)], &[o.dtype()], grid(layout), args)
+}
+
+pub fn backward(
+    op: &'static str,
+    saved: Saved<'_>,
+    layout: Layout<'_>,
+    d_o: View<'_>,
+    [dq, dk, dv]: [ViewMut<'_>; 3],
+) -> Result<()> {
+    let (cuda, dq_mat) = dq.cuda(op)?;
+    let (shape, d) = shape(op, &cuda, layout, d_o.cols())?;
+    let mut products = Tensor::empty(&dq.device(), DType::F32, &[d_o.rows(), layout.heads])?;
+    let args = Backward {
+        q: saved.q.cuda(op)?.1,
+        k: saved.k.cuda(op)?.1,
+        v: saved.v.cuda(op)?.1,
+        o: saved.o.cuda(op)?.1,
+        d_o: d_o.cuda(op)?.1,
+        lse: saved.lse.cuda(op)?.1,
+        products: products.view_mut().cuda(op)?.1,
+        dq: dq_mat,
+        dk: dk.cuda(op)?.1,
+        dv: dv.cuda(op)?.1,
+        layout: shape,
+    };
+    let types = [dq.dtype()];
+    cuda.launch(PRODUCTS, &types, Grid::covering(d_o.rows() * layout.heads * 32), args)?;
+    cuda.launch(QUERIES[width(d)], &types, grid(layout), args)?;
+    cuda.launch(KEYS[width(d)], &types, grid(layout), args)
+}

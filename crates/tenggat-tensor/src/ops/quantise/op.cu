@@ -1,0 +1,97 @@
+// Dequantises a matrix. A thread takes 8 neighbouring weights.
+
+struct Codes {
+    const uint8_t *codes, *scales, *zero_points;  // scales: bf16, one per row and group
+    int64_t rows;
+    int cols;
+};
+
+template <class T>
+struct Widen {
+    Codes from;
+    Mat<T> to;
+};
+
+DEVICE float scale_of(const uint8_t* scales, int64_t i) { return widen(((const bf16*)scales)[i]); }
+
+// Writes 8 weights of a row, fewer at its end.
+template <class T>
+DEVICE void put(const Mat<T>& to, int64_t row, int col, const float (&w)[8]) {
+    T* at = to.row(row) + col;
+    if (col + 8 <= to.cols && to.stride % 8 == 0) {
+        constexpr int V = Wide<T>::V;
+        float part[V];
+#pragma unroll
+        for (int i = 0; i < 8; i += V) {
+#pragma unroll
+            for (int k = 0; k < V; k++) part[k] = w[i + k];
+            store<V>(at + i, part);
+        }
+        return;
+    }
+    for (int k = 0; k < 8 && col + k < to.cols; k++) narrow(at[k], w[k]);
+}
+
+DEVICE uint64_t eight(const uint8_t* from) { return *(const uint64_t*)from; }
+
+// e4m3: sign, 4 exponent bits with bias 7, 3 mantissa bits; the two NaN codes do not occur.
+DEVICE float float8(uint8_t code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const float size = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+    return code & 128 ? -size : size;
+}
+
+// uintN: groups of 64 codes of N bits in shards of 4, 2 and 1 bits, lowest bits first; see `quantise/uint.rs`.
+template <int N, class T>
+DEVICE void widen_uint(const Widen<T>& a) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, groups = a.from.cols / 64;
+    const int64_t row = i / (groups * 8);
+    if (row >= a.from.rows) return;
+    const int64_t group = i / 8;  // over the whole matrix
+    const int first = i % 8 * 8;  // of the group's codes
+    const uint8_t* packed = a.from.codes + group * (8 * N);
+    uint8_t codes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    int at = 0, shift = 0;
+#pragma unroll
+    for (int width = 4; width > 0; width /= 2) {
+        if (!(N & width)) continue;
+        const int length = 8 * width;
+        const uint64_t bytes = eight(packed + at + first % length) >> (first / length * width);
+#pragma unroll
+        for (int k = 0; k < 8; k++) codes[k] |= (bytes >> (8 * k) & ((1 << width) - 1)) << shift;
+        at += length;
+        shift += width;
+    }
+    const float scale = scale_of(a.from.scales, group);
+    const int zero = a.from.zero_points[group];
+    float w[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) w[k] = rounded((float)((int)codes[k] - zero) * scale);
+    put(a.to, row, (int)(i % (groups * 8)) * 8, w);
+}
+
+// One byte per weight and one scale per row. KIND 0: e4m3, rounded to bf16; 1: integers, exact.
+template <int KIND, class T>
+DEVICE void widen_bytes(const Widen<T>& a) {
+    const int64_t per_row = (a.from.cols + 7) / 8, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t row = i / per_row;
+    if (row >= a.from.rows) return;
+    const int col = i % per_row * 8;
+    const float scale = scale_of(a.from.scales, row);
+    const uint8_t* codes = a.from.codes + row * a.from.cols + col;
+    float w[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        const uint8_t code = col + k < a.from.cols ? codes[k] : 0;
+        w[k] = KIND == 0 ? rounded(float8(code) * scale) : (float)(signed char)code * scale;
+    }
+    put(a.to, row, col, w);
+}
+
+#define UINT(T, S, N) \
+    KERNEL void widen_uint##N##_##S(Widen<T> a) { widen_uint<N>(a); }
+#define KERNELS(T, S)                                                        \
+    UINT(T, S, 2) UINT(T, S, 3) UINT(T, S, 4) UINT(T, S, 5) UINT(T, S, 6) UINT(T, S, 7) \
+    KERNEL void widen_float8_##S(Widen<T> a) { widen_bytes<0>(a); }          \
+    KERNEL void widen_int8_##S(Widen<T> a) { widen_bytes<1>(a); }
+FOR_FLOATS(KERNELS)
