@@ -18,6 +18,7 @@
 //! storage type of frozen weights.
 
 mod cpu;
+mod cuda;
 mod device;
 mod dtype;
 mod error;
