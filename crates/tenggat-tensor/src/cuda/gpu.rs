@@ -34,7 +34,8 @@ unsafe impl<T> Send for Loaded<T> {}
 unsafe impl<T> Sync for Loaded<T> {}
 
 impl Gpu {
-    pub fn open(options: &Options) -> Result<Self> {
+    /// The GPU, and what makes it slower than it could be.
+    pub fn open(options: &Options) -> Result<(Self, Vec<String>)> {
         library::preload(&options.libraries);
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
@@ -65,16 +66,21 @@ impl Gpu {
             modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));
         }
         let blas = Blas::open(stream.cu_stream())?;
-        let dnn = Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)).ok();
-        Ok(Gpu { context, stream, name, modules, functions: Mutex::default(), blas, dnn })
+        let (dnn, notes) = match Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)) {
+            Ok(dnn) => (Some(dnn), Vec::new()),
+            Err(e) => (None, vec![format!("attention runs without tensor cores: {e}")]),
+        };
+        let functions = Mutex::default();
+        Ok((Gpu { context, stream, name, modules, functions, blas, dnn }, notes))
     }
 
     pub fn description(&self) -> String {
         self.name.clone()
     }
 
+    /// cuDNN, ready for calls from this thread.
     pub fn dnn(&self) -> Option<&Dnn> {
-        self.dnn.as_ref()
+        self.bind().ok().and(self.dnn.as_ref())
     }
 
     /// Makes the context the calling thread's own, as every call of the driver needs it.

@@ -54,6 +54,8 @@ pub struct Cuda {
     pool: memory::Pool,
     /// Integers that kernels read from memory, by value: lengths of prompts come again and again.
     constants: Mutex<HashMap<Vec<i32>, u64>>,
+    /// What makes it slower than it could be.
+    notes: Mutex<Vec<String>>,
 }
 
 impl Cuda {
@@ -63,7 +65,10 @@ impl Cuda {
     /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which, and what
     /// installs it.
     pub fn open(options: &Options) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::new(Machine::Gpu(Gpu::open(options)?))))
+        let (gpu, notes) = Gpu::open(options)?;
+        let cuda = Self::new(Machine::Gpu(gpu));
+        notes.into_iter().for_each(|note| cuda.note(note));
+        Ok(Arc::new(cuda))
     }
 
     /// A stand-in that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
@@ -75,7 +80,7 @@ impl Cuda {
     }
 
     fn new(machine: Machine) -> Self {
-        Cuda { machine, pool: memory::Pool::default(), constants: Mutex::default() }
+        Cuda { machine, pool: memory::Pool::default(), constants: Mutex::default(), notes: Mutex::default() }
     }
 
     /// What it is, for people.
@@ -83,6 +88,18 @@ impl Cuda {
         match &self.machine {
             Machine::Gpu(gpu) => gpu.description(),
             Machine::Emulated(_) => "emulated GPU".into(),
+        }
+    }
+
+    /// What makes it slower than it could be, for people.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note(&self, note: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains(&note) {
+            notes.push(note);
         }
     }
 

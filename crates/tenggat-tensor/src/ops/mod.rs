@@ -33,7 +33,7 @@ pub mod silu;
 pub mod swiglu;
 
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 
 /// Runs a block with `$t` bound to the Rust type of a computing dtype.
 macro_rules! dispatch_real {

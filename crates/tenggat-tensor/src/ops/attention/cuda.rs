@@ -1,9 +1,10 @@
 //! GPU attention: cuDNN's fused kernels for bf16 where they are there, else our own.
 
 use super::{Layout, Saved};
-use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, int};
+use crate::cuda::dnn::{self, Dnn};
+use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, Storage, int};
 use crate::error::expect_shape;
-use crate::{DType, Result, Tensor, View, ViewMut};
+use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "attention", source: include_str!("op.cu") };
 
@@ -88,6 +89,46 @@ fn width(d: usize) -> usize {
     [32, 64].iter().filter(|&&most| d > most).count()
 }
 
+/// The layout as cuDNN takes it, if it can take all these matrices: bf16, no gaps between rows.
+fn fused<'a>(
+    cuda: &'a Cuda,
+    dtype: DType,
+    layout: Layout<'_>,
+    d: usize,
+    all: &[Mat],
+) -> Option<(&'a Dnn, dnn::Shape)> {
+    let whole = all.iter().all(|m| m.stride == m.cols.into() && m.data.is_multiple_of(16));
+    if dtype != DType::BF16 || !d.is_multiple_of(8) || !whole {
+        return None;
+    }
+    let shape = dnn::Shape::separate(layout.key_lens.len(), layout.tokens, layout.heads, d);
+    cuda.dnn().map(|library| (library, shape))
+}
+
+/// Bytes of workspace, if cuDNN has a plan. If it has none, that is noted, and our own kernels do the work.
+fn possible(cuda: &Cuda, workspace: dnn::Result<usize>) -> Option<usize> {
+    workspace.map_err(|e| cuda.note(format!("attention runs without tensor cores: {e}"))).ok()
+}
+
+/// What cuDNN reads and writes forward.
+fn operands(
+    cuda: &Cuda,
+    [q, k, v, o, lse]: [Mat; 5],
+    key_lengths: u64,
+    layout: Layout<'_>,
+) -> Result<dnn::Forward> {
+    Ok(dnn::Forward {
+        q: q.data,
+        k: k.data,
+        v: v.data,
+        o: o.data,
+        // Ours has the order [b, s, h]; nobody but attention reads it.
+        stats: lse.data,
+        key_lengths,
+        query_lengths: cuda.constants(&vec![int(layout.tokens); layout.key_lens.len()])?,
+    })
+}
+
 fn grid(layout: Layout<'_>) -> Grid {
     Grid::threads(layout.tokens.div_ceil(ROWS), THREADS).layers(layout.key_lens.len() * layout.heads)
 }
@@ -109,6 +150,15 @@ pub fn forward(
         lse: lse.cuda(op)?.1,
         layout: shape,
     };
+    if let Some((dnn, shape)) = fused(&cuda, o.dtype(), layout, d, &[args.q, args.k, args.v, args.o]) {
+        let operands =
+            operands(&cuda, [args.q, args.k, args.v, args.o, args.lse], args.layout.key_lens, layout)?;
+        if let Some(bytes) = possible(&cuda, dnn.forward_workspace(shape)) {
+            let workspace = Storage::new(&cuda, bytes)?;
+            let result = dnn.forward(shape, operands, layout.scale as f32, workspace.address());
+            return result.map_err(|e| Error::Cuda(e.to_string()));
+        }
+    }
     cuda.launch(FORWARD[width(d)], &[o.dtype()], grid(layout), args)
 }
 
@@ -121,6 +171,7 @@ pub fn backward(
 ) -> Result<()> {
     let (cuda, dq_mat) = dq.cuda(op)?;
     let (shape, d) = shape(op, &cuda, layout, d_o.cols())?;
+    // For our own kernels.
     let mut products = Tensor::empty(&dq.device(), DType::F32, &[d_o.rows(), layout.heads])?;
     let args = Backward {
         q: saved.q.cuda(op)?.1,
@@ -135,6 +186,18 @@ pub fn backward(
         dv: dv.cuda(op)?.1,
         layout: shape,
     };
+    let Backward { q, k, v, o, lse, .. } = args;
+    let all = [q, k, v, o, args.d_o, args.dq, args.dk, args.dv];
+    if let Some((dnn, shape)) = fused(&cuda, dq.dtype(), layout, d, &all)
+        && let Some(bytes) = possible(&cuda, dnn.backward_workspace(shape))
+    {
+        let saved = operands(&cuda, [q, k, v, o, lse], args.layout.key_lens, layout)?;
+        let operands =
+            dnn::Backward { saved, d_o: args.d_o.data, dq: args.dq.data, dk: args.dk.data, dv: args.dv.data };
+        let workspace = Storage::new(&cuda, bytes)?;
+        let result = dnn.backward(shape, operands, layout.scale as f32, workspace.address());
+        return result.map_err(|e| Error::Cuda(e.to_string()));
+    }
     let types = [dq.dtype()];
     cuda.launch(PRODUCTS, &types, Grid::covering(d_o.rows() * layout.heads * 32), args)?;
     cuda.launch(QUERIES[width(d)], &types, grid(layout), args)?;
