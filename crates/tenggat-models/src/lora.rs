@@ -269,10 +269,35 @@ impl Lora {
         Lora { layout, parameters, scale: 1.0, dropout: None }
     }
 
-    pub(crate) fn part(&self, layer: usize) -> Option<Part<'_>> {
-        let group = self.layout.group(layer)?;
-        let (kind, parameters, scale) = (self.layout.kind, &self.parameters, self.scale);
-        Some(Part { group, kind, parameters, scale, dropout: self.dropout.as_ref().map(|d| (d, layer)) })
+    /// The parameters rounded to the type that a model computes in, where that is narrower than their own.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub(crate) fn rounded(&self, compute: DType) -> Result<Option<Tensor>> {
+        let narrower = self.parameters.dtype() != compute && self.parameters.dtype() == compute.wide();
+        narrower.then(|| self.parameters.to_dtype(compute)).transpose()
+    }
+}
+
+/// An adapter in a pass, with the parameters that the pass multiplies by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Adapter<'a> {
+    lora: &'a Lora,
+    parameters: &'a Tensor,
+}
+
+impl<'a> Adapter<'a> {
+    /// `rounded`: what [`Lora::rounded`] gave.
+    pub fn new(lora: &'a Lora, rounded: Option<&'a Tensor>) -> Self {
+        Adapter { lora, parameters: rounded.unwrap_or(&lora.parameters) }
+    }
+
+    /// The part of a fused layer.
+    pub fn part(self, layer: usize) -> Option<Part<'a>> {
+        let Adapter { lora, parameters } = self;
+        let group = lora.layout.group(layer)?;
+        let dropout = lora.dropout.as_ref().map(|dropout| (dropout, layer));
+        Some(Part { group, kind: lora.layout.kind, parameters, scale: lora.scale, dropout })
     }
 }
 
@@ -538,7 +563,7 @@ mod tests {
         assert_eq!((module.a_shape, module.b_shape), ([2, 2], [2, 3]));
         let lora = Lora::new(layout, numbers(&[4 + 6], 1));
         let (x, mut y) = (numbers(&[1, 6], 2), Tensor::zeros(&Device::cpu(), DType::F64, &[1, 4]).unwrap());
-        lora.part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+        Adapter::new(&lora, None).part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
         let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
         let (w1, w2) = p.split_at(4);
         for (row, got) in y.to_f64().unwrap().into_iter().enumerate() {
@@ -567,13 +592,13 @@ mod tests {
                 let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
                 let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[5, 6]).unwrap();
                 let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
-                lora.part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+                Adapter::new(&lora, None).part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
                 let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
                 weighed.map(|(y, d)| y * d).sum()
             };
             let mut buffer = Tensor::zeros(&Device::cpu(), DType::F64, &[lora.layout.len()]).unwrap();
             let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 6]).unwrap();
-            let part = lora.part(0).unwrap();
+            let part = Adapter::new(&lora, None).part(0).unwrap();
             let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
             let ax = part.forward(x.view(), y.view_mut()).unwrap();
             let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };

@@ -97,10 +97,11 @@ impl Recovery {
         let name = |suffix: &str| format!("{stem}{suffix}");
         let [rank, _] = self.matrix_shape(&name(A))?;
         let a = self.weights.tensor(&name(A), &[rank, matrix.input], device, DType::BF16)?;
+        let host = Device::cpu();
         let stored = self.weights.stored(&name(B), &[part.of, rank])?;
-        let mut b = Tensor::empty(device, DType::BF16, &[part.rows.len(), rank])?;
+        let mut b = Tensor::empty(&host, DType::BF16, &[part.rows.len(), rank])?;
         stored.read_bf16(part.rows.start * rank..part.rows.end * rank, b.host_mut::<bf16>()?)?;
-        Ok(Factors::LowRank { a: Weight::Dense(a), b: Weight::Dense(b) })
+        Ok(Factors::LowRank { a: Weight::Dense(a), b: Weight::Dense(b.into_device(device)?) })
     }
 
     fn kronecker(&self, stem: &str, matrix: &Matrix, part: &Part, device: &Device) -> Result<Factors> {
@@ -113,13 +114,15 @@ impl Recovery {
             );
             return Err(Error::format(&self.path, why));
         }
-        let w1 = self.weights.tensor(&name(W1), &[l, q], device, DType::BF16)?;
-        let mut transposed = Tensor::empty(device, DType::BF16, &[q, l])?;
+        let host = Device::cpu();
+        let w1 = self.weights.tensor(&name(W1), &[l, q], &host, DType::BF16)?;
+        let mut transposed = Tensor::empty(&host, DType::BF16, &[q, l])?;
         let from = w1.host::<bf16>()?;
         for (i, to) in transposed.host_mut::<bf16>()?.iter_mut().enumerate() {
             *to = from[i % l * q + i / l];
         }
         let w2 = self.weights.tensor(&name(W2), &[k, n], device, DType::BF16)?;
+        let (w1, transposed) = (w1.into_device(device)?, transposed.into_device(device)?);
         Ok(Factors::Kronecker { w1, transposed, w2: Weight::Dense(w2) })
     }
 

@@ -79,7 +79,7 @@ mod tests {
         let layer = (2, vec![Candidate { name: "m".into(), output: 2, trained: true }]);
         let mut lora = Lora::zeros(Layout::new(1, [layer], |_| true), &Device::cpu(), DType::F64).unwrap();
         let mut ema = Ema::new(0.9, true, &lora).unwrap();
-        lora.parameters.fill(1.0);
+        lora.parameters.fill(1.0).unwrap();
         ema.update(&lora).unwrap();
         // d = min(0.9, 2/11): the average has moved by 9/11.
         assert!((ema.average().parameters.to_f64().unwrap()[0] - 9.0 / 11.0).abs() < 1e-12);
@@ -92,7 +92,7 @@ mod tests {
         let layer = (2, vec![Candidate { name: "m".into(), output: 2, trained: true }]);
         let mut lora = Lora::zeros(Layout::new(1, [layer], |_| true), &Device::cpu(), DType::F64).unwrap();
         let mut ema = Ema::new(0.9, false, &lora).unwrap();
-        lora.parameters.fill(1.0);
+        lora.parameters.fill(1.0).unwrap();
         ema.update(&lora).unwrap();
         ema.update(&lora).unwrap();
         // 1 − 0.9²

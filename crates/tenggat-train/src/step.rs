@@ -165,7 +165,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<f64> {
         let sigmas: Vec<f64> = batch.levels.iter().map(|l| l.sigma).collect();
         let shape = batch.latents.shape();
-        let (mut noisy, mut target) = (batch.latents.empty_like(shape)?, batch.latents.empty_like(shape)?);
+        let compute = self.model.precision().compute;
+        let mut noisy = Tensor::empty(self.model.device(), compute, shape)?;
+        let mut target = batch.latents.empty_like(shape)?;
         let (x0, noise) = (batch.latents.view(), batch.noise.view());
         flow::forward(x0, noise, &sigmas, noisy.view_mut(), target.view_mut())?;
         let inputs = Inputs {
@@ -180,7 +182,7 @@ impl<'a> Trainer<'a> {
         self.lora.dropout = self.objective.dropout.map(|d| Dropout { pass: batch.number, samples, ..d });
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
-        let (mut losses, mut dpred) = (pred.empty_like(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
+        let (mut losses, mut dpred) = (pred.empty_wide(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
         let kind = self.objective.loss;
         loss::masked_forward_backward(
             kind,
@@ -197,7 +199,7 @@ impl<'a> Trainer<'a> {
             && loss > most
         {
             loss = most;
-            dpred.fill(0.0);
+            dpred.fill(0.0)?;
         }
         drop((pred, target));
         ended(Part::Forward);

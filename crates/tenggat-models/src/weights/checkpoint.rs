@@ -149,7 +149,8 @@ impl Checkpoint {
     /// holds exactly.
     fn dense(&self, matrix: &Matrix) -> Result<Tensor> {
         let input = matrix.input;
-        let mut out = Tensor::empty(&self.device, self.dense, &[matrix.output(), input])?;
+        let host = super::folder::host(&self.device);
+        let mut out = Tensor::empty(&host, self.dense, &[matrix.output(), input])?;
         for (part, to) in matrix.placed() {
             let (from, to) =
                 (part.rows.start * input..part.rows.end * input, to.start * input..to.end * input);
@@ -157,7 +158,7 @@ impl Checkpoint {
                 let alone = Matrix { parts: vec![part.clone()], input };
                 let parts = self.quantise(&alone, format)?.map(Bytes::from);
                 let q = Quantised::new(format, [part.rows.len(), input], parts)?;
-                let wide = q.dequantise(&self.device, self.dense)?;
+                let wide = q.dequantise(&host, self.dense)?;
                 let n = wide.len();
                 tenggat_tensor::ops::copy::forward(wide.matrix(0, 1, n)?, out.matrix_mut(to.start, 1, n)?)?;
                 continue;
@@ -170,7 +171,7 @@ impl Checkpoint {
                 DType::U8 => return Err(super::folder::no_weights(DType::U8)),
             }
         }
-        Ok(out)
+        Ok(out.into_device(&self.device)?)
     }
 }
 

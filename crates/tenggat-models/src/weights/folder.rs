@@ -129,7 +129,7 @@ impl Weights {
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor> {
         let (shard, info) = self.find(name)?;
         shard.check_shape(name, info, shape)?;
-        let mut out = Tensor::empty(device, dtype, shape)?;
+        let mut out = Tensor::empty(&host(device), dtype, shape)?;
         let stored = shard.stored(name, info)?;
         match dtype {
             DType::F32 => stored.read::<f32>(0..out.len(), out.host_mut()?)?,
@@ -137,7 +137,7 @@ impl Weights {
             DType::BF16 => stored.read_bf16(0..out.len(), out.host_mut::<bf16>()?)?,
             DType::U8 => return Err(no_weights(dtype)),
         }
-        Ok(out)
+        Ok(out.into_device(device)?)
     }
 
     /// A tensor where it lies in its file; its shape must be `shape`.
@@ -163,6 +163,14 @@ impl Weights {
         };
         let shard = &self.files[*self.owner.get(name).ok_or_else(missing)?];
         Ok((shard, shard.metadata.info(name).ok_or_else(missing)?))
+    }
+}
+
+/// Where weights are read that go to a device.
+pub(super) fn host(device: &Device) -> Device {
+    match device {
+        Device::Cpu(_) => device.clone(),
+        Device::Cuda(_) => Device::cpu(),
     }
 }
 

@@ -50,7 +50,7 @@ impl Source for Random {
     /// Weights of norms are one, biases zero.
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
         let mut vector = Tensor::empty(&self.device, self.compute, &[len])?;
-        vector.fill(if name.ends_with(".bias") { 0.0 } else { 1.0 });
+        vector.fill(if name.ends_with(".bias") { 0.0 } else { 1.0 })?;
         Ok(vector)
     }
 }
@@ -108,7 +108,7 @@ mod tests {
             match random.matrix(&matrix(name)).unwrap() {
                 Weight::Dense(w) => w.to_f32().unwrap(),
                 Weight::Quantised(w) => w.dequantise(&device, DType::F32).unwrap().to_f32().unwrap(),
-                Weight::Packed(_) => panic!("a source does not pack"),
+                Weight::Packed(_) | Weight::Resident(_) => panic!("a source does not pack"),
             }
         };
         for name in ["", "uint2", "uint3", "uint7", "qfloat8", "int8"] {

@@ -1,6 +1,7 @@
 //! Quantised transformers against dense ones with the same weights: forward, gradients, recovery adapters, streamed
 //! modulation, and the folder that keeps quantised models.
 
+mod gpu;
 mod model;
 
 use std::path::Path;

@@ -54,7 +54,7 @@ impl Source for Dense {
         let mut dense = match self.quantised.matrix(matrix)? {
             Weight::Quantised(w) => w.dequantise(&device, DType::F64)?,
             Weight::Dense(w) => w,
-            Weight::Packed(_) => panic!("a source does not pack"),
+            Weight::Packed(_) | Weight::Resident(_) => panic!("a source does not pack"),
         };
         if let Some(recovery) = &self.recovery
             && let Some(branch) = recovery.branch(matrix, &device)?
@@ -89,10 +89,11 @@ pub struct Case {
 
 pub fn case(model: &Transformer) -> Case {
     let (config, dtype) = (model.config(), model.precision().compute);
+    let numbers = |shape, seed| randn(dtype, shape, seed).into_device(model.device()).unwrap();
     Case {
-        latents: randn(dtype, &[2 * 12, config.in_channels], 1),
+        latents: numbers(&[2 * 12, config.in_channels], 1),
         sigmas: vec![0.25, 0.875],
-        text: randn(dtype, &[2 * 5, config.joint_attention_dim], 2),
+        text: numbers(&[2 * 5, config.joint_attention_dim], 2),
         text_lens: vec![5, 3],
         positions: model.positions((3, 4), 5).unwrap(),
     }
@@ -100,12 +101,12 @@ pub fn case(model: &Transformer) -> Case {
 
 /// An adapter of random numbers on every module.
 pub fn lora(model: &Transformer, rank: usize) -> Lora {
-    let compute = model.precision().compute;
-    let mut lora = Lora::zeros(model.lora_layout(rank, |_| true), model.device(), compute).unwrap();
+    let dtype = model.precision().compute.wide();
+    let mut lora = Lora::zeros(model.lora_layout(rank, |_| true), model.device(), dtype).unwrap();
     let mut values = vec![0.0; lora.parameters.len()];
     Philox::new(9).normal_f64(0, &mut values);
     values.iter_mut().for_each(|x| *x *= 0.05);
-    lora.parameters = Tensor::from_f64(model.device(), compute, &values, &[values.len()]).unwrap();
+    lora.parameters = Tensor::from_f64(model.device(), dtype, &values, &[values.len()]).unwrap();
     lora
 }
 
@@ -128,8 +129,8 @@ pub fn gradients(model: &Transformer, lora: &Lora, full: usize) -> Pass {
     let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), full).unwrap();
     let inferred = model.forward(inputs, Some(lora)).unwrap().to_f64().unwrap();
     assert_eq!(prediction.to_f64().unwrap(), inferred, "with and without a tape");
-    let dout = randn(model.precision().compute, prediction.shape(), 5);
-    let mut buffer = Tensor::zeros(model.device(), dout.dtype(), &[lora.layout.len()]).unwrap();
+    let dout = randn(model.precision().compute, prediction.shape(), 5).into_device(model.device()).unwrap();
+    let mut buffer = Tensor::zeros(model.device(), dout.dtype().wide(), &[lora.layout.len()]).unwrap();
     let into = Gradients { buffer: &mut buffer, write: Write::Replace };
     let d_latents = model.backward(inputs, Some(lora), tape, &dout, Some(into), true).unwrap().unwrap();
     let buffer = buffer.to_f64().unwrap();

@@ -224,7 +224,7 @@ impl<'a> Bench<'a> {
     fn optimiser(&self) -> Result<Op<'a>> {
         let tensor = |seed| self.random(&[1, PARAMETERS], seed);
         let (mut p, g, mut m, mut v) = (tensor(1)?, tensor(2)?, tensor(3)?, tensor(4)?);
-        v.fill(1.0);
+        v.fill(1.0)?;
         let mut clip = p.empty_like(&[1, 2])?;
         let hyper = adamw::Hyper {
             lr: 1e-4,

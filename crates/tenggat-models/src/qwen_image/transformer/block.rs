@@ -139,7 +139,7 @@ impl Block {
         let image = self.image.before(pass, image, &positions.image, geometry.segment(true), joint)?;
         let joint = [q.view_mut(), k.view_mut(), v.view_mut()];
         let text = self.text.before(pass, text, &positions.text, geometry.segment(false), joint)?;
-        let mut lse = o.empty_like(&[o.shape()[0], geometry.heads])?;
+        let mut lse = o.empty_wide(&[o.shape()[0], geometry.heads])?;
         let layout = geometry.layout();
         attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
 

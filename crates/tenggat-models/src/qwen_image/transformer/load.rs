@@ -55,7 +55,10 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn weight(&self, matrix: &Matrix) -> Result<Weight> {
-        let weight = self.source.matrix(matrix)?;
+        let weight = self.source.matrix(matrix)?.into_device(self.device)?;
+        if let Device::Cuda(_) = self.device {
+            return Ok(weight);
+        }
         // Packed products are 32-bit.
         if self.compute == DType::F32 { Ok(weight.packed(!self.narrow_products)?) } else { Ok(weight) }
     }

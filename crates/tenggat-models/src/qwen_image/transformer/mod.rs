@@ -22,7 +22,7 @@ use modulation::{Current, Modulation, Rows, Table};
 pub use rope::Positions;
 use stream::{Pass, Trace};
 
-use crate::lora::{Gradients, Kind, Layout, Lora};
+use crate::lora::{Adapter, Gradients, Kind, Layout, Lora};
 use crate::{Error, Result};
 
 /// Added to the mean square of the text norm.
@@ -90,6 +90,8 @@ pub struct Tape {
     geometry: Geometry,
     conditioning: Tensor,
     table: Option<Rows>,
+    /// The adapter's parameters as the forward pass multiplied by them, where they are rounded for that.
+    rounded: Option<Tensor>,
     blocks: Vec<Kept>,
     last: Tensor,
     modulation: Tensor,
@@ -117,7 +119,13 @@ impl Transformer {
     /// # Errors
     /// Out of device memory.
     pub fn positions(&self, grid: (usize, usize), text_tokens: usize) -> Result<Positions> {
-        Positions::new(self.config.axes_dims_rope, grid, text_tokens, &self.device, self.precision.compute)
+        Positions::new(
+            self.config.axes_dims_rope,
+            grid,
+            text_tokens,
+            &self.device,
+            self.precision.compute.wide(),
+        )
     }
 
     /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their dotted names.
@@ -177,6 +185,8 @@ impl Transformer {
         let geometry = self.geometry(&inputs)?;
         let conditioning = self.conditioning(inputs.sigmas, &mut show)?;
         let table = self.table_rows(inputs.sigmas)?;
+        let rounded = lora.map(|lora| lora.rounded(self.precision.compute)).transpose()?.flatten();
+        let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
         let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
         show("img_in", &image);
         let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
@@ -190,7 +200,7 @@ impl Transformer {
         self.expect(0, Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             self.expect(i + 1, Use::Soon);
-            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
+            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), adapter };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             self.expect(i, Use::Later);
@@ -217,7 +227,7 @@ impl Transformer {
         }
         let (modulation, _) = self.norm_out.forward(conditioning.view(), None)?;
         let (mut normed, mut stats) =
-            (image.empty_like(image.shape())?, image.empty_like(&[image.shape()[0], 2])?);
+            (image.empty_like(image.shape())?, image.empty_wide(&[image.shape()[0], 2])?);
         layer_norm_modulate::forward(
             image.view(),
             modulation.view(),
@@ -231,6 +241,7 @@ impl Transformer {
             geometry,
             conditioning,
             table,
+            rounded,
             blocks: kept,
             last: image,
             modulation,
@@ -253,10 +264,11 @@ impl Transformer {
         mut gradients: Option<Gradients<'_>>,
         want_dlatents: bool,
     ) -> Result<Option<Tensor>> {
-        let Tape { geometry, conditioning, table, blocks, last, modulation, stats } = tape;
+        let Tape { geometry, conditioning, table, rounded, blocks, last, modulation, stats } = tape;
+        let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
         let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
         let mut dimage = last.empty_like(last.shape())?;
-        dimage.fill(0.0);
+        dimage.fill(0.0)?;
         layer_norm_modulate::backward(
             last.view(),
             modulation.view(),
@@ -271,7 +283,7 @@ impl Transformer {
         self.expect(self.blocks.len() - 1, Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
             i.checked_sub(1).into_iter().for_each(|before| self.expect(before, Use::Soon));
-            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), lora };
+            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), adapter };
             let tape = match kept {
                 Kept::All(tape) => tape,
                 Kept::Inputs(image, text) => {

@@ -44,7 +44,7 @@ pub(super) struct Streamed {
 impl Streamed {
     /// Base modulation of conditioning `[n, c]`, `[n, 6c]`.
     fn results(&self, conditioning: &Tensor) -> Result<Tensor> {
-        let weight = self.source.matrix(&self.matrix)?;
+        let weight = self.source.matrix(&self.matrix)?.into_device(&conditioning.device())?;
         let mut y = conditioning.empty_like(&[conditioning.shape()[0], self.matrix.output()])?;
         tenggat_tensor::ops::linear::forward(conditioning.view(), &weight, Some(&self.bias), y.view_mut())?;
         if let Some(branch) = &self.recovery {

@@ -15,7 +15,7 @@ use super::config::Layer;
 use super::linear::{Linear, Trained};
 use super::modulation::{Modulation, Rows};
 use crate::Result;
-use crate::lora::{Gradients, Lora};
+use crate::lora::{Adapter, Gradients};
 
 /// Frozen weights of one stream.
 #[derive(Debug)]
@@ -66,12 +66,12 @@ pub(super) struct Pass<'a> {
     pub conditioning: &'a Tensor,
     /// Base modulation of the batch, where it is streamed.
     pub table: Option<&'a Rows>,
-    pub lora: Option<&'a Lora>,
+    pub adapter: Option<Adapter<'a>>,
 }
 
 impl<'a> Pass<'a> {
     fn part(&self, layer: Layer) -> Option<crate::lora::Part<'a>> {
-        self.lora.and_then(|lora| lora.part(layer.number(self.block)))
+        self.adapter.and_then(|adapter| adapter.part(layer.number(self.block)))
     }
 
     /// The adapter of a layer with what its forward pass left for the backward pass.
@@ -178,7 +178,7 @@ impl Stream {
     ) -> Result<Before> {
         let c = x.shape()[1];
         let (modulation, modulation_ax) = self.modulate(pass)?;
-        let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_like(&[x.shape()[0], 2])?);
+        let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_wide(&[x.shape()[0], 2])?);
         layer_norm_modulate::forward(
             x.view(),
             modulation.view().columns(parts(c).shift_scale_1),
@@ -187,7 +187,7 @@ impl Stream {
             stats.view_mut(),
         )?;
         let (qkv, qkv_ax) = self.qkv.forward(normed.view(), pass.part(self.layers.qkv))?;
-        let mut rstd = x.empty_like(&[x.shape()[0], 2 * segment.heads])?;
+        let mut rstd = x.empty_wide(&[x.shape()[0], 2 * segment.heads])?;
         let [q, k, v] = joint;
         rms_norm_rope::forward(
             qkv.view(),
@@ -222,7 +222,7 @@ impl Stream {
             tokens,
             x1.view_mut(),
         )?;
-        let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_like(&[x.shape()[0], 2])?);
+        let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_wide(&[x.shape()[0], 2])?);
         let shift_scale = modulation.columns(p.shift_scale_2);
         layer_norm_modulate::forward(x1.view(), shift_scale, tokens, normed.view_mut(), stats.view_mut())?;
         let (hidden_in, in_ax) = self.mlp_in.forward(normed.view(), pass.part(self.layers.mlp_in))?;
@@ -311,7 +311,7 @@ impl Stream {
             Some((dx, dmodulation)) => (dx, dmodulation),
             None => {
                 let mut dx = x.empty_like(x.shape())?;
-                dx.fill(0.0);
+                dx.fill(0.0)?;
                 (dx, self.modulation_gradient(pass, before, gradients)?)
             }
         };
@@ -369,7 +369,7 @@ impl Stream {
             return Ok(None);
         }
         let mut d = before.modulation.empty_like(before.modulation.shape())?;
-        d.fill(0.0);
+        d.fill(0.0)?;
         Ok(Some(d))
     }
 }
