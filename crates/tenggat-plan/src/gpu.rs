@@ -139,6 +139,28 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// The GPU that a driver calls `name`, such as `NVIDIA H100 80GB HBM3`: one whose model number is in the name, and of
+    /// these one with as many of its other words as possible, the first for want of any.
+    pub fn called(name: &str) -> Option<&'static Self> {
+        let plain = name.to_lowercase().replace(['-', '_'], " ");
+        let words: Vec<&str> = plain.split_whitespace().collect();
+        let own = |gpu: &Self| gpu.name.to_lowercase();
+        let is_there = |word: &str| words.contains(&word);
+        let score = |gpu: &&Self| {
+            let own = own(gpu);
+            let mut parts = own.split_whitespace().filter(|word| *word != "rtx");
+            let first = parts.next().is_some_and(is_there);
+            first.then(|| parts.filter(|word| is_there(word)).count())
+        };
+        GPUS.iter()
+            .rev()
+            .filter_map(|gpu| Some((score(&gpu)?, gpu)))
+            .max_by_key(|(n, _)| *n)
+            .map(|(_, gpu)| gpu)
+    }
+}
+
 fn names(gpus: impl Iterator<Item = &'static Gpu>) -> String {
     gpus.map(|gpu| gpu.name).collect::<Vec<_>>().join(", ")
 }
@@ -164,7 +186,10 @@ pub enum UnknownGpu {
     },
 }
 
-/// The catalogue. Peaks are the vendor's dense figures at boost clock.
+/// What stands for a GPU that is not in the catalogue.
+pub(crate) const SLOWEST: &Gpu = &GPUS[GPUS.len() - 1];
+
+/// The catalogue, the slowest last. Peaks are the vendor's dense figures at boost clock.
 pub const GPUS: &[Gpu] = &[
     Gpu {
         name: "B200",
@@ -322,5 +347,18 @@ mod tests {
             assert!(gpu.bandwidth_gb_per_s > 800.0 && gpu.memory_gb >= 24.0);
             assert_eq!(gpu.fp8_tflops > 0.0, gpu.family.gemm_fp8.share > 0.0, "{}", gpu.name);
         }
+    }
+
+    #[test]
+    fn drivers_names_are_understood() {
+        let called = |name| Gpu::called(name).map(|gpu| gpu.name);
+        for (name, expected) in [
+            ("NVIDIA H200", "H200"),
+            ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+            ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ] {
+            assert_eq!(called(name), Some(expected), "{name}");
+        }
+        assert_eq!(called("NVIDIA GeForce GTX 680"), None);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::Result;
 use crate::cpu::Pool;
 use crate::cuda::{Cuda, Options};
+use crate::{DType, Result};
 
 /// A place that holds tensors and runs ops. Cheap to clone: clones share one buffer pool.
 #[derive(Debug, Clone)]
@@ -41,6 +41,34 @@ impl Device {
     /// There is no C++ compiler.
     pub fn emulated() -> Result<Self> {
         Ok(Device::Cuda(Cuda::emulated()?))
+    }
+
+    /// Type of activations and of frozen weights that are not quantised: what the device multiplies fastest without
+    /// harm to training.
+    pub fn activations(&self) -> DType {
+        match self {
+            Device::Cpu(_) => DType::F32,
+            Device::Cuda(_) => DType::BF16,
+        }
+    }
+
+    /// What it is, for people; `None` for the CPU, which the system names.
+    pub fn description(&self) -> Option<String> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(cuda.description()),
+        }
+    }
+
+    /// Free and total memory of its own, bytes; `None` for the CPU, whose memory is the machine's.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => Ok(Some(cuda.memory()?)),
+        }
     }
 
     /// Waits until all that was asked of it is done.

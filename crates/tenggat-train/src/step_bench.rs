@@ -30,6 +30,8 @@ use crate::step::{Batch, Part, Trainer};
 const LR: f64 = 1e-4;
 /// Rows, columns and inner extent of the product that tells how fast products can be.
 const PRODUCT: [usize; 3] = [512, 3072, 3072];
+/// The same on a GPU, which needs more work to show its rate.
+const GPU_PRODUCT: [usize; 3] = [4096, 12288, 3072];
 /// How often that product is timed, after a first one; the fastest counts.
 const PRODUCT_RUNS: usize = 5;
 
@@ -50,6 +52,8 @@ pub struct StepBench {
     pub batch: usize,
     /// AdamW's moments in 8 bits.
     pub adam_8bit: bool,
+    /// Type of activations; of frozen matrices too, unless they are quantised or kept in bf16 on a CPU.
+    pub compute: DType,
     /// Blocks that keep their activations.
     pub kept_blocks: usize,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
@@ -109,7 +113,7 @@ impl StepBench {
             rank: self.rank as u64,
             precision: self.format.map_or(Planned::Bf16, planned::precision),
             ara_rank: None,
-            activation_bytes: 4.0,
+            activation_bytes: self.compute.bytes() as f64,
             fp8_products: false,
             kept_blocks: self.kept_blocks.min(self.model.num_layers) as u64,
             modulation: match self.steps_ahead {
@@ -127,12 +131,12 @@ impl StepBench {
     /// Out of memory.
     pub fn random_model(&self, device: &Device) -> Result<Transformer> {
         let source =
-            Random { device: device.clone(), compute: DType::F32, dense: DType::BF16, format: self.format };
+            Random { device: device.clone(), compute: self.compute, dense: DType::BF16, format: self.format };
         let modulation = match self.steps_ahead {
             Some(_) => ModulationStorage::Streamed,
             None => ModulationStorage::Resident,
         };
-        let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+        let precision = Precision { compute: self.compute, weights: DType::BF16 };
         let options = LoadOptions { modulation, ..LoadOptions::default() };
         Transformer::from_source(self.model.clone(), device, precision, Arc::new(source), None, options)
     }
@@ -187,6 +191,8 @@ impl StepBench {
             };
             let (mut time, mut began_s) = (StepTime::default(), clock.now_s());
             let mut ended = |part| {
+                // Work is queued on a GPU; a failure shows itself in what is read next.
+                let _ = device.synchronise();
                 let now_s = clock.now_s();
                 let seconds = now_s - std::mem::replace(&mut began_s, now_s);
                 match part {
@@ -204,18 +210,22 @@ impl StepBench {
     }
 }
 
-/// FLOP/s of a large product of dense 32-bit matrices on this device, now: what other rates are compared with.
+/// FLOP/s of a large product of dense matrices of the device's own type, now: what other rates are compared with.
 ///
 /// # Errors
 /// The device failed.
 pub fn product_flops_per_s(device: &Device, clock: &dyn Clock) -> Result<f64> {
-    let [m, n, k] = PRODUCT;
-    let (x, w) = (normal(device, &[m, k], 1)?, normal(device, &[n, k], 2)?);
+    let [m, n, k] = if let Device::Cpu(_) = device { PRODUCT } else { GPU_PRODUCT };
+    let dtype = device.activations();
+    let number =
+        |shape: &[usize], seed| -> Result<Tensor> { Ok(normal(device, shape, seed)?.to_dtype(dtype)?) };
+    let (x, w) = (number(&[m, k], 1)?, number(&[n, k], 2)?);
     let mut y = x.empty_like(&[m, n])?;
     let mut fastest_s = f64::INFINITY;
     for run in 0..=PRODUCT_RUNS {
         let began_s = clock.now_s();
         gemm::nt(1.0, x.view(), w.view(), 0.0, y.view_mut())?;
+        device.synchronise()?;
         if run > 0 {
             fastest_s = fastest_s.min(clock.now_s() - began_s);
         }
@@ -248,6 +258,7 @@ mod tests {
             text_tokens: 5,
             batch: 2,
             adam_8bit: true,
+            compute: DType::F32,
             kept_blocks,
             steps_ahead,
         }
@@ -275,6 +286,31 @@ mod tests {
         for (loss, direct) in losses(Some(2), 1).into_iter().zip(direct) {
             // Products of several rows at once add up in another order.
             assert!((loss / direct - 1.0).abs() < 1e-5, "{loss} {direct}");
+        }
+    }
+
+    /// A GPU takes the CPU's steps: losses of three steps, rounded to bf16 on the way.
+    #[test]
+    fn gpus_take_the_same_steps() {
+        let Ok(gpu) = Device::emulated() else {
+            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
+            eprintln!("skipped: no C++ compiler");
+            return;
+        };
+        let losses = |device: &Device, compute, adam_8bit| {
+            let bench = StepBench { compute, adam_8bit, ..bench(Some(2), 1) };
+            let model = bench.random_model(device).unwrap();
+            let measured = bench.measure(&model, &WallClock::start(), (1, 2), &mut |_| {}).unwrap();
+            let all = measured.warm_up.into_iter().chain(measured.steps);
+            all.map(|step| step.loss).collect::<Vec<_>>()
+        };
+        for adam_8bit in [false, true] {
+            let expected = losses(&Device::cpu(), DType::F32, adam_8bit);
+            for (compute, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 5e-3)] {
+                for (loss, expected) in losses(&gpu, compute, adam_8bit).into_iter().zip(&expected) {
+                    assert!((loss / expected - 1.0).abs() < tolerance, "{compute:?}: {loss} {expected}");
+                }
+            }
         }
     }
 }

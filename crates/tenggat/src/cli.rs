@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use crate::commands::{
     BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
 };
+use crate::device;
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -25,6 +26,9 @@ pub struct Cli {
     /// Threads to compute with (default: all cores, or RAYON_NUM_THREADS).
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
+    /// Device: auto (a GPU if there is one), cpu, cuda, or cuda:1 for the second GPU.
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    pub device: device::Choice,
     /// More messages on standard error; twice for even more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -3,8 +3,10 @@
 mod assets;
 mod cli;
 mod commands;
+mod device;
 mod limit;
 mod process;
+mod processor;
 mod progress;
 
 use std::io::IsTerminal;
@@ -46,18 +48,18 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     match cli.command {
-        Command::Demo(args) => commands::demo(&args, clock),
-        Command::Train(args) => commands::train(&args, clock),
+        Command::Demo(args) => commands::demo(&args, clock, cli.device),
+        Command::Train(args) => commands::train(&args, clock, cli.device),
         Command::Check(args) => commands::check(&args),
         Command::Init(args) => commands::init(&args),
-        Command::Sample(args) => commands::sample(&args),
-        Command::Score(args) => commands::score(&args),
-        Command::Task(args) => commands::task(&args, clock),
+        Command::Sample(args) => commands::sample(&args, cli.device),
+        Command::Score(args) => commands::score(&args, cli.device),
+        Command::Task(args) => commands::task(&args, clock, cli.device),
         Command::Plan(args) => commands::plan(&args),
         Command::Extend(args) => commands::extend(&args),
         Command::Quantise(args) => commands::quantise(&args),
-        Command::Bench(args) => commands::bench(&args),
-        Command::Doctor => commands::doctor(),
+        Command::Bench(args) => commands::bench(&args, cli.device),
+        Command::Doctor => commands::doctor(cli.device),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut std::io::stdout());
             Ok(())

@@ -43,7 +43,14 @@ impl Source for Random {
         let mut bytes = vec![0u8; shape[0] * shape[1]];
         fill(seed, &mut bytes);
         let step = DEVIATION / BYTE_DEVIATION;
-        let values: Vec<f32> = bytes.into_iter().map(|b| step * f32::from(b as i8)).collect();
+        let value = |b: &u8| step * f32::from(*b as i8);
+        if self.dense == DType::BF16 {
+            let mut tensor = Tensor::empty(&super::folder::host(&self.device), DType::BF16, &shape)?;
+            let values = tensor.host_mut::<bf16>()?.par_iter_mut().zip(&bytes);
+            values.for_each(|(to, b)| *to = bf16::from_f32(value(b)));
+            return Ok(Weight::Dense(tensor.into_device(&self.device)?));
+        }
+        let values: Vec<f32> = bytes.iter().map(value).collect();
         Ok(Weight::Dense(Tensor::from_f32(&self.device, self.dense, &values, &shape)?))
     }
 

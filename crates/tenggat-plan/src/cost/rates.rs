@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::work::{Op, OpClass, Work};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, SLOWEST};
 
 /// A rate that falls off for small extents: `per_s · x / (x + half)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -138,6 +138,15 @@ impl From<&Gpu> for Machine {
             // Attention and launch figures are assumed for every family so far.
             assumed: true,
         }
+    }
+}
+
+impl Machine {
+    /// A GPU as its driver names it, with so much memory free. One that is not in the catalogue has the rates of its
+    /// slowest entry.
+    pub fn gpu(name: &str, memory_bytes: f64) -> Self {
+        let gpu = Gpu::called(name).unwrap_or(SLOWEST);
+        Machine { name: name.to_owned(), memory_bytes, ..Machine::from(gpu) }
     }
 }
 

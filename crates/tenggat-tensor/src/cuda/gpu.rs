@@ -17,6 +17,7 @@ pub(super) struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     name: String,
+    architecture: String,
     /// Modules and the functions that were looked up in them.
     modules: HashMap<&'static str, Loaded<sys::CUmodule>>,
     functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
@@ -71,11 +72,22 @@ impl Gpu {
             Err(e) => (None, vec![format!("attention runs without tensor cores: {e}")]),
         };
         let functions = Mutex::default();
-        Ok((Gpu { context, stream, name, modules, functions, blas, dnn }, notes))
+        Ok((Gpu { context, stream, name, architecture, modules, functions, blas, dnn }, notes))
     }
 
     pub fn description(&self) -> String {
         self.name.clone()
+    }
+
+    /// Versions of the libraries in use.
+    pub fn versions(&self) -> String {
+        let dnn = self.dnn.as_ref().map_or("no cuDNN".into(), |dnn| {
+            let version = dnn.version();
+            format!("cuDNN {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+        });
+        // SAFETY: the library was loaded when the device was opened.
+        let blas = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+        format!("kernels for {}, cuBLASLt {blas}, {dnn}", self.architecture)
     }
 
     /// cuDNN, ready for calls from this thread.

@@ -91,6 +91,14 @@ impl Cuda {
         }
     }
 
+    /// What it works with, for people.
+    pub fn versions(&self) -> String {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.versions(),
+            Machine::Emulated(_) => "kernels as C++".into(),
+        }
+    }
+
     /// What makes it slower than it could be, for people.
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -241,6 +249,17 @@ impl Cuda {
             Machine::Emulated(_) => None,
         }
     }
+}
+
+/// NVIDIA's libraries that are found on this machine, the driver's aside.
+pub fn libraries(options: &Options) -> Vec<PathBuf> {
+    library::preload(&options.libraries)
+}
+
+/// Whether the driver's library is there, so that there may be a GPU.
+pub fn driver_is_there() -> bool {
+    // SAFETY: only asks whether a library can be opened.
+    unsafe { cudarc::driver::sys::is_culib_present() }
 }
 
 /// A failure that the device or one of its libraries reported.

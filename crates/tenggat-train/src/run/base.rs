@@ -37,13 +37,14 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
     let recovery = job.model.recovery_adapter.as_deref().map(adapter).transpose()?;
     let base = job.model.quantisation.map(|format| stored(format, recovery));
+    // Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was made for.
     // Elsewhere 32-bit products are the faster ones.
     let narrow = job.train.narrow && linear::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let transformer = folder.join("transformer");
-    let precision = stored_as(base.is_some() || narrow);
+    let precision = Precision::on(device, base.is_some() || narrow);
     let config = Config::read(&transformer)?;
-    let steps_ahead = memory::steps_ahead(job, &config, precision);
+    let steps_ahead = memory::steps_ahead(job, &config, precision, options)?;
     let modulation = match steps_ahead {
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
@@ -66,14 +67,9 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         model: Transformer::load_with(&transformer, device, precision, options)?,
         steps_ahead,
         vae: Vae::load(&folder.join("vae"), device, DType::F32)?,
-        text: PromptEncoder::load_with(folder, device, stored_as(text.is_some()), text.as_ref())?,
+        text: PromptEncoder::load_with(folder, device, Precision::on(device, text.is_some()), text.as_ref())?,
         scheduler: Scheduler::load(&folder.join("scheduler"))?,
     })
-}
-
-/// Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was made for.
-fn stored_as(quantised: bool) -> Precision {
-    Precision { compute: DType::F32, weights: if quantised { DType::BF16 } else { DType::F32 } }
 }
 
 fn quantisation(format: Format, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {

@@ -3,21 +3,39 @@
 use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Transformer};
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
-use tenggat_tensor::DType;
+use tenggat_tensor::{DType, Device};
 
 use super::data::Prepared;
 use super::event::Event;
+use super::{Options, Result};
 use crate::job::{Checkpointing, Job};
 use crate::planned;
 
 /// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping them costs
 /// little.
-pub(super) fn steps_ahead(job: &Job, model: &Config, stored: Stored) -> Option<u64> {
+pub(super) fn steps_ahead(
+    job: &Job,
+    model: &Config,
+    stored: Stored,
+    options: &Options<'_>,
+) -> Result<Option<u64>> {
     let step = step(job, model, stored, (0, 0));
-    match step.advised_modulation() {
+    let limit_bytes = job.limits.memory_bytes.or(options.memory_bytes);
+    let machine = machine(options.device, limit_bytes.unwrap_or(f64::INFINITY))?;
+    Ok(match step.advised_modulation(&machine, limit_bytes) {
         Modulation::Table { every_steps } => Some(every_steps),
         Modulation::EveryStep => job.model.low_vram.then(|| step.steps_ahead()),
-    }
+    })
+}
+
+/// The device as planning sees it, of which so much may be used. Of a GPU, what is free or taken by this process.
+fn machine(device: &Device, limit_bytes: f64) -> Result<Machine> {
+    Ok(match (device.description(), device.memory()?) {
+        (Some(name), Some((free, _))) if free < usize::MAX => {
+            Machine::gpu(&name, (free + device.live_bytes()) as f64)
+        }
+        _ => Machine::uncalibrated_cpu("cpu", 1, limit_bytes),
+    })
 }
 
 /// Blocks that keep everything for the backward pass; the others compute it again. Without a limit from the job,
@@ -27,12 +45,15 @@ pub(super) fn kept_blocks(
     model: &Transformer,
     steps_ahead: Option<u64>,
     data: &Prepared,
-    memory_bytes: Option<f64>,
+    options: &Options<'_>,
     show: &mut dyn FnMut(Event),
-) -> usize {
-    let limit_bytes = match (job.train.checkpointing, job.limits.memory_bytes.or(memory_bytes)) {
-        (Checkpointing::Always, _) => return 0,
-        (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return usize::MAX,
+) -> Result<usize> {
+    let own_bytes =
+        options.device.memory()?.map(|(free, _)| (free.saturating_add(options.device.live_bytes())) as f64);
+    let may_be_used = job.limits.memory_bytes.or(options.memory_bytes).or(own_bytes);
+    let limit_bytes = match (job.train.checkpointing, may_be_used) {
+        (Checkpointing::Always, _) => return Ok(0),
+        (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return Ok(usize::MAX),
         (Checkpointing::Auto, Some(limit_bytes)) => limit_bytes,
     };
     let mut step = step(job, model.config(), model.precision(), data.largest_size());
@@ -40,8 +61,8 @@ pub(super) fn kept_blocks(
     if let Some(every_steps) = steps_ahead {
         step.modulation = Modulation::Table { every_steps };
     }
-    let machine = Machine::uncalibrated_cpu("cpu", 1, limit_bytes);
-    let fit = fit(&step, &machine, None);
+    let machine = machine(options.device, limit_bytes)?;
+    let fit = fit(&step, &machine, Some(limit_bytes));
     if !fit.fits {
         show(Event::Warning(format!(
             "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \
@@ -50,7 +71,7 @@ pub(super) fn kept_blocks(
             limit_bytes / 1e9
         )));
     }
-    fit.config.kept_blocks as usize
+    Ok(fit.config.kept_blocks as usize)
 }
 
 /// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices resident.

@@ -10,7 +10,7 @@ use tenggat_models::qwen_image::transformer::{
     Config, LoadOptions, ModulationStorage, Precision, Transformer,
 };
 use tenggat_models::weights::Quantisation;
-use tenggat_plan::{Clock, Fit, MemoryPlan, Modulation, WallClock, fit};
+use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, WallClock, fit};
 use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::calibrate::timing::median;
@@ -18,7 +18,8 @@ use tenggat_train::step::Part;
 use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
 
 use super::model::locate;
-use super::plan::processor;
+use crate::device::{self, Choice};
+use crate::processor;
 use crate::{assets, process};
 
 /// Name that stands for the published dimensions; it needs no file.
@@ -141,7 +142,7 @@ struct Report {
     /// Of the step, by the plan's count.
     tflop: f64,
     tflop_per_s: f64,
-    /// Of a large dense product in 32 bits, measured before.
+    /// Of a large dense product of the device's own type, measured before.
     product_tflop_per_s: f64,
     share_of_product: f64,
     memory: Memory,
@@ -161,7 +162,7 @@ struct Seconds {
 #[derive(Debug, Serialize)]
 struct Memory {
     planned_bytes: f64,
-    /// Peak of the resident set; null where the system does not say.
+    /// Peak of the resident set, on a GPU of its memory; null where the system does not say.
     measured_bytes: Option<u64>,
     /// Planned over measured, less 1.
     error: Option<f64>,
@@ -169,15 +170,15 @@ struct Memory {
 }
 
 /// Runs a benchmark.
-pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+pub fn bench(args: &BenchArgs, choice: Choice) -> anyhow::Result<()> {
     match &args.what {
-        What::Step(args) => step(args),
+        What::Step(args) => step(args, choice),
     }
 }
 
-fn step(args: &StepArgs) -> anyhow::Result<()> {
-    let (bench, fit) = chosen(args)?;
-    let device = Device::cpu();
+fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
+    let device = device::open(choice)?;
+    let (bench, fit) = chosen(args, &device)?;
     let clock = WallClock::start();
     let product = product_flops_per_s(&device, &clock)?;
     let bar = ProgressBar::new_spinner();
@@ -207,7 +208,7 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
     bar.finish_and_clear();
     let processor = processor.get(args.warm_up..).filter(|steps| !steps.is_empty()).map(median);
-    let report = report(args, &bench, &fit, &measured, (load_s, product, processor));
+    let report = report(args, &bench, &fit, &measured, (load_s, product, processor), &device);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -225,7 +226,7 @@ fn name(part: Part) -> &'static str {
 }
 
 /// The step that the arguments describe, with what the plan chooses for it.
-fn chosen(args: &StepArgs) -> anyhow::Result<(StepBench, Fit)> {
+fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> {
     ensure!(args.rank > 0, "--rank 0: expected 1 or more");
     ensure!(args.steps > 0, "--steps 0: expected 1 or more");
     ensure!(args.batch > 0, "--batch 0: expected 1 or more");
@@ -251,17 +252,19 @@ fn chosen(args: &StepArgs) -> anyhow::Result<(StepBench, Fit)> {
         text_tokens: args.text_tokens,
         batch: args.batch,
         adam_8bit: args.optimizer == Adam::Adamw8bit,
+        compute: device.activations(),
         kept_blocks: 0,
         steps_ahead: None,
     };
     let mut config = bench.step_config();
+    let machine = device::machine(device)?;
+    let usable_bytes = if machine.shares_host_memory { processor::usable_bytes() } else { None };
+    let limit_bytes = args.memory_limit.or(usable_bytes).unwrap_or(machine.memory_bytes);
     config.modulation = match args.modulation {
-        Storage::Auto => config.advised_modulation(),
+        Storage::Auto => config.advised_modulation(&machine, Some(limit_bytes)),
         Storage::Resident => Modulation::EveryStep,
         Storage::Streamed => Modulation::Table { every_steps: config.steps_ahead() },
     };
-    let machine = processor::uncalibrated();
-    let limit_bytes = args.memory_limit.or(processor::usable_bytes()).unwrap_or(f64::INFINITY);
     let mut fit = fit(&config, &machine, Some(limit_bytes));
     match args.gradient_checkpointing {
         Recompute::Auto => {}
@@ -308,7 +311,7 @@ fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<T
     let offloaded_blocks = args.offloaded_blocks;
     let quantisation = quantisation.as_ref();
     let options = LoadOptions { quantisation, modulation, offloaded_blocks, ..LoadOptions::default() };
-    let precision = Precision { compute: DType::F32, weights: DType::BF16 };
+    let precision = Precision { compute: bench.compute, weights: DType::BF16 };
     Ok(Transformer::load_with(&locate(&args.model)?.join("transformer"), device, precision, options)?)
 }
 
@@ -318,6 +321,7 @@ fn report(
     fit: &Fit,
     measured: &Measured,
     (load_s, product, processor_s): (f64, f64, Option<f64>),
+    device: &Device,
 ) -> Report {
     let of = |part: fn(&tenggat_train::step_bench::StepTime) -> f64| {
         median(&measured.steps.iter().map(part).collect::<Vec<_>>())
@@ -335,13 +339,17 @@ fn report(
     };
     let flops = fit.config.work().flops();
     let planned_bytes = fit.memory.device_bytes();
-    let measured_bytes = process::peak_bytes();
+    let measured_bytes = match device {
+        Device::Cpu(_) => process::peak_bytes(),
+        // What the planned context takes is not the process's own.
+        Device::Cuda(_) => Some(device.peak_bytes() as u64 + fit.memory.part(MemoryPart::Context) as u64),
+    };
     let totals = |steps: &[tenggat_train::step_bench::StepTime]| {
         steps.iter().map(tenggat_train::step_bench::StepTime::total_s).collect()
     };
     Report {
         version: env!("CARGO_PKG_VERSION"),
-        machine: processor::name(),
+        machine: device.description().unwrap_or_else(processor::name),
         model: args.model.clone(),
         blocks: bench.model.num_layers,
         block_weights: fit.config.dims.block_weights(),
@@ -401,7 +409,7 @@ fn table(report: &Report) -> String {
     rows.push((
         "speed",
         format!(
-            "{:.3} TFLOP/s ({:.2} TFLOP), {:.0} % of a dense f32 product's {:.3} TFLOP/s measured before",
+            "{:.3} TFLOP/s ({:.2} TFLOP), {:.0} % of a dense product's {:.3} TFLOP/s measured before",
             report.tflop_per_s,
             report.tflop,
             100.0 * report.share_of_product,

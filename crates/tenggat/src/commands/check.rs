@@ -13,9 +13,9 @@ use tenggat_train::lora_file;
 use tenggat_train::planned::plan_job;
 
 use super::plan::job::{facts, on};
-use super::plan::processor;
 use super::train::{NO_STEPS, default_steps, show_warnings};
 use crate::assets;
+use crate::processor;
 
 /// `tenggat check`.
 #[derive(Debug, Args)]

@@ -8,13 +8,14 @@ use tenggat_train::run::Scores;
 use super::train::{run_job, show_warnings};
 use crate::assets;
 use crate::cli;
+use crate::device::Choice;
 use crate::limit::Limited;
 
 /// The demo's job.
 const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
 
 /// Trains, scores before and after, and draws the pictures.
-pub fn demo(args: &cli::Demo, clock: WallClock) -> anyhow::Result<()> {
+pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
     let budget_s = tenggat_plan::parse_duration_s(&args.budget)?;
     let assets = assets::mini()?;
     let out = std::path::absolute(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
@@ -36,7 +37,7 @@ pub fn demo(args: &cli::Demo, clock: WallClock) -> anyhow::Result<()> {
     // Every demo is a new one.
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
-    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false)?;
+    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false, choice)?;
     println!();
     if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
         table(before, after);

@@ -5,10 +5,13 @@ use std::path::Path;
 use anyhow::Context;
 use sysinfo::{Disks, System};
 
+use tenggat_tensor::{Device, cuda};
+
 use crate::assets;
+use crate::device::{self, Choice};
 
 /// Prints the report.
-pub fn doctor() -> anyhow::Result<()> {
+pub fn doctor(choice: Choice) -> anyhow::Result<()> {
     let mut system = System::new().context("cannot read the system's state")?;
     system.refresh_memory();
     system.refresh_cpu_all();
@@ -22,7 +25,7 @@ pub fn doctor() -> anyhow::Result<()> {
         "memory",
         &format!("{:.1} GiB, {:.1} GiB free", gib(system.total_memory()), gib(system.available_memory())),
     );
-    row("devices", "cpu (this build has no CUDA kernels)");
+    gpu(choice);
     let cache = assets::cache_folder()?;
     row("cache", &format!("{} ({}{})", cache.display(), present(&cache), free(&cache)));
     let hub = tenggat_models::hub::Options::from_env().cache;
@@ -38,6 +41,35 @@ pub fn doctor() -> anyhow::Result<()> {
         row(name, &value);
     }
     Ok(())
+}
+
+/// What is there of a GPU, and what is missing.
+fn gpu(choice: Choice) {
+    let ordinal = if let Choice::Cuda(ordinal) = choice { ordinal } else { 0 };
+    let opened = device::options(ordinal).map_err(|e| e.to_string()).and_then(|options| {
+        let found = cuda::libraries(&options);
+        for path in found {
+            row("library", &path.display().to_string());
+        }
+        if !cuda::driver_is_there() {
+            return Err("none: libcuda.so.1, which comes with NVIDIA's driver, is not there".into());
+        }
+        Device::cuda(&options).map_err(|e| e.to_string())
+    });
+    match opened {
+        Ok(device) => {
+            let memory = device.memory().ok().flatten().map_or(String::new(), |(free, total)| {
+                let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+                format!(", {:.1} GiB, {:.1} GiB free", gib(total), gib(free))
+            });
+            row("GPU", &(device.description().unwrap_or_default() + &memory));
+            if let Device::Cuda(gpu) = &device {
+                row("GPU libraries", &gpu.versions());
+                gpu.notes().iter().for_each(|note| row("note", note));
+            }
+        }
+        Err(e) => row("GPU", &e),
+    }
 }
 
 fn row(name: &str, value: &str) {

@@ -8,18 +8,19 @@ use indicatif::ProgressBar;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
-use tenggat_tensor::{DType, Device};
+use tenggat_tensor::DType;
 use tenggat_train::painter::{Painter, Request};
 
 use super::model::{load_lora, locate};
 use crate::cli;
+use crate::device::{self, Choice};
 
 /// Makes the pictures.
-pub fn sample(args: &cli::Sample) -> anyhow::Result<()> {
+pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
     let (width, height) = parse_size(&args.size)?;
     let folder = locate(&args.model)?;
-    let device = Device::cpu();
-    let precision = Precision { compute: DType::F32, weights: DType::F32 };
+    let device = device::open(choice)?;
+    let precision = Precision::on(&device, false);
     let guided = args.guidance > 1.0;
 
     // The text encoder is dropped before the transformer comes.

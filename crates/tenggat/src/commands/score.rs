@@ -8,13 +8,14 @@ use serde::Serialize;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
-use tenggat_tensor::{DType, Device};
+use tenggat_tensor::DType;
 use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures, evaluate};
 use tenggat_train::contest::{rules, test_pictures};
 use tenggat_train::score::{HeldOut, Judge};
 
 use super::model::{load_lora, locate};
 use crate::assets;
+use crate::device::{self, Choice};
 
 /// Pictures measured at once.
 const AT_ONCE: usize = 4;
@@ -87,14 +88,14 @@ struct Report<'a> {
 }
 
 /// Measures and prints.
-pub fn score(args: &ScoreArgs) -> anyhow::Result<()> {
+pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
     let side = args
         .long_side
         .map_or(if args.model == assets::MINI { MINI_SIDE } else { rules::LONG_SIDE }, usize::from);
     let pictures = test_pictures(&args.data, side)?;
     let folder = locate(&args.model)?;
-    let device = Device::cpu();
-    let precision = Precision { compute: DType::F32, weights: DType::F32 };
+    let device = device::open(choice)?;
+    let precision = Precision::on(&device, false);
     let vae = Vae::load(&folder.join("vae"), &device, DType::F32)?;
     let held = {
         let text = PromptEncoder::load(&folder, &device, precision)?;

@@ -11,10 +11,11 @@ use tenggat_train::contest::{Split, rules, split, unpack};
 use tenggat_train::job::Job;
 use tenggat_train::lora_file;
 
-use super::plan;
 use super::train::{run_job, show_warnings};
 use crate::assets;
+use crate::device::Choice;
 use crate::limit::Limited;
+use crate::processor;
 
 /// The job, unless another is given.
 const PRESET: &str = include_str!("../../../../assets/contest/task.yaml");
@@ -75,7 +76,7 @@ pub struct TaskArgs {
 
 /// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code other than 0: with
 /// another the contest uploads nothing.
-pub fn task(args: &TaskArgs, clock: WallClock) -> anyhow::Result<()> {
+pub fn task(args: &TaskArgs, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
     let task = Task {
         id: args.task_id.clone(),
         model: args.model.clone(),
@@ -95,7 +96,7 @@ pub fn task(args: &TaskArgs, clock: WallClock) -> anyhow::Result<()> {
     };
     let output = roots.output(&task);
     // A panic is a bug, but not one that may cost the LoRA that is there.
-    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock)));
+    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock, choice)));
     let problem = match ended {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error),
@@ -116,7 +117,13 @@ pub fn task(args: &TaskArgs, clock: WallClock) -> anyhow::Result<()> {
 }
 
 /// Prepares the pictures, decides what the task leaves open, and trains.
-fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyhow::Result<()> {
+fn train(
+    args: &TaskArgs,
+    task: &Task,
+    roots: &Roots,
+    clock: WallClock,
+    choice: Choice,
+) -> anyhow::Result<()> {
     let is_mini = args.model == assets::MINI;
     let model = if is_mini { assets::mini()?.join("model") } else { roots.model(task)? };
     let hours = hours(args.hours_to_complete)?;
@@ -161,8 +168,8 @@ fn train(args: &TaskArgs, task: &Task, roots: &Roots, clock: WallClock) -> anyho
     println!("{:<14} rank {}, batch {}, learning rate {rate}", "choices", choices.rank, choices.batch);
     show_warnings(&warnings);
     job.folder = roots.output(task);
-    let summary =
-        run_job(&job, None, &Limited { clock, deadline_s: Some(deadline_s), is_moment: false }, false)?;
+    let limited = Limited { clock, deadline_s: Some(deadline_s), is_moment: false };
+    let summary = run_job(&job, None, &limited, false, choice)?;
     if let Some((first, best)) = summary.chosen {
         let (before, after) = (first.error.total(), best.error.total());
         println!(
@@ -224,7 +231,7 @@ fn quantised(model: &Path, roots: &Roots) -> anyhow::Result<Option<String>> {
         .filter_map(|entry| std::fs::metadata(entry.path()).ok())
         .map(|file| file.len())
         .sum();
-    let memory = plan::processor::memory_bytes();
+    let memory = processor::memory_bytes();
     if MEMORY_PER_FILE * weights as f64 + BESIDE_WEIGHTS <= memory || weights < 1 << 30 {
         return Ok(None);
     }

@@ -15,14 +15,15 @@ use tenggat_train::job::{Job, Push, Warning};
 use tenggat_train::run::{self, Options, Summary};
 
 use super::model::{locate, locate_file};
-use super::plan::processor;
 use crate::assets;
 use crate::cli;
+use crate::device::{self, Choice};
 use crate::limit::{self, Limited};
+use crate::processor;
 use crate::progress::Progress;
 
 /// Runs a job file.
-pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
+pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
@@ -34,7 +35,7 @@ pub fn train(args: &cli::Train, clock: WallClock) -> anyhow::Result<()> {
         // Fails if --threads has set them already, which counts more.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over)?;
+    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, choice)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
     Ok(())
 }
@@ -106,12 +107,13 @@ pub fn show_warnings(warnings: &[Warning]) {
     }
 }
 
-/// Runs a job on this machine's processor with a display, stopping early but whole at an interrupt.
+/// Runs a job with a display, stopping early but whole at an interrupt.
 pub fn run_job(
     job: &Job,
     held_out: Option<&Path>,
     limited: &Limited,
     start_over: bool,
+    choice: Choice,
 ) -> anyhow::Result<Summary> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -126,7 +128,7 @@ pub fn run_job(
         let found = locate_file(adapter).with_context(|| format!("accuracy recovery adapter {adapter}"))?;
         *adapter = found.display().to_string();
     }
-    let device = Device::cpu();
+    let device = device::open(choice)?;
     let kept = assets::cache_folder()?;
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
@@ -139,7 +141,7 @@ pub fn run_job(
         deadline_is_moment: is_moment,
         model: &model,
         quantised,
-        memory_bytes: processor::usable_bytes(),
+        memory_bytes: if let Device::Cpu(_) = device { processor::usable_bytes() } else { None },
         held_out,
         report: true,
         start_over,

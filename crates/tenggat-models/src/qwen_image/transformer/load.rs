@@ -26,6 +26,14 @@ pub struct Precision {
     pub weights: DType,
 }
 
+impl Precision {
+    /// What models on a device compute in. `narrow`: matrices that are not quantised are kept in bf16, also on a CPU.
+    pub fn on(device: &Device, narrow: bool) -> Self {
+        let compute = device.activations();
+        Precision { compute, weights: if narrow { DType::BF16 } else { compute } }
+    }
+}
+
 /// How a transformer is loaded beyond its element types.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {

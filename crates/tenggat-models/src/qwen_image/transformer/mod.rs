@@ -183,6 +183,15 @@ impl Transformer {
             }
         };
         let geometry = self.geometry(&inputs)?;
+        // Latents and embeddings may be kept wider than the model computes.
+        let compute = self.precision.compute;
+        let rounded_to = |t: &Tensor| (t.dtype() != compute).then(|| t.to_dtype(compute)).transpose();
+        let (latents, text) = (rounded_to(inputs.latents)?, rounded_to(inputs.text)?);
+        let inputs = Inputs {
+            latents: latents.as_ref().unwrap_or(inputs.latents),
+            text: text.as_ref().unwrap_or(inputs.text),
+            ..inputs
+        };
         let conditioning = self.conditioning(inputs.sigmas, &mut show)?;
         let table = self.table_rows(inputs.sigmas)?;
         let rounded = lora.map(|lora| lora.rounded(self.precision.compute)).transpose()?.flatten();

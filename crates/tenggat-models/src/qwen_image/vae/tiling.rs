@@ -153,7 +153,7 @@ mod tests {
         let mut number = -1.0;
         let y = map(&x, 0, Units { input: 1, output: 1 }, |mut tile| {
             number += 1.0;
-            tile.fill(number);
+            tile.fill(number).unwrap();
             Ok(tile)
         });
         let y = y.unwrap().to_f64().unwrap();

@@ -78,6 +78,7 @@ impl Shape {
     }
 
     /// Q, K and V are slices of one tensor `[b, s, 3, h, d]`.
+    #[cfg(test)]
     pub fn packed(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
         let strides = Strides { token: 3 * heads * head_dim, head: head_dim };
         Shape { q: strides, k: strides, v: strides, ..Self::separate(batch, tokens, heads, head_dim) }

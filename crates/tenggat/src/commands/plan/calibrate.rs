@@ -4,7 +4,7 @@ use tenggat_plan::{Clock, WallClock};
 use tenggat_tensor::Device;
 use tenggat_train::calibrate::{self, Finding};
 
-use super::processor;
+use crate::processor;
 
 /// Seconds that a calibration takes if nobody says otherwise.
 pub const USUAL_S: f64 = 18.0;

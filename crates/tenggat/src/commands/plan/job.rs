@@ -117,7 +117,8 @@ pub fn on(job: &PlanJob, machine: &Machine) -> PlanJob {
             job.precision = Precision::F32;
         }
         let step = job.buckets.first().map(|bucket| job.step_config(bucket, machine.activation_bytes));
-        job.modulation = step.map_or(Modulation::EveryStep, |step| step.advised_modulation());
+        job.modulation = step
+            .map_or(Modulation::EveryStep, |step| step.advised_modulation(machine, job.memory_limit_bytes));
     }
     job
 }

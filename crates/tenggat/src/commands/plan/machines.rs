@@ -3,7 +3,7 @@
 use anyhow::bail;
 use tenggat_plan::{GPUS, Gpu, Machine, Trainer};
 
-use super::processor;
+use crate::processor;
 
 /// Name of this machine's processor on the command line.
 const CPU: &str = "cpu";

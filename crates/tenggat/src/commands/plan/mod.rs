@@ -6,7 +6,6 @@ mod explain;
 pub mod job;
 mod machines;
 mod observed;
-pub mod processor;
 
 pub use args::PlanArgs;
 

@@ -1,0 +1,82 @@
+//! Which device a command works on.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tenggat_plan::Machine;
+use tenggat_tensor::{Device, cuda};
+
+use crate::{assets, processor};
+
+/// What `--device` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// A GPU if there is one, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+    /// A GPU's kernels on the processor, slowly: for tests.
+    Emulated,
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a GPU"));
+        match text {
+            "auto" => Ok(Choice::Auto),
+            "cpu" => Ok(Choice::Cpu),
+            "cuda" => Ok(Choice::Cuda(0)),
+            "emulated" => Ok(Choice::Emulated),
+            _ => match text.strip_prefix("cuda:") {
+                Some(which) => number(which).map(Choice::Cuda),
+                None => Err("expected auto, cpu, cuda, or cuda:1 for the second GPU".into()),
+            },
+        }
+    }
+}
+
+/// How GPUs are opened: libraries from the folders in `TENGGAT_CUDA_LIBRARIES` first, compiled kernels kept in the
+/// cache.
+pub fn options(ordinal: usize) -> anyhow::Result<cuda::Options> {
+    let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
+    let libraries: Vec<PathBuf> = std::env::split_paths(&folders).collect();
+    Ok(cuda::Options { libraries, cache: Some(assets::cache_folder()?.join("kernels")), ordinal })
+}
+
+/// Opens the device that is asked for.
+///
+/// A GPU that is there but does not open is an error where it was asked for by name; `auto` then says so and takes the
+/// processor.
+pub fn open(choice: Choice) -> anyhow::Result<Device> {
+    let device = match choice {
+        Choice::Cpu => Device::cpu(),
+        Choice::Cuda(ordinal) => Device::cuda(&options(ordinal)?)?,
+        Choice::Emulated => Device::emulated()?,
+        Choice::Auto if cuda::driver_is_there() => match Device::cuda(&options(0)?) {
+            Ok(device) => device,
+            Err(e) => {
+                eprintln!("warning: the GPU is not used: {e}");
+                Device::cpu()
+            }
+        },
+        Choice::Auto => Device::cpu(),
+    };
+    if let Device::Cuda(gpu) = &device {
+        gpu.notes().iter().for_each(|note| eprintln!("warning: {note}"));
+    }
+    Ok(device)
+}
+
+/// The device as planning sees it: the processor with assumed rates, or the GPU with what memory is free.
+pub fn machine(device: &Device) -> anyhow::Result<Machine> {
+    Ok(match (device.description(), device.memory()?) {
+        // An emulated one has the host's memory.
+        (Some(_), Some((usize::MAX, _))) | (None, _) | (_, None) => processor::uncalibrated(),
+        (Some(name), Some((free, _))) => Machine::gpu(&name, free as f64),
+    })
+}
