@@ -1,7 +1,8 @@
 """Puts what scripts/gpu-check ran into one JSON file: gpu_check_report.py FOLDER FILE KEY=VALUE...
 
-FOLDER holds `records` (stage, name, exit code, seconds, limit, command; with tabs), the output of each command in
-<stage>-<name>.out and .err, and the results of the peers in peers.jsonl. A command without an exit code did not run.
+FOLDER holds `records` (stage, name, exit code, seconds, limit, command; with tabs), the output of each
+command in <stage>-<name>.out and .err, and the results of the peers in peers.jsonl. A command without an exit
+code did not run.
 """
 import json
 import os
@@ -58,8 +59,9 @@ def entry(folder, line):
         return {"stage": stage, "name": name, "exit_code": None, "skipped": command}
     text = {end: (folder / f"{stage}-{name}.{end}").read_text(errors="replace") for end in ("out", "err")}
     result = {
-        "stage": stage, "name": name, "exit_code": int(code), "timed_out": code in TIMED_OUT, "seconds": float(seconds),
-        "limit_s": float(limit), "command": without_folders(command), "result": parsed(folder, stage, name, text["out"]),
+        "stage": stage, "name": name, "exit_code": int(code), "timed_out": code in TIMED_OUT,
+        "seconds": float(seconds), "limit_s": float(limit), "command": without_folders(command),
+        "result": parsed(folder, stage, name, text["out"]),
     }
     if code != "0":
         result["tail"] = (text["out"][-TAIL:] + text["err"][-TAIL:]).strip()

@@ -50,8 +50,10 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual(code, 0)
         names = [(entry["stage"], entry["name"]) for entry in report["stages"]]
         bench = [("bench", name) for name in CONFIGURATIONS]
-        self.assertEqual(names, [("tests", "device-tests"), ("sanitize", "device-tests"), *bench, ("peers", "ways")])
-        self.assertEqual((report["card"], report["driver"], report["commit"]), ("NVIDIA Stub Card", "0.0", "abc"))
+        device = [("tests", "device-tests"), ("sanitize", "device-tests")]
+        self.assertEqual(names, [*device, *bench, ("peers", "ways")])
+        head = [report[key] for key in ("card", "driver", "commit")]
+        self.assertEqual(head, ["NVIDIA Stub Card", "0.0", "abc"])
         results = [entry["result"] for entry in report["stages"]]
         self.assertEqual(results[0], {"passed": 2, "failed": 0, "ignored": 1, "failures": []})
         self.assertEqual(results[1], {"memory_errors": 0})
@@ -81,7 +83,8 @@ class GpuCheck(unittest.TestCase):
 
     def test_without_time_left_nothing_starts(self):
         slow = self.program("slow", "sleep 60")
-        code, report, took_s = self.run_script("--tests", slow, "--minutes", "0.02", "--stages", "tests,bench")
+        code, report, took_s = self.run_script(
+            "--tests", slow, "--minutes", "0.02", "--stages", "tests,bench")
         self.assertEqual(code, 1)
         self.assertEqual({entry.get("skipped") for entry in report["stages"]}, {"no time left"})
         self.assertLess(took_s, 5)

@@ -1,7 +1,7 @@
-"""The frozen Qwen-Image transformer with random weights, made on the device, in the forms that PyTorch trainers keep it in.
+"""The frozen Qwen-Image transformer with random weights, in the forms that PyTorch trainers keep it in.
 
-A block is made, brought into its stored form and only then followed by the next, so that the whole is never larger than
-it is stored, and nothing of it is ever in the host's memory.
+A block is made on the device, brought into its stored form and only then followed by the next, so that the
+whole is never larger than it is stored, and nothing of it is ever in the host's memory.
 """
 import dataclasses
 import math
@@ -29,7 +29,8 @@ def transformer(layers, heads, device, dtype, stored=lambda module: None):
     with torch.device("meta"):
         model = QwenImageTransformer2DModel(
             patch_size=2, in_channels=IN_CHANNELS, out_channels=IN_CHANNELS // 4, num_layers=layers,
-            attention_head_dim=HEAD_DIM, num_attention_heads=heads, joint_attention_dim=JOINT_DIM, axes_dims_rope=AXES)
+            attention_head_dim=HEAD_DIM, num_attention_heads=heads, joint_attention_dim=JOINT_DIM,
+            axes_dims_rope=AXES)
     model.to(dtype).requires_grad_(False)
     # Its tables are no buffers, so that they would stay on `meta`.
     model.pos_embed = QwenEmbedRope(theta=10000, axes_dim=list(AXES), scale_rope=True)
@@ -97,8 +98,9 @@ def add_f32_lora(model, rank, device):
 class UintLinear(nn.Module):
     """A frozen linear in `bits` bits, whole again in every forward pass.
 
-    Groups of 64 along the inputs, asymmetric, all arithmetic in the weight's own dtype: what ai-toolkit's uint2 to uint7
-    compute. Codes lie in planes of 4, 2 and 1 bits, so that a few element-wise kernels unpack them.
+    Groups of 64 along the inputs, asymmetric, all arithmetic in the weight's own dtype: what ai-toolkit's
+    uint2 to uint7 compute. Codes lie in planes of 4, 2 and 1 bits, so that a few element-wise kernels unpack
+    them.
     """
 
     def __init__(self, linear, bits):
@@ -162,9 +164,9 @@ def to_float8_weights(module):
 def to_float8_products(recipe):
     """torchao's float8 products for the linears of the blocks, in forward and input gradient.
 
-    The modulation's linears stay in bf16: they have one row, so that casting their weights would cost more than it saves.
-    Products for weight gradients stay in high precision: frozen weights have none, so that the compiler drops them, and
-    with float8 there the number of tokens would have to be a multiple of 16.
+    The modulation's linears stay in bf16: they have one row, so that casting their weights would cost more
+    than it saves. Products for weight gradients stay in high precision: frozen weights have none, so that the
+    compiler drops them, and with float8 there the number of tokens would have to be a multiple of 16.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     from torchao.float8.config import CastConfig, ScalingType

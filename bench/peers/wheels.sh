@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Downloads what the peers of the GPU step need beside Python 3.12, PyTorch 2.11, transformers, accelerate and peft, as
-# wheels for a machine without a network.
+# Downloads what the peers of the GPU step need beside Python 3.12, PyTorch 2.11, transformers, accelerate and
+# peft, as wheels for a machine without a network.
 #
 #   bench/peers/wheels.sh                  into .wheels
 #   bench/peers/wheels.sh FOLDER
@@ -11,8 +11,8 @@
 set -eu
 
 folder=${1:-$(dirname "$0")/../../.wheels}
-# torchao 0.17 is built against PyTorch 2.11. importlib-metadata is the one requirement of diffusers that neither PyTorch
-# nor transformers brings.
+# torchao 0.17 is built against PyTorch 2.11. importlib-metadata is the one requirement of diffusers that
+# neither PyTorch nor transformers brings.
 packages="diffusers==0.42.1 torchao==0.17.0 importlib-metadata==10.2.0"
 most_mb=45
 
