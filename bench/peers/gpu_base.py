@@ -5,6 +5,7 @@ whole is never larger than it is stored, and nothing of it is ever in the host's
 """
 import dataclasses
 import math
+import re
 
 import torch
 from cpu_start import TARGETS
@@ -48,8 +49,6 @@ def transformer(layers, heads, device, dtype, stored=lambda module: None):
 
 def targets(model):
     """Names of the 14 linears of every block."""
-    import re
-
     return [name for name, _ in model.named_modules() if re.fullmatch(TARGETS, name)]
 
 

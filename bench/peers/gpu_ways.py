@@ -20,7 +20,7 @@ TITLES = {
 LIBRARIES = ("torch", "triton", "diffusers", "peft", "torchao", "bitsandbytes", "transformers", "accelerate")
 LR, CHECK_LR, CHECK_STEPS = 1e-4, 3e-3, 20
 # A loss that has fallen by less than this over the steps of a check has not fallen.
-FALL = 0.2
+FALL = 0.05
 # Memory that stays free when blocks are chosen to keep their activations.
 SPARE_BYTES = 2 << 30
 # Blocks that keep their activations while what one of them keeps is measured.
