@@ -53,7 +53,16 @@ macro_rules! dispatch_real {
 pub(crate) use dispatch_real;
 
 /// All kernels of GPUs.
-pub(crate) const KERNELS: &[&crate::cuda::Module] = &[&copy::cuda::MODULE, &gated_residual::cuda::MODULE];
+pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
+    &causal_attention::cuda::MODULE,
+    &copy::cuda::MODULE,
+    &embedding::cuda::MODULE,
+    &gated_residual::cuda::MODULE,
+    &guidance::cuda::MODULE,
+    &rotary::cuda::MODULE,
+    &scale_shift::cuda::MODULE,
+    &swiglu::cuda::MODULE,
+];
 
 /// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
 /// way whatever the number of threads.
