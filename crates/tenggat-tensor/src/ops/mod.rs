@@ -55,10 +55,14 @@ pub(crate) use dispatch_real;
 /// All kernels of GPUs.
 pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
     &causal_attention::cuda::MODULE,
+    &conv2d::cuda::MODULE,
     &copy::cuda::MODULE,
     &embedding::cuda::MODULE,
     &gated_residual::cuda::MODULE,
     &guidance::cuda::MODULE,
+    &kronecker::cuda::MODULE,
+    &lion::cuda::MODULE,
+    &prodigy::cuda::MODULE,
     &rotary::cuda::MODULE,
     &scale_shift::cuda::MODULE,
     &swiglu::cuda::MODULE,
