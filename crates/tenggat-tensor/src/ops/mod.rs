@@ -54,6 +54,8 @@ pub(crate) use dispatch_real;
 
 /// All kernels of GPUs.
 pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
+    &adafactor::cuda::MODULE,
+    &adamw8bit::cuda::MODULE,
     &causal_attention::cuda::MODULE,
     &conv2d::cuda::MODULE,
     &copy::cuda::MODULE,
