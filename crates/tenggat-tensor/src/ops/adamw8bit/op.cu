@@ -1,5 +1,5 @@
-// AdamW whose moments are kept in 8 bits. Products and sums are rounded one by one, as the processor does: results are
-// the same bit by bit. A block of threads takes several blocks of moments, one value a thread.
+// AdamW whose moments are kept in 8 bits. Products and sums are rounded one by one, as the processor does:
+// results are the same bit by bit. A block of threads takes several blocks of moments, one value a thread.
 
 constexpr int BLOCK = 256, WARPS = BLOCK / 32;
 
@@ -15,7 +15,7 @@ struct Step {
 DEVICE float times(float x, float y) { return __fmul_rn(x, y); }
 DEVICE float plus(float x, float y) { return __fadd_rn(x, y); }
 
-// Code of the number nearest to x, the lower one where two are as near: how many of the midpoints lie below x.
+// Code of the number nearest to x, the lower one where two are as near: how many midpoints lie below x.
 DEVICE uint8_t code(const float (&midpoints)[BLOCK], float x) {
     int below = 0;
 #pragma unroll
@@ -54,7 +54,8 @@ KERNEL void adamw8bit_step(Step a) {
             a.parameter.data[at] = plus(times(p, a.decay), -times(a.step_size, direction));
         }
         const float most[2] = {warp_max(fabsf(m)), warp_max(fabsf(v))};
-        __syncthreads();  // scales of this block and the largest of the one before have been read, midpoints written
+        // Midpoints are written; the scales of this block and the largest of the one before have been read.
+        __syncthreads();
         if (me % 32 == 0) {
             largest[0][me / 32] = most[0];
             largest[1][me / 32] = most[1];

@@ -1,8 +1,10 @@
-// Causal attention with grouped queries, forward. A block takes 16 queries of one head of one sequence, each of its
-// warps four of them, and goes over the keys before their end in tiles of 32. A lane computes the scores of its key,
-// then its share of the channels of the result; shares of earlier tiles are scaled down as larger scores appear.
+// Causal attention with grouped queries, forward. A block takes 16 queries of one head of one sequence, each
+// of its warps four of them, and goes over the keys before their end in tiles of 32. A lane computes the
+// scores of its key, then its share of the channels of the result; what earlier tiles gave is scaled down as
+// larger scores appear.
 
-constexpr int WARPS = 4, OWN = 4, QUERIES = WARPS * OWN, KEYS = 32, MOST_D = 128, SHARES = MOST_D / 32;
+constexpr int WARPS = 4, OWN = 4, QUERIES = WARPS * OWN, KEYS = 32;
+constexpr int MOST_D = 128, SHARES = MOST_D / 32;
 // Score of a key that is not seen; its exponential is 0 next to any other.
 constexpr float UNSEEN = -3e38f;
 
@@ -14,8 +16,8 @@ struct Forward {
     float scale;
 };
 
-// Rows `from..from + KEYS` of one head, zeros from row `end` on, widened, d + 1 apart: lanes find their rows in
-// different banks.
+// Rows `from..from + KEYS` of one head, zeros from row `end` on, widened, d + 1 apart: lanes find their rows
+// in different banks.
 template <int V, class T>
 DEVICE void take(float* to, const Mat<T>& m, int from, int end, int col, int d) {
     for (int i = threadIdx.x * V; i < KEYS * d; i += WARPS * 32 * V) {
@@ -38,7 +40,8 @@ DEVICE void forward(const Forward<T>& a) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = block + warp * OWN;
     for (int i = lane; i < OWN * d; i += 32) {
         const int own = i / d, c = i % d;
-        queries[warp][c].v[own] = first + own < end ? widen(a.q.row(first + own)[head * d + c]) * a.scale : 0.0f;
+        const bool there = first + own < end;
+        queries[warp][c].v[own] = there ? widen(a.q.row(first + own)[head * d + c]) * a.scale : 0.0f;
     }
     float most[OWN], total[OWN], out[SHARES][OWN] = {};
 #pragma unroll

@@ -91,6 +91,7 @@ pub(super) fn in_slabs(
         let count = rows.min(y.rows() - first);
         let slab = columns.view_mut().row_range(0..count).columns(0..taps);
         let to = slab.cuda(op)?.1;
+        // A pack lies within one tap, whose columns are those of x.
         let (wide, v) = width(dtype, &[Mat { cols: from.cols, ..to }, from]);
         let args = Unfold {
             x: from,

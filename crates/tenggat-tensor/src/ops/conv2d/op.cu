@@ -1,5 +1,5 @@
-// 3x3 convolution by unfolding: a row of `columns` holds the nine pixels under an output pixel, tap after tap, normed and
-// activated where the filter asks for it. The product with the weight is a library's.
+// 3x3 convolution by unfolding: a row of `columns` holds the nine pixels under an output pixel, tap after
+// tap, normed and activated where the filter asks for it. The product with the weight is a library's.
 
 // What the norm multiplies each pixel by, sqrt(c) / its length. A warp takes one pixel.
 template <class T>

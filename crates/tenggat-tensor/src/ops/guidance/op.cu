@@ -1,4 +1,5 @@
-// Classifier-free guidance in place. A warp takes one token; it reads it twice, so that nothing is rounded in between.
+// Classifier-free guidance in place. A warp takes one token; it reads it twice, so that nothing is rounded in
+// between.
 
 template <class T>
 struct Forward {

@@ -1,8 +1,8 @@
-// Products of the small factor with every row. A row of t holds a matrix of q rows, a row of y one of l, all of k
-// elements.
+// Products of the small factor with every row. A row of t holds a matrix of q rows, a row of y one of l, all
+// of k elements.
 
-// to (+)= alpha * W * from in every row, W being w1 or its transpose. A thread takes V neighbouring elements of four
-// rows of the result.
+// to (+)= alpha * W * from in every row, W being w1 or its transpose. A thread takes V neighbouring elements
+// of four rows of the result.
 template <class W, class T>
 struct Multiply {
     Mat<T> from, to;
