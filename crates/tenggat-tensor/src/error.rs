@@ -71,3 +71,11 @@ pub(crate) fn expect_shape(
 ) -> Result<()> {
     if expected == got { Ok(()) } else { Err(Error::shape(op, what, expected, got)) }
 }
+
+/// Refuses element types other than `expected`, the one that a GPU kernel is chosen by.
+pub(crate) fn expect_dtypes(op: &'static str, expected: DType, got: &[DType]) -> Result<()> {
+    match got.iter().find(|&&dtype| dtype != expected) {
+        Some(&dtype) => Err(Error::DType { op, dtype, device: "cuda" }),
+        None => Ok(()),
+    }
+}

@@ -111,10 +111,14 @@ impl Mat {
 
     /// Whether all rows can be read 16 bytes at a time.
     pub fn is_wide(&self, dtype: DType) -> bool {
-        let per_pack = 16 / dtype.bytes();
-        self.data.is_multiple_of(16)
-            && (self.cols as usize).is_multiple_of(per_pack)
-            && (self.stride as usize).is_multiple_of(per_pack)
+        self.in_packs(dtype, 16 / dtype.bytes())
+    }
+
+    /// Whether all rows can be read so many elements, a power of two, at a time.
+    pub fn in_packs(&self, dtype: DType, elements: usize) -> bool {
+        self.data.is_multiple_of((elements * dtype.bytes()) as u64)
+            && (self.cols as usize).is_multiple_of(elements)
+            && (self.stride as usize).is_multiple_of(elements)
     }
 }
 

@@ -55,19 +55,31 @@ pub(crate) use dispatch_real;
 
 /// All kernels of GPUs.
 pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
+    &adafactor::cuda::MODULE,
+    &adamw8bit::cuda::MODULE,
     &adamw::cuda::MODULE,
     &attention::cuda::MODULE,
+    &causal_attention::cuda::MODULE,
     &columns::MODULE,
+    &conv2d::cuda::MODULE,
     &copy::cuda::MODULE,
+    &embedding::cuda::MODULE,
     &flow::cuda::MODULE,
     &gated_residual::cuda::MODULE,
     &gelu::cuda::MODULE,
+    &guidance::cuda::MODULE,
+    &kronecker::cuda::MODULE,
     &layer_norm_modulate::cuda::MODULE,
+    &lion::cuda::MODULE,
     &loss::cuda::MODULE,
+    &prodigy::cuda::MODULE,
     &quantise::cuda::MODULE,
     &rms_norm::cuda::MODULE,
     &rms_norm_rope::cuda::MODULE,
+    &rotary::cuda::MODULE,
+    &scale_shift::cuda::MODULE,
     &silu::cuda::MODULE,
+    &swiglu::cuda::MODULE,
 ];
 
 /// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same

@@ -38,8 +38,8 @@ impl Layer {
     /// Runs the layer in place. x: `[Σ lens, hidden]`; rope: `[Σ lens, head_dim]`, as `ops::rotary` takes it.
     pub fn forward(&self, config: &Config, rope: &Tensor, lens: &[usize], x: &mut Tensor) -> Result<()> {
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let rows = x.view().rows();
-        let buffer = |columns: usize| rope.empty_like(&[rows, columns]);
+        let (device, dtype, rows) = (x.device(), x.dtype(), x.view().rows());
+        let buffer = |columns: usize| Tensor::empty(&device, dtype, &[rows, columns]);
 
         let mut normed = buffer(config.hidden_size)?;
         rms_norm::forward(x.view(), self.attention_norm.view(), config.rms_norm_eps, normed.view_mut())?;

@@ -50,7 +50,8 @@ impl TextEncoder {
     ) -> Result<Tensor> {
         let lens: Vec<usize> = sequences.iter().map(Vec::len).collect();
         let rope = self.rope(&lens)?;
-        let mut x = rope.empty_like(&[rope.shape()[0], self.config.hidden_size])?;
+        let shape = [rope.shape()[0], self.config.hidden_size];
+        let mut x = Tensor::empty(&self.embedding.device(), self.compute, &shape)?;
         embedding::forward(&sequences.concat(), self.embedding.view(), x.view_mut())?;
         trace(0, &x);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -74,6 +75,6 @@ impl TextEncoder {
             table.extend(angles.map(f64::sin));
         }
         let shape = [table.len() / d, d];
-        Ok(Tensor::from_f64(&self.embedding.device(), self.compute, &table, &shape)?)
+        Ok(Tensor::from_f64(&self.embedding.device(), self.compute.wide(), &table, &shape)?)
     }
 }

@@ -167,6 +167,9 @@ T __shfl_sync(unsigned, T value, int lane) {
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+// Kept apart, so that no compiler makes one instruction of them.
+__attribute__((noinline)) inline float __fmul_rn(float x, float y) { return x * y; }
+__attribute__((noinline)) inline float __fadd_rn(float x, float y) { return x + y; }
 
 template <class T>
 T atomicAdd(T* at, T value) {

@@ -7,6 +7,7 @@
 //! `p ← p − lr·wd·p`, `p ← p − u`. With `scale_floor`, lr is multiplied by `max(scale_floor, rms(p))` beforehand.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -61,6 +62,9 @@ pub fn step(
     if let Some((first, _)) = &state.first {
         expect_shape(OP, "first moment", &[m, n], &first.shape())?;
     }
+    if parameter.on_gpu() {
+        return cuda::step(OP, parameter, gradient, clip, state, hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         let first = state.first.map(|(first, beta1)| Ok((first.cpu::<T>(OP)?, beta1))).transpose()?;
         let (rows, columns) = (state.rows.cpu(OP)?, state.columns.cpu(OP)?);
@@ -71,7 +75,7 @@ pub fn step(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{adamw, check::*};
+    use super::super::{adamw, check::*, copy};
     use super::*;
     use crate::{DType, Tensor};
 
@@ -122,5 +126,44 @@ mod tests {
         let (mut rows, mut columns) = (randn(DType::F32, &[1, 4], 4), randn(DType::F32, &[1, 3], 5));
         let state = State { rows: rows.view_mut(), columns: columns.view_mut(), first: None };
         assert!(step(p.view_mut(), g.view(), clip.view(), state, HYPER).is_err());
+    }
+
+    /// Rows shorter and longer than a block, with every part of a step and with none of those that may be left out, on
+    /// matrices that can be read in packs and ones that cannot. The second step uses what the first one left.
+    #[test]
+    fn gpus_agree() {
+        let full = Hyper {
+            beta2: 0.7,
+            eps: 1e-3,
+            threshold: 0.5,
+            weight_decay: 0.2,
+            scale_floor: Some(1e-3),
+            ..HYPER
+        };
+        for (m, n, beta1, hyper) in [
+            (16, 1100, None, HYPER),
+            (37, 16, Some(0.9), full),
+            (5, 7, Some(0.5), full),
+            (600, 3, None, full),
+        ] {
+            against_cpu("adafactor", |on| {
+                let (mut p, g) = (on.wide(&[m, n], 1), on.wide(&[m, n], 2));
+                let (mut rows, mut columns) = (on.wide(&[1, m], 3), on.wide(&[1, n], 4));
+                for moment in [&mut rows, &mut columns] {
+                    copy::multiply(moment.duplicate().unwrap().view(), moment.view_mut()).unwrap();
+                }
+                let (mut first, mut clip) = (on.wide(&[m, n], 5), on.empty_wide(&[1, 2]));
+                clip.fill(0.25).unwrap();
+                for hyper in [hyper, Hyper { threshold: 1e3, ..hyper }] {
+                    let state = State {
+                        rows: rows.view_mut(),
+                        columns: columns.view_mut(),
+                        first: beta1.map(|beta1| (first.view_mut(), beta1)),
+                    };
+                    step(p.view_mut(), g.view(), clip.view(), state, hyper).unwrap();
+                }
+                vec![("p", p), ("rows", rows), ("columns", columns), ("first", first)]
+            });
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! its kernels are a code off the nearest now and then.
 
 mod cpu;
+pub(crate) mod cuda;
 mod map;
 
 pub use map::{Map, SIGNED, UNSIGNED};
@@ -40,7 +41,7 @@ impl<'a> Moment<'a> {
 }
 
 /// Updates parameters and moments in place; parameter and gradient `[1, n]`, `clip` as [`super::adamw::clip_factor`]
-/// wrote it. The results do not depend on the number of threads.
+/// wrote it. The results do not depend on the number of threads, and a GPU's are those of the processor in f32 bit by bit.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -58,13 +59,16 @@ pub fn step(
     expect_shape(OP, "parameter", &[1, parameter.cols()], &parameter.shape())?;
     m.check(OP, parameter.cols())?;
     v.check(OP, parameter.cols())?;
+    if parameter.on_gpu() {
+        return cuda::step(OP, parameter, gradient, clip, [m, v], hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         cpu::step::<T>(parameter.cpu(OP)?, gradient.cpu(OP)?, clip.cpu(OP)?, m.cpu(OP)?, v.cpu(OP)?, hyper);
         Ok(())
     })
 }
 
-/// Stores values, `[1, n]` f32, as codes and scales.
+/// Stores values, `[1, n]` f32, as codes and scales; all in host memory.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -78,7 +82,7 @@ pub fn quantise(map: &Map, values: View<'_>, to: Moment<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The values, `[1, n]` f32, of codes, `[1, n]`, and scales, `[1, ⌈n / 256⌉]`.
+/// The values, `[1, n]` f32, of codes, `[1, n]`, and scales, `[1, ⌈n / 256⌉]`; all in host memory.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -108,9 +112,8 @@ mod tests {
     }
 
     impl State {
-        fn new(n: usize) -> Self {
-            let device = Device::cpu();
-            let zeros = |dtype, n| Tensor::zeros(&device, dtype, &[1, n]).unwrap();
+        fn new(device: &Device, n: usize) -> Self {
+            let zeros = |dtype, n| Tensor::zeros(device, dtype, &[1, n]).unwrap();
             State {
                 codes: [(); 2].map(|()| zeros(DType::U8, n)),
                 scales: [(); 2].map(|()| zeros(DType::F32, n.div_ceil(BLOCK))),
@@ -128,7 +131,7 @@ mod tests {
         let (mut p, mut full) = (randn(dtype, &[1, n], 1), randn(dtype, &[1, n], 1));
         let mut clip = p.empty_like(&[1, 2]).unwrap();
         let zeros = || Tensor::zeros(&p.device(), dtype, &[1, n]).unwrap();
-        let (mut state, mut m, mut v) = (State::new(n), zeros(), zeros());
+        let (mut state, mut m, mut v) = (State::new(&Device::cpu(), n), zeros(), zeros());
         for step in 1..=20 {
             let (g, hyper) = (randn(dtype, &[1, n], 1 + step), Hyper { step, ..HYPER });
             adamw::clip_factor(g.view(), Some(1.0), clip.view_mut()).unwrap();
@@ -167,9 +170,67 @@ mod tests {
         let (mut p, g) = (randn(DType::F32, &[1, 300], 1), randn(DType::F32, &[1, 300], 2));
         let clip = randn(DType::F32, &[1, 2], 3);
         for n in [200, 600] {
-            let mut state = State::new(n);
+            let mut state = State::new(&Device::cpu(), n);
             let [m, v] = state.moments();
             assert!(step(p.view_mut(), g.view(), clip.view(), m, v, HYPER).is_err());
+        }
+    }
+
+    fn random_state(device: &Device, n: usize) -> State {
+        let random = |dtype, n, seed, of: &dyn Fn(f64) -> f64| {
+            let values = randn(DType::F32, &[1, n], seed).to_f64().unwrap();
+            let values: Vec<f64> = values.into_iter().map(of).collect();
+            Tensor::from_f64(device, dtype, &values, &[1, n]).unwrap()
+        };
+        let code = |x: f64| (128.0 + 50.0 * x).round().clamp(0.0, 255.0);
+        State {
+            codes: [11, 12].map(|seed| random(DType::U8, n, seed, &code)),
+            scales: [13, 14].map(|seed| random(DType::F32, n.div_ceil(BLOCK), seed, &f64::abs)),
+        }
+    }
+
+    /// One step, since the reference keeps its moments in f64 until it codes them: now and then that is another code.
+    #[test]
+    fn gpus_agree() {
+        for n in [5000, 77] {
+            against_cpu("adamw8bit", |on| {
+                let (mut p, g, mut clip) = (on.wide(&[1, n], 1), on.wide(&[1, n], 2), on.empty_wide(&[1, 2]));
+                clip.fill(0.25).unwrap();
+                let mut state = random_state(on.device(), n);
+                let [m, v] = state.moments();
+                let hyper = Hyper { l2: 0.1, step: 3, ..HYPER };
+                step(p.view_mut(), g.view(), clip.view(), m, v, hyper).unwrap();
+                vec![("p", p)]
+            });
+        }
+    }
+
+    #[test]
+    fn gpus_agree_bit_by_bit_in_single_precision() {
+        let Some(gpu) = gpu() else { return };
+        let n = 5000;
+        let run = |device: &Device| {
+            let on = |t: Tensor| t.into_device(device).unwrap();
+            let (mut p, mut clip) = (on(randn(DType::F32, &[1, n], 1)), on(randn(DType::F32, &[1, 2], 2)));
+            clip.fill(0.3).unwrap();
+            let mut state = random_state(device, n);
+            for step in 1..=5 {
+                let mut g = randn(DType::F32, &[1, n], 2 + step);
+                // A block whose moments fade, and in the end are those of zeros.
+                g.host_mut::<f32>().unwrap()[512..768].fill(0.0);
+                let (g, hyper) = (on(g), Hyper { step, l2: 0.01 * (step % 2) as f64, ..HYPER });
+                let [m, v] = state.moments();
+                super::step(p.view_mut(), g.view(), clip.view(), m, v, hyper).unwrap();
+            }
+            let State { codes: [m, v], scales: [ms, vs] } = state;
+            [p, m, v, ms, vs].map(|t| t.to_bytes().unwrap().into_owned())
+        };
+        let (there, here) = (run(&gpu), run(&Device::cpu()));
+        for (what, (there, here)) in ["p", "codes of m", "codes of v", "scales of m", "scales of v"]
+            .iter()
+            .zip(there.iter().zip(&here))
+        {
+            assert!(there == here, "{what} differ");
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Packing wastes no work on padding: a row is a token. Forward only: it belongs to the frozen text encoder.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -28,7 +29,7 @@ pub struct Layout<'a> {
 /// Attends. q, o: `[Σ lens, heads·d]`; k, v: `[Σ lens, kv_heads·d]`.
 ///
 /// # Errors
-/// Shapes do not fit, or types differ.
+/// Shapes do not fit, or types differ; on a GPU, heads are longer than 128.
 pub fn forward(q: View<'_>, k: View<'_>, v: View<'_>, layout: Layout<'_>, o: ViewMut<'_>) -> Result<()> {
     const OP: &str = "causal attention";
     let Layout { lens, heads, kv_heads, .. } = layout;
@@ -38,6 +39,9 @@ pub fn forward(q: View<'_>, k: View<'_>, v: View<'_>, layout: Layout<'_>, o: Vie
     expect_shape(OP, "k", &[q.rows(), kv_heads * d], &k.shape())?;
     expect_shape(OP, "v", &k.shape(), &v.shape())?;
     expect_shape(OP, "o", &q.shape(), &o.shape())?;
+    if o.on_gpu() {
+        return cuda::forward(OP, q, k, v, layout, o);
+    }
     dispatch_real!(OP, o.dtype(), T => {
         cpu::forward::<T>(q.cpu(OP)?, k.cpu(OP)?, v.cpu(OP)?, layout, o.cpu(OP)?);
         Ok(())
@@ -118,5 +122,25 @@ mod tests {
         assert!(forward(q.view(), k.view(), v.view(), layout, o.view_mut()).is_err());
         let layout = Layout { lens: &[5], heads: HEADS, kv_heads: 4, scale: SCALE };
         assert!(forward(q.view(), k.view(), v.view(), layout, o.view_mut()).is_err());
+    }
+
+    /// Sequences of several tiles of queries and keys, an empty one and a single token; heads of one share of channels and
+    /// of several, whole or not; q, k and v side by side as parts of one matrix.
+    #[test]
+    fn gpus_agree() {
+        for (d, before) in [(8, 0), (72, 1), (33, 0)] {
+            against_cpu("causal attention", |on| {
+                let (lens, heads, kv_heads) = ([37, 1, 0, 19], 4, 2);
+                let (rows, q_end) = (lens.iter().sum(), before + heads * d);
+                let all = on.randn(&[rows, q_end + 2 * kv_heads * d], 1);
+                let mut o = on.empty(&[rows, heads * d]);
+                let q = all.view().columns(before..q_end);
+                let k = all.view().columns(q_end..q_end + kv_heads * d);
+                let v = all.view().columns(q_end + kv_heads * d..q_end + 2 * kv_heads * d);
+                let layout = Layout { lens: &lens, heads, kv_heads, scale: 0.3 };
+                forward(q, k, v, layout, o.view_mut()).unwrap();
+                vec![("o", o)]
+            });
+        }
     }
 }

@@ -8,10 +8,11 @@
 //! Forward only: the autoencoder is frozen and nothing trainable lies below it, so no gradient ever passes here.
 //!
 //! Layout: a batch of pictures is a matrix with one row per pixel, `[b·h·w, c]`, that is `[b, h, w, c]`. Neither the
-//! normed nor the enlarged nor the unfolded input is ever written out whole.
+//! normed nor the enlarged nor the unfolded input is ever written out whole; a GPU unfolds it in slabs of output pixels.
 
 mod cpu;
 mod cpu_blocked;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use super::linear::Write;
@@ -87,6 +88,9 @@ pub fn forward(x: View<'_>, input: Pictures, filter: Filter<'_>, write: Write, y
     }
     if x.cols() == 0 || y.cols() == 0 {
         return Err(Error::shape(OP, "channels (at least one each)", &[1, 1], &[x.cols(), y.cols()]));
+    }
+    if y.on_gpu() {
+        return cuda::forward(OP, x, input, filter, write, y);
     }
     dispatch_real!(OP, y.dtype(), T => {
         let taps = cpu::Taps::<T> {
@@ -258,5 +262,40 @@ mod tests {
         let input = Pictures { count: 1, height: 2, width: 4 };
         let message = forward(x.view(), input, filter, Write::Replace, y.view_mut()).unwrap_err().to_string();
         assert!(message.contains("conv2d: x: expected [8, 2], got [6, 2]"), "{message}");
+    }
+
+    /// Every ratio of sizes, with and without a norm, in one slab and in several that end anywhere, on channels that can be
+    /// read in packs and ones that cannot. Weights are small, as those of real filters are: sums stay of the size of one
+    /// activation, whose rounding to bf16 they hold.
+    #[test]
+    fn gpus_agree() {
+        let cases = [
+            (Pictures { count: 2, height: 5, width: 7 }, [16, 9], 256 << 20),
+            (Pictures { count: 3, height: 4, width: 3 }, [8, 16], 1 << 12),
+            (Pictures { count: 1, height: 6, width: 5 }, [3, 5], 1),
+        ];
+        for (input, [c, out], slab_bytes) in cases {
+            for resample in [Resample::Keep, Resample::Halve, Resample::Double] {
+                for (normed, write) in [(false, Write::Replace), (true, Write::Add)] {
+                    against_cpu("conv2d", |on| {
+                        let x = on.randn(&[input.pixels(), c], 1);
+                        let weight = randn(DType::BF16, &[9 * c, out], 2).to_f64().unwrap();
+                        let weight: Vec<f64> = weight.iter().map(|w| w / 16.0).collect();
+                        let (weight, bias) = (on.values(&weight, &[9 * c, out]), on.randn(&[out], 3));
+                        let norm = on.randn(&[c], 4);
+                        let norm = normed.then_some(&norm);
+                        let mut y = on.randn(&[resample.output(input).pixels(), out], 5);
+                        let filter = Filter { weight: &weight, bias: &bias, norm, resample };
+                        let (from, to) = (x.view(), y.view_mut());
+                        if to.on_gpu() {
+                            cuda::in_slabs("conv2d", from, input, filter, write, to, slab_bytes).unwrap();
+                        } else {
+                            forward(from, input, filter, write, to).unwrap();
+                        }
+                        vec![("y", y)]
+                    });
+                }
+            }
+        }
     }
 }

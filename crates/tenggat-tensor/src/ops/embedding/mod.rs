@@ -3,6 +3,7 @@
 //! Forward only: it is the first layer of the frozen text encoder.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use half::bf16;
 
@@ -10,15 +11,19 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{DType, Error, Result, View, ViewMut};
 
-/// Gathers rows. table: `[v, c]`, in the type of y or in bf16, which is widened; y: `[ids.len(), c]`.
+/// Gathers rows. table: `[v, c]`, in the type of y or in bf16, which is widened; on a GPU, in any type of float; y:
+/// `[ids.len(), c]`.
 ///
 /// # Errors
-/// An id is not below `v`, shapes do not fit, or types differ.
+/// An id is not below `v`, shapes do not fit, or there is no kernel for the types.
 pub fn forward(ids: &[u32], table: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "embedding";
     expect_shape(OP, "y", &[ids.len(), table.cols()], &y.shape())?;
     if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.rows()) {
         return Err(Error::shape(OP, "id (below the rows of the table)", &[table.rows()], &[id as usize]));
+    }
+    if y.on_gpu() {
+        return cuda::gather(OP, ids, table, y);
     }
     dispatch_real!(OP, y.dtype(), T => {
         match table.dtype() {
@@ -60,5 +65,22 @@ mod tests {
         assert!(error.contains("expected [3], got [3]"), "{error}");
         let mut none = Tensor::empty(&table.device(), DType::F32, &[0, 2]).unwrap();
         forward(&[], table.view(), none.view_mut()).unwrap();
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (c, from) in [(64, 0), (64, 3), (7, 2)] {
+            against_cpu("embedding", |on| {
+                let ids: Vec<u32> = (0..41).map(|i| i * 7 % 9).collect();
+                let tables = [on.randn(&[9, c + 4], 1), on.wide(&[9, c + 4], 2)];
+                let mut all = [on.empty(&[41, c]), on.empty(&[41, c]), on.empty_wide(&[41, c])];
+                for (table, y) in [(0, 0), (1, 1), (0, 2)] {
+                    let table = tables[table].view().columns(from..from + c);
+                    forward(&ids, table, all[y].view_mut()).unwrap();
+                }
+                let [same, narrowed, widened] = all;
+                vec![("same", same), ("narrowed", narrowed), ("widened", widened)]
+            });
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! Forward only: sampling trains nothing.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -26,6 +27,9 @@ pub enum Norm {
 pub fn forward(conditional: ViewMut<'_>, unconditional: View<'_>, scale: f64, norm: Norm) -> Result<()> {
     const OP: &str = "guidance";
     expect_shape(OP, "unconditional", &conditional.shape(), &unconditional.shape())?;
+    if conditional.on_gpu() {
+        return cuda::forward(OP, conditional, unconditional, scale, norm);
+    }
     dispatch_real!(OP, conditional.dtype(), T => {
         cpu::forward::<T>(conditional.cpu(OP)?, unconditional.cpu(OP)?, scale as T, norm);
         Ok(())
@@ -63,5 +67,21 @@ mod tests {
         let u = c.duplicate().unwrap();
         forward(c.view_mut(), u.view(), 4.0, Norm::Conditional).unwrap();
         assert_eq!(c.to_f32().unwrap(), [0.0; 4]);
+    }
+
+    /// Tokens of one pass and of several, and tokens of zeros.
+    #[test]
+    fn gpus_agree() {
+        for (m, n) in [(21, 64), (9, 7), (10, 520)] {
+            against_cpu("guidance", |on| {
+                let (mut kept, mut plain) = (on.randn(&[m, n], 1), on.randn(&[m, n], 1));
+                let (mut zeros, u) = (on.values(&vec![0.0; m * n], &[m, n]), on.randn(&[m, n], 2));
+                forward(kept.view_mut(), u.view(), 3.5, Norm::Conditional).unwrap();
+                forward(plain.view_mut(), u.view(), 3.5, Norm::Guided).unwrap();
+                let none = on.values(&vec![0.0; m * n], &[m, n]);
+                forward(zeros.view_mut(), none.view(), 3.5, Norm::Conditional).unwrap();
+                vec![("conditional norm", kept), ("guided norm", plain), ("zeros", zeros)]
+            });
+        }
     }
 }

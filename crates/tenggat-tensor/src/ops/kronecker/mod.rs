@@ -6,25 +6,31 @@
 //! `dW₁ = beta · dW₁ + alpha · Σ_rows dY·Tᵀ`.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
-/// `Y += alpha · W₁·T` in every row; w1: `[l, q]`, t: `[m, q·k]`, y: `[m, l·k]`.
+/// `Y += alpha · W₁·T` in every row; w1: `[l, q]`, t: `[m, q·k]`, y: `[m, l·k]`. On a GPU w1 may have the type of sums
+/// of the others ([`DType::wide`](crate::DType::wide)).
 ///
 /// # Errors
-/// Shapes do not fit, or types differ.
+/// Shapes or types do not fit.
 pub fn forward(alpha: f64, w1: View<'_>, t: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "kronecker";
     check(OP, w1, t, y.shape())?;
+    if y.on_gpu() {
+        return cuda::forward(OP, alpha, w1, t, y);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(alpha as T, w1.cpu(OP)?, t.cpu(OP)?, y.cpu(OP)?);
         Ok(())
     })
 }
 
-/// Gradients of [`forward`]: dt (`[m, q·k]`) is written, dw1 (`[l, q]`) becomes `beta · dw1` plus its gradient.
+/// Gradients of [`forward`]: dt (`[m, q·k]`) is written, dw1 (`[l, q]`, in the type of sums of the others) becomes
+/// `beta · dw1` plus its gradient.
 ///
 /// # Errors
 /// As there.
@@ -42,6 +48,10 @@ pub fn backward(
     check(OP, w1, t, dy.shape())?;
     expect_shape(OP, "dw1", &w1.shape(), &dw1.shape())?;
     expect_shape(OP, "dt", &t.shape(), &dt.shape())?;
+    if dt.on_gpu() {
+        cuda::backward_t(OP, alpha, w1, dy, dt)?;
+        return cuda::backward_w1(OP, alpha, t, dy, beta, dw1);
+    }
     dispatch_real!(OP, dt.dtype(), T => {
         let (w1, dy) = (w1.cpu(OP)?, dy.cpu(OP)?);
         cpu::backward_t::<T>(alpha as T, w1, dy, dt.cpu(OP)?);
@@ -108,6 +118,28 @@ mod tests {
         finite_differences("dt", &t, &dt, |t| weighed(&run(&w1, t)));
         for (a, b) in twice.to_f64().unwrap().iter().zip(dw1.to_f64().unwrap()) {
             assert!((a - 2.0 * b).abs() < 1e-12);
+        }
+    }
+
+    /// Rows of one chunk and of several; small matrices that a pack fits into and ones that it does not, of whole groups of
+    /// four rows and not; y as part of a wider matrix.
+    #[test]
+    fn gpus_agree() {
+        for (m, l, q, k) in [(37, 3, 5, 8), (150, 4, 8, 16), (70, 9, 2, 5)] {
+            against_cpu("kronecker", |on| {
+                let (w1, t) = (on.wide(&[l, q], 1), on.randn(&[m, q * k], 2));
+                let (narrow, mut y) = (on.randn(&[l, q], 3), on.randn(&[m, 2 * l * k], 4));
+                forward(0.7, w1.view(), t.view(), y.view_mut().columns(l * k..2 * l * k)).unwrap();
+                forward(-0.5, narrow.view(), t.view(), y.view_mut().columns(0..l * k)).unwrap();
+                let dy = on.randn(&[m, 2 * l * k], 5);
+                let dy = dy.view().columns(l * k..2 * l * k);
+                let (mut fresh, mut more) = (on.empty_wide(&[l, q]), on.wide(&[l, q], 6));
+                let mut dt = on.empty(&[m, q * k]);
+                for (beta, dw1) in [(0.0, &mut fresh), (1.0, &mut more)] {
+                    backward(0.7, w1.view(), t.view(), dy, beta, dw1.view_mut(), dt.view_mut()).unwrap();
+                }
+                vec![("y", y), ("dt", dt), ("dw1", fresh), ("added dw1", more)]
+            });
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `p ← p·(1 − lr·wd)`, `p ← p − lr·sign(β₁m + (1 − β₁)g)`, `m ← β₂m + (1 − β₂)g`; the sign of 0 is 0.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -37,6 +38,9 @@ pub fn step(
     expect_shape(OP, "gradient", &parameter.shape(), &gradient.shape())?;
     expect_shape(OP, "m", &parameter.shape(), &m.shape())?;
     expect_shape(OP, "clip", &[1, 2], &clip.shape())?;
+    if parameter.on_gpu() {
+        return cuda::step(OP, parameter, gradient, clip, m, hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         cpu::step::<T>(parameter.cpu(OP)?, gradient.cpu(OP)?, clip.cpu(OP)?, m.cpu(OP)?, hyper);
         Ok(())
@@ -82,5 +86,19 @@ mod tests {
         let (mut p, g) = (randn(DType::F32, &[1, 30], 1), randn(DType::F32, &[1, 31], 2));
         let (clip, mut m) = (randn(DType::F32, &[1, 2], 3), randn(DType::F32, &[1, 30], 4));
         assert!(step(p.view_mut(), g.view(), clip.view(), m.view_mut(), HYPER).is_err());
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (n, at) in [(1000, 4), (1000, 1), (37, 0)] {
+            against_cpu("lion", |on| {
+                let (mut p, g) = (on.wide(&[n + 8], 1), on.wide(&[n + 8], 2));
+                let (mut m, mut clip) = (on.wide(&[n + 8], 3), on.empty_wide(&[1, 2]));
+                clip.fill(0.25).unwrap();
+                let (to, m_to) = (p.matrix_mut(at, 1, n).unwrap(), m.matrix_mut(at, 1, n).unwrap());
+                step(to, g.matrix(at, 1, n).unwrap(), clip.view(), m_to, HYPER).unwrap();
+                vec![("p", p), ("m", m)]
+            });
+        }
     }
 }

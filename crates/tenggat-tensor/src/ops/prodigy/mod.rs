@@ -7,6 +7,7 @@
 //! makes a new d of them, and [`update`] does `p ← p − e·wd·p`, `p ← p − e·m / (√v + d·eps)` with the old e and the new d.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -74,6 +75,9 @@ pub fn accumulate(
         expect_shape(OP, what, &parameter.shape(), &shape)?;
     }
     expect_shape(OP, "clip", &[1, 2], &clip.shape())?;
+    if m.on_gpu() {
+        return cuda::accumulate(OP, parameter, gradient, clip, Buffers { start, m, v, s }, hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         let (parameter, gradient, start) = (parameter.cpu::<T>(OP)?, gradient.cpu(OP)?, start.cpu(OP)?);
         Ok(cpu::accumulate::<T>(parameter, gradient, clip.cpu(OP)?, start, [m.cpu(OP)?, v.cpu(OP)?, s.cpu(OP)?], hyper))
@@ -88,6 +92,9 @@ pub fn update(parameter: ViewMut<'_>, m: View<'_>, v: View<'_>, hyper: Update) -
     const OP: &str = "prodigy, second pass";
     expect_shape(OP, "m", &parameter.shape(), &m.shape())?;
     expect_shape(OP, "v", &parameter.shape(), &v.shape())?;
+    if parameter.on_gpu() {
+        return cuda::update(OP, parameter, m, v, hyper);
+    }
     dispatch_real!(OP, parameter.dtype(), T => {
         cpu::update::<T>(parameter.cpu(OP)?, m.cpu(OP)?, v.cpu(OP)?, hyper);
         Ok(())
@@ -96,7 +103,7 @@ pub fn update(parameter: ViewMut<'_>, m: View<'_>, v: View<'_>, hyper: Update) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::{adamw, check::*};
+    use super::super::{adamw, check::*, copy};
     use super::*;
     use crate::{DType, Tensor};
 
@@ -149,5 +156,33 @@ mod tests {
         let (mut p, short) = (randn(DType::F32, &[1, 30], 1), randn(DType::F32, &[1, 29], 2));
         let hyper = Update { step_size: 0.01, eps: 0.0, weight_decay: 0.0 };
         assert!(update(p.view_mut(), short.view(), short.view(), hyper).is_err());
+    }
+
+    /// Several chunks, the last of them short.
+    #[test]
+    fn gpus_agree() {
+        for (n, at) in [(40_000, 4), (20_001, 1), (37, 0)] {
+            against_cpu("prodigy", |on| {
+                let [p, g, start, m, s] = [1, 2, 3, 4, 5].map(|seed| on.wide(&[n + 8], seed));
+                let (mut p, mut m, mut s, mut v) = (p, m, s, on.wide(&[n + 8], 6));
+                copy::multiply(v.duplicate().unwrap().view(), v.view_mut()).unwrap();
+                let mut clip = on.empty_wide(&[1, 2]);
+                clip.fill(0.25).unwrap();
+                let buffers = Buffers {
+                    start: start.matrix(at, 1, n).unwrap(),
+                    m: m.matrix_mut(at, 1, n).unwrap(),
+                    v: v.matrix_mut(at, 1, n).unwrap(),
+                    s: s.matrix_mut(at, 1, n).unwrap(),
+                };
+                let hyper = Accumulate { l2: 0.1, ..HYPER };
+                let (from, g) = (p.matrix(at, 1, n).unwrap(), g.matrix(at, 1, n).unwrap());
+                let sums = accumulate(from, g, clip.view(), buffers, hyper).unwrap();
+                let hyper = Update { step_size: 0.01, eps: 1e-3, weight_decay: 0.1 };
+                let (m_from, v_from) = (m.matrix(at, 1, n).unwrap(), v.matrix(at, 1, n).unwrap());
+                update(p.matrix_mut(at, 1, n).unwrap(), m_from, v_from, hyper).unwrap();
+                let one = |x: f64| Tensor::from_f64(on.device(), DType::F64, &[x], &[1]).unwrap();
+                vec![("distance", one(sums.0)), ("size", one(sums.1)), ("m", m), ("v", v), ("s", s), ("p", p)]
+            });
+        }
     }
 }

@@ -5,20 +5,25 @@
 //! Forward only: it belongs to the frozen text encoder.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
-/// Turns every head in place. table: `[m, d]` = d/2 cosines | d/2 sines, a row per token; x: `[m, h·d]`.
+/// Turns every head in place. table: `[m, d]` = d/2 cosines | d/2 sines, a row per token, in the type of sums of x
+/// ([`DType::wide`](crate::DType::wide)); x: `[m, h·d]`.
 ///
 /// # Errors
-/// Shapes do not fit, or types differ.
+/// Shapes or types do not fit.
 pub fn forward(table: View<'_>, heads: usize, x: ViewMut<'_>) -> Result<()> {
     const OP: &str = "rotary";
     let d = table.cols();
     expect_shape(OP, "head dimension, in pairs", &[d / 2 * 2], &[d])?;
     expect_shape(OP, "x", &[table.rows(), heads * d], &x.shape())?;
+    if x.on_gpu() {
+        return cuda::forward(OP, table, heads, x);
+    }
     dispatch_real!(OP, x.dtype(), T => {
         cpu::forward::<T>(table.cpu(OP)?, x.cpu(OP)?);
         Ok(())
@@ -56,6 +61,18 @@ mod tests {
                 assert!((y[at] - (re * a.cos() - im * a.sin())).abs() < tolerance);
                 assert!((y[at + d / 2] - (re * a.sin() + im * a.cos())).abs() < tolerance);
             }
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (heads, d, before) in [(3, 16, 0), (2, 16, 2), (3, 6, 0)] {
+            against_cpu("rotary", |on| {
+                let (table, mut x) = (on.wide(&[21, d], 1), on.randn(&[21, before + heads * d], 2));
+                let turned = x.view_mut().columns(before..before + heads * d);
+                forward(table.view(), heads, turned).unwrap();
+                vec![("x", x)]
+            });
         }
     }
 }

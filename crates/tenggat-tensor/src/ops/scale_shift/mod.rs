@@ -3,6 +3,7 @@
 //! Forward only: it maps latents to and from unit variance, outside of everything trained.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -17,6 +18,9 @@ pub fn forward(x: View<'_>, scale: &Tensor, shift: &Tensor, y: ViewMut<'_>) -> R
     expect_shape(OP, "scale", &[x.cols()], scale.shape())?;
     expect_shape(OP, "shift", &[x.cols()], shift.shape())?;
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
+    if y.on_gpu() {
+        return cuda::forward(OP, x, scale.view(), shift.view(), y);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, scale.host()?, shift.host()?, y.cpu(OP)?);
         Ok(())
@@ -41,6 +45,18 @@ mod tests {
                 let expected = x[i / 3 * 5 + 1 + i % 3] * scale[i % 3] + shift[i % 3];
                 assert!((y - expected).abs() < 1e-6);
             }
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (m, n, from) in [(40, 16, 0), (40, 16, 1), (3, 5, 2)] {
+            against_cpu("scale_shift", |on| {
+                let (x, scale) = (on.randn(&[m, n + 8], 1), on.randn(&[n], 2));
+                let (shift, mut y) = (on.randn(&[n], 3), on.empty(&[m, n]));
+                forward(x.view().columns(from..from + n), &scale, &shift, y.view_mut()).unwrap();
+                vec![("y", y)]
+            });
         }
     }
 }

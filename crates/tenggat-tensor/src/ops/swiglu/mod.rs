@@ -3,6 +3,7 @@
 //! Forward only: it belongs to the frozen text encoder.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
@@ -15,6 +16,9 @@ use crate::{Result, View, ViewMut};
 pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "swiglu";
     expect_shape(OP, "x", &[y.rows(), 2 * y.cols()], &x.shape())?;
+    if y.on_gpu() {
+        return cuda::forward(OP, x, y);
+    }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, y.cpu(OP)?);
         Ok(())
@@ -39,6 +43,17 @@ mod tests {
                     assert!((y[j] - x[j] / (1.0 + (-x[j]).exp()) * x[7 + j]).abs() < tolerance);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn gpus_agree() {
+        for (m, n) in [(20, 16), (5, 7), (33, 136)] {
+            against_cpu("swiglu", |on| {
+                let (x, mut y) = (on.randn(&[m, 2 * n], 1), on.empty(&[m, n]));
+                forward(x.view(), y.view_mut()).unwrap();
+                vec![("y", y)]
+            });
         }
     }
 }

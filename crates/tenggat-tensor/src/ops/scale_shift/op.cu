@@ -1,0 +1,26 @@
+// Scale and shift per column. One thread takes V neighbouring columns.
+
+template <class T>
+struct Forward {
+    Mat<T> x, scale, shift, y;
+};
+
+template <int V, class T>
+DEVICE void forward(const Forward<T>& a) {
+    const int per_row = a.y.cols / V;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (int64_t)a.y.rows * per_row) return;
+    const int64_t row = i / per_row, col = i % per_row * V;
+    float x[V], scale[V], shift[V];
+    load<V>(x, a.x.row(row) + col);
+    load<V>(scale, a.scale.data + col);
+    load<V>(shift, a.shift.data + col);
+#pragma unroll
+    for (int k = 0; k < V; k++) x[k] = x[k] * scale[k] + shift[k];
+    store<V>(a.y.row(row) + col, x);
+}
+
+#define KERNELS(T, S)                                                            \
+    KERNEL void scale_shift_##S(Forward<T> a) { forward<1>(a); }                 \
+    KERNEL void scale_shift_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+FOR_FLOATS(KERNELS)
