@@ -72,7 +72,7 @@ impl Painter<'_> {
         let sigmas = self.scheduler.sigmas(request.steps.max(1), rows * columns);
         self.model.prepare(&sigmas)?;
         let noise = noise::packed(request.seed, grid, channels);
-        let precision = self.model.precision().compute;
+        let precision = self.model.precision().compute.wide();
         let noise: Vec<f64> = noise.into_iter().map(f64::from).collect();
         let latents = Tensor::from_f64(self.model.device(), precision, &noise, &[rows * columns, channels])?;
         let guidance =

@@ -59,7 +59,14 @@ pub fn denoise(
         let now = vec![pair[0]; batch];
         let predict = |text: &TextBatch, positions| {
             let (text, text_lens) = (&text.embeds, &text.lens[..]);
-            model.forward(Inputs { latents: &latents, sigmas: &now, text, text_lens, positions }, lora)
+            let inputs = Inputs { latents: &latents, sigmas: &now, text, text_lens, positions };
+            // Small steps would be lost in the rounding of a narrow type.
+            let velocity = model.forward(inputs, lora)?;
+            if velocity.dtype() == latents.dtype() {
+                Ok(velocity)
+            } else {
+                velocity.to_dtype(latents.dtype())
+            }
         };
         let mut velocity = predict(conditioning.prompt, &positions)?;
         if let (Some(g), Some(positions)) = (conditioning.guidance, &negative_positions) {

@@ -176,7 +176,7 @@ impl Judge<'_> {
             positions: &positions,
         };
         let pred = self.model.forward(inputs, lora)?;
-        let (mut losses, mut unused) = (pred.empty_like(&[n, 1])?, pred.empty_like(pred.shape())?);
+        let (mut losses, mut unused) = (pred.empty_wide(&[n, 1])?, pred.empty_like(pred.shape())?);
         let weights = vec![1.0; n];
         loss::forward_backward(
             Loss::Squared,

@@ -20,6 +20,7 @@ const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.
 struct Loader<'a> {
     source: &'a Checkpoint,
     compute: DType,
+    device: &'a Device,
     config: &'a Config,
 }
 
@@ -63,8 +64,9 @@ impl Layers {
 
 impl Loader<'_> {
     fn linear(&self, (matrix, bias): Named) -> Result<Linear> {
-        let weight = self.source.matrix(&matrix)?;
-        let weight = if self.compute == DType::F32 { weight.packed(true)? } else { weight };
+        let weight = self.source.matrix(&matrix)?.into_device(self.device)?;
+        let on_cpu = matches!(self.device, Device::Cpu(_));
+        let weight = if on_cpu && self.compute == DType::F32 { weight.packed(true)? } else { weight };
         Ok(Linear { weight, bias: bias.then(|| self.source.bias(&matrix)).transpose()? })
     }
 
@@ -125,7 +127,7 @@ impl TextEncoder {
                 indices.clone().flat_map(|index| Layers::new(&config, index).matrices()).collect();
             source = source.quantised(wanted, Modules::All, &matrices, &|_, _| {})?;
         }
-        let load = Loader { source: &source, compute: precision.compute, config: &config };
+        let load = Loader { source: &source, compute: precision.compute, device, config: &config };
         Ok(TextEncoder {
             embedding,
             layers: indices.map(|index| load.layer(index)).collect::<Result<_>>()?,

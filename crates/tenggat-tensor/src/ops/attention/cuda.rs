@@ -4,10 +4,12 @@ use super::{Layout, Saved};
 use crate::cuda::dnn::{self, Dnn};
 use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, Storage, int};
 use crate::error::expect_shape;
+use crate::ops::gemm;
 use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "attention", source: include_str!("op.cu") };
 
+const SOFTMAX: Kernel = Kernel::new(&MODULE, "attention_softmax");
 const PRODUCTS: Kernel = Kernel::new(&MODULE, "attention_products");
 
 /// The kernels for heads of at most 32, 64 and 128 channels.
@@ -129,6 +131,55 @@ fn operands(
     })
 }
 
+/// Bytes of scores that are there at once, where all of a sample's are written out.
+const SCORE_BYTES: usize = 256 << 20;
+
+/// Mirrors `Softmax`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Softmax {
+    scores: Mat,
+    to: Mat,
+    lse: Mat,
+    length: i32,
+}
+
+/// Attention of heads with more channels than the kernels hold, such as the VAE's: three products with the scores of some
+/// queries written out between them. Forward only: nothing is trained there.
+fn written_out(
+    op: &'static str,
+    [q, k, v]: [View<'_>; 3],
+    layout: Layout<'_>,
+    mut o: ViewMut<'_>,
+    mut lse: ViewMut<'_>,
+) -> Result<()> {
+    let d = q.cols() / layout.heads.max(1);
+    let at_once = (SCORE_BYTES / (layout.tokens * size_of::<f32>()).max(1)).clamp(1, layout.tokens.max(1));
+    let mut scores = Tensor::empty(&q.device(), DType::F32, &[at_once, layout.tokens])?;
+    let mut weights = Tensor::empty(&q.device(), q.dtype(), &[at_once, layout.tokens])?;
+    for (sample, &length) in layout.key_lens.iter().enumerate() {
+        let all = sample * layout.tokens..(sample + 1) * layout.tokens;
+        for head in 0..layout.heads {
+            let columns = head * d..(head + 1) * d;
+            let own = [k, v].map(|view| view.row_range(all.clone()).columns(columns.clone()));
+            for first in (all.clone()).step_by(at_once) {
+                let rows = first..(first + at_once).min(all.end);
+                let queries = q.row_range(rows.clone()).columns(columns.clone());
+                let mut scores = scores.view_mut().row_range(0..rows.len());
+                gemm::nt(layout.scale, queries, own[0], 0.0, scores.reborrow())?;
+                let (cuda, scores) = scores.cuda(op)?;
+                let weights_mat = weights.view_mut().row_range(0..rows.len()).cuda(op)?.1;
+                let lse = lse.reborrow().row_range(rows.clone()).columns(head..head + 1).cuda(op)?.1;
+                let args = Softmax { scores, to: weights_mat, lse, length: int(length) };
+                cuda.launch(SOFTMAX, &[q.dtype()], Grid::blocks(rows.len()), args)?;
+                let weights = weights.view().row_range(0..rows.len());
+                gemm::nn(1.0, weights, own[1], 0.0, o.reborrow().row_range(rows).columns(columns.clone()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn grid(layout: Layout<'_>) -> Grid {
     Grid::threads(layout.tokens.div_ceil(ROWS), THREADS).layers(layout.key_lens.len() * layout.heads)
 }
@@ -140,6 +191,9 @@ pub fn forward(
     o: ViewMut<'_>,
     lse: ViewMut<'_>,
 ) -> Result<()> {
+    if q.cols() > MOST_CHANNELS * layout.heads {
+        return written_out(op, [q, k, v], layout, o, lse);
+    }
     let (cuda, o_mat) = o.cuda(op)?;
     let (shape, d) = shape(op, &cuda, layout, q.cols())?;
     let args = Forward {

@@ -311,4 +311,18 @@ mod tests {
             });
         }
     }
+
+    #[test]
+    fn gpus_agree_on_wide_heads() {
+        let (heads, d, tokens, lens) = (2, 160, 40, [40, 23]);
+        // The weights of the values are rounded too before they are multiplied.
+        against_cpu_within("attention of wide heads", 2f64.powi(-6), |on| {
+            let (rows, channels) = (lens.len() * tokens, heads * d);
+            let layout = Layout { key_lens: &lens, tokens, heads, scale: 0.08, narrow: false };
+            let [q, k, v] = [1, 2, 3].map(|seed| on.randn(&[rows, channels], seed));
+            let (mut o, mut lse) = (on.empty(&[rows, channels]), on.empty_wide(&[rows, heads]));
+            forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();
+            vec![("o", o), ("lse", lse)]
+        });
+    }
 }

@@ -208,11 +208,41 @@ DEVICE void backward_keys(const Backward<T>& a) {
     }
 }
 
+// Softmax of rows of scores over their first `length` columns, a block per row; zeros beyond.
+template <class T>
+struct Softmax {
+    Mat<float> scores;
+    Mat<T> to;
+    Mat<float> lse;
+    int length;
+};
+
+template <class T>
+DEVICE void softmax(const Softmax<T>& a) {
+    __shared__ float parts[32];
+    const float* s = a.scores.row(blockIdx.x);
+    float most = -1e30f;
+    for (int i = threadIdx.x; i < a.length; i += blockDim.x) most = fmaxf(most, s[i]);
+    most = warp_max(most);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = most;
+    __syncthreads();
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    most = warp_max(lane < warps ? parts[lane] : -1e30f);
+    float sum[1] = {0.0f};
+    for (int i = threadIdx.x; i < a.length; i += blockDim.x) sum[0] += __expf(s[i] - most);
+    block_sum<1>(sum);
+    const float factor = 1.0f / sum[0];
+    for (int i = threadIdx.x; i < a.to.cols; i += blockDim.x)
+        narrow(a.to.row(blockIdx.x)[i], i < a.length ? __expf(s[i] - most) * factor : 0.0f);
+    if (threadIdx.x == 0) a.lse.row(blockIdx.x)[0] = most + logf(sum[0]);
+}
+
 #define WIDTHS(T, S, CH)                                                                                       \
     KERNEL void attention_forward_##CH##_##S(Forward<T> a) { forward<CH>(a); }                                 \
     KERNEL void attention_backward_queries_##CH##_##S(Backward<T> a) { backward_queries<CH>(a); }              \
     KERNEL void attention_backward_keys_##CH##_##S(Backward<T> a) { backward_keys<CH>(a); }
 #define KERNELS(T, S)                                                                   \
+    KERNEL void attention_softmax_##S(Softmax<T> a) { softmax(a); }                     \
     KERNEL void attention_products_##S(Backward<T> a) { products(a); }                  \
     WIDTHS(T, S, 1) WIDTHS(T, S, 2) WIDTHS(T, S, 4)
 FOR_FLOATS(KERNELS)
