@@ -46,6 +46,7 @@ fn step(c: &mut Criterion) {
         b.iter(|| {
             let batch = Batch {
                 mask: None,
+                share: 1.0,
                 strength: 1.0,
                 number: 0,
                 latents: latents.duplicate().unwrap(),

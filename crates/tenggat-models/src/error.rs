@@ -5,6 +5,13 @@ use std::path::PathBuf;
 /// Result of a model operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl Error {
+    /// Whether a GPU had no room for what was asked.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Tensor(tenggat_tensor::Error::OutOfMemory { .. }))
+    }
+}
+
 /// A model that could not be read or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

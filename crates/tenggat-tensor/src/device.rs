@@ -40,7 +40,15 @@ impl Device {
     /// # Errors
     /// There is no C++ compiler.
     pub fn emulated() -> Result<Self> {
-        Ok(Device::Cuda(Cuda::emulated()?))
+        Self::emulated_with(usize::MAX)
+    }
+
+    /// The same with so many bytes of memory.
+    ///
+    /// # Errors
+    /// There is no C++ compiler.
+    pub fn emulated_with(memory_bytes: usize) -> Result<Self> {
+        Ok(Device::Cuda(Cuda::emulated(memory_bytes)?))
     }
 
     /// Type of activations and of frozen weights that are not quantised: what the device multiplies fastest without

@@ -1,5 +1,6 @@
 //! One training step: noisy latents, forward, loss, backward, clipping, update.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tenggat_models::Result;
@@ -8,9 +9,9 @@ use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Inputs, Positions, Transformer};
 use tenggat_tensor::Tensor;
-use tenggat_tensor::ops::flow;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
+use tenggat_tensor::ops::{copy, flow};
 
 use crate::draws::Level;
 use crate::optimiser::Optimiser;
@@ -26,6 +27,8 @@ pub struct Batch {
     pub levels: Vec<Level>,
     /// Weight of each element of the loss, as `latents`; their mean is 1. `None`: all count alike.
     pub mask: Option<Tensor>,
+    /// What it counts among the micro-batches of a step: 1, or less if it is a part of one.
+    pub share: f64,
     /// Strength of the adapter.
     pub strength: f64,
     /// Number of the batch in the run, which decides what dropout drops.
@@ -34,6 +37,42 @@ pub struct Batch {
     pub text: TextBatch,
     /// Position tables of this picture size and text length.
     pub positions: Arc<Positions>,
+}
+
+impl Batch {
+    /// The batch in parts of at most so many samples, each counting as much as it has of them.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn split(&self, at_once: usize) -> Result<Vec<Batch>> {
+        let samples = self.levels.len();
+        let rows = |tensor: &Tensor, own: &Range<usize>| -> Result<Tensor> {
+            let each = tensor.view().rows() / samples.max(1);
+            let mut part = tensor.empty_like(&[each * own.len(), tensor.view().cols()])?;
+            let from = tensor.view().row_range(each * own.start..each * own.end);
+            copy::forward(from, part.view_mut())?;
+            Ok(part)
+        };
+        let part = |first: usize| -> Result<Batch> {
+            let own = first..samples.min(first + at_once);
+            Ok(Batch {
+                latents: rows(&self.latents, &own)?,
+                noise: rows(&self.noise, &own)?,
+                levels: self.levels[own.clone()].to_vec(),
+                mask: self.mask.as_ref().map(|mask| rows(mask, &own)).transpose()?,
+                share: self.share * own.len() as f64 / samples as f64,
+                strength: self.strength,
+                number: self.number,
+                text: TextBatch {
+                    embeds: rows(&self.text.embeds, &own)?,
+                    lens: self.text.lens[own].to_vec(),
+                    tokens: self.text.tokens,
+                },
+                positions: Arc::clone(&self.positions),
+            })
+        };
+        (0..samples).step_by(at_once.max(1)).map(part).collect()
+    }
 }
 
 /// What a step minimises, and how.
@@ -106,6 +145,16 @@ impl<'a> Trainer<'a> {
         Trainer { objective, ..self }
     }
 
+    /// Blocks whose activations stay for the backward pass.
+    pub fn full_blocks(&self) -> usize {
+        self.full_blocks.min(self.model.config().num_layers)
+    }
+
+    /// Keeps the activations of so many blocks from now on.
+    pub fn keep_blocks(&mut self, full_blocks: usize) {
+        self.full_blocks = full_blocks;
+    }
+
     /// The adapter as it stands.
     pub fn lora(&self) -> &Lora {
         &self.lora
@@ -135,13 +184,20 @@ impl<'a> Trainer<'a> {
         ended: &mut dyn FnMut(Part),
     ) -> Result<Outcome> {
         let mut loss = 0.0;
+        let shares: f64 = micro_batches.iter().map(|batch| batch.share).sum();
         for (i, batch) in micro_batches.iter().enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            let share = if self.objective.summed { 1.0 } else { 1.0 / micro_batches.len() as f64 };
-            loss += self.accumulate(batch, share, write, ended)?;
+            let share = batch.share / if self.objective.summed { 1.0 } else { shares };
+            self.lora.scale = batch.strength;
+            let samples = batch.levels.len();
+            self.lora.dropout = self.objective.dropout.map(|d| Dropout { pass: batch.number, samples, ..d });
+            let own = self.accumulate(batch, share, write, ended);
+            // Also after a failure, which another try may follow.
+            (self.lora.scale, self.lora.dropout) = (1.0, None);
+            loss += own?;
         }
         if self.objective.summed {
-            loss /= micro_batches.len() as f64;
+            loss /= shares;
         }
         if !loss.is_finite() {
             return Ok(Outcome { loss, gradient_norm: f64::NAN, updated: false });
@@ -177,9 +233,6 @@ impl<'a> Trainer<'a> {
             text_lens: &batch.text.lens,
             positions: &batch.positions,
         };
-        self.lora.scale = batch.strength;
-        let samples = batch.levels.len();
-        self.lora.dropout = self.objective.dropout.map(|d| Dropout { pass: batch.number, samples, ..d });
         let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let (mut losses, mut dpred) = (pred.empty_wide(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
@@ -205,7 +258,6 @@ impl<'a> Trainer<'a> {
         ended(Part::Forward);
         let gradients = Gradients { buffer: &mut self.gradients, write };
         self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
-        (self.lora.scale, self.lora.dropout) = (1.0, None);
         ended(Part::Backward);
         Ok(loss)
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tenggat_models::Result;
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{
-    Config, LoadOptions, ModulationStorage, Precision, Transformer,
+    Config, LoadOptions, ModulationStorage, Positions, Precision, Transformer,
 };
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::weights::Random;
@@ -141,6 +141,35 @@ impl StepBench {
         Transformer::from_source(self.model.clone(), device, precision, Arc::new(source), None, options)
     }
 
+    /// What all batches share: a caption and position tables.
+    pub(crate) fn fixed(&self, model: &Transformer) -> Result<(Tensor, Arc<Positions>)> {
+        let caption = normal(model.device(), &[self.text_tokens, self.model.joint_attention_dim], 2)?;
+        Ok((caption, Arc::new(model.positions(self.grid, self.text_tokens)?)))
+    }
+
+    /// A batch of random pictures.
+    pub(crate) fn batch(
+        &self,
+        model: &Transformer,
+        (caption, positions): &(Tensor, Arc<Positions>),
+        step: usize,
+    ) -> Result<Batch> {
+        let device = model.device();
+        let shape = [self.batch * self.grid.0 * self.grid.1, self.model.in_channels];
+        let levels = (0..self.batch).map(|sample| Level { sigma: level(step, sample), weight: 1.0 });
+        Ok(Batch {
+            latents: normal(device, &shape, 3)?,
+            noise: normal(device, &shape, 5 + step as u64)?,
+            levels: levels.collect(),
+            mask: None,
+            share: 1.0,
+            strength: 1.0,
+            number: step as u64,
+            text: TextBatch::new(&vec![caption; self.batch])?,
+            positions: Arc::clone(positions),
+        })
+    }
+
     /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends.
     ///
     /// # Errors
@@ -161,11 +190,7 @@ impl StepBench {
         };
         let optimiser = Optimiser::new(method, Some(1.0), &lora)?;
         let mut trainer = Trainer::new(model, lora, optimiser, self.kept_blocks)?;
-        let caption = normal(device, &[self.text_tokens, self.model.joint_attention_dim], 2)?;
-        let positions = Arc::new(model.positions(self.grid, self.text_tokens)?);
-        let shape = [self.batch * self.grid.0 * self.grid.1, self.model.in_channels];
-        let levels = Philox::new(4);
-        let level = |step: usize, sample: usize| levels.uniform(step as u64, sample as u64);
+        let fixed = self.fixed(model)?;
         let mut measured = Measured::default();
         for step in 0..warm_up + steps {
             let sigmas: Vec<f64> = (0..self.batch).map(|sample| level(step, sample)).collect();
@@ -179,16 +204,7 @@ impl StepBench {
                 measured.modulation_s.push(seconds);
                 show(News::Modulation(ahead, seconds));
             }
-            let batch = Batch {
-                latents: normal(device, &shape, 3)?,
-                noise: normal(device, &shape, 5 + step as u64)?,
-                levels: sigmas.into_iter().map(|sigma| Level { sigma, weight: 1.0 }).collect(),
-                mask: None,
-                strength: 1.0,
-                number: step as u64,
-                text: TextBatch::new(&vec![&caption; self.batch])?,
-                positions: Arc::clone(&positions),
-            };
+            let batch = self.batch(model, &fixed, step)?;
             let (mut time, mut began_s) = (StepTime::default(), clock.now_s());
             let mut ended = |part| {
                 // Work is queued on a GPU; a failure shows itself in what is read next.
@@ -208,6 +224,11 @@ impl StepBench {
         }
         Ok(measured)
     }
+}
+
+/// Noise level of a sample.
+fn level(step: usize, sample: usize) -> f64 {
+    Philox::new(4).uniform(step as u64, sample as u64)
 }
 
 /// FLOP/s of a large product of dense matrices of the device's own type, now: what other rates are compared with.

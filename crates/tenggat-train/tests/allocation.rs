@@ -86,6 +86,7 @@ fn warm_step(weights: DType) -> (usize, usize) {
     let shape = [GRID.0 * GRID.1, model.config().in_channels];
     let batches = [Batch {
         mask: None,
+        share: 1.0,
         strength: 1.0,
         number: 0,
         latents: normal(&shape, 2),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tenggat_plan::Machine;
+use tenggat_plan::{Machine, parse_bytes};
 use tenggat_tensor::{Device, cuda};
 
 use crate::{assets, processor};
@@ -18,8 +18,8 @@ pub enum Choice {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
-    /// A GPU's kernels on the processor, slowly: for tests.
-    Emulated,
+    /// A GPU's kernels on the processor, slowly, with so many bytes of memory: for tests.
+    Emulated(usize),
 }
 
 impl FromStr for Choice {
@@ -31,10 +31,13 @@ impl FromStr for Choice {
             "auto" => Ok(Choice::Auto),
             "cpu" => Ok(Choice::Cpu),
             "cuda" => Ok(Choice::Cuda(0)),
-            "emulated" => Ok(Choice::Emulated),
-            _ => match text.strip_prefix("cuda:") {
-                Some(which) => number(which).map(Choice::Cuda),
-                None => Err("expected auto, cpu, cuda, or cuda:1 for the second GPU".into()),
+            "emulated" => Ok(Choice::Emulated(usize::MAX)),
+            _ => match (text.strip_prefix("cuda:"), text.strip_prefix("emulated:")) {
+                (Some(which), _) => number(which).map(Choice::Cuda),
+                (_, Some(memory)) => {
+                    parse_bytes(memory).map(|b| Choice::Emulated(b as usize)).map_err(|e| e.to_string())
+                }
+                _ => Err("expected auto, cpu, cuda, or cuda:1 for the second GPU".into()),
             },
         }
     }
@@ -56,7 +59,7 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
     let device = match choice {
         Choice::Cpu => Device::cpu(),
         Choice::Cuda(ordinal) => Device::cuda(&options(ordinal)?)?,
-        Choice::Emulated => Device::emulated()?,
+        Choice::Emulated(memory_bytes) => Device::emulated_with(memory_bytes)?,
         Choice::Auto if cuda::driver_is_there() => match Device::cuda(&options(0)?) {
             Ok(device) => device,
             Err(e) => {

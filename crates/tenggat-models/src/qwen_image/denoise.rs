@@ -57,15 +57,14 @@ pub fn denoise(
         conditioning.guidance.map(|g| model.positions(grid, g.negative.tokens)).transpose()?;
     for (step, pair) in sigmas.windows(2).enumerate() {
         let now = vec![pair[0]; batch];
-        let predict = |text: &TextBatch, positions| {
+        let predict = |text: &TextBatch, positions| -> Result<Tensor> {
             let (text, text_lens) = (&text.embeds, &text.lens[..]);
             let inputs = Inputs { latents: &latents, sigmas: &now, text, text_lens, positions };
             // Small steps would be lost in the rounding of a narrow type.
             let velocity = model.forward(inputs, lora)?;
-            if velocity.dtype() == latents.dtype() {
-                Ok(velocity)
-            } else {
-                velocity.to_dtype(latents.dtype())
+            match velocity.dtype() == latents.dtype() {
+                true => Ok(velocity),
+                false => Ok(velocity.to_dtype(latents.dtype())?),
             }
         };
         let mut velocity = predict(conditioning.prompt, &positions)?;

@@ -27,7 +27,9 @@ fn load(
     modulation: ModulationStorage,
 ) -> Transformer {
     let precision = Precision { compute, weights: DType::BF16 };
-    let options = LoadOptions { quantisation: Some(wanted), modulation, ..LoadOptions::default() };
+    // The first block's weights stay with the host and are copied for every use.
+    let options =
+        LoadOptions { quantisation: Some(wanted), modulation, offloaded_blocks: 1, ..LoadOptions::default() };
     Transformer::load_with(&folder(), device, precision, options).unwrap()
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
@@ -28,6 +29,9 @@ type Run = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, *const 
 pub(super) struct Emulated {
     compiler: PathBuf,
     folder: PathBuf,
+    /// Bytes that it pretends to have, and bytes in use.
+    memory: usize,
+    used: AtomicUsize,
     modules: Mutex<HashMap<&'static str, libloading::Library>>,
 }
 
@@ -53,7 +57,8 @@ extern "C" fn enter<A: Copy>(call: *mut c_void) {
 }
 
 impl Emulated {
-    pub fn new() -> Result<Self> {
+    /// One with so many bytes of memory.
+    pub fn new(memory: usize) -> Result<Self> {
         let compiler = PathBuf::from(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
         let there = Command::new(&compiler).arg("--version").output().is_ok_and(|out| out.status.success());
         if !there {
@@ -64,11 +69,15 @@ impl Emulated {
         }
         let folder = std::env::temp_dir().join("tenggat-emulated-kernels");
         std::fs::create_dir_all(&folder).map_err(|e| failed("folder of emulated kernels", e))?;
-        Ok(Emulated { compiler, folder, modules: Mutex::default() })
+        Ok(Emulated { compiler, folder, memory, used: AtomicUsize::new(0), modules: Mutex::default() })
     }
 
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
         let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|e| failed("allocation", e))?;
+        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.memory {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Error::Cuda("out of memory".into()));
+        }
         // SAFETY: pools ask for at least 512 bytes.
         let address = unsafe { alloc(layout) };
         if address.is_null() { Err(Error::Cuda("out of memory".into())) } else { Ok(address as u64) }
@@ -78,7 +87,13 @@ impl Emulated {
         if let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT) {
             // SAFETY: `allocate` gave this address for this size, and the pool gives it back once.
             unsafe { dealloc(address as *mut u8, layout) }
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Free and total memory, bytes.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.memory.saturating_sub(self.used.load(Ordering::Relaxed)), self.memory)
     }
 
     pub fn set_bytes(&self, address: u64, value: u8, bytes: usize) {

@@ -71,12 +71,12 @@ impl Cuda {
         Ok(Arc::new(cuda))
     }
 
-    /// A stand-in that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
+    /// A stand-in with so many bytes of memory that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
     ///
     /// # Errors
     /// There is no compiler.
-    pub fn emulated() -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::new(Machine::Emulated(Emulated::new()?))))
+    pub fn emulated(memory_bytes: usize) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::new(Machine::Emulated(Emulated::new(memory_bytes)?))))
     }
 
     fn new(machine: Machine) -> Self {
@@ -118,7 +118,7 @@ impl Cuda {
     pub fn memory(&self) -> Result<(usize, usize)> {
         match &self.machine {
             Machine::Gpu(gpu) => gpu.memory(),
-            Machine::Emulated(_) => Ok((usize::MAX, usize::MAX)),
+            Machine::Emulated(emulated) => Ok(emulated.memory()),
         }
     }
 

@@ -208,6 +208,7 @@ impl Stage<'_> {
         let shape = self.latents.shape().to_vec();
         let batch = Batch {
             mask: None,
+            share: 1.0,
             strength: 1.0,
             number: 0,
             latents: self.latents.duplicate()?,

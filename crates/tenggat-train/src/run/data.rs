@@ -207,7 +207,7 @@ impl Prepared {
             None => None,
         };
         let strength = self.items[first].network_weight;
-        Ok(Batch { latents, noise, levels: drawn, mask, strength, number, text, positions })
+        Ok(Batch { latents, noise, levels: drawn, mask, share: 1.0, strength, number, text, positions })
     }
 
     /// Weights of every element of a batch, their mean 1 unless all are 0; `None` if no picture in it has a mask.

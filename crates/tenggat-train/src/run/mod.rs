@@ -13,6 +13,7 @@ mod held_out;
 mod memory;
 mod report;
 mod resume;
+mod room;
 mod sampling;
 mod saving;
 mod scoring;
@@ -52,6 +53,7 @@ use deadline::Requests;
 use encoding::Encoders;
 use folder::RunFolder;
 use resume::{Continued, Start};
+use room::Room;
 use sampling::Sampling;
 use saving::Saver;
 use scoring::Scoring;
@@ -294,6 +296,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         model: &model,
         scheduler: &scheduler,
         steps_ahead,
+        room: Room::new(options.device),
         saver: Saver::new(job, kept_state, Some(&data)),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),

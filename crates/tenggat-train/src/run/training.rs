@@ -13,6 +13,7 @@ use super::data::Prepared;
 use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::{LAST, RunFolder};
+use super::room::Room;
 use super::sampling::Sampling;
 use super::saving::Saver;
 use super::validation::Validation;
@@ -51,6 +52,7 @@ pub(super) struct Training<'a, 's> {
     pub validation: Option<Validation<'s>>,
     pub choice: Option<Choice<'s>>,
     pub requests: Requests,
+    pub room: Room,
     pub sampling: Option<Sampling<'s>>,
 }
 
@@ -99,7 +101,7 @@ impl Training<'_, '_> {
                     let began_s = options.clock.now_s();
                     let lr =
                         self.peak_lr(budget, began_s) * self.schedule.factor(Position { step, progress });
-                    let outcome = self.step(state, step, lr)?;
+                    let outcome = self.step(state, step, lr, show)?;
                     let now_s = options.clock.now_s();
                     budget.observe_step(now_s, bucket, now_s - began_s);
                     state.take_in(step, outcome, lr, show)?;
@@ -150,7 +152,13 @@ impl Training<'_, '_> {
     }
 
     /// One update.
-    fn step(&mut self, state: &mut State<'_>, step: u64, lr: f64) -> Result<Outcome> {
+    fn step(
+        &mut self,
+        state: &mut State<'_>,
+        step: u64,
+        lr: f64,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<Outcome> {
         let train = &self.job.train;
         let draws = Draws::new(self.job.seed);
         let levels = NoiseLevels {
@@ -166,7 +174,7 @@ impl Training<'_, '_> {
                 self.data.draw(number, self.model, self.scheduler, (&draws, levels, train.noise_offset))
             })
             .collect::<Result<Vec<_>>>()?;
-        let outcome = state.trainer.step(&batches, lr)?;
+        let outcome = self.room.step(&mut state.trainer, &batches, lr, show)?;
         if let (Some(ema), true) = (&mut state.ema, outcome.updated) {
             ema.update(state.trainer.lora())?;
         }

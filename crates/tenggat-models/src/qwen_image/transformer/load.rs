@@ -57,23 +57,29 @@ struct Loader<'a> {
     device: &'a Device,
     modulation: ModulationStorage,
     narrow_products: bool,
+    offloaded_blocks: usize,
     compute: DType,
     config: &'a Config,
 }
 
 impl Loader<'_> {
-    fn weight(&self, matrix: &Matrix) -> Result<Weight> {
-        let weight = self.source.matrix(matrix)?.into_device(self.device)?;
+    fn weight(&self, matrix: &Matrix, offloaded: bool) -> Result<Weight> {
+        let weight = self.source.matrix(matrix)?;
         if let Device::Cuda(_) = self.device {
-            return Ok(weight);
+            return if offloaded { Ok(weight) } else { Ok(weight.into_device(self.device)?) };
         }
         // Packed products are 32-bit.
         if self.compute == DType::F32 { Ok(weight.packed(!self.narrow_products)?) } else { Ok(weight) }
     }
 
     fn linear(&self, matrix: Matrix) -> Result<Linear> {
+        self.linear_of(matrix, false)
+    }
+
+    /// The same of a block whose weights leave memory after each use, if it is one.
+    fn linear_of(&self, matrix: Matrix, offloaded: bool) -> Result<Linear> {
         Ok(Linear {
-            weight: self.weight(&matrix)?,
+            weight: self.weight(&matrix, offloaded)?,
             bias: Some(self.source.bias(&matrix)?),
             recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
         })
@@ -101,15 +107,16 @@ impl Loader<'_> {
         let mut head_norms = first.empty_like(&[2, d])?;
         copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
         copy::forward(second.view(), head_norms.view_mut().row_range(1..2))?;
+        let offloaded = block < self.offloaded_blocks;
         let slot = 2 * block + usize::from(layers.modulation == Layer::TxtMod);
         Ok(Stream {
             layers,
             modulation: self.modulation(matrix(layers.modulation), slot)?,
-            qkv: self.linear(matrix(layers.qkv))?,
+            qkv: self.linear_of(matrix(layers.qkv), offloaded)?,
             head_norms,
-            out: self.linear(matrix(layers.out))?,
-            mlp_in: self.linear(matrix(layers.mlp_in))?,
-            mlp_out: self.linear(matrix(layers.mlp_out))?,
+            out: self.linear_of(matrix(layers.out), offloaded)?,
+            mlp_in: self.linear_of(matrix(layers.mlp_in), offloaded)?,
+            mlp_out: self.linear_of(matrix(layers.mlp_out), offloaded)?,
         })
     }
 }
@@ -239,6 +246,7 @@ impl Transformer {
             device,
             modulation,
             narrow_products,
+            offloaded_blocks,
             compute,
             config: &config,
         };

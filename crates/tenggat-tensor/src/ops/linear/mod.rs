@@ -17,7 +17,8 @@ use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
 pub enum Weight {
     /// `[out, in]` in the computing type, or in bf16 and widened part by part as it is used.
     Dense(Tensor),
-    /// `[out, in]` in 2 to 8 bits, dequantised part by part as it is used.
+    /// `[out, in]` in 2 to 8 bits in host memory or in a file, dequantised part by part as it is used; a GPU copies it each
+    /// time.
     Quantised(Quantised),
     /// In the order in which the processor multiplies it.
     Packed(Packed),
@@ -80,9 +81,11 @@ impl Weight {
     }
 
     /// The weights that a GPU multiplies by, if they are not stored so: `[out, in]` in the computing type.
-    fn scratch(&self, dtype: DType) -> Result<Option<Tensor>> {
+    fn scratch(&self, device: &Device, dtype: DType) -> Result<Option<Tensor>> {
         match self {
             Weight::Resident(w) => Ok(Some(w.widened(dtype)?)),
+            // It stays in host memory or in its file and is copied for every use.
+            Weight::Quantised(w) => Ok(Some(Resident::new(w, device)?.widened(dtype)?)),
             Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
             _ => Ok(None),
         }
@@ -129,7 +132,7 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
         && let Some(bias) = bias
     {
         expect_shape(OP, "bias", &[out], bias.shape())?;
-        let wide = w.scratch(y.dtype())?;
+        let wide = w.scratch(&y.device(), y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nt_with_bias(x, w.view(), bias.view(), y);
     }
@@ -159,7 +162,7 @@ pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
 
 fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'_>) -> Result<()> {
     if y.on_gpu() {
-        let wide = w.scratch(y.dtype())?;
+        let wide = w.scratch(&y.device(), y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
         return gemm::nt(1.0, x, w.view(), write.beta(), y);
     }
@@ -191,7 +194,7 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     expect_shape(OP, "dy columns", &[out], &[dy.cols()])?;
     expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
     if dx.on_gpu() {
-        let wide = w.scratch(dx.dtype())?;
+        let wide = w.scratch(&dx.device(), dx.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nn(1.0, dy, w.view(), write.beta(), dx);
     }
