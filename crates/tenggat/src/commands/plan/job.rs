@@ -129,8 +129,8 @@ fn evidence(machines: &[Machine]) -> Option<String> {
     let guessed = machines.iter().any(|machine| machine.shares_host_memory && machine.assumed);
     match (gpus, guessed) {
         (true, _) => Some(
-            "GPU figures follow from vendors' peaks and mostly assumed efficiencies; this build trains on the \
-             processor"
+            "GPU figures follow from vendors' peaks and mostly assumed efficiencies; nothing was \
+             measured on a card"
                 .to_owned(),
         ),
         (_, true) => {
