@@ -157,7 +157,7 @@ impl Blas {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(shape) {
             std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.plan(shape)?),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.plan(shape, p.epilogue)?),
         };
         if let Epilogue::Bias(address) = p.epilogue {
             set(
@@ -190,7 +190,7 @@ impl Blas {
         .map_err(|e| failed(&format!("product {shape:?}"), e))
     }
 
-    fn plan(&self, shape: Shape) -> Result<Plan> {
+    fn plan(&self, shape: Shape, epilogue: Epilogue) -> Result<Plan> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let [rows, cols, inner] = shape.extents;
         let [a_type, b_type, c_type] = shape.types;
@@ -203,7 +203,9 @@ impl Blas {
         let [a_transposed, b_transposed] = shape.transposed;
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
-        if shape.bias {
+        if let Epilogue::Bias(address) = epilogue {
+            // The heuristic wants an address, though plans are used with others.
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?;
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;

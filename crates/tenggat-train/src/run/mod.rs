@@ -297,6 +297,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         scheduler: &scheduler,
         steps_ahead,
         room: Room::new(options.device),
+        drawn: None,
         saver: Saver::new(job, kept_state, Some(&data)),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),

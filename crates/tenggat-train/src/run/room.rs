@@ -8,7 +8,7 @@ use tenggat_tensor::Device;
 
 use super::event::Event;
 use super::{Error, Result};
-use crate::step::{Batch, Outcome, Trainer};
+use crate::step::{Batch, Outcome, Part, Trainer};
 
 /// How a run has made room so far.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Room {
         Room { device: device.clone(), at_once: None }
     }
 
-    /// One update. A step that failed for want of memory has changed nothing but gradients, which the next try writes
+    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has changed nothing but gradients, which the next try writes
     /// anew.
     ///
     /// # Errors
@@ -33,15 +33,19 @@ impl Room {
         trainer: &mut Trainer<'_>,
         batches: &[Batch],
         lr: f64,
+        ended: &mut dyn FnMut(Part),
         show: &mut dyn FnMut(Event),
     ) -> Result<Outcome> {
         loop {
             let result = match self.at_once {
-                None => trainer.step(batches, lr),
+                None => trainer.step_watched(batches, lr, ended),
                 Some(at_once) => {
                     let parts = batches.iter().map(|batch| batch.split(at_once));
                     let parts = parts.collect::<tenggat_models::Result<Vec<_>>>();
-                    parts.and_then(|parts| trainer.step(&parts.into_iter().flatten().collect::<Vec<_>>(), lr))
+                    parts.and_then(|parts| {
+                        let parts: Vec<Batch> = parts.into_iter().flatten().collect();
+                        trainer.step_watched(&parts, lr, ended)
+                    })
                 }
             };
             match result {
@@ -136,7 +140,7 @@ mod tests {
             Event::Warning(text) => said.push(text),
             other => panic!("{other:?}"),
         };
-        let outcome = room.step(&mut trainer, &[batch], 1e-3, &mut show)?;
+        let outcome = room.step(&mut trainer, &[batch], 1e-3, &mut |_| {}, &mut show)?;
         let (loss, norm) = (outcome.loss, outcome.gradient_norm);
         Ok(Taken { loss, norm, said, peak_bytes: device.peak_bytes() })
     }

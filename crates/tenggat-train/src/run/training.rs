@@ -23,7 +23,7 @@ use crate::ema::Ema;
 use crate::job::{Job, Train};
 use crate::metrics::{Metrics, Record};
 use crate::report::Point;
-use crate::step::{Outcome, Trainer};
+use crate::step::{Batch, Outcome, Part, Trainer};
 use crate::tensorboard::TensorBoard;
 
 /// Steps in a row without a usable loss after which a run is given up.
@@ -53,6 +53,8 @@ pub(super) struct Training<'a, 's> {
     pub choice: Option<Choice<'s>>,
     pub requests: Requests,
     pub room: Room,
+    /// The batches of a step to come, drawn while a GPU is at work on the one before.
+    pub drawn: Option<(u64, Vec<Batch>)>,
     pub sampling: Option<Sampling<'s>>,
 }
 
@@ -169,12 +171,27 @@ impl Training<'_, '_> {
         };
         self.prepare(step, &draws, levels)?;
         let first = self.first_batch(step);
-        let batches = (first..first + train.gradient_accumulation.max(1) as u64)
-            .map(|number| {
-                self.data.draw(number, self.model, self.scheduler, (&draws, levels, train.noise_offset))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let outcome = self.room.step(&mut state.trainer, &batches, lr, show)?;
+        let (accumulation, offset) = (train.gradient_accumulation.max(1) as u64, train.noise_offset);
+        let (data, model, scheduler) = (&mut self.data, self.model, self.scheduler);
+        let mut draw = |first: u64| {
+            let numbers = first..first + accumulation;
+            let batch = |number| data.draw(number, model, scheduler, (&draws, levels, offset));
+            numbers.map(batch).collect::<Result<Vec<_>>>()
+        };
+        let batches = match self.drawn.take() {
+            Some((number, batches)) if number == first => batches,
+            _ => draw(first)?,
+        };
+        let (next, mut drawn, mut parts) = (first + accumulation, None, 0);
+        let mut meanwhile = |part| {
+            parts += u64::from(part == Part::Backward);
+            if part == Part::Backward && parts == accumulation {
+                // Should it fail, it fails again when its turn comes.
+                drawn = draw(next).ok();
+            }
+        };
+        let outcome = self.room.step(&mut state.trainer, &batches, lr, &mut meanwhile, show)?;
+        self.drawn = drawn.map(|batches| (next, batches));
         if let (Some(ema), true) = (&mut state.ema, outcome.updated) {
             ema.update(state.trainer.lora())?;
         }
