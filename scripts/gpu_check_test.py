@@ -8,7 +8,14 @@ import unittest
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("gpu-check")
-CONFIGURATIONS = ["bf16-1024", "float8-1024", "uint3-1024", "bf16-512"]
+CONFIGURATIONS = [
+    "bf16",
+    "float8",
+    "uint3-recomputed",
+    "uint3-recomputed-rank16",
+    "float8-recomputed-rank16",
+    "bf16-512px",
+]
 FAILING_TESTS = """echo "test ops::gemm::nt ... FAILED"
 echo "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out"
 echo "gpu is $TENGGAT_TEST_GPU" >&2
@@ -57,7 +64,7 @@ class GpuCheck(unittest.TestCase):
         results = [entry["result"] for entry in report["stages"]]
         self.assertEqual(results[0], {"passed": 2, "failed": 0, "ignored": 1, "failures": []})
         self.assertEqual(results[1], {"memory_errors": 0})
-        self.assertEqual(results[2:], [{"stub": True}] * 4 + [[{"way": "stub"}]])
+        self.assertEqual(results[2:], [{"stub": True}] * len(CONFIGURATIONS) + [[{"way": "stub"}]])
         self.assertRegex(report["stages"][-1]["command"], r"--seconds-per-way \d+ ")
         name = f"{report['date'][:10]}-stub-card-gpu-check"
         self.assertEqual(json.loads((self.folder / "out" / f"{name}.json").read_text()), report)
@@ -74,10 +81,10 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((failing["exit_code"], failing["result"]["failures"]), (101, ["ops::gemm::nt"]))
         self.assertIn("gpu is 1", failing["tail"])
         self.assertEqual((passing["exit_code"], passing["result"]), (0, None))
-        self.assertEqual([entry["exit_code"] for entry in bench], [0, 124, 1, 0])
-        self.assertEqual([entry["timed_out"] for entry in bench], [False, True, False, False])
+        self.assertEqual([entry["exit_code"] for entry in bench], [0, 124, 1, 1, 124, 0])
+        self.assertEqual([entry["timed_out"] for entry in bench], [False, True, False, False, True, False])
         self.assertEqual(bench[2]["tail"], "out of memory")
-        self.assertTrue(bench[0]["result"]["options"].endswith("--json --qtype bf16 --resolution 1024"))
+        self.assertTrue(bench[0]["result"]["options"].endswith("--json --qtype bf16 --rank 128"))
         self.assertEqual(peers["result"], [{"way": "stub"}])
         self.assertLess(took_s, 18)
 
