@@ -43,13 +43,20 @@ pub fn doctor(choice: Choice) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a GPU needs beside its driver: compiler, matrix products, attention; and the Python packages that bring them.
+const LIBRARIES: [(&str, &str); 3] =
+    [("libnvrtc", "nvidia-cuda-nvrtc"), ("libcublasLt", "nvidia-cublas"), ("libcudnn", "nvidia-cudnn-cu13")];
+
 /// What is there of a GPU, and what is missing.
 fn gpu(choice: Choice) {
     let ordinal = if let Choice::Cuda(ordinal) = choice { ordinal } else { 0 };
     let opened = device::options(ordinal).map_err(|e| e.to_string()).and_then(|options| {
         let found = cuda::libraries(&options);
-        for path in found {
-            row("library", &path.display().to_string());
+        for (library, package) in LIBRARIES {
+            let path =
+                found.iter().map(|path| path.display().to_string()).find(|path| path.contains(library));
+            let missing = || format!("not found: `pip install {package}`, or install the CUDA toolkit");
+            row(library, &path.unwrap_or_else(missing));
         }
         if !cuda::driver_is_there() {
             return Err("none: libcuda.so.1, which comes with NVIDIA's driver, is not there".into());

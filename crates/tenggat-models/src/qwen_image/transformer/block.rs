@@ -6,7 +6,7 @@
 use tenggat_tensor::ops::attention::{self, Layout, Saved};
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::ops::rms_norm_rope::Segment;
-use tenggat_tensor::{DType, Device, Tensor};
+use tenggat_tensor::{DType, Device, Tensor, View};
 
 use super::rope::Positions;
 use super::stream::{After, Before, Between, Pass, Stream, Trace};
@@ -56,16 +56,24 @@ impl Geometry {
         Ok(Tensor::empty(device, dtype, &[rows, self.heads * self.head_dim])?)
     }
 
-    /// One stream's rows of a joint tensor.
-    fn gather(&self, joint: &Tensor, image: bool) -> Result<Tensor> {
+    /// Runs `work` on one stream's rows of a joint tensor: on a copy, unless they lie one after another already.
+    fn with_rows<R>(
+        &self,
+        joint: &Tensor,
+        image: bool,
+        work: impl FnOnce(View<'_>) -> Result<R>,
+    ) -> Result<R> {
         let s = self.segment(image);
-        let mut out = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
+        if self.key_lens.len() == 1 {
+            return work(joint.view().row_range(s.at..s.at + s.tokens));
+        }
+        let mut rows = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
         for sample in 0..self.key_lens.len() {
             let from = sample * s.joint_tokens + s.at;
-            let to = out.view_mut().row_range(sample * s.tokens..(sample + 1) * s.tokens);
+            let to = rows.view_mut().row_range(sample * s.tokens..(sample + 1) * s.tokens);
             copy::forward(joint.view().row_range(from..from + s.tokens), to)?;
         }
-        Ok(out)
+        work(rows.view())
     }
 
     /// Writes one stream's rows of a joint tensor; zeros if there are none to write.
@@ -143,13 +151,15 @@ impl Block {
         let layout = geometry.layout();
         attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
 
-        let attended = geometry.gather(&o, true)?;
-        let (image_out, image_after) = self.image.after(pass, &image, &attended, geometry.image_tokens)?;
+        let (image_out, image_after) = geometry.with_rows(&o, true, |attended| {
+            self.image.after(pass, &image, attended, geometry.image_tokens)
+        })?;
         let (text_out, text_after) = if self.last {
             (None, None)
         } else {
-            let attended = geometry.gather(&o, false)?;
-            let (out, after) = self.text.after(pass, &text, &attended, geometry.text_tokens)?;
+            let (out, after) = geometry.with_rows(&o, false, |attended| {
+                self.text.after(pass, &text, attended, geometry.text_tokens)
+            })?;
             (Some(out), Some(after))
         };
         Ok((image_out, text_out, Tape { image, text, q, k, v, o, lse, image_after, text_after }))
@@ -169,22 +179,17 @@ impl Block {
         want_dx: bool,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let mut d_o = tape.o.empty_like(tape.o.shape())?;
-        let attended = geometry.gather(&tape.o, true)?;
-        let image = self.image.after_backward(
-            pass,
-            (&tape.image, &tape.image_after),
-            attended.view(),
-            geometry.image_tokens,
-            dimage,
-            gradients,
-        )?;
+        let image = geometry.with_rows(&tape.o, true, |attended| {
+            let tapes = (&tape.image, &tape.image_after);
+            self.image.after_backward(pass, tapes, attended, geometry.image_tokens, dimage, gradients)
+        })?;
         geometry.scatter(Some(&image.d_attention), true, &mut d_o)?;
         let text = match (&tape.text_after, dtext) {
             (Some(after), Some(dtext)) => {
-                let attended = geometry.gather(&tape.o, false)?;
-                let tapes = (&tape.text, after);
-                let tokens = geometry.text_tokens;
-                Some(self.text.after_backward(pass, tapes, attended.view(), tokens, dtext, gradients)?)
+                let (tapes, tokens) = ((&tape.text, after), geometry.text_tokens);
+                Some(geometry.with_rows(&tape.o, false, |attended| {
+                    self.text.after_backward(pass, tapes, attended, tokens, dtext, gradients)
+                })?)
             }
             _ => None,
         };

@@ -207,13 +207,13 @@ impl Stream {
         &self,
         pass: Pass<'_>,
         before: &Before,
-        attention: &Tensor,
+        attention: View<'_>,
         tokens: usize,
     ) -> Result<(Tensor, After)> {
         let x = &before.x;
         let p = parts(x.shape()[1]);
         let modulation = before.modulation.view();
-        let (attended, out_ax) = self.out.forward(attention.view(), pass.part(self.layers.out))?;
+        let (attended, out_ax) = self.out.forward(attention, pass.part(self.layers.out))?;
         let mut x1 = x.empty_like(x.shape())?;
         gated_residual::forward(
             x.view(),
