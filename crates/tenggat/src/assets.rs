@@ -4,17 +4,37 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rust_embed::Embed;
 
-#[derive(Embed)]
+/// The files of `assets/mini`.
+#[cfg(feature = "mini")]
+#[derive(rust_embed::Embed)]
 #[folder = "../../assets/mini"]
 struct Mini;
+
+/// Builds that are carried to a machine to be measured there leave the model out.
+#[cfg(not(feature = "mini"))]
+struct Mini;
+
+#[cfg(not(feature = "mini"))]
+impl Mini {
+    fn iter() -> std::iter::Empty<std::borrow::Cow<'static, str>> {
+        std::iter::empty()
+    }
+
+    fn get(_name: &str) -> Option<rust_embed::EmbeddedFile> {
+        None
+    }
+}
 
 /// Name that stands for the built-in model wherever a model is asked for.
 pub const MINI: &str = "mini";
 
 /// The unpacked assets: `model/`, `demo-dataset/train/`, `demo-dataset/test/`.
 pub fn mini() -> anyhow::Result<PathBuf> {
+    anyhow::ensure!(
+        cfg!(feature = "mini"),
+        "this build has no built-in model: it was built without the feature `mini`"
+    );
     let parent = cache_folder()?;
     let folder = parent.join(format!("mini-{}", fingerprint()));
     if folder.is_dir() {
