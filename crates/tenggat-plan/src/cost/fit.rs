@@ -83,6 +83,33 @@ pub fn fit(config: &StepConfig, machine: &Machine, limit_bytes: Option<f64>) -> 
     }
 }
 
+/// How many times as large as a table the matrices must be that it replaces.
+const WORTHWHILE: f64 = 4.0;
+
+impl StepConfig {
+    /// How modulation is best used: as a table where that saves memory that counts, in the step otherwise.
+    ///
+    /// On a processor a table is also faster. On a GPU it is not: its matrices come over the host's link every time, while
+    /// resident ones are read from the device's memory once a step. There it is a table only where fewer than half of the
+    /// blocks could keep their activations beside the matrices. Assumed: which is faster between is not measured.
+    pub fn advised_modulation(&self, machine: &Machine, limit_bytes: Option<f64>) -> Modulation {
+        if !machine.shares_host_memory {
+            let resident = StepConfig { modulation: Modulation::EveryStep, ..*self };
+            let fit = fit(&resident, machine, limit_bytes);
+            if fit.fits && 2 * fit.config.kept_blocks >= self.dims.layers {
+                return Modulation::EveryStep;
+            }
+        }
+        let every_steps = self.steps_ahead();
+        let table_bytes = every_steps as f64 * self.table_bytes_per_step();
+        if self.modulation_bytes() >= WORTHWHILE * table_bytes {
+            Modulation::Table { every_steps }
+        } else {
+            Modulation::EveryStep
+        }
+    }
+}
+
 /// The job with the most blocks that keep their activations, or `None` if it does not fit with none.
 fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
     let with = |kept_blocks: u64| StepConfig { kept_blocks, ..*config };
@@ -281,5 +308,36 @@ mod tests {
     fn a_hopeless_job_has_no_nearest() {
         let fit = fit(&job(16, Precision::Bf16), &on("4090"), Some(1e9));
         assert!(!fit.fits && fit.nearest.is_none());
+    }
+
+    #[test]
+    fn a_table_replaces_large_matrices_and_not_small_ones() {
+        let of = |dims| StepConfig {
+            dims,
+            shape: StepShape { batch: 1, image_tokens: 256, text_tokens: 128 },
+            activation_bytes: 4.0,
+            modulation: Modulation::EveryStep,
+            optimiser: Optimiser::AdamW,
+            ..job(16, Precision::Uint(3))
+        };
+        let large = of(ModelDims::QWEN_IMAGE);
+        let machine = Machine::uncalibrated_cpu("cpu", 2, 24e9);
+        let advised = |config: StepConfig| config.advised_modulation(&machine, None);
+        let Modulation::Table { every_steps } = advised(large) else { panic!("no table") };
+        // 60 blocks · 12 · 3072 · 4 bytes = 8.8 MB a step.
+        assert_eq!(every_steps, 28);
+        let bytes = |config: StepConfig| config.memory(&machine).device_bytes();
+        let table = StepConfig { modulation: advised(large), ..large };
+        let saved = large.modulation_bytes() - 28.0 * 60.0 * 12.0 * 3072.0 * 4.0;
+        assert!((bytes(large) - bytes(table) - saved).abs() < 1.0);
+        let many = StepConfig { shape: StepShape { batch: 64, ..large.shape }, ..large };
+        assert_eq!(many.steps_ahead(), 1);
+        let small = ModelDims { layers: 6, heads: 6, head_dim: 32, ..ModelDims::QWEN_IMAGE };
+        assert_eq!(advised(of(small)), Modulation::EveryStep);
+        // 41 GB of bf16 weights and all activations fit 141 GB and not 24.
+        let bf16 = StepConfig { precision: Precision::Bf16, activation_bytes: 2.0, ..large };
+        let on = |name, memory_bytes| bf16.advised_modulation(&Machine::gpu(name, memory_bytes), None);
+        assert_eq!(on("NVIDIA H200", 141e9), Modulation::EveryStep);
+        assert_ne!(on("NVIDIA GeForce RTX 4090", 24e9), Modulation::EveryStep);
     }
 }

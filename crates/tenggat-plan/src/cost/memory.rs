@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fit::fit;
 use super::rates::Machine;
 use super::step::{Modulation, StepConfig};
 
@@ -94,8 +93,6 @@ const AROUND_BYTES: f64 = 0.5e9;
 /// Most that the results of the noise levels drawn ahead may take, and most steps that are drawn.
 const TABLE_BYTES: f64 = 256e6;
 const MOST_STEPS_AHEAD: u64 = 64;
-/// How many times as large as a table the matrices must be that it replaces.
-const WORTHWHILE: f64 = 4.0;
 /// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer: before the
 /// attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and after GELU, output (12).
 const KEPT_WIDTHS: f64 = 21.0;
@@ -124,7 +121,7 @@ impl StepConfig {
     }
 
     /// Bytes of the modulation of one step, `12·c` numbers per block and picture.
-    fn table_bytes_per_step(&self) -> f64 {
+    pub(super) fn table_bytes_per_step(&self) -> f64 {
         let levels = self.shape.batch as f64 * self.accumulation.max(1) as f64;
         levels * self.dims.layers as f64 * 12.0 * self.dims.width() * self.activation_bytes
     }
@@ -132,28 +129,6 @@ impl StepConfig {
     /// Steps whose noise levels are drawn ahead together, where modulation is a table: as many as take little memory.
     pub fn steps_ahead(&self) -> u64 {
         ((TABLE_BYTES / self.table_bytes_per_step().max(1.0)) as u64).clamp(1, MOST_STEPS_AHEAD)
-    }
-
-    /// How modulation is best used: as a table where that saves memory that counts, in the step otherwise.
-    ///
-    /// On a processor a table is also faster. On a GPU it is not: its matrices come over the host's link every time, while
-    /// resident ones are read from the device's memory once a step. There it is a table only where fewer than half of the
-    /// blocks could keep their activations beside the matrices. Assumed: which is faster between is not measured.
-    pub fn advised_modulation(&self, machine: &Machine, limit_bytes: Option<f64>) -> Modulation {
-        if !machine.shares_host_memory {
-            let resident = StepConfig { modulation: Modulation::EveryStep, ..*self };
-            let fit = fit(&resident, machine, limit_bytes);
-            if fit.fits && 2 * fit.config.kept_blocks >= self.dims.layers {
-                return Modulation::EveryStep;
-            }
-        }
-        let every_steps = self.steps_ahead();
-        let table_bytes = every_steps as f64 * self.table_bytes_per_step();
-        if self.modulation_bytes() >= WORTHWHILE * table_bytes {
-            Modulation::Table { every_steps }
-        } else {
-            Modulation::EveryStep
-        }
     }
 
     /// Memory of a run whose largest bucket is this one.
@@ -216,50 +191,5 @@ impl StepConfig {
             // A copy of the LoRA in 16 bits while it is written.
             host_bytes: AROUND_BYTES + host + 2.0 * lora,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cost::{ModelDims, Optimiser, Precision, StepShape};
-
-    fn config(dims: ModelDims) -> StepConfig {
-        StepConfig {
-            dims,
-            shape: StepShape { batch: 1, image_tokens: 256, text_tokens: 128 },
-            rank: 16,
-            precision: Precision::Uint(3),
-            ara_rank: None,
-            activation_bytes: 4.0,
-            fp8_products: false,
-            kept_blocks: 0,
-            modulation: Modulation::EveryStep,
-            optimiser: Optimiser::AdamW,
-            accumulation: 1,
-        }
-    }
-
-    #[test]
-    fn a_table_replaces_large_matrices_and_not_small_ones() {
-        let large = config(ModelDims::QWEN_IMAGE);
-        let machine = Machine::uncalibrated_cpu("cpu", 2, 24e9);
-        let advised = |config: StepConfig| config.advised_modulation(&machine, None);
-        let Modulation::Table { every_steps } = advised(large) else { panic!("no table") };
-        // 60 blocks · 12 · 3072 · 4 bytes = 8.8 MB a step.
-        assert_eq!(every_steps, 28);
-        let bytes = |config: StepConfig| config.memory(&machine).device_bytes();
-        let table = StepConfig { modulation: advised(large), ..large };
-        let saved = large.modulation_bytes() - 28.0 * 60.0 * 12.0 * 3072.0 * 4.0;
-        assert!((bytes(large) - bytes(table) - saved).abs() < 1.0);
-        let many = StepConfig { shape: StepShape { batch: 64, ..large.shape }, ..large };
-        assert_eq!(many.steps_ahead(), 1);
-        let small = ModelDims { layers: 6, heads: 6, head_dim: 32, ..ModelDims::QWEN_IMAGE };
-        assert_eq!(advised(config(small)), Modulation::EveryStep);
-        // 41 GB of bf16 weights and all activations fit 141 GB and not 24.
-        let bf16 = StepConfig { precision: Precision::Bf16, activation_bytes: 2.0, ..large };
-        let on = |name, memory_bytes| bf16.advised_modulation(&Machine::gpu(name, memory_bytes), None);
-        assert_eq!(on("NVIDIA H200", 141e9), Modulation::EveryStep);
-        assert_ne!(on("NVIDIA GeForce RTX 4090", 24e9), Modulation::EveryStep);
     }
 }
