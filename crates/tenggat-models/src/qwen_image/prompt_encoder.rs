@@ -8,7 +8,7 @@ use tenggat_tensor::{Device, Tensor};
 use super::text_encoder::TextEncoder;
 use super::transformer::Precision;
 use super::{PromptTemplate, TextBatch, Tokenizer};
-use crate::weights::Quantisation;
+use crate::weights::{Progress, Quantisation};
 use crate::{Error, Result};
 
 /// Most tokens that go through the encoder at once: enough to keep it busy, and half a gigabyte of activations with
@@ -32,10 +32,10 @@ impl PromptEncoder {
     /// # Errors
     /// A file is missing or malformed, or the variant is not supported.
     pub fn load(model: &Path, device: &Device, precision: Precision) -> Result<Self> {
-        Self::load_with(model, device, precision, None)
+        Self::load_with(model, device, precision, None, &|_, _| {})
     }
 
-    /// The same with a quantised text encoder.
+    /// The same with a quantised text encoder; `progress` is told how far a first quantisation has come.
     ///
     /// # Errors
     /// As [`PromptEncoder::load`]; or the folder of quantised models cannot be written to.
@@ -44,11 +44,13 @@ impl PromptEncoder {
         device: &Device,
         precision: Precision,
         quantisation: Option<&Quantisation>,
+        progress: Progress<'_>,
     ) -> Result<Self> {
+        let encoder = model.join("text_encoder");
         Ok(PromptEncoder {
             tokenizer: Tokenizer::load(&model.join("tokenizer"))?,
             template: PromptTemplate::load(model)?,
-            encoder: TextEncoder::load_with(&model.join("text_encoder"), device, precision, quantisation)?,
+            encoder: TextEncoder::load_with(&encoder, device, precision, quantisation, progress)?,
         })
     }
 

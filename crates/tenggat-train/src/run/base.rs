@@ -63,11 +63,12 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         offloaded_blocks: offloaded.ceil() as usize,
         progress: Some(&progress),
     };
+    let text_precision = Precision::on(device, text.is_some());
     Ok(Base {
         model: Transformer::load_with(&transformer, device, precision, options)?,
         steps_ahead,
         vae: Vae::load(&folder.join("vae"), device, DType::F32)?,
-        text: PromptEncoder::load_with(folder, device, Precision::on(device, text.is_some()), text.as_ref())?,
+        text: PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress)?,
         scheduler: Scheduler::load(&folder.join("scheduler"))?,
     })
 }

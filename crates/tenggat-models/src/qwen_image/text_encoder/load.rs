@@ -7,7 +7,7 @@ use tenggat_tensor::{DType, Device};
 use super::layer::{Layer, Linear};
 use super::{Config, TextEncoder};
 use crate::qwen_image::transformer::Precision;
-use crate::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
+use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 use crate::{Error, Result};
 
 const CLASS: &str = "Qwen2_5_VLForConditionalGeneration";
@@ -96,10 +96,11 @@ impl TextEncoder {
     /// # Errors
     /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
-        Self::load_with(folder, device, precision, None)
+        Self::load_with(folder, device, precision, None, &|_, _| {})
     }
 
-    /// The same with quantised linear layers; the embeddings stay as they are.
+    /// The same with quantised linear layers; the embeddings stay as they are. `progress` is told how far a first
+    /// quantisation has come.
     ///
     /// # Errors
     /// As [`TextEncoder::load`]; or the folder of quantised models cannot be written to.
@@ -108,6 +109,7 @@ impl TextEncoder {
         device: &Device,
         precision: Precision,
         quantisation: Option<&Quantisation>,
+        progress: Progress<'_>,
     ) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, CLASS)?;
@@ -125,7 +127,7 @@ impl TextEncoder {
         if let Some(wanted) = quantisation {
             let matrices: Vec<Matrix> =
                 indices.clone().flat_map(|index| Layers::new(&config, index).matrices()).collect();
-            source = source.quantised(wanted, Modules::All, &matrices, &|_, _| {})?;
+            source = source.quantised(wanted, Modules::All, &matrices, progress)?;
         }
         let load = Loader { source: &source, compute: precision.compute, device, config: &config };
         Ok(TextEncoder {
