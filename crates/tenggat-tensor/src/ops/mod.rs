@@ -4,6 +4,7 @@
 //! and, where it pays, a fast CPU path in a file of its own; `cuda.rs` calls the kernels of `op.cu`. The reference runs in
 //! f32 and f64; finite differences are taken in f64, and GPUs are held to the reference.
 
+mod activation;
 pub mod adafactor;
 pub mod adamw;
 pub mod adamw8bit;

@@ -86,6 +86,17 @@ DEVICE void store(T* to, const float (&from)[V]) {
     *(Pack<T, V>*)to = pack;
 }
 
+// Where this thread works if each takes V neighbouring elements of a matrix; false if it has nothing to do.
+template <int V, class T>
+DEVICE bool element(int64_t& row, int64_t& col, const Mat<T>& of) {
+    const int per_row = of.cols / V;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (int64_t)of.rows * per_row) return false;
+    row = i / per_row;
+    col = i % per_row * V;
+    return true;
+}
+
 // Sum over the 32 threads of a warp, in all of them.
 DEVICE float warp_sum(float x) {
 #pragma unroll

@@ -124,10 +124,8 @@ struct Update {
 
 template <int V>
 DEVICE void update(const Update& a) {
-    const int per_row = a.parameter.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.parameter.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.parameter)) return;
     const Shared shared = *a.shared;
     const float own = shared.scale * of_row(a.clip.data[1], shared.mean, a.rows.data[row]);
     const float decay = 1.0f - shared.lr * a.weight_decay;

@@ -8,10 +8,8 @@ struct Two {
 
 template <int V, class T, class F>
 DEVICE void each(const Two<T>& a, F f) {
-    const int per_row = a.to.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.to.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.to)) return;
     f(row, col);
 }
 
@@ -85,10 +83,8 @@ struct Cast {
 // Four at a time where both sides allow it.
 template <int V, class A, class B>
 DEVICE void cast(const Cast<A, B>& a) {
-    const int per_row = a.to.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.to.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.to)) return;
     float x[V];
     load<V>(x, a.from.row(row) + col);
     store<V>(a.to.row(row) + col, x);

@@ -9,10 +9,8 @@ struct Gather {
 
 template <int V, class S, class T>
 DEVICE void gather(const Gather<S, T>& a) {
-    const int per_row = a.y.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.y.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.y)) return;
     float x[V];
     load<V>(x, a.table.row(a.ids[row]) + col);
     store<V>(a.y.row(row) + col, x);

@@ -8,10 +8,8 @@ struct Forward {
 
 template <int V, class T>
 DEVICE void forward(const Forward<T>& a) {
-    const int per_row = a.out.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.out.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.out)) return;
     float x[V], gate[V], y[V];
     load<V>(x, a.x.row(row) + col);
     load<V>(gate, a.gate.row(row / a.tokens) + col);
@@ -30,10 +28,8 @@ struct Input {
 
 template <int V, class T>
 DEVICE void backward_input(const Input<T>& a) {
-    const int per_row = a.dy.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.dy.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.dy)) return;
     float gate[V], d[V];
     load<V>(gate, a.gate.row(row / a.tokens) + col);
     load<V>(d, a.dout.row(row) + col);

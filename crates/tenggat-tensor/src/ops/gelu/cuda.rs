@@ -1,25 +1,11 @@
-//! GPU GELU.
+//! Kernels of GELU.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
-use crate::{Result, View, ViewMut};
+use crate::cuda::{Kernel, Module};
 
-pub(crate) const MODULE: Module = Module { name: "gelu", source: include_str!("op.cu") };
+pub(crate) const MODULE: Module = Module {
+    name: "gelu",
+    source: concat!(include_str!("../../cuda/kernels/activation.cuh"), include_str!("op.cu")),
+};
 
 pub(super) const FORWARD: Kernel = Kernel::new(&MODULE, "gelu_forward");
 pub(super) const BACKWARD: Kernel = Kernel::new(&MODULE, "gelu_backward");
-
-/// Mirrors `Two`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Two {
-    x: Mat,
-    y: Mat,
-}
-
-/// Runs a kernel over every element of `y` and that of `x` at the same place.
-pub(super) fn each(op: &'static str, kernel: Kernel, x: View<'_>, y: ViewMut<'_>) -> Result<()> {
-    let ((cuda, y_mat), (_, x)) = (y.cuda(op)?, x.cuda(op)?);
-    let (wide, v) = width(y.dtype(), &[x, y_mat]);
-    let grid = Grid::covering(y.rows() * y.cols() / v);
-    cuda.launch(kernel.wide(wide), &[y.dtype()], grid, Two { x, y: y_mat })
-}

@@ -7,10 +7,8 @@ struct Forward {
 
 template <int V, class T>
 DEVICE void forward(const Forward<T>& a) {
-    const int per_row = a.y.cols / V;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (int64_t)a.y.rows * per_row) return;
-    const int64_t row = i / per_row, col = i % per_row * V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.y)) return;
     float x[V], scale[V], shift[V];
     load<V>(x, a.x.row(row) + col);
     load<V>(scale, a.scale.data + col);

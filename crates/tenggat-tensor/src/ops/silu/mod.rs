@@ -3,7 +3,7 @@
 mod cpu;
 pub(crate) mod cuda;
 
-use super::dispatch_real;
+use super::{activation, dispatch_real};
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
@@ -15,7 +15,7 @@ pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "silu forward";
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
     if y.on_gpu() {
-        return cuda::each(OP, cuda::FORWARD, x, y);
+        return activation::each(OP, cuda::FORWARD, x, y);
     }
     dispatch_real!(OP, y.dtype(), T => {
         cpu::forward::<T>(x.cpu(OP)?, y.cpu(OP)?);
@@ -31,7 +31,7 @@ pub fn backward(x: View<'_>, d: ViewMut<'_>) -> Result<()> {
     const OP: &str = "silu backward";
     expect_shape(OP, "d", &x.shape(), &d.shape())?;
     if d.on_gpu() {
-        return cuda::each(OP, cuda::BACKWARD, x, d);
+        return activation::each(OP, cuda::BACKWARD, x, d);
     }
     dispatch_real!(OP, d.dtype(), T => {
         cpu::backward::<T>(x.cpu(OP)?, d.cpu(OP)?);

@@ -1,0 +1,20 @@
+//! Launches of the kernels of `kernels/activation.cuh`: activations of single elements on a GPU.
+
+use crate::cuda::{Grid, Kernel, Mat, width};
+use crate::{Result, View, ViewMut};
+
+/// Mirrors `Two`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Two {
+    x: Mat,
+    y: Mat,
+}
+
+/// Runs a kernel over every element of `y` and that of `x` at the same place.
+pub(super) fn each(op: &'static str, kernel: Kernel, x: View<'_>, y: ViewMut<'_>) -> Result<()> {
+    let ((cuda, y_mat), (_, x)) = (y.cuda(op)?, x.cuda(op)?);
+    let (wide, v) = width(y.dtype(), &[x, y_mat]);
+    let grid = Grid::covering(y.rows() * y.cols() / v);
+    cuda.launch(kernel.wide(wide), &[y.dtype()], grid, Two { x, y: y_mat })
+}
