@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cpu::Pool;
 use crate::cuda::{Cuda, Options};
-use crate::{DType, Result};
+use crate::{DType, Result, ops};
 
 /// A place that holds tensors and runs ops. Cheap to clone: clones share one buffer pool.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Device {
     /// # Errors
     /// No driver, no GPU, or a library is missing: the text says which, and what installs it.
     pub fn cuda(options: &Options) -> Result<Self> {
-        Ok(Device::Cuda(Cuda::open(options)?))
+        Ok(Device::Cuda(Cuda::open(options, ops::KERNELS)?))
     }
 
     /// A GPU whose kernels run on the processor, slowly. For tests.

@@ -8,8 +8,8 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::blas::{Blas, Product};
 use super::dnn::Dnn;
-use super::{Grid, Kernel, Options, compile, failed, library};
-use crate::{DType, Error, Result, ops};
+use super::{Grid, Kernel, Module, Options, compile, failed, library};
+use crate::{DType, Error, Result};
 
 /// A context with one queue of work.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ unsafe impl<T> Sync for Loaded<T> {}
 
 impl Gpu {
     /// The GPU, and what makes it slower than it could be.
-    pub fn open(options: &Options) -> Result<(Self, Vec<String>)> {
+    pub fn open(options: &Options, kernels: &[&'static Module]) -> Result<(Self, Vec<String>)> {
         library::preload(&options.libraries);
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
@@ -61,7 +61,7 @@ impl Gpu {
         };
         let cache = options.cache.as_deref();
         let mut modules = HashMap::new();
-        for (module, compiled) in compile::all(ops::KERNELS, &architecture, cache)? {
+        for (module, compiled) in compile::all(kernels, &architecture, cache)? {
             // SAFETY: the image is a whole CUBIN, which the driver copies.
             let handle = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
             modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));

@@ -59,13 +59,13 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// The GPU that the options name.
+    /// The GPU that the options name, with these kernels.
     ///
     /// # Errors
     /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which, and what
     /// installs it.
-    pub fn open(options: &Options) -> Result<Arc<Self>> {
-        let (gpu, notes) = Gpu::open(options)?;
+    pub(crate) fn open(options: &Options, kernels: &[&'static Module]) -> Result<Arc<Self>> {
+        let (gpu, notes) = Gpu::open(options, kernels)?;
         let cuda = Self::new(Machine::Gpu(Box::new(gpu)));
         notes.into_iter().for_each(|note| cuda.note(note));
         Ok(Arc::new(cuda))
