@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::blas::{Epilogue, Product};
 use super::{Grid, Kernel, Module, failed};
 use crate::ops::gemm;
+use crate::ops::quantise::float8;
 use crate::{DType, Device, Error, Result, Tensor};
 
 const HEADER: &str = include_str!("kernels/emulate.hpp");
@@ -155,6 +156,7 @@ fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> 
             values.push(unsafe {
                 match dtype {
                     DType::BF16 => (*(address as *const bf16).add(at)).to_f32(),
+                    DType::U8 => float8::decode(*(address as *const u8).add(at)),
                     _ => *(address as *const f32).add(at),
                 }
             });
@@ -168,19 +170,27 @@ pub(super) fn product(p: Product) -> Result<()> {
     let (m, n, k) = (p.rows, p.cols, p.inner);
     let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride)?;
     let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride)?;
-    let mut c = match p.beta {
-        0.0 => Tensor::zeros(&Device::cpu(), DType::F32, &[m, n])?,
-        _ => read(p.c, p.c_dtype, [m, n], p.c_stride)?,
+    let old = match p.beta {
+        0.0 => None,
+        _ => Some(read(p.c, p.c_dtype, [m, n], p.c_stride)?.to_f32()?),
     };
-    let beta = f64::from(p.beta);
+    let mut c = Tensor::empty(&Device::cpu(), DType::F32, &[m, n])?;
     let (a, b) = ((a.view(), p.a.transposed), (b.view(), p.b.transposed));
-    gemm::run("emulated product", f64::from(p.alpha), a, b, beta, c.view_mut())?;
+    gemm::run("emulated product", f64::from(p.alpha), a, b, 0.0, c.view_mut())?;
+    let row = |address: u64, dtype, len| read(address, dtype, [1, len], len)?.to_f32();
     let bias = match p.epilogue {
         Epilogue::None => None,
-        Epilogue::Bias(address) => Some(read(address, p.c_dtype, [1, n], n)?.to_f32()?),
+        Epilogue::Bias(address) => Some(row(address, p.c_dtype, n)?),
     };
-    for (at, value) in c.to_f32()?.into_iter().enumerate() {
-        let value = value + bias.as_ref().map_or(0.0, |bias| bias[at % n]);
+    // Codes are multiplied as they are, and the sums scaled.
+    let scales = match p.is_fp8() {
+        true => Some((row(p.a.scales, DType::F32, m)?, row(p.b.scales, DType::F32, n)?)),
+        false => None,
+    };
+    for (at, sum) in c.to_f32()?.into_iter().enumerate() {
+        let mut value = scales.as_ref().map_or(sum, |(a, b)| sum * (a[at / n] * b[at % n]));
+        value += old.as_ref().map_or(0.0, |old| p.beta * old[at]);
+        value += bias.as_ref().map_or(0.0, |bias| bias[at % n]);
         let at = at / n * p.c_stride + at % n;
         // SAFETY: as above, and the product owns what it writes.
         unsafe {
