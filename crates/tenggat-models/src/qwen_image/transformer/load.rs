@@ -44,6 +44,11 @@ pub struct LoadOptions<'a> {
     /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in bf16, and
     /// the attention's.
     pub narrow_products: bool,
+    /// Multiplies the blocks' frozen linears in 8-bit floats where the device does that ([`Device::fp8_products`]) and
+    /// their widths allow it: queries, keys and values, the output and the MLP of both streams. Their weights and the
+    /// other operands of their products are rounded to 8 bits, and they take 2 bytes per weight. Modulation, the ends of
+    /// the model, adapters and layers that a recovery adapter repairs stay as they are.
+    pub fp8_products: bool,
     /// Blocks, from the first, whose weights leave memory after each use and are read ahead of the next. Only quantised
     /// weights that lie in a file can.
     pub offloaded_blocks: usize,
@@ -57,6 +62,7 @@ struct Loader<'a> {
     device: &'a Device,
     modulation: ModulationStorage,
     narrow_products: bool,
+    fp8_products: bool,
     compute: DType,
     config: &'a Config,
 }
@@ -77,6 +83,16 @@ impl Loader<'_> {
             bias: Some(self.source.bias(&matrix)?),
             recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
         })
+    }
+
+    /// A linear of a block.
+    fn block_linear(&self, matrix: Matrix) -> Result<Linear> {
+        let mut linear = self.linear(matrix)?;
+        // A recovery adapter was made for the weights as they are quantised, not for others near them.
+        if self.fp8_products && linear.recovery.is_none() {
+            linear.weight = linear.weight.into_fp8()?;
+        }
+        Ok(linear)
     }
 
     fn modulation(&self, matrix: Matrix, slot: usize) -> Result<Modulation> {
@@ -105,11 +121,11 @@ impl Loader<'_> {
         Ok(Stream {
             layers,
             modulation: self.modulation(matrix(layers.modulation), slot)?,
-            qkv: self.linear(matrix(layers.qkv))?,
+            qkv: self.block_linear(matrix(layers.qkv))?,
             head_norms,
-            out: self.linear(matrix(layers.out))?,
-            mlp_in: self.linear(matrix(layers.mlp_in))?,
-            mlp_out: self.linear(matrix(layers.mlp_out))?,
+            out: self.block_linear(matrix(layers.out))?,
+            mlp_in: self.block_linear(matrix(layers.mlp_in))?,
+            mlp_out: self.block_linear(matrix(layers.mlp_out))?,
         })
     }
 }
@@ -231,7 +247,7 @@ impl Transformer {
         recovery: Option<&Recovery>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let LoadOptions { modulation, narrow_products, offloaded_blocks, .. } = options;
+        let LoadOptions { modulation, narrow_products, fp8_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
         let load = Loader {
             source: &source,
@@ -239,6 +255,7 @@ impl Transformer {
             device,
             modulation,
             narrow_products,
+            fp8_products,
             compute,
             config: &config,
         };
