@@ -123,11 +123,16 @@ impl Shape {
 /// A way of computing products of one shape.
 #[derive(Debug)]
 struct Plan {
-    description: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    c: sys::cublasLtMatrixLayout_t,
+    described: Described,
     algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// Products of one shape as the library is told of them.
+#[derive(Debug)]
+struct Described {
+    description: sys::cublasLtMatmulDesc_t,
+    /// Of its A, its B, and C.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
 }
 
 /// The library on one stream.
@@ -180,6 +185,63 @@ fn point(description: sys::cublasLtMatmulDesc_t, p: &Product) -> Result<()> {
     Ok(())
 }
 
+impl Described {
+    fn new(p: &Product) -> Result<Self> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let shape = Shape::of(p);
+        let [rows, cols, inner] = shape.extents;
+        let [a_type, b_type, c_type] = shape.types;
+        let error = |e| failed("description of a product", e);
+        let f32_type = sys::cudaDataType::CUDA_R_32F;
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let description = result::create_matmul_desc(compute, f32_type).map_err(error)?;
+        let mut described = Described { description, layouts: [std::ptr::null_mut(); 3] };
+        // CUBLAS_OP_T and CUBLAS_OP_N of cublas_api.h, which the bindings lack.
+        let operation = i32::from;
+        let [a_transposed, b_transposed] = shape.transposed;
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
+        if shape.bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
+        }
+        if p.is_fp8() {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &i8::from(shape.fast))?;
+        }
+        // What the library chooses may depend on which vectors there are.
+        point(description, p)?;
+        // A row-major matrix of r rows and c columns is a column-major one of c rows.
+        let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
+            result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
+        };
+        let [a_stride, b_stride, c_stride] = shape.strides;
+        let (a_shape, b_shape) = ([rows, inner], [inner, cols]);
+        let stored = |[r, c]: [usize; 2], transposed: bool| if transposed { [c, r] } else { [r, c] };
+        described.layouts[0] = layout(b_type, stored(b_shape, b_transposed), b_stride)?;
+        described.layouts[1] = layout(a_type, stored(a_shape, a_transposed), a_stride)?;
+        described.layouts[2] = layout(c_type, [rows, cols], c_stride)?;
+        Ok(described)
+    }
+}
+
+impl Drop for Described {
+    fn drop(&mut self) {
+        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
+        unsafe {
+            for layout in self.layouts {
+                if !layout.is_null() {
+                    let _ = result::destroy_matrix_layout(layout);
+                }
+            }
+            let _ = result::destroy_matmul_desc(self.description);
+        }
+    }
+}
+
 impl Blas {
     pub fn open(stream: CUstream) -> Result<Self> {
         // SAFETY: only asks whether a library can be opened.
@@ -200,22 +262,23 @@ impl Blas {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = plans.entry(shape).or_insert_with(|| self.plan(&p));
         let plan = plan.as_ref().map_err(|e| failed(&format!("product {shape:?}"), e))?;
-        point(plan.description, &p)?;
+        let Described { description, layouts: [a, b, c] } = plan.described;
+        point(description, &p)?;
         // SAFETY: descriptions are of these operands, which live until the work queued behind is done.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description,
+                description,
                 (&raw const p.alpha).cast(),
                 (&raw const p.beta).cast(),
                 p.b.address as *const c_void,
-                plan.a,
+                a,
                 p.a.address as *const c_void,
-                plan.b,
+                b,
                 p.c as *const c_void,
-                plan.c,
+                c,
                 p.c as *mut c_void,
-                plan.c,
+                c,
                 &raw const plan.algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
@@ -258,58 +321,15 @@ impl Blas {
 
     /// How to compute it, or why not.
     fn plan(&self, p: &Product) -> Result<Plan, String> {
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let f32_type = sys::cudaDataType::CUDA_R_32F;
-        let description = result::create_matmul_desc(compute, f32_type).map_err(|e| e.to_string())?;
-        self.describe(description, p).map_err(|e| {
-            // SAFETY: made above, and nothing else has it. Nothing can be done about what does not go.
-            let _ = unsafe { result::destroy_matmul_desc(description) };
-            e.to_string()
-        })
-    }
-
-    fn describe(&self, description: sys::cublasLtMatmulDesc_t, p: &Product) -> Result<Plan> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let shape = Shape::of(p);
-        let [rows, cols, inner] = shape.extents;
-        let [a_type, b_type, c_type] = shape.types;
-        let error = |e| failed("description of a product", e);
-        // CUBLAS_OP_T and CUBLAS_OP_N of cublas_api.h, which the bindings lack.
-        let operation = i32::from;
-        let [a_transposed, b_transposed] = shape.transposed;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
-        if shape.bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
-        }
-        if p.is_fp8() {
-            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &i8::from(shape.fast))?;
-        }
-        // What the library chooses may depend on which vectors there are.
-        point(description, p)?;
-        // A row-major matrix of r rows and c columns is a column-major one of c rows.
-        let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
-            result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
-        };
-        let [a_stride, b_stride, c_stride] = shape.strides;
-        let a = layout(b_type, if b_transposed { [cols, inner] } else { [inner, cols] }, b_stride)?;
-        let b = layout(a_type, if a_transposed { [inner, rows] } else { [rows, inner] }, a_stride)?;
-        let c = layout(c_type, [rows, cols], c_stride)?;
-        match self.algorithm(description, [a, b, c], shape.alignment) {
-            Ok(algorithm) => Ok(Plan { description, a, b, c, algorithm }),
-            Err(e) => {
-                for layout in [a, b, c] {
-                    // SAFETY: made above, and nothing else has it. Nothing can be done about what does not go.
-                    let _ = unsafe { result::destroy_matrix_layout(layout) };
-                }
-                Err(error(e))
-            }
-        }
+        let found = (|| {
+            let described = Described::new(p)?;
+            let Described { description, layouts } = &described;
+            let alignment = Shape::of(p).alignment;
+            let algorithm = (self.algorithm(*description, *layouts, alignment))
+                .map_err(|e| failed("way of computing a product", e))?;
+            Ok::<_, Error>(Plan { described, algorithm })
+        })();
+        found.map_err(|e| e.to_string())
     }
 
     /// The first choice of the library's heuristic.
@@ -349,17 +369,85 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        let plans = self.plans.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
         unsafe {
-            for plan in plans.values().flatten() {
-                for layout in [plan.a, plan.b, plan.c] {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-                let _ = result::destroy_matmul_desc(plan.description);
-            }
             let _ = cudarc::driver::result::free_sync(self.workspace);
             let _ = result::destroy_handle(self.handle);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
+    /// product only a GPU tells.
+    #[test]
+    fn products_of_8_bit_floats_can_be_described() {
+        let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
+        crate::cuda::library::preload(&std::env::split_paths(&folders).collect::<Vec<_>>());
+        // SAFETY: only asks whether a library can be opened.
+        if !unsafe { sys::is_culib_present() } {
+            eprintln!("skipped: libcublasLt is not there");
+            return;
+        }
+        let factor = |address, transposed| Factor {
+            address,
+            dtype: DType::U8,
+            stride: 64,
+            transposed,
+            scales: address + 4096,
+        };
+        let product = Product {
+            rows: 21,
+            cols: 48,
+            inner: 64,
+            alpha: 1.0,
+            a: factor(1 << 20, false),
+            b: factor(2 << 20, true),
+            beta: 0.0,
+            c: 3 << 20,
+            c_dtype: DType::BF16,
+            c_stride: 48,
+            epilogue: Epilogue::Bias(4 << 20),
+            fast: true,
+        };
+        assert!(product.fits_fp8());
+        let described = Described::new(&product).unwrap();
+        let read = |what, bytes: usize| {
+            let (mut value, mut written) = (0u64, 0);
+            // SAFETY: writes at most so many bytes of the value.
+            let status = unsafe {
+                sys::cublasLtMatmulDescGetAttribute(
+                    described.description,
+                    what,
+                    (&raw mut value).cast(),
+                    bytes,
+                    &raw mut written,
+                )
+            };
+            status.result().unwrap();
+            value
+        };
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, 8), product.b.scales);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, 8), product.a.scales);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, 4), 3);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, 4), 3);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1), 1);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, 4), 1);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, 4), 0);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8), 4 << 20);
+        for wrong in [
+            Product { a: factor(1 << 20, true), ..product },
+            Product { a: factor((1 << 20) + 8, false), ..product },
+            Product { cols: 40, ..product },
+            Product { inner: 56, ..product },
+            Product { c_stride: 56, ..product },
+        ] {
+            assert!(!wrong.fits_fp8(), "{wrong:?}");
         }
     }
 }

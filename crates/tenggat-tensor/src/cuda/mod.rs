@@ -43,7 +43,7 @@ pub struct Options {
 
 #[derive(Debug)]
 enum Machine {
-    Gpu(Gpu),
+    Gpu(Box<Gpu>),
     Emulated(Emulated),
 }
 
@@ -66,7 +66,7 @@ impl Cuda {
     /// installs it.
     pub fn open(options: &Options) -> Result<Arc<Self>> {
         let (gpu, notes) = Gpu::open(options)?;
-        let cuda = Self::new(Machine::Gpu(gpu));
+        let cuda = Self::new(Machine::Gpu(Box::new(gpu)));
         notes.into_iter().for_each(|note| cuda.note(note));
         Ok(Arc::new(cuda))
     }
