@@ -25,7 +25,7 @@ pub enum Weight {
     Resident(Resident),
     /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products round their
     /// other operand to 8-bit floats too.
-    Fp8(Fp8),
+    Fp8(Box<Fp8>),
 }
 
 impl Weight {
@@ -70,8 +70,8 @@ impl Weight {
             return Ok(self);
         }
         Ok(match self {
-            Weight::Dense(w) => Weight::Fp8(Fp8::from_dense(&w)?),
-            Weight::Resident(w) => Weight::Fp8(Fp8::from_resident(w)?),
+            Weight::Dense(w) => Weight::Fp8(Box::new(Fp8::from_dense(&w)?)),
+            Weight::Resident(w) => Weight::Fp8(Box::new(Fp8::from_resident(w)?)),
             other => other,
         })
     }

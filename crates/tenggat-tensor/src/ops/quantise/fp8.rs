@@ -372,7 +372,7 @@ mod tests {
 
     fn fp8(weight: Weight) -> Fp8 {
         match weight.into_fp8().unwrap() {
-            Weight::Fp8(w) => w,
+            Weight::Fp8(w) => *w,
             other => panic!("not in 8-bit floats: {other:?}"),
         }
     }
@@ -431,7 +431,7 @@ mod tests {
                 let transposed: Vec<f64> = (0..input * out)
                     .map(|i| f64::from(float8::decode(w_codes[i % out * input + i / out])))
                     .collect();
-                let w = Weight::Fp8(w);
+                let w = Weight::Fp8(Box::new(w));
                 let number = |shape: &[usize], seed| randn(dtype, shape, seed).into_device(&gpu).unwrap();
                 let (x, dy, bias) = (number(&[m, input], 1), number(&[m, out], 2), number(&[out], 4));
                 let (old_y, old_dx) = (number(&[m, out], 5), number(&[m, input], 6));
