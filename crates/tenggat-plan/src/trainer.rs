@@ -48,12 +48,12 @@ impl FromStr for Trainer {
 impl Trainer {
     /// The job as this trainer would run it on a machine.
     ///
-    /// tenggat multiplies on 8-bit units where the machine has them and the base is 8 bits or coarser; ai-toolkit has
-    /// neither that nor a modulation table, and computes every block again.
+    /// tenggat multiplies on 8-bit units where the job wants it and the machine has them; ai-toolkit has neither that nor a
+    /// modulation table, and computes every block again.
     pub fn adapt(self, config: &StepConfig, machine: &Machine) -> StepConfig {
         match self {
             Self::Tenggat => {
-                let fp8_products = config.precision.is_quantised() && machine.rates.gemm_fp8.is_some();
+                let fp8_products = config.fp8_products && machine.rates.gemm_fp8.is_some();
                 StepConfig { fp8_products, ..*config }
             }
             Self::AiToolkit => StepConfig {

@@ -79,6 +79,15 @@ impl Device {
         }
     }
 
+    /// Whether it multiplies 8-bit floats faster than wider ones, with a scale per row and column
+    /// ([`Fp8`](crate::ops::quantise::Fp8)).
+    pub fn fp8_products(&self) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(cuda) => cuda.fp8_products(),
+        }
+    }
+
     /// Waits until all that was asked of it is done.
     ///
     /// # Errors

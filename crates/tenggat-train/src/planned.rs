@@ -144,6 +144,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         rank: job.network.rank as u64,
         precision: job.model.quantisation.map_or(unquantised, precision),
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| RECOVERY_RANK),
+        fp8_products: job.model.fp8_products,
         optimiser: optimiser(job.train.optimiser.kind),
         steps: job.train.steps,
         fill: job.limits.fill,

@@ -42,6 +42,8 @@ pub struct StepBench {
     pub model: Config,
     /// Format of its matrices; `None` for bf16.
     pub format: Option<Format>,
+    /// Whether its frozen linears are multiplied in 8-bit floats; the device does that.
+    pub fp8_products: bool,
     /// Rank of the LoRA, on all 14 linears of every block.
     pub rank: usize,
     /// Rows and columns of patches; a patch is 16 × 16 pixels.
@@ -114,7 +116,7 @@ impl StepBench {
             precision: self.format.map_or(Planned::Bf16, planned::precision),
             ara_rank: None,
             activation_bytes: self.compute.bytes() as f64,
-            fp8_products: false,
+            fp8_products: self.fp8_products,
             kept_blocks: self.kept_blocks.min(self.model.num_layers) as u64,
             modulation: match self.steps_ahead {
                 Some(steps) => Modulation::Table { every_steps: steps as u64 },
@@ -137,7 +139,7 @@ impl StepBench {
             None => ModulationStorage::Resident,
         };
         let precision = Precision { compute: self.compute, weights: DType::BF16 };
-        let options = LoadOptions { modulation, ..LoadOptions::default() };
+        let options = LoadOptions { modulation, fp8_products: self.fp8_products, ..LoadOptions::default() };
         Transformer::from_source(self.model.clone(), device, precision, Arc::new(source), None, options)
     }
 
@@ -274,6 +276,7 @@ mod tests {
         StepBench {
             model,
             format: Some(Format::Uint(3)),
+            fp8_products: false,
             rank: 4,
             grid: (3, 4),
             text_tokens: 5,
@@ -325,6 +328,12 @@ mod tests {
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
+        // 8-bit products err by a few percent; the prediction of random weights is a part of what the loss squares.
+        let bench_8bit = StepBench { compute: DType::BF16, fp8_products: true, ..bench(Some(2), 1) };
+        let model = bench_8bit.random_model(&gpu).unwrap();
+        let measured = bench_8bit.measure(&model, &WallClock::start(), (0, 1), &mut |_| {}).unwrap();
+        let (in_8bit, wide) = (measured.steps[0].loss, losses(&gpu, DType::BF16, true)[0]);
+        assert!(in_8bit != wide && (in_8bit / wide - 1.0).abs() < 2e-2, "{in_8bit} {wide}");
         for adam_8bit in [false, true] {
             let expected = losses(&Device::cpu(), DType::F32, adam_8bit);
             for (compute, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 5e-3)] {

@@ -115,7 +115,7 @@ mod tests {
             match random.matrix(&matrix(name)).unwrap() {
                 Weight::Dense(w) => w.to_f32().unwrap(),
                 Weight::Quantised(w) => w.dequantise(&device, DType::F32).unwrap().to_f32().unwrap(),
-                Weight::Packed(_) | Weight::Resident(_) => panic!("a source does not pack"),
+                Weight::Packed(_) | Weight::Resident(_) | Weight::Fp8(_) => panic!("a source does not pack"),
             }
         };
         for name in ["", "uint2", "uint3", "uint7", "qfloat8", "int8"] {

@@ -54,7 +54,7 @@ impl Source for Dense {
         let mut dense = match self.quantised.matrix(matrix)? {
             Weight::Quantised(w) => w.dequantise(&device, DType::F64)?,
             Weight::Dense(w) => w,
-            Weight::Packed(_) | Weight::Resident(_) => panic!("a source does not pack"),
+            Weight::Packed(_) | Weight::Resident(_) | Weight::Fp8(_) => panic!("a source does not pack"),
         };
         if let Some(recovery) = &self.recovery
             && let Some(branch) = recovery.branch(matrix, &device)?

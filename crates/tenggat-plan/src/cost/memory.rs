@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::rates::Machine;
-use super::step::{Modulation, StepConfig};
+use super::step::{FP8_BYTES, Modulation, StepConfig};
 
 /// What memory is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,19 +138,25 @@ impl StepConfig {
         let lora = self.dims.lora_parameters(self.rank);
         let modulation = layers * self.dims.modulation_weights_per_block();
         let linear = layers * self.dims.linear_weights_per_block();
-        let (on_device, table) = match self.modulation {
-            Modulation::EveryStep => (linear + modulation, 0.0),
-            Modulation::Table { every_steps } => (linear, every_steps as f64 * self.table_bytes_per_step()),
+        let (resident, table) = match self.modulation {
+            Modulation::EveryStep => (modulation, 0.0),
+            Modulation::Table { every_steps } => (0.0, every_steps as f64 * self.table_bytes_per_step()),
         };
         let per_weight = self.precision.bytes_per_weight();
         let scales = self.precision.scale_bytes_per_weight(width);
+        // 8-bit operands are there twice, with an f32 per row of either.
+        let (per_linear_weight, linear_scales) =
+            if self.fp8_products { (2.0 * FP8_BYTES, 8.0 / width) } else { (per_weight, scales) };
         let again = self.recomputed_blocks() as f64;
         let rows = self.shape.rows();
         let per_block = self.activation_bytes_per_block();
         let copy = if self.activation_bytes < 4.0 { self.activation_bytes } else { 0.0 };
         let working = WORKING_WIDTHS * width * rows * self.activation_bytes;
         // A processor expands a few columns at a time, into scratch that every thread has.
-        let expanded = if self.precision.is_quantised() && !machine.shares_host_memory {
+        let expanded = if self.fp8_products {
+            // The widest layer's other operand.
+            4.0 * width * rows * FP8_BYTES
+        } else if self.precision.is_quantised() && !machine.shares_host_memory {
             self.dims.linear_weights_per_block() * self.operand_bytes()
         } else {
             0.0
@@ -169,8 +175,8 @@ impl StepConfig {
         let attention =
             if machine.shares_host_memory { 0.0 } else { rows * 4.0 * (width + self.dims.heads as f64) };
         let parts = [
-            (MemoryPart::Weights, on_device * per_weight + ends),
-            (MemoryPart::QuantisationScales, on_device * scales),
+            (MemoryPart::Weights, linear * per_linear_weight + resident * per_weight + ends),
+            (MemoryPart::QuantisationScales, linear * linear_scales + resident * scales),
             (MemoryPart::RecoveryAdapter, self.ara_rank.map_or(0.0, |r| 2.0 * self.dims.lora_parameters(r))),
             (MemoryPart::Lora, lora * (4.0 + copy)),
             (MemoryPart::Gradients, lora * 4.0),
@@ -190,6 +196,45 @@ impl StepConfig {
             parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0.0).collect(),
             // A copy of the LoRA in 16 bits while it is written.
             host_bytes: AROUND_BYTES + host + 2.0 * lora,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{ModelDims, Optimiser, Precision, StepShape};
+
+    fn config(dims: ModelDims) -> StepConfig {
+        StepConfig {
+            dims,
+            shape: StepShape { batch: 1, image_tokens: 256, text_tokens: 128 },
+            rank: 16,
+            precision: Precision::Uint(3),
+            ara_rank: None,
+            activation_bytes: 4.0,
+            fp8_products: false,
+            kept_blocks: 0,
+            modulation: Modulation::EveryStep,
+            optimiser: Optimiser::AdamW,
+            accumulation: 1,
+        }
+    }
+
+    /// 8-bit operands take two bytes per weight and a scale per row, whatever they were quantised to; modulation stays.
+    #[test]
+    fn operands_in_8_bit_floats_are_there_twice() {
+        let machine = Machine::from(crate::Gpu::find("H200").unwrap());
+        for precision in [Precision::Uint(3), Precision::Float8, Precision::Bf16] {
+            let wide =
+                StepConfig { precision, modulation: Modulation::EveryStep, ..config(ModelDims::QWEN_IMAGE) };
+            let narrow = StepConfig { fp8_products: true, ..wide };
+            let bytes = |step: &StepConfig| step.memory(&machine).part(MemoryPart::Weights);
+            let weights = wide.dims.layers as f64 * wide.dims.linear_weights_per_block();
+            let more = weights * (2.0 - precision.bytes_per_weight());
+            assert!((bytes(&narrow) - bytes(&wide) - more).abs() < 1.0, "{precision:?}");
+            let seconds = |step: &StepConfig| machine.rates.step_seconds(&step.work());
+            assert!(seconds(&narrow) < seconds(&wide), "{precision:?}");
         }
     }
 }

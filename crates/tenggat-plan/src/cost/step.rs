@@ -78,7 +78,8 @@ pub struct StepConfig {
     pub ara_rank: Option<u64>,
     /// Bytes per activation: 2 (bf16) or 4 (f32).
     pub activation_bytes: f64,
-    /// Whether frozen matrices are multiplied on 8-bit floating-point units.
+    /// Whether the frozen linears of the blocks are multiplied on 8-bit floating-point units, which take codes that are
+    /// kept twice, once transposed.
     pub fp8_products: bool,
     /// Blocks that keep their activations for the backward pass; the others compute them again.
     pub kept_blocks: u64,
@@ -106,6 +107,8 @@ const AFTER_FORWARD: [f64; 2] = [18.0, 5.0];
 const AFTER_BACKWARD: [f64; 2] = [26.0, 6.0];
 const BEFORE_BACKWARD: [f64; 2] = [13.0, 2.0];
 
+/// Bytes of an 8-bit float.
+pub(super) const FP8_BYTES: f64 = 1.0;
 /// Bytes of a parameter's gradient.
 const GRADIENT_BYTES: f64 = 4.0;
 
@@ -129,13 +132,14 @@ impl StepConfig {
         if self.fp8_products { OpClass::GemmFp8 } else { OpClass::Gemm }
     }
 
-    /// Bytes per weight as a product reads it: expanded if it is stored quantised.
+    /// Bytes per weight as a product of a block's linear reads it: expanded if it is stored quantised.
     pub(super) fn operand_bytes(&self) -> f64 {
-        match (self.fp8_products, self.precision.is_quantised()) {
-            (true, _) => 1.0,
-            (false, true) => self.activation_bytes,
-            (false, false) => self.precision.bytes_per_weight(),
-        }
+        if self.fp8_products { FP8_BYTES } else { self.wide_operand_bytes() }
+    }
+
+    /// The same of products that never run on 8-bit units.
+    fn wide_operand_bytes(&self) -> f64 {
+        if self.precision.is_quantised() { self.activation_bytes } else { self.precision.bytes_per_weight() }
     }
 
     fn stored_bytes(&self) -> f64 {
@@ -198,6 +202,11 @@ impl StepConfig {
             Direction::Backward => [rows, k, n],
         };
         work.gemm(self.base_class(), times, base, [self.activation_bytes, self.operand_bytes()]);
+        if self.fp8_products {
+            // The other operand is read and written rounded.
+            let bytes = rows * base[2] * (self.activation_bytes + FP8_BYTES);
+            work.traffic(OpClass::Elementwise, times, bytes, 1.0);
+        }
         self.adapter(work, direction, times, [rows, n, k, members], self.rank as f64, true);
         if let Some(rank) = self.ara_rank {
             self.adapter(work, direction, times, [rows, n, k, members], rank as f64, false);
@@ -264,7 +273,7 @@ impl StepConfig {
         let (n, rank) = (6.0 * width, self.rank as f64);
         let (times, bytes) = (self.layers(), self.activation_bytes);
         if direction == Direction::Forward && self.modulation == Modulation::EveryStep {
-            work.gemm(OpClass::Gemm, times, [batch, n, width], [bytes, self.operand_bytes()]);
+            work.gemm(OpClass::Gemm, times, [batch, n, width], [bytes, self.wide_operand_bytes()]);
         }
         // So few rows that the passage of the matrices is all that counts, and the start of each product.
         self.adapter_weights(work, direction, times, rank * (n + width), true);
@@ -294,15 +303,12 @@ impl StepConfig {
         if !self.precision.is_quantised() {
             return;
         }
-        let direct = self.fp8_products && self.precision == Precision::Float8;
-        if direct && direction == Direction::Forward {
-            return; // the stored form is the operand; the backward pass wants it transposed
-        }
-        let mut weights = self.dims.linear_weights_per_block();
+        // 8-bit operands are stored as they are multiplied.
+        let mut weights = if self.fp8_products { 0.0 } else { self.dims.linear_weights_per_block() };
         if self.modulation == Modulation::EveryStep && direction == Direction::Forward {
             weights += self.dims.modulation_weights_per_block();
         }
-        let bytes = weights * (self.stored_bytes() + self.operand_bytes());
+        let bytes = weights * (self.stored_bytes() + self.wide_operand_bytes());
         work.traffic(OpClass::Dequantise, self.layers(), bytes, 8.0);
     }
 

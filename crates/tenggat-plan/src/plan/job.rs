@@ -93,6 +93,8 @@ pub struct PlanJob {
     pub precision: Precision,
     /// Rank of an accuracy recovery adapter.
     pub ara_rank: Option<u64>,
+    /// Whether frozen matrices are multiplied in 8-bit floats where the machine does that.
+    pub fp8_products: bool,
     /// Optimiser.
     pub optimiser: Optimiser,
     /// Use of the modulation weights.
@@ -130,6 +132,7 @@ impl PlanJob {
             rank: 16,
             precision: Precision::Bf16,
             ara_rank: None,
+            fp8_products: false,
             optimiser: Optimiser::AdamW8bit,
             modulation: Modulation::Table { every_steps: 64 },
             steps: None,
@@ -157,7 +160,7 @@ impl PlanJob {
             precision: self.precision,
             ara_rank: self.ara_rank,
             activation_bytes,
-            fp8_products: false,
+            fp8_products: self.fp8_products && self.ara_rank.is_none(),
             kept_blocks: 0,
             modulation: self.modulation,
             optimiser: self.optimiser,

@@ -2,6 +2,10 @@
 //!
 //! The library's matrices are column-major, ours row-major: it computes `Cᵀ = op(B)ᵀ · op(A)ᵀ`, so our B is its A and the
 //! other way round, and a row-major matrix is its own transpose there.
+//!
+//! Operands of 8-bit floats come with a scale per row of A and per column of B (`OUTER_VEC_32F`, which the documentation
+//! promises for compute capability 9.0 from cuBLAS 12.9 on). Whether a device has that is asked of the library itself.
+//! These products are checked against headers and documentation alone; none has run on a GPU yet.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -21,12 +25,14 @@ const WORKSPACE: usize = 32 << 20;
 pub(crate) struct Factor {
     /// First element.
     pub address: u64,
-    /// bf16 or f32.
+    /// bf16 or f32; or bytes, which are e4m3 codes, in both operands.
     pub dtype: DType,
     /// Elements from one row to the next.
     pub stride: usize,
     /// Whether it is multiplied transposed.
     pub transposed: bool,
+    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; else 0.
+    pub scales: u64,
 }
 
 /// What is done to the result before it is rounded.
@@ -63,6 +69,26 @@ pub(crate) struct Product {
     pub c_stride: usize,
     /// What is done at the end.
     pub epilogue: Epilogue,
+    /// Whether sums of 8-bit products may be kept in the tensor cores, which round them to fewer than 24 bits.
+    pub fast: bool,
+}
+
+impl Product {
+    /// Whether it multiplies e4m3 codes.
+    pub fn is_fp8(&self) -> bool {
+        self.a.dtype == DType::U8
+    }
+
+    /// Whether 8-bit operands lie as tensor cores take them: both contiguous along the sums, and all axes along which
+    /// memory runs, the distances of rows and the addresses multiples of 16. The rows of C are free: memory does not run
+    /// along them.
+    pub fn fits_fp8(&self) -> bool {
+        let extents = [self.cols, self.inner, self.a.stride, self.b.stride, self.c_stride];
+        let addresses = [self.a.address, self.b.address, self.c];
+        (self.a.transposed, self.b.transposed) == (false, true)
+            && extents.iter().all(|n| n.is_multiple_of(16))
+            && addresses.iter().all(|address| address.is_multiple_of(16))
+    }
 }
 
 /// What products share that differ in nothing but addresses and factors.
@@ -73,6 +99,7 @@ struct Shape {
     strides: [usize; 3],
     transposed: [bool; 2],
     bias: bool,
+    fast: bool,
     /// Largest power of two that divides every address, up to 256.
     alignment: u32,
 }
@@ -87,6 +114,7 @@ impl Shape {
             strides: [p.a.stride, p.b.stride, p.c_stride],
             transposed: [p.a.transposed, p.b.transposed],
             bias: bias != 0,
+            fast: p.fast,
             alignment: 1 << addresses.trailing_zeros().min(8),
         }
     }
@@ -95,11 +123,16 @@ impl Shape {
 /// A way of computing products of one shape.
 #[derive(Debug)]
 struct Plan {
-    description: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    c: sys::cublasLtMatrixLayout_t,
+    described: Described,
     algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// Products of one shape as the library is told of them.
+#[derive(Debug)]
+struct Described {
+    description: sys::cublasLtMatmulDesc_t,
+    /// Of its A, its B, and C.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
 }
 
 /// The library on one stream.
@@ -108,7 +141,7 @@ pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     stream: CUstream,
     workspace: u64,
-    plans: Mutex<HashMap<Shape, Plan>>,
+    plans: Mutex<HashMap<Shape, Result<Plan, String>>>,
 }
 
 // SAFETY: the library's handle may be used from any thread, descriptions are not changed but under the lock.
@@ -120,6 +153,7 @@ fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
     match dtype {
         DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
         DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
+        DType::U8 => Ok(sys::cudaDataType::CUDA_R_8F_E4M3),
         dtype => Err(Error::DType { op: "matrix product", dtype, device: "cuda" }),
     }
 }
@@ -135,6 +169,77 @@ fn set<T>(
         result::set_matmul_desc_attribute(description, what, value.cast(), size_of::<T>())
     }
     .map_err(|e| failed("description of a product", e))
+}
+
+/// Tells the library where the vectors of a product are.
+fn point(description: sys::cublasLtMatmulDesc_t, p: &Product) -> Result<()> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    if let Epilogue::Bias(address) = p.epilogue {
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?;
+    }
+    if p.is_fp8() {
+        // Its A is our B.
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p.b.scales)?;
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p.a.scales)?;
+    }
+    Ok(())
+}
+
+impl Described {
+    fn new(p: &Product) -> Result<Self> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let shape = Shape::of(p);
+        let [rows, cols, inner] = shape.extents;
+        let [a_type, b_type, c_type] = shape.types;
+        let error = |e| failed("description of a product", e);
+        let f32_type = sys::cudaDataType::CUDA_R_32F;
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let description = result::create_matmul_desc(compute, f32_type).map_err(error)?;
+        let mut described = Described { description, layouts: [std::ptr::null_mut(); 3] };
+        // CUBLAS_OP_T and CUBLAS_OP_N of cublas_api.h, which the bindings lack.
+        let operation = i32::from;
+        let [a_transposed, b_transposed] = shape.transposed;
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
+        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
+        if shape.bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
+        }
+        if p.is_fp8() {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &i8::from(shape.fast))?;
+        }
+        // What the library chooses may depend on which vectors there are.
+        point(description, p)?;
+        // A row-major matrix of r rows and c columns is a column-major one of c rows.
+        let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
+            result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
+        };
+        let [a_stride, b_stride, c_stride] = shape.strides;
+        let (a_shape, b_shape) = ([rows, inner], [inner, cols]);
+        let stored = |[r, c]: [usize; 2], transposed: bool| if transposed { [c, r] } else { [r, c] };
+        described.layouts[0] = layout(b_type, stored(b_shape, b_transposed), b_stride)?;
+        described.layouts[1] = layout(a_type, stored(a_shape, a_transposed), a_stride)?;
+        described.layouts[2] = layout(c_type, [rows, cols], c_stride)?;
+        Ok(described)
+    }
+}
+
+impl Drop for Described {
+    fn drop(&mut self) {
+        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
+        unsafe {
+            for layout in self.layouts {
+                if !layout.is_null() {
+                    let _ = result::destroy_matrix_layout(layout);
+                }
+            }
+            let _ = result::destroy_matmul_desc(self.description);
+        }
+    }
 }
 
 impl Blas {
@@ -155,32 +260,25 @@ impl Blas {
     pub fn product(&self, p: Product) -> Result<()> {
         let shape = Shape::of(&p);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = match plans.entry(shape) {
-            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.plan(shape, p.epilogue)?),
-        };
-        if let Epilogue::Bias(address) = p.epilogue {
-            set(
-                plan.description,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                &address,
-            )?;
-        }
+        let plan = plans.entry(shape).or_insert_with(|| self.plan(&p));
+        let plan = plan.as_ref().map_err(|e| failed(&format!("product {shape:?}"), e))?;
+        let Described { description, layouts: [a, b, c] } = plan.described;
+        point(description, &p)?;
         // SAFETY: descriptions are of these operands, which live until the work queued behind is done.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description,
+                description,
                 (&raw const p.alpha).cast(),
                 (&raw const p.beta).cast(),
                 p.b.address as *const c_void,
-                plan.a,
+                a,
                 p.a.address as *const c_void,
-                plan.b,
+                b,
                 p.c as *const c_void,
-                plan.c,
+                c,
                 p.c as *mut c_void,
-                plan.c,
+                c,
                 &raw const plan.algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
@@ -190,36 +288,48 @@ impl Blas {
         .map_err(|e| failed(&format!("product {shape:?}"), e))
     }
 
-    fn plan(&self, shape: Shape, epilogue: Epilogue) -> Result<Plan> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let [rows, cols, inner] = shape.extents;
-        let [a_type, b_type, c_type] = shape.types;
-        let f32_type = sys::cudaDataType::CUDA_R_32F;
-        let error = |e| failed(&format!("product {shape:?}"), e);
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let description = result::create_matmul_desc(compute, f32_type).map_err(error)?;
-        // CUBLAS_OP_T and CUBLAS_OP_N of cublas_api.h, which the bindings lack.
-        let operation = i32::from;
-        let [a_transposed, b_transposed] = shape.transposed;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
-        if let Epilogue::Bias(address) = epilogue {
-            // The heuristic wants an address, though plans are used with others.
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?;
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
-        }
-        // A row-major matrix of r rows and c columns is a column-major one of c rows.
-        let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
-            result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
+    /// Whether the library has a way of computing it.
+    pub fn computes(&self, p: &Product) -> bool {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.entry(Shape::of(p)).or_insert_with(|| self.plan(p)).is_ok()
+    }
+
+    /// Whether it multiplies 8-bit floats with a scale per row and column on this device.
+    pub fn computes_fp8(&self) -> bool {
+        let factor = |transposed| Factor {
+            address: self.workspace,
+            dtype: DType::U8,
+            stride: 128,
+            transposed,
+            scales: self.workspace,
         };
-        let [a_stride, b_stride, c_stride] = shape.strides;
-        let a = layout(b_type, if b_transposed { [cols, inner] } else { [inner, cols] }, b_stride)?;
-        let b = layout(a_type, if a_transposed { [inner, rows] } else { [rows, inner] }, a_stride)?;
-        let c = layout(c_type, [rows, cols], c_stride)?;
-        let algorithm = self.algorithm(description, [a, b, c], shape.alignment).map_err(error)?;
-        Ok(Plan { description, a, b, c, algorithm })
+        self.computes(&Product {
+            rows: 128,
+            cols: 128,
+            inner: 128,
+            alpha: 1.0,
+            a: factor(false),
+            b: factor(true),
+            beta: 0.0,
+            c: self.workspace,
+            c_dtype: DType::BF16,
+            c_stride: 128,
+            epilogue: Epilogue::None,
+            fast: true,
+        })
+    }
+
+    /// How to compute it, or why not.
+    fn plan(&self, p: &Product) -> Result<Plan, String> {
+        let found = (|| {
+            let described = Described::new(p)?;
+            let Described { description, layouts } = &described;
+            let alignment = Shape::of(p).alignment;
+            let algorithm = (self.algorithm(*description, *layouts, alignment))
+                .map_err(|e| failed("way of computing a product", e))?;
+            Ok::<_, Error>(Plan { described, algorithm })
+        })();
+        found.map_err(|e| e.to_string())
     }
 
     /// The first choice of the library's heuristic.
@@ -259,17 +369,85 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        let plans = self.plans.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
         unsafe {
-            for plan in plans.values() {
-                for layout in [plan.a, plan.b, plan.c] {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-                let _ = result::destroy_matmul_desc(plan.description);
-            }
             let _ = cudarc::driver::result::free_sync(self.workspace);
             let _ = result::destroy_handle(self.handle);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
+    /// product only a GPU tells.
+    #[test]
+    fn products_of_8_bit_floats_can_be_described() {
+        let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
+        crate::cuda::library::preload(&std::env::split_paths(&folders).collect::<Vec<_>>());
+        // SAFETY: only asks whether a library can be opened.
+        if !unsafe { sys::is_culib_present() } {
+            eprintln!("skipped: libcublasLt is not there");
+            return;
+        }
+        let factor = |address, transposed| Factor {
+            address,
+            dtype: DType::U8,
+            stride: 64,
+            transposed,
+            scales: address + 4096,
+        };
+        let product = Product {
+            rows: 21,
+            cols: 48,
+            inner: 64,
+            alpha: 1.0,
+            a: factor(1 << 20, false),
+            b: factor(2 << 20, true),
+            beta: 0.0,
+            c: 3 << 20,
+            c_dtype: DType::BF16,
+            c_stride: 48,
+            epilogue: Epilogue::Bias(4 << 20),
+            fast: true,
+        };
+        assert!(product.fits_fp8());
+        let described = Described::new(&product).unwrap();
+        let read = |what, bytes: usize| {
+            let (mut value, mut written) = (0u64, 0);
+            // SAFETY: writes at most so many bytes of the value.
+            let status = unsafe {
+                sys::cublasLtMatmulDescGetAttribute(
+                    described.description,
+                    what,
+                    (&raw mut value).cast(),
+                    bytes,
+                    &raw mut written,
+                )
+            };
+            status.result().unwrap();
+            value
+        };
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, 8), product.b.scales);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, 8), product.a.scales);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, 4), 3);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, 4), 3);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1), 1);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, 4), 1);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, 4), 0);
+        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8), 4 << 20);
+        for wrong in [
+            Product { a: factor(1 << 20, true), ..product },
+            Product { a: factor((1 << 20) + 8, false), ..product },
+            Product { cols: 40, ..product },
+            Product { inner: 56, ..product },
+            Product { c_stride: 56, ..product },
+        ] {
+            assert!(!wrong.fits_fp8(), "{wrong:?}");
         }
     }
 }

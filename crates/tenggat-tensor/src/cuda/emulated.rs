@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::blas::{Epilogue, Product};
 use super::{Grid, Kernel, Module, failed};
-use crate::ops::gemm;
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::ops::quantise::float8;
+use crate::{DType, Error, Result};
 
 const HEADER: &str = include_str!("kernels/emulate.hpp");
 const COMMON: &str = include_str!("kernels/common.cuh");
@@ -160,8 +160,8 @@ impl Emulated {
     }
 }
 
-/// An operand as the processor's own product takes it.
-fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> Result<Tensor> {
+/// An operand in 32 bits, row by row.
+fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(rows * cols);
     for i in 0..rows {
         for j in 0..cols {
@@ -170,32 +170,49 @@ fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> 
             values.push(unsafe {
                 match dtype {
                     DType::BF16 => (*(address as *const bf16).add(at)).to_f32(),
+                    DType::U8 => float8::decode(*(address as *const u8).add(at)),
                     _ => *(address as *const f32).add(at),
                 }
             });
         }
     }
-    Tensor::from_f32(&Device::cpu(), DType::F32, &values, &[rows, cols])
+    values
 }
 
 /// The processor's own product, rounded as the GPU's would be: once, at the end.
-pub(super) fn product(p: Product) -> Result<()> {
+pub(super) fn product(p: Product) {
     let (m, n, k) = (p.rows, p.cols, p.inner);
-    let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride)?;
-    let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride)?;
-    let mut c = match p.beta {
-        0.0 => Tensor::zeros(&Device::cpu(), DType::F32, &[m, n])?,
-        _ => read(p.c, p.c_dtype, [m, n], p.c_stride)?,
+    let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride);
+    let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride);
+    let old = (p.beta != 0.0).then(|| read(p.c, p.c_dtype, [m, n], p.c_stride));
+    let mut c = vec![0.0f32; m * n];
+    // Strides from column to column and from row to row.
+    let strides = |transposed: bool, rows: usize, cols: usize| match transposed {
+        true => (rows as isize, 1),
+        false => (1, cols as isize),
     };
-    let beta = f64::from(p.beta);
-    let (a, b) = ((a.view(), p.a.transposed), (b.view(), p.b.transposed));
-    gemm::run("emulated product", f64::from(p.alpha), a, b, beta, c.view_mut())?;
+    let ((a_cs, a_rs), (b_cs, b_rs)) = (strides(p.a.transposed, m, k), strides(p.b.transposed, k, n));
+    // SAFETY: the vectors are as long as extents and strides say.
+    unsafe {
+        let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+        let threads = gemm::Parallelism::Rayon(0);
+        let (from, to) = ((a, a_cs, a_rs, b, b_cs, b_rs), (c, 1, n as isize));
+        gemm::gemm(
+            m, n, k, to.0, to.1, to.2, false, from.0, from.1, from.2, from.3, from.4, from.5, 0.0, p.alpha,
+            false, false, false, threads,
+        );
+    }
+    let row = |address: u64, dtype, len| read(address, dtype, [1, len], len);
     let bias = match p.epilogue {
         Epilogue::None => None,
-        Epilogue::Bias(address) => Some(read(address, p.c_dtype, [1, n], n)?.to_f32()?),
+        Epilogue::Bias(address) => Some(row(address, p.c_dtype, n)),
     };
-    for (at, value) in c.to_f32()?.into_iter().enumerate() {
-        let value = value + bias.as_ref().map_or(0.0, |bias| bias[at % n]);
+    // Codes are multiplied as they are, and the sums scaled.
+    let scales = p.is_fp8().then(|| (row(p.a.scales, DType::F32, m), row(p.b.scales, DType::F32, n)));
+    for (at, sum) in c.into_iter().enumerate() {
+        let mut value = scales.as_ref().map_or(sum, |(a, b)| sum * (a[at / n] * b[at % n]));
+        value += old.as_ref().map_or(0.0, |old| p.beta * old[at]);
+        value += bias.as_ref().map_or(0.0, |bias| bias[at % n]);
         let at = at / n * p.c_stride + at % n;
         // SAFETY: as above, and the product owns what it writes.
         unsafe {
@@ -205,5 +222,4 @@ pub(super) fn product(p: Product) -> Result<()> {
             }
         }
     }
-    Ok(())
 }

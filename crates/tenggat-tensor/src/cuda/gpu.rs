@@ -179,4 +179,14 @@ impl Gpu {
         self.bind()?;
         self.blas.product(product)
     }
+
+    /// Whether products of 8-bit floats with a scale per row and column are there.
+    pub fn fp8_products(&self) -> bool {
+        self.bind().is_ok() && self.blas.computes_fp8()
+    }
+
+    /// Whether there is a way of computing a product.
+    pub fn computes(&self, product: &Product) -> bool {
+        self.bind().is_ok() && self.blas.computes(product)
+    }
 }

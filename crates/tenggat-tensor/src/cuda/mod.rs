@@ -238,8 +238,29 @@ impl Cuda {
         }
         match &self.machine {
             Machine::Gpu(gpu) => gpu.product(product),
-            Machine::Emulated(_) => emulated::product(product),
+            Machine::Emulated(_) => {
+                emulated::product(product);
+                Ok(())
+            }
         }
+    }
+
+    /// Whether products of 8-bit floats with a scale per row and column are there: on compute capability 9.0 with cuBLAS
+    /// 12.9 or newer, by the documentation; the library itself is asked.
+    pub fn fp8_products(&self) -> bool {
+        match &self.machine {
+            Machine::Gpu(gpu) => gpu.fp8_products(),
+            Machine::Emulated(_) => true,
+        }
+    }
+
+    /// Whether a product of 8-bit floats can be computed: not every shape can.
+    pub(crate) fn computes_fp8(&self, product: &Product) -> bool {
+        product.fits_fp8()
+            && match &self.machine {
+                Machine::Gpu(gpu) => gpu.computes(product),
+                Machine::Emulated(_) => true,
+            }
     }
 
     /// cuDNN, if it is there.

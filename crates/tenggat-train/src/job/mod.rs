@@ -5,7 +5,7 @@
 //! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
 //! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
 //! `memory_limit`, `seed`, `threads`, `resume`, `compat`, `held_out`, `deliver`, `keep_best`,
-//! `lr_times_steps`.
+//! `lr_times_steps`, `fp8_products`.
 
 mod compare;
 mod compat;

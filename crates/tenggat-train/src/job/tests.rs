@@ -245,11 +245,12 @@ fn repeated_keys_are_warned_about_and_the_last_counts() {
 
 #[test]
 fn our_own_keys_and_compat_are_read() {
-    let own = "      tenggat: {budget: 1h30m, deadline: '2030-01-02T03:04:05Z', fill: true, margin: 2s, memory_limit: 22GB, seed: 7, threads: 2}\n      network:";
+    let own = "      tenggat: {budget: 1h30m, deadline: '2030-01-02T03:04:05Z', fill: true, margin: 2s, memory_limit: 22GB, seed: 7, threads: 2, fp8_products: true}\n      network:";
+    assert!(!job(&with("", "")).model.fp8_products);
     let job = job(&with("      network:", own).replace("---\n", "---\ncompat: [step-names, linear-ramp]\n"));
     assert_eq!((job.limits.budget_s, job.limits.margin_s, job.seed), (Some(5400.0), Some(2.0), 7));
     assert_eq!(job.limits.deadline.unwrap().to_string(), "2030-01-02T03:04:05Z");
-    assert!(job.limits.fill && job.limits.threads == Some(2));
+    assert!(job.limits.fill && job.limits.threads == Some(2) && job.model.fp8_products);
     assert_eq!(job.limits.memory_bytes, Some(22e9));
     let wrong = with("      network:", "      tenggat: {memory_limit: much}\n      network:");
     assert!(parse(&wrong).unwrap_err().to_string().contains("24GB"));

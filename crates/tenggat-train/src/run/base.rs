@@ -54,12 +54,18 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         let text = "`layer_offloading` has no effect: only quantised weights lie in a file that blocks can be read from";
         show(Event::Warning(text.into()));
     }
+    if job.model.fp8_products && !device.fp8_products() {
+        let text =
+            "`fp8_products` has no effect: this device does not multiply 8-bit floats with a scale per row";
+        show(Event::Warning(text.into()));
+    }
     let show = RefCell::new(show);
     let progress = |done, total| (show.borrow_mut())(Event::Quantised { done, total });
     let options = LoadOptions {
         quantisation: base.as_ref(),
         modulation,
         narrow_products: narrow,
+        fp8_products: job.model.fp8_products,
         offloaded_blocks: offloaded.ceil() as usize,
         progress: Some(&progress),
     };

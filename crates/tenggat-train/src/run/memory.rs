@@ -19,7 +19,7 @@ pub(super) fn steps_ahead(
     stored: Stored,
     options: &Options<'_>,
 ) -> Result<Option<u64>> {
-    let step = step(job, model, stored, (0, 0));
+    let step = step(job, model, stored, options.device, (0, 0));
     let limit_bytes = job.limits.memory_bytes.or(options.memory_bytes);
     let machine = machine(options.device, limit_bytes.unwrap_or(f64::INFINITY))?;
     Ok(match step.advised_modulation(&machine, limit_bytes) {
@@ -56,7 +56,7 @@ pub(super) fn kept_blocks(
         (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return Ok(usize::MAX),
         (Checkpointing::Auto, Some(limit_bytes)) => limit_bytes,
     };
-    let mut step = step(job, model.config(), model.precision(), data.largest_size());
+    let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
     step.shape.text_tokens = data.longest_prompt() as u64;
     if let Some(every_steps) = steps_ahead {
         step.modulation = Modulation::Table { every_steps };
@@ -75,7 +75,13 @@ pub(super) fn kept_blocks(
 }
 
 /// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices resident.
-fn step(job: &Job, model: &Config, stored: Stored, (width_px, height_px): (usize, usize)) -> StepConfig {
+fn step(
+    job: &Job,
+    model: &Config,
+    stored: Stored,
+    device: &Device,
+    (width_px, height_px): (usize, usize),
+) -> StepConfig {
     let dims = planned::dims(model, VaeConfig::default().spatial_factor());
     StepConfig {
         dims,
@@ -92,7 +98,7 @@ fn step(job: &Job, model: &Config, stored: Stored, (width_px, height_px): (usize
         },
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| planned::RECOVERY_RANK),
         activation_bytes: stored.compute.bytes() as f64,
-        fp8_products: false,
+        fp8_products: job.model.fp8_products && job.model.recovery_adapter.is_none() && device.fp8_products(),
         kept_blocks: 0,
         modulation: Modulation::EveryStep,
         optimiser: planned::optimiser(job.train.optimiser.kind),

@@ -114,6 +114,7 @@ mod tests {
             batch: 3,
             adam_8bit: false,
             compute: DType::BF16,
+            fp8_products: false,
             kept_blocks: 0,
             steps_ahead: None,
         }

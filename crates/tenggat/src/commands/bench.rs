@@ -56,6 +56,10 @@ struct StepArgs {
     /// How frozen matrices are stored: uint2 to uint7, qfloat8, float8, qint8, int8, or bf16.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     qtype: String,
+    /// Multiply the frozen linears in 8-bit floats, where the GPU does that; with --qtype float8, qfloat8, bf16 or any
+    /// other. Products then err by a few percent.
+    #[arg(long)]
+    fp8_products: bool,
     /// Rank of the LoRA.
     #[arg(long, default_value_t = 16)]
     rank: usize,
@@ -124,6 +128,7 @@ struct Report {
     block_weights: f64,
     random_weights: bool,
     qtype: String,
+    fp8_products: bool,
     rank: usize,
     resolution: usize,
     text_tokens: usize,
@@ -244,9 +249,15 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     let mut model = config(args)?;
     model.num_layers = args.layers.unwrap_or(model.num_layers);
     let patches = args.resolution / 16;
+    if args.fp8_products && !device.fp8_products() {
+        eprintln!(
+            "warning: --fp8-products has no effect: this device does not multiply 8-bit floats with a scale per row"
+        );
+    }
     let mut bench = StepBench {
         model,
         format,
+        fp8_products: args.fp8_products && device.fp8_products(),
         rank: args.rank,
         grid: (patches, patches),
         text_tokens: args.text_tokens,
@@ -310,7 +321,9 @@ fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<T
     };
     let offloaded_blocks = args.offloaded_blocks;
     let quantisation = quantisation.as_ref();
-    let options = LoadOptions { quantisation, modulation, offloaded_blocks, ..LoadOptions::default() };
+    let fp8_products = bench.fp8_products;
+    let options =
+        LoadOptions { quantisation, modulation, fp8_products, offloaded_blocks, ..LoadOptions::default() };
     let precision = Precision { compute: bench.compute, weights: DType::BF16 };
     Ok(Transformer::load_with(&locate(&args.model)?.join("transformer"), device, precision, options)?)
 }
@@ -355,6 +368,7 @@ fn report(
         block_weights: fit.config.dims.block_weights(),
         random_weights: args.random_weights,
         qtype: args.qtype.clone(),
+        fp8_products: bench.fp8_products,
         rank: args.rank,
         resolution: args.resolution,
         text_tokens: args.text_tokens,
@@ -384,7 +398,15 @@ fn table(report: &Report) -> String {
     let mut rows = vec![
         ("machine", report.machine.clone()),
         ("model", format!("{}, {} blocks, {weights:.2} G weights", report.model, report.blocks)),
-        ("weights", format!("{}, there in {:.1} s", report.qtype, report.load_s)),
+        (
+            "weights",
+            format!(
+                "{}{}, there in {:.1} s",
+                report.qtype,
+                if report.fp8_products { ", multiplied in 8-bit floats" } else { "" },
+                report.load_s
+            ),
+        ),
         (
             "step",
             format!(

@@ -44,6 +44,11 @@ pub struct LoadOptions<'a> {
     /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in bf16, and
     /// the attention's.
     pub narrow_products: bool,
+    /// Multiplies the blocks' frozen linears in 8-bit floats where the device does that ([`Device::fp8_products`]) and
+    /// their widths allow it: queries, keys and values, the output and the MLP of both streams. Their weights and the
+    /// other operands of their products are rounded to 8 bits, and they take 2 bytes per weight. Modulation, the ends of
+    /// the model, adapters and layers that a recovery adapter repairs stay as they are.
+    pub fp8_products: bool,
     /// Blocks, from the first, whose weights leave memory after each use and are read ahead of the next. Only quantised
     /// weights that lie in a file can.
     pub offloaded_blocks: usize,
@@ -58,6 +63,7 @@ struct Loader<'a> {
     modulation: ModulationStorage,
     narrow_products: bool,
     offloaded_blocks: usize,
+    fp8_products: bool,
     compute: DType,
     config: &'a Config,
 }
@@ -83,6 +89,16 @@ impl Loader<'_> {
             bias: Some(self.source.bias(&matrix)?),
             recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
         })
+    }
+
+    /// A linear of a block, whose weights may leave memory after each use.
+    fn block_linear(&self, matrix: Matrix, offloaded: bool) -> Result<Linear> {
+        let mut linear = self.linear_of(matrix, offloaded)?;
+        // A recovery adapter was made for the weights as they are quantised, not for others near them.
+        if self.fp8_products && !offloaded && linear.recovery.is_none() {
+            linear.weight = linear.weight.into_fp8()?;
+        }
+        Ok(linear)
     }
 
     fn modulation(&self, matrix: Matrix, slot: usize) -> Result<Modulation> {
@@ -112,11 +128,11 @@ impl Loader<'_> {
         Ok(Stream {
             layers,
             modulation: self.modulation(matrix(layers.modulation), slot)?,
-            qkv: self.linear_of(matrix(layers.qkv), offloaded)?,
+            qkv: self.block_linear(matrix(layers.qkv), offloaded)?,
             head_norms,
-            out: self.linear_of(matrix(layers.out), offloaded)?,
-            mlp_in: self.linear_of(matrix(layers.mlp_in), offloaded)?,
-            mlp_out: self.linear_of(matrix(layers.mlp_out), offloaded)?,
+            out: self.block_linear(matrix(layers.out), offloaded)?,
+            mlp_in: self.block_linear(matrix(layers.mlp_in), offloaded)?,
+            mlp_out: self.block_linear(matrix(layers.mlp_out), offloaded)?,
         })
     }
 }
@@ -238,7 +254,7 @@ impl Transformer {
         recovery: Option<&Recovery>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let LoadOptions { modulation, narrow_products, offloaded_blocks, .. } = options;
+        let LoadOptions { modulation, narrow_products, fp8_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
         let load = Loader {
             source: &source,
@@ -247,6 +263,7 @@ impl Transformer {
             modulation,
             narrow_products,
             offloaded_blocks,
+            fp8_products,
             compute,
             config: &config,
         };

@@ -5,7 +5,7 @@ use crate::{Result, View, ViewMut};
 
 fn factor(op: &'static str, view: View<'_>, transposed: bool) -> Result<Factor> {
     let (_, mat) = view.cuda(op)?;
-    Ok(Factor { address: mat.data, dtype: view.dtype(), stride: mat.stride as usize, transposed })
+    Ok(Factor { address: mat.data, dtype: view.dtype(), stride: mat.stride as usize, transposed, scales: 0 })
 }
 
 /// `C = alpha · op(A) · op(B) + beta · C`, plus a row `bias` of C's type. A and B have one type, C that or f32.
@@ -35,5 +35,6 @@ pub(crate) fn product(
         c_dtype: c.dtype(),
         c_stride: mat.stride as usize,
         epilogue,
+        fast: false,
     })
 }

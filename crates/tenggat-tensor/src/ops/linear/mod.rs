@@ -7,7 +7,7 @@ mod packed;
 
 pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
 
-use super::quantise::{Quantised, Resident, Use};
+use super::quantise::{Fp8, Quantised, Resident, Use};
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
 use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
@@ -24,6 +24,9 @@ pub enum Weight {
     Packed(Packed),
     /// `[out, in]` in 2 to 8 bits in a GPU's memory, dequantised whole as it is used.
     Resident(Resident),
+    /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products round their
+    /// other operand to 8-bit floats too.
+    Fp8(Box<Fp8>),
 }
 
 impl Weight {
@@ -53,10 +56,32 @@ impl Weight {
         }
     }
 
+    /// The weight as a GPU multiplies 8-bit floats, where it lies in the memory of one that does and its shape allows it;
+    /// else as it is. Takes 2 bytes per weight in place of what it took before.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn into_fp8(self) -> Result<Self> {
+        let device = match &self {
+            Weight::Dense(w) => w.device(),
+            Weight::Resident(w) => w.device(),
+            Weight::Quantised(_) | Weight::Packed(_) | Weight::Fp8(_) => return Ok(self),
+        };
+        if !device.fp8_products() || !Fp8::fits(self.shape()) {
+            return Ok(self);
+        }
+        Ok(match self {
+            Weight::Dense(w) => Weight::Fp8(Box::new(Fp8::from_dense(&w)?)),
+            Weight::Resident(w) => Weight::Fp8(Box::new(Fp8::from_resident(w)?)),
+            other => other,
+        })
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Weight::Resident(w) => w.shape(),
+            Weight::Fp8(w) => w.shape(),
             Weight::Dense(w) => [w.shape()[0], w.shape()[1]],
             Weight::Quantised(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
@@ -77,6 +102,7 @@ impl Weight {
             Weight::Quantised(w) => w.bytes(),
             Weight::Packed(w) => w.bytes(),
             Weight::Resident(w) => w.bytes(),
+            Weight::Fp8(w) => w.bytes(),
         }
     }
 
@@ -86,6 +112,7 @@ impl Weight {
             Weight::Resident(w) => Ok(Some(w.widened(dtype)?)),
             // It stays in host memory or in its file and is copied for every use.
             Weight::Quantised(w) => Ok(Some(Resident::new(w, device)?.widened(dtype)?)),
+            Weight::Fp8(w) => Ok(Some(w.widened(dtype)?)),
             Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
             _ => Ok(None),
         }
@@ -128,15 +155,20 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
     if let Weight::Packed(w) = w {
         return w.forward(x, bias, None, Write::Replace, y);
     }
+    let mut y = y;
     if y.on_gpu()
         && let Some(bias) = bias
     {
         expect_shape(OP, "bias", &[out], bias.shape())?;
+        if let Weight::Fp8(w) = w
+            && w.forward(x, bias, y.reborrow())?
+        {
+            return Ok(());
+        }
         let wide = w.scratch(&y.device(), y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nt_with_bias(x, w.view(), bias.view(), y);
     }
-    let mut y = y;
     let write = match bias {
         Some(bias) => {
             expect_shape(OP, "bias", &[out], bias.shape())?;
@@ -161,7 +193,13 @@ pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
 }
 
 fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'_>) -> Result<()> {
+    let mut y = y;
     if y.on_gpu() {
+        if let Weight::Fp8(w) = w
+            && w.product(x, write, y.reborrow())?
+        {
+            return Ok(());
+        }
         let wide = w.scratch(&y.device(), y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
         return gemm::nt(1.0, x, w.view(), write.beta(), y);
@@ -180,7 +218,9 @@ fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'
             Ok(())
         }),
         Weight::Packed(w) => w.forward(x, None, None, write, y),
-        Weight::Resident(_) => Err(Error::Place { op, expected: "host memory", got: "a GPU" }),
+        Weight::Resident(_) | Weight::Fp8(_) => {
+            Err(Error::Place { op, expected: "host memory", got: "a GPU" })
+        }
     }
 }
 
@@ -193,7 +233,13 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     let [out, input] = w.shape();
     expect_shape(OP, "dy columns", &[out], &[dy.cols()])?;
     expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
+    let mut dx = dx;
     if dx.on_gpu() {
+        if let Weight::Fp8(w) = w
+            && w.backward(dy, write, dx.reborrow())?
+        {
+            return Ok(());
+        }
         let wide = w.scratch(&dx.device(), dx.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nn(1.0, dy, w.view(), write.beta(), dx);
@@ -212,7 +258,9 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
             Ok(())
         }),
         Weight::Packed(w) => w.backward(dy, None, Some((write, dx))),
-        Weight::Resident(_) => Err(Error::Place { op: OP, expected: "host memory", got: "a GPU" }),
+        Weight::Resident(_) | Weight::Fp8(_) => {
+            Err(Error::Place { op: OP, expected: "host memory", got: "a GPU" })
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use crate::cuda::{Grid, Kernel, Mat, Module, int};
 use crate::error::expect_shape;
 use crate::{DType, Device, Result, Tensor, ViewMut};
 
-pub(crate) const MODULE: Module = Module { name: "quantise", source: include_str!("op.cu") };
+pub(crate) const MODULE: Module =
+    Module { name: "quantise", source: concat!(include_str!("op.cu"), include_str!("fp8.cu")) };
 
 const UINT: [Kernel; 6] = [
     Kernel::new(&MODULE, "widen_uint2"),
@@ -17,6 +18,7 @@ const UINT: [Kernel; 6] = [
 ];
 const FLOAT8: Kernel = Kernel::new(&MODULE, "widen_float8");
 const INT8: Kernel = Kernel::new(&MODULE, "widen_int8");
+const FP8: Kernel = Kernel::new(&MODULE, "widen_fp8");
 
 /// Weights that a thread takes.
 const PER_THREAD: usize = 8;
@@ -38,7 +40,7 @@ struct Widen {
 pub struct Resident {
     format: Format,
     shape: [usize; 2],
-    parts: Parts<Tensor>,
+    pub(super) parts: Parts<Tensor>,
 }
 
 impl Resident {
@@ -60,6 +62,11 @@ impl Resident {
     /// How it is stored.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// The GPU that holds it.
+    pub fn device(&self) -> Device {
+        self.parts.codes.device()
     }
 
     /// `[rows, cols]`.
@@ -89,8 +96,6 @@ impl Resident {
     pub fn dequantise(&self, to: ViewMut<'_>) -> Result<()> {
         const OP: &str = "dequantise";
         expect_shape(OP, "weights", &self.shape, &to.shape())?;
-        let (cuda, mat) = to.cuda(OP)?;
-        let [rows, cols] = self.shape;
         let kernel = match self.format {
             Format::Uint(bits) => UINT[usize::from(bits) - 2],
             Format::QFloat8 | Format::Float8 => FLOAT8,
@@ -98,16 +103,26 @@ impl Resident {
         };
         let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
         let Parts { codes, scales, zero_points } = &self.parts;
-        let args = Widen {
-            codes: address(codes)?,
-            scales: address(scales)?,
-            zero_points: address(zero_points)?,
-            rows: rows as i64,
-            cols: int(cols),
-            to: mat,
-        };
-        cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)
+        widen(kernel, [address(codes)?, address(scales)?, address(zero_points)?], self.shape, to)
     }
+}
+
+/// The same of e4m3 codes `[rows, cols]` with f32 scales, one per row, rounded to bf16 as `float8` is.
+pub(super) fn dequantise_fp8(codes: &Tensor, scales: &Tensor, to: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "dequantise fp8";
+    let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
+    widen(FP8, [address(codes)?, address(scales)?, 0], to.shape(), to)
+}
+
+fn widen(
+    kernel: Kernel,
+    [codes, scales, zero_points]: [u64; 3],
+    [rows, cols]: [usize; 2],
+    to: ViewMut<'_>,
+) -> Result<()> {
+    let (cuda, mat) = to.cuda("dequantise")?;
+    let args = Widen { codes, scales, zero_points, rows: rows as i64, cols: int(cols), to: mat };
+    cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@
 
 mod bytes;
 pub(crate) mod cuda;
-mod float8;
+pub(crate) mod float8;
 mod format;
+mod fp8;
 mod per_row;
 mod uint;
 
@@ -28,6 +29,7 @@ use rayon::prelude::*;
 pub use bytes::{Bytes, Owner, Use};
 pub use cuda::Resident;
 pub use format::Format;
+pub use fp8::Fp8;
 
 use crate::cpu::{Real, vectorised};
 use crate::error::expect_shape;

@@ -70,20 +70,20 @@ DEVICE void widen_uint(const Widen<T>& a) {
     put(a.to, row, (int)(i % (groups * 8)) * 8, w);
 }
 
-// One byte per weight and one scale per row. KIND 0: e4m3, rounded to bf16; 1: integers, exact.
+// One byte per weight and one scale per row. KIND 0: e4m3, rounded to bf16; 1: integers, exact; 2: as 0 with f32 scales.
 template <int KIND, class T>
 DEVICE void widen_bytes(const Widen<T>& a) {
     const int64_t per_row = (a.from.cols + 7) / 8, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     const int64_t row = i / per_row;
     if (row >= a.from.rows) return;
     const int col = i % per_row * 8;
-    const float scale = scale_of(a.from.scales, row);
+    const float scale = KIND == 2 ? ((const float*)a.from.scales)[row] : scale_of(a.from.scales, row);
     const uint8_t* codes = a.from.codes + row * a.from.cols + col;
     float w[8];
 #pragma unroll
     for (int k = 0; k < 8; k++) {
         const uint8_t code = col + k < a.from.cols ? codes[k] : 0;
-        w[k] = KIND == 0 ? rounded(float8(code) * scale) : (float)(signed char)code * scale;
+        w[k] = KIND == 1 ? (float)(signed char)code * scale : rounded(float8(code) * scale);
     }
     put(a.to, row, col, w);
 }
@@ -93,5 +93,6 @@ DEVICE void widen_bytes(const Widen<T>& a) {
 #define KERNELS(T, S)                                                        \
     UINT(T, S, 2) UINT(T, S, 3) UINT(T, S, 4) UINT(T, S, 5) UINT(T, S, 6) UINT(T, S, 7) \
     KERNEL void widen_float8_##S(Widen<T> a) { widen_bytes<0>(a); }          \
-    KERNEL void widen_int8_##S(Widen<T> a) { widen_bytes<1>(a); }
+    KERNEL void widen_int8_##S(Widen<T> a) { widen_bytes<1>(a); }            \
+    KERNEL void widen_fp8_##S(Widen<T> a) { widen_bytes<2>(a); }
 FOR_FLOATS(KERNELS)

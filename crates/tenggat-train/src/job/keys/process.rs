@@ -97,6 +97,7 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("fill", "true"),
             supported("margin", "2s"),
             supported("memory_limit", "22GB"),
+            supported("fp8_products", "true"),
             supported("seed", "7"),
             supported("compat", "[caption-spaces]"),
             supported("threads", "2"),

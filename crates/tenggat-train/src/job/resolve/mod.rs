@@ -222,7 +222,7 @@ impl Resolver<'_> {
             push,
             datasets,
             held_out: own.held_out.filter(|path| !path.is_empty()).map(PathBuf::from),
-            model: self.model(process.model.unwrap_or_default())?,
+            model: self.model(process.model.unwrap_or_default(), own.fp8_products.unwrap_or(false))?,
             train,
             sample,
             resume: own.resume.unwrap_or(true),
@@ -337,7 +337,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn model(&mut self, raw: raw::Model) -> Result<Model> {
+    fn model(&mut self, raw: raw::Model, fp8_products: bool) -> Result<Model> {
         let at = |key: &str| format!("{PROCESS}.model.{key}");
         let name_or_path = raw.name_or_path.filter(|n| !n.trim().is_empty()).ok_or_else(|| {
             self.missing(
@@ -386,6 +386,7 @@ impl Resolver<'_> {
             quantisation,
             recovery_adapter,
             text_quantisation,
+            fp8_products,
             low_vram,
             offloaded_share,
         })
