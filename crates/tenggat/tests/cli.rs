@@ -707,12 +707,16 @@ fn check_accepts_every_example() {
 fn a_step_of_the_real_width_is_measured_without_a_file() {
     let output = tenggat()
         .args(["bench", "step", "--random-weights", "--layers", "1", "--qtype", "uint3", "--rank", "4"])
+        .arg("--fp8-products")
         .args(["--resolution", "64", "--text-tokens", "8", "--warm-up", "0", "--json"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["blocks"], 1);
+    // No processor multiplies 8-bit floats: a warning, and the usual way.
+    assert!(text(&output).contains("--fp8-products has no effect"), "{}", text(&output));
+    assert_eq!(report["fp8_products"], false);
     let seconds = &report["seconds"];
     let parts = ["modulation", "forward", "backward", "update"].map(|part| seconds[part].as_f64().unwrap());
     assert!(parts.iter().all(|s| *s > 0.0), "{report}");
