@@ -274,7 +274,8 @@ mod tests {
     fn operands_in_8_bit_floats_are_there_twice() {
         let machine = Machine::from(crate::Gpu::find("H200").unwrap());
         for precision in [Precision::Uint(3), Precision::Float8, Precision::Bf16] {
-            let wide = StepConfig { precision, modulation: Modulation::EveryStep, ..config(ModelDims::QWEN_IMAGE) };
+            let wide =
+                StepConfig { precision, modulation: Modulation::EveryStep, ..config(ModelDims::QWEN_IMAGE) };
             let narrow = StepConfig { fp8_products: true, ..wide };
             let bytes = |step: &StepConfig| step.memory(&machine).part(MemoryPart::Weights);
             let weights = wide.dims.layers as f64 * wide.dims.linear_weights_per_block();
