@@ -53,8 +53,9 @@ fn a_job_on_a_gpu_has_the_losses_of_the_cpu() {
         return;
     }
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let expected = train(folders[0].path(), "cpu", "");
-    let got = train(folders[1].path(), "emulated", ", quantize: true, qtype: float8");
+    let quantised = ", quantize: true, qtype: float8";
+    let expected = train(folders[0].path(), "cpu", quantised);
+    let got = train(folders[1].path(), "emulated", quantised);
     assert_eq!((got.len(), expected.len()), (2, 2));
     for (got, expected) in got.into_iter().zip(expected) {
         assert!((got / expected - 1.0).abs() < 1e-2, "{got} {expected}");
