@@ -42,6 +42,8 @@ pub struct Checkpoint {
 pub enum Modules {
     /// All whose width the format allows.
     All,
+    /// Those under a name.
+    Under(&'static str),
     /// Those that a recovery adapter repairs.
     Only(BTreeSet<String>),
 }
@@ -94,6 +96,7 @@ impl Checkpoint {
         let (format, modules) = self.quantised.as_ref()?;
         let chosen = match modules {
             Modules::All => true,
+            Modules::Under(name) => part.module.starts_with(name),
             Modules::Only(names) => names.contains(&part.module),
         };
         (chosen && format.fits(matrix.input)).then_some(*format)

@@ -38,7 +38,8 @@ impl Dense {
         let config = Config::read(&folder()).unwrap();
         let weights = Weights::open(&folder(), "transformer").unwrap();
         let recovery = recovery.map(|path| Recovery::open(path).unwrap());
-        let modules = recovery.as_ref().map_or(Modules::All, |r| Modules::Only(r.modules()));
+        let modules =
+            recovery.as_ref().map_or(Modules::Under("transformer_blocks."), |r| Modules::Only(r.modules()));
         let device = Device::cpu();
         let checkpoint = Checkpoint::new(weights, "", &device, DType::F64, DType::F64);
         let quantised = checkpoint.quantised(wanted, modules, &config.matrices(), &|_, _| {}).unwrap();
