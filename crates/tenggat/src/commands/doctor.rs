@@ -53,8 +53,10 @@ fn gpu(choice: Choice) {
     let opened = device::options(ordinal).map_err(|e| e.to_string()).and_then(|options| {
         let found = cuda::libraries(&options);
         for (library, package) in LIBRARIES {
-            let path =
-                found.iter().map(|path| path.display().to_string()).find(|path| path.contains(library));
+            let path = found
+                .iter()
+                .map(|path| path.display().to_string())
+                .find(|path| path.contains(&format!("{library}.so")));
             let missing = || format!("not found: `pip install {package}`, or install the CUDA toolkit");
             row(library, &path.unwrap_or_else(missing));
         }
