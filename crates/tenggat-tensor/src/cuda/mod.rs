@@ -71,7 +71,8 @@ impl Cuda {
         Ok(Arc::new(cuda))
     }
 
-    /// A stand-in with so many bytes of memory that runs kernels on the processor. It needs a C++ compiler (`c++`, or what `CXX` names).
+    /// A stand-in with so many bytes of memory that runs kernels on the processor. It needs a C++ compiler (`c++`, or
+    /// what `CXX` names).
     ///
     /// # Errors
     /// There is no compiler.
