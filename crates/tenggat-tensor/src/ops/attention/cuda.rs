@@ -225,8 +225,6 @@ pub fn backward(
 ) -> Result<()> {
     let (cuda, dq_mat) = dq.cuda(op)?;
     let (shape, d) = shape(op, &cuda, layout, d_o.cols())?;
-    // For our own kernels.
-    let mut products = Tensor::empty(&dq.device(), DType::F32, &[d_o.rows(), layout.heads])?;
     let args = Backward {
         q: saved.q.cuda(op)?.1,
         k: saved.k.cuda(op)?.1,
@@ -234,7 +232,7 @@ pub fn backward(
         o: saved.o.cuda(op)?.1,
         d_o: d_o.cuda(op)?.1,
         lse: saved.lse.cuda(op)?.1,
-        products: products.view_mut().cuda(op)?.1,
+        products: Mat::NONE,
         dq: dq_mat,
         dk: dk.cuda(op)?.1,
         dv: dv.cuda(op)?.1,
@@ -252,6 +250,8 @@ pub fn backward(
         let result = dnn.backward(shape, operands, layout.scale as f32, workspace.address());
         return result.map_err(|e| Error::Cuda(e.to_string()));
     }
+    let mut products = Tensor::empty(&dq.device(), DType::F32, &[d_o.rows(), layout.heads])?;
+    let args = Backward { products: products.view_mut().cuda(op)?.1, ..args };
     let types = [dq.dtype()];
     cuda.launch(PRODUCTS, &types, Grid::covering(d_o.rows() * layout.heads * 32), args)?;
     cuda.launch(QUERIES[width(d)], &types, grid(layout), args)?;
