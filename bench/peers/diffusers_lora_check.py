@@ -28,7 +28,7 @@ def parse_arguments():
     parser.add_argument("--tenggat", type=Path, required=True, help="the tenggat program")
     parser.add_argument("--model", type=Path, required=True, help="model folder in the diffusers layout")
     parser.add_argument("--lora", type=Path, required=True, help="LoRA file written by tenggat")
-    parser.add_argument("--prompt", default="fox, fluent modern style")
+    parser.add_argument("--prompt", default="fox, neon sign style")
     parser.add_argument("--negative", default="")
     parser.add_argument("--size", default="128x128", metavar="WxH", help="sides are multiples of 16")
     parser.add_argument("--steps", type=int, default=20)

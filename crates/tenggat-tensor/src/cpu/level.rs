@@ -11,10 +11,19 @@ pub enum Level {
     Avx512,
     /// Dot products of bf16.
     Avx512Bf16,
+    /// Products of bf16 tiles.
+    Amx,
 }
 
-/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison.
+/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison. With `emulated-amx` tests compute
+/// tiles without the unit.
 const VARIABLE: &str = "TENGGAT_CPU_LEVEL";
+
+/// Whether tiles are multiplied by plain code: in tests, if the environment says so.
+pub fn tiles_are_emulated() -> bool {
+    static EMULATED: OnceLock<bool> = OnceLock::new();
+    cfg!(test) && *EMULATED.get_or_init(|| std::env::var(VARIABLE).as_deref() == Ok("emulated-amx"))
+}
 
 impl Level {
     /// What this processor has, or less if the environment says so; found out once.
@@ -24,9 +33,11 @@ impl Level {
             let cap = match std::env::var(VARIABLE).as_deref() {
                 Ok("portable") => Level::Portable,
                 Ok("avx512") => Level::Avx512,
-                _ => Level::Avx512Bf16,
+                Ok("avx512bf16") => Level::Avx512Bf16,
+                _ => Level::Amx,
             };
-            cap.min(Self::detected())
+            let detected = Self::detected();
+            if tiles_are_emulated() && detected >= Level::Avx512Bf16 { Level::Amx } else { cap.min(detected) }
         })
     }
 
@@ -34,6 +45,7 @@ impl Level {
     fn detected() -> Self {
         let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         match (avx512, is_x86_feature_detected!("avx512bf16")) {
+            (true, true) if super::amx::available() => Level::Amx,
             (true, true) => Level::Avx512Bf16,
             (true, false) => Level::Avx512,
             (false, _) => Level::Portable,
@@ -53,9 +65,15 @@ mod tests {
     /// The tests of all ops once more, in processes that may use less than this machine has.
     #[test]
     fn ops_are_right_at_every_level() {
-        for (level, name) in [(Level::Portable, "portable"), (Level::Avx512, "avx512")] {
-            if level >= Level::current() {
-                eprintln!("skipped: this processor has no more than {level:?}");
+        let current = Level::current();
+        for (name, there) in [
+            ("portable", Level::Portable < current),
+            ("avx512", Level::Avx512 < current),
+            ("avx512bf16", Level::Avx512Bf16 < current),
+            ("emulated-amx", Level::Avx512Bf16 <= current),
+        ] {
+            if !there {
+                eprintln!("skipped: for this processor {name} is no difference, or too much");
                 continue;
             }
             let mut tests = std::process::Command::new(std::env::current_exe().unwrap());

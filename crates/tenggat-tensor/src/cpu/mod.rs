@@ -1,5 +1,7 @@
 //! Host memory: element types, buffers and the pool that recycles them.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod element;
 mod level;
 mod matrix;
@@ -7,7 +9,7 @@ mod pool;
 mod simd;
 
 pub use element::{Element, Real};
-pub(crate) use level::Level;
+pub(crate) use level::{Level, tiles_are_emulated};
 pub(crate) use matrix::{Mat, MatMut};
 pub use pool::Pool;
 pub(crate) use pool::{Buffer, Storage};

@@ -56,6 +56,28 @@ extern "C" fn enter<A: Copy>(call: *mut c_void) {
     }
 }
 
+/// The folder that keeps compiled kernels: what lies in it is run, so it must be nobody else's to write.
+#[cfg(target_os = "linux")]
+fn kept_kernels() -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let user = std::fs::metadata("/proc/self")?.uid();
+    let folder = std::env::temp_dir().join(format!("tenggat-emulated-kernels-{user}"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    let found = std::fs::symlink_metadata(&folder)?;
+    if found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0 {
+        return Ok(folder);
+    }
+    Err(std::io::Error::other(format!("{} is another user's, or others may write to it", folder.display())))
+}
+
+/// The folder that keeps compiled kernels; temporary folders are each user's own here.
+#[cfg(not(target_os = "linux"))]
+fn kept_kernels() -> std::io::Result<PathBuf> {
+    let folder = std::env::temp_dir().join("tenggat-emulated-kernels");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
 impl Emulated {
     /// One with so many bytes of memory.
     pub fn new(memory: usize) -> Result<Self> {
@@ -67,8 +89,7 @@ impl Emulated {
                 compiler.display()
             )));
         }
-        let folder = std::env::temp_dir().join("tenggat-emulated-kernels");
-        std::fs::create_dir_all(&folder).map_err(|e| failed("folder of emulated kernels", e))?;
+        let folder = kept_kernels().map_err(|e| failed("folder of emulated kernels", e))?;
         Ok(Emulated { compiler, folder, memory, used: AtomicUsize::new(0), modules: Mutex::default() })
     }
 

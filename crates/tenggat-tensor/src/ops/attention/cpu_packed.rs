@@ -41,7 +41,7 @@ fn head(m: Mat<'_, f32>, from: usize, n: usize, h: usize, d: usize) -> Mat<'_, f
 /// # Safety
 /// As [`Job::run_serial`].
 unsafe fn product<E: Lane>(a: Strips<'_, E>, b: Strips<'_, E>, target: Target, add: bool, c: *mut f32) {
-    let job = Job { base: Term { a, b }, extras: &[], start: None, target, add };
+    let job = Job { base: &[Term { a, b }], extras: &[], start: None, target, add };
     // SAFETY: by the caller.
     unsafe { job.run_serial(c) }
 }
@@ -121,7 +121,7 @@ pub fn forward<E: Lane>(
                         }
                     },
                 );
-                let p = Strips::new(E::operand(scores, &mut room[..E::room(scores.len())]), rows, keys);
+                let p = Strips::new(E::operand(scores, 0, &mut room[..E::room(scores.len())]), rows, keys);
                 // SAFETY: likewise.
                 unsafe {
                     product(p, pv, Target::Rows(o.stride), false, o.at(from, h * d));
@@ -246,8 +246,8 @@ pub fn backward<E: Lane>(
                     },
                 );
                 let (room_p, room_ds) = (scratch.take::<E>(E::room(len)), scratch.take::<E>(E::room(len)));
-                let p = Strips::new(E::operand(p, room_p), rows, keys);
-                let ds = Strips::new(E::operand(ds, room_ds), rows, keys);
+                let p = Strips::new(E::operand(p, 0, room_p), rows, keys);
+                let ds = Strips::new(E::operand(ds, 0, room_ds), rows, keys);
                 let add = from != first;
                 // SAFETY: this task alone writes the rows of its sample in the columns of its head.
                 unsafe {

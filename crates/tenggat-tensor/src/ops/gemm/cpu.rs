@@ -232,7 +232,7 @@ unsafe fn packed<T: Real>(
             let pack = if transposed { pack_transposed } else { pack };
             pack(stored, alpha, to, parallel);
         }
-        let base = Term { a: Strips::new(pa, broadcast.2, k), b: Strips::new(pb, k, lanes.2) };
+        let base = &[Term { a: Strips::new(pa, broadcast.2, k), b: Strips::new(pb, k, lanes.2) }];
         let target = if turn { Target::Columns(stride) } else { Target::Rows(stride) };
         let job = Job { base, extras: &[], start: None, target, add: beta != 0.0 };
         // SAFETY: by the caller, C is m rows of n elements.

@@ -37,9 +37,7 @@ impl Weight {
     /// Out of memory.
     pub fn packed(self, exact: bool) -> Result<Self> {
         match self {
-            Weight::Dense(w) if w.dtype() == DType::F32 || !exact => {
-                Ok(Packed::pack(&w)?.map_or(Weight::Dense(w), Weight::Packed))
-            }
+            Weight::Dense(w) => Ok(Packed::pack(&w, exact)?.map_or(Weight::Dense(w), Weight::Packed)),
             other => Ok(other),
         }
     }

@@ -12,7 +12,7 @@ use super::Write;
 use crate::cpu::{Mat, MatMut, Real};
 use crate::error::expect_shape;
 use crate::ops::gemm::strips::{
-    Extra, Job, Lane, Scratch, Strips, Target, Term, WIDTH, pack, pack_transposed, packed_len,
+    Extra, Job, Lane, Parts, Scratch, Strips, Target, WIDTH, pack_transposed, packed_len, splits,
 };
 use crate::ops::gemm::{self, Operand};
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
@@ -23,6 +23,8 @@ use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 pub struct Packed {
     strips: Tensor,
     shape: [usize; 2],
+    /// Parts of the other operand of its products.
+    parts: usize,
 }
 
 /// The adapter of a layer: `scale · Bᵢ·(Aᵢ·x)` for each of its members, which share x.
@@ -57,11 +59,14 @@ pub fn packs(dtype: DType) -> bool {
 impl Packed {
     /// Packs a weight, if this processor multiplies packed ones of its type faster: 32-bit floats everywhere with
     /// AVX-512, bf16 where there are fast dot products of it. Products of a bf16 weight round the other operand to bf16
-    /// too; sums are 32-bit.
+    /// too, unless they are to be `exact`; sums are 32-bit.
+    ///
+    /// Exact products with a weight whose values are bf16, however it is stored, are made of bf16 ones where these are
+    /// more than three times as fast as 32-bit ones.
     ///
     /// # Errors
     /// Out of memory; the weight is not a matrix.
-    pub fn pack(weight: &Tensor) -> Result<Option<Self>> {
+    pub fn pack(weight: &Tensor, exact: bool) -> Result<Option<Self>> {
         let &[out, input] = weight.shape() else {
             return Err(Error::shape("pack", "axes of the weight", &[2], &[weight.shape().len()]));
         };
@@ -70,12 +75,20 @@ impl Packed {
         }
         let wide = if weight.dtype() == DType::F32 { None } else { Some(weight.to_dtype(DType::F32)?) };
         let wide = wide.as_ref().unwrap_or(weight).view().cpu::<f32>("pack")?;
-        let mut strips = weight.empty_like(&[packed_len(input, out)])?;
-        match weight.dtype() {
-            DType::BF16 => pack_transposed::<bf16>(wide, 1.0, strips.host_mut()?, true),
-            _ => pack_transposed::<f32>(wide, 1.0, strips.host_mut()?, true),
+        let narrow = weight.dtype() == DType::BF16 || splits() && is_narrow(wide);
+        let parts = match (narrow, exact || weight.dtype() == DType::F32) {
+            (true, true) if splits() => 3,
+            (true, true) => return Ok(None),
+            _ => 1,
+        };
+        let dtype = if narrow { DType::BF16 } else { DType::F32 };
+        let mut strips = Tensor::empty(&weight.device(), dtype, &[packed_len(input, out)])?;
+        if narrow {
+            pack_transposed::<bf16>(wide, 1.0, strips.host_mut()?, true);
+        } else {
+            pack_transposed::<f32>(wide, 1.0, strips.host_mut()?, true);
         }
-        Ok(Some(Packed { strips, shape: [out, input] }))
+        Ok(Some(Packed { strips, shape: [out, input], parts }))
     }
 
     /// `[out, in]`.
@@ -94,8 +107,8 @@ impl Packed {
     }
 
     /// `Wᵀ`, packed.
-    fn transpose<E: Element>(&self) -> Result<Strips<'_, E>> {
-        Ok(Strips::new(self.strips.host()?, self.shape[1], self.shape[0]))
+    fn transpose<E: Element + Lane>(&self) -> Result<Parts<'_, E>> {
+        Ok(Parts::one(Strips::new(self.strips.host()?, self.shape[1], self.shape[0])))
     }
 
     /// `y = x·Wᵀ + bias` and what the adapter adds, or added to `y`; `ax` becomes `A·x`, `[m, members · rank]`.
@@ -122,8 +135,8 @@ impl Packed {
             expect_shape(OP, "A·x", &[x.rows(), adapter.a.rows()], &ax.shape())?;
         }
         match self.dtype() {
-            DType::BF16 => forward::<bf16>(OP, x, self.transpose()?, bias, adapter, write, y),
-            _ => forward::<f32>(OP, x, self.transpose()?, bias, adapter, write, y),
+            DType::BF16 => forward::<bf16>(OP, x, self.transpose()?, self.parts, bias, adapter, write, y),
+            _ => forward::<f32>(OP, x, self.transpose()?, self.parts, bias, adapter, write, y),
         }
     }
 
@@ -153,8 +166,8 @@ impl Packed {
             expect_shape(OP, "gradients", &[1, adapter.parameters()], &gradients.all.shape())?;
         }
         match self.dtype() {
-            DType::BF16 => backward::<bf16>(OP, dy, self.transpose()?, trained, dx),
-            _ => backward::<f32>(OP, dy, self.transpose()?, trained, dx),
+            DType::BF16 => backward::<bf16>(OP, dy, self.transpose()?, self.parts, trained, dx),
+            _ => backward::<f32>(OP, dy, self.transpose()?, self.parts, trained, dx),
         }
     }
 }
@@ -206,18 +219,25 @@ fn columns(m: Mat<'_, f32>, range: Range<usize>) -> Mat<'_, f32> {
     Mat { data: m.data.get(range.start..).unwrap_or_default(), cols: range.len(), ..m }
 }
 
-/// Scratch for what every member of an adapter packs: m rows of its ranks, and its B.
-fn members_cost<E: Lane>(adapter: &Adapter<'_>, m: usize) -> usize {
-    let rank = adapter.rank();
-    let b = |(outputs, _): &(Range<usize>, View<'_>)| Scratch::cost::<E>(packed_len(rank, outputs.len()));
-    adapter.members.len() * Scratch::cost::<E>(packed_len(m, rank))
-        + adapter.members.iter().map(b).sum::<usize>()
+/// Whether all values are bf16.
+fn is_narrow(m: Mat<'_, f32>) -> bool {
+    (0..m.rows).all(|i| m.row(i).iter().all(|x| x.to_bits() & 0xffff == 0))
 }
 
+/// Scratch for what every member of an adapter packs: m rows of its ranks, and its B.
+fn members_cost<E: Lane>(adapter: &Adapter<'_>, m: usize, parts: usize) -> usize {
+    let rank = adapter.rank();
+    let b = |(outputs, _): &(Range<usize>, View<'_>)| Parts::<E>::cost(parts, rank, outputs.len());
+    adapter.members.len() * Parts::<E>::cost(parts, m, rank) + adapter.members.iter().map(b).sum::<usize>()
+}
+
+/// `parts`: of every operand but the weight.
+#[expect(clippy::too_many_arguments, reason = "the operands of one fused product")]
 fn forward<E: Lane>(
     op: &'static str,
     x: View<'_>,
-    weight: Strips<'_, E>,
+    weight: Parts<'_, E>,
+    parts: usize,
     bias: Option<&Tensor>,
     adapter: Option<(Adapter<'_>, ViewMut<'_>)>,
     write: Write,
@@ -226,15 +246,13 @@ fn forward<E: Lane>(
     let (x, y) = (x.cpu::<f32>(op)?, y.cpu::<f32>(op)?);
     let (m, input, out) = (x.rows, x.cols, y.cols);
     let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
-    let mut cost = Scratch::cost::<E>(packed_len(m, input)) + Scratch::cost::<f32>(out + WIDTH);
+    let mut cost = Parts::<E>::cost(parts, m, input) + Scratch::cost::<f32>(out + WIDTH);
     if let Some((adapter, _)) = &adapter {
-        cost += Scratch::cost::<E>(packed_len(input, adapter.a.rows())) + members_cost::<E>(adapter, m);
+        cost += Parts::<E>::cost(parts, input, adapter.a.rows()) + members_cost::<E>(adapter, m, parts);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
-        let px = scratch.take::<E>(packed_len(m, input));
-        pack(x, 1.0, px, true);
-        let px = Strips::new(px, m, input);
+        let px = Parts::<E>::pack(parts, x, 1.0, &mut scratch);
         let start = bias.map(|bias| {
             let row = scratch.take::<f32>(out.next_multiple_of(WIDTH));
             row[..out].copy_from_slice(bias.row(0));
@@ -245,10 +263,9 @@ fn forward<E: Lane>(
         let mut apart = Vec::new();
         if let Some((adapter, ax)) = adapter {
             let (a, ax) = (adapter.a.cpu::<f32>(op)?, ax.cpu::<f32>(op)?);
-            let pa = scratch.take::<E>(packed_len(input, a.rows));
-            pack_transposed(a, 1.0, pa, true);
-            let base = Term { a: px, b: Strips::new(pa, input, a.rows) };
-            let job = Job { base, extras: &[], start: None, target: Target::Rows(ax.stride), add: false };
+            let base = px.times(Parts::pack_transposed(parts, a, 1.0, &mut scratch));
+            let job =
+                Job { base: &base, extras: &[], start: None, target: Target::Rows(ax.stride), add: false };
             // SAFETY: A·x is m rows of as many elements as A has rows, borrowed exclusively.
             unsafe { job.run(ax.data.as_mut_ptr()) }
             let ax = Mat { data: &*ax.data, rows: ax.rows, cols: ax.cols, stride: ax.stride };
@@ -258,19 +275,15 @@ fn forward<E: Lane>(
                     apart.push((outputs.clone(), ax, b, adapter.scale));
                     continue;
                 }
-                let (rank, strips) = (b.cols, outputs.len().div_ceil(WIDTH));
-                let pax = scratch.take::<E>(packed_len(m, rank));
-                pack(ax, adapter.scale as f32, pax, true);
-                let pb = scratch.take::<E>(packed_len(rank, outputs.len()));
-                pack_transposed(b, 1.0, pb, true);
-                let term = Term { a: Strips::new(pax, m, rank), b: Strips::new(pb, rank, outputs.len()) };
+                let pax = Parts::pack(parts, ax, adapter.scale as f32, &mut scratch);
+                let terms = pax.times(Parts::pack_transposed(parts, b, 1.0, &mut scratch));
                 let first = outputs.start / WIDTH;
-                extras.push(Extra { term, strips: first..first + strips });
+                let strips = first..first + outputs.len().div_ceil(WIDTH);
+                extras.extend(terms.iter().map(|&term| Extra { term, strips: strips.clone() }));
             }
         }
-        let base = Term { a: px, b: weight };
         let target = Target::Rows(y.stride);
-        let job = Job { base, extras: &extras, start, target, add: write == Write::Add };
+        let job = Job { base: &px.times(weight), extras: &extras, start, target, add: write == Write::Add };
         // SAFETY: y is m rows of as many elements as the weight has outputs, borrowed exclusively.
         unsafe { job.run(y.data.as_mut_ptr()) }
         // Outputs that do not begin with a strip.
@@ -286,26 +299,25 @@ fn forward<E: Lane>(
 fn backward<E: Lane>(
     op: &'static str,
     dy: View<'_>,
-    weight: Strips<'_, E>,
+    weight: Parts<'_, E>,
+    parts: usize,
     trained: Option<Trained<'_>>,
     dx: Option<(Write, ViewMut<'_>)>,
 ) -> Result<()> {
     let dy = dy.cpu::<f32>(op)?;
     let (m, out) = (dy.rows, dy.cols);
-    let mut cost = Scratch::cost::<E>(packed_len(out, m));
+    let mut cost = Parts::<E>::cost(parts, out, m);
     if let Some(Trained { adapter, x, .. }) = &trained {
         let ranks = adapter.a.rows();
         cost += Scratch::cost::<f32>(packed_len(ranks, m))
-            + Scratch::cost::<E>(E::room(packed_len(ranks, m)))
-            + Scratch::cost::<E>(packed_len(x.cols(), ranks))
-            + Scratch::cost::<E>(packed_len(m, x.cols()))
-            + members_cost::<E>(adapter, m);
+            + Parts::<E>::sums_cost(parts, ranks, m)
+            + Parts::<E>::cost(parts, x.cols(), ranks)
+            + Parts::<E>::cost(parts, m, x.cols())
+            + members_cost::<E>(adapter, m, parts);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
-        let pdy = scratch.take::<E>(packed_len(out, m));
-        pack_transposed(dy, 1.0, pdy, true);
-        let pdy = Strips::new(pdy, out, m);
+        let pdy = Parts::<E>::pack_transposed(parts, dy, 1.0, &mut scratch);
         let mut extras = Vec::new();
         if let Some(Trained { adapter, x, ax, gradients }) = trained {
             let (a, ranks) = (adapter.a.cpu::<f32>(op)?, adapter.a.rows());
@@ -313,54 +325,49 @@ fn backward<E: Lane>(
             let sums = scratch.take::<f32>(packed_len(ranks, m));
             for (i, (outputs, b)) in adapter.members.iter().enumerate() {
                 let (b, rank) = (b.cpu::<f32>(op)?, adapter.rank());
-                let pb = scratch.take::<E>(packed_len(rank, outputs.len()));
-                pack_transposed(b, adapter.scale as f32, pb, true);
-                let term = Term {
-                    a: Strips::new(pb, rank, outputs.len()),
-                    b: pdy.rows_from(outputs.start, outputs.len()),
-                };
+                let pb = Parts::pack_transposed(parts, b, adapter.scale as f32, &mut scratch);
+                let base = pb.times(pdy.rows_from(outputs.start, outputs.len()));
                 let target = Target::Strips(ranks);
-                let job = Job { base: term, extras: &[], start: None, target, add: false };
+                let job = Job { base: &base, extras: &[], start: None, target, add: false };
                 // SAFETY: the rows of this member's rank in every strip of uᵀ, borrowed exclusively.
                 unsafe { job.run(sums.as_mut_ptr().add(i * rank * WIDTH)) }
             }
-            let room = scratch.take::<E>(E::room(sums.len()));
-            let pu = Strips::new(E::operand(sums, room), ranks, m);
+            let pu = Parts::of_sums(parts, sums, ranks, m, &mut scratch);
 
             let mut all = gradients.all.cpu::<f32>(op)?;
             let add = gradients.write == Write::Add;
             let (da, mut rest) = all.row_mut(0).split_at_mut(a.rows * a.cols);
-            let px = scratch.take::<E>(packed_len(m, a.cols));
-            pack(x.cpu::<f32>(op)?, 1.0, px, true);
-            let base = Term { a: pu, b: Strips::new(px, m, a.cols) };
-            let job = Job { base, extras: &[], start: None, target: Target::Rows(a.cols), add };
+            let base = pu.times(Parts::pack(parts, x.cpu::<f32>(op)?, 1.0, &mut scratch));
+            let job = Job { base: &base, extras: &[], start: None, target: Target::Rows(a.cols), add };
             // SAFETY: dA is as large as A, borrowed exclusively.
             unsafe { job.run(da.as_mut_ptr()) }
             let ax = ax.cpu::<f32>(op)?;
             for (i, (outputs, _)) in adapter.members.iter().enumerate() {
                 let rank = adapter.rank();
-                let pax = scratch.take::<E>(packed_len(m, rank));
-                pack(columns(ax, adapter.ranks(i)), adapter.scale as f32, pax, true);
-                let base =
-                    Term { a: pdy.rows_from(outputs.start, outputs.len()), b: Strips::new(pax, m, rank) };
+                let ax = columns(ax, adapter.ranks(i));
+                let pax = Parts::pack(parts, ax, adapter.scale as f32, &mut scratch);
+                let base = pdy.rows_from(outputs.start, outputs.len()).times(pax);
                 let (db, tail) = rest.split_at_mut(outputs.len() * rank);
                 rest = tail;
-                let job = Job { base, extras: &[], start: None, target: Target::Rows(rank), add };
+                let job = Job { base: &base, extras: &[], start: None, target: Target::Rows(rank), add };
                 // SAFETY: dB is as large as B, borrowed exclusively.
                 unsafe { job.run(db.as_mut_ptr()) }
             }
             if dx.is_some() {
-                let pa = scratch.take::<E>(packed_len(a.cols, ranks));
-                pack_transposed(a, 1.0, pa, true);
-                let term = Term { a: Strips::new(pa, a.cols, ranks), b: pu };
-                extras.push(Extra { term, strips: 0..m.div_ceil(WIDTH) });
+                let terms = Parts::pack_transposed(parts, a, 1.0, &mut scratch).times(pu);
+                extras.extend(terms.iter().map(|&term| Extra { term, strips: 0..m.div_ceil(WIDTH) }));
             }
         }
         if let Some((write, dx)) = dx {
             let dx = dx.cpu::<f32>(op)?;
-            let base = Term { a: weight, b: pdy };
             let target = Target::Columns(dx.stride);
-            let job = Job { base, extras: &extras, start: None, target, add: write == Write::Add };
+            let job = Job {
+                base: &weight.times(pdy),
+                extras: &extras,
+                start: None,
+                target,
+                add: write == Write::Add,
+            };
             // SAFETY: dx is m rows of as many elements as the weight has inputs, borrowed exclusively.
             unsafe { job.run(dx.data.as_mut_ptr()) }
         }
@@ -434,11 +441,11 @@ mod tests {
             self.members.iter().map(&mut member).collect()
         }
 
-        fn packed(&self, weight: &Tensor, write: Write) -> Results {
+        fn packed(&self, weight: &Tensor, exact: bool, write: Write) -> Results {
             let [x, dy, bias, a, b] = self.inputs(DType::F32);
             let members = self.b(&b);
             let adapter = Adapter { a: a.view(), members: &members, scale: SCALE };
-            let w = Packed::pack(weight).unwrap().unwrap();
+            let w = Packed::pack(weight, exact).unwrap().unwrap();
             let mut y = randn(DType::F32, dy.shape(), 6);
             let mut ax = x.empty_like(&[self.m, a.shape()[0]]).unwrap();
             w.forward(x.view(), Some(&bias), Some((adapter, ax.view_mut())), write, y.view_mut()).unwrap();
@@ -504,18 +511,21 @@ mod tests {
 
     #[test]
     fn one_pass_agrees_with_separate_products() {
-        for (dtype, available, tolerance) in
-            [(DType::F32, f32::available(), 2e-6), (DType::BF16, bf16::available(), 1e-2)]
-        {
+        for (dtype, exact, available, tolerance) in [
+            (DType::F32, true, f32::available(), 2e-6),
+            (DType::BF16, false, bf16::available(), 1e-2),
+            (DType::BF16, true, splits(), 2e-6),
+        ] {
             if !available {
-                eprintln!("skipped: no packed products of {dtype:?} on this processor");
+                eprintln!("skipped: no packed products of {dtype:?}, exact {exact}, on this processor");
                 continue;
             }
             for case in Case::all() {
                 let weight = randn(DType::F32, &[case.out, case.input], 9).to_dtype(dtype).unwrap();
                 for write in [Write::Replace, Write::Add] {
-                    let name = format!("{dtype:?} {}x{}x{} {write:?}", case.m, case.input, case.out);
-                    compare(&name, &case.packed(&weight, write), &case.reference(&weight, write), tolerance);
+                    let name = format!("{dtype:?} {exact} {}x{}x{} {write:?}", case.m, case.input, case.out);
+                    let got = case.packed(&weight, exact, write);
+                    compare(&name, &got, &case.reference(&weight, write), tolerance);
                 }
             }
         }
@@ -531,7 +541,7 @@ mod tests {
         let weight = randn(DType::F32, &[700, 512], 9);
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let r = pool.install(|| case.packed(&weight, Write::Replace));
+            let r = pool.install(|| case.packed(&weight, true, Write::Replace));
             [r.y, r.ax, r.dx, r.gradients].map(|t| t.to_f32().unwrap())
         };
         let one = run(1);
@@ -543,6 +553,7 @@ mod tests {
         let weight = randn(DType::F64, &[4, 4], 1);
         assert!(matches!(Weight::Dense(weight).packed(false), Ok(Weight::Dense(_))));
         let weight = randn(DType::F32, &[4, 4], 1).to_dtype(DType::BF16).unwrap();
-        assert!(matches!(Weight::Dense(weight).packed(true), Ok(Weight::Dense(_))));
+        let packed = Weight::Dense(weight).packed(true).unwrap();
+        assert_eq!(matches!(packed, Weight::Packed(_)), splits());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{HEIGHT, WIDTH};
+use super::WIDTH;
 
 /// Multiply-adds of a task, about: 40 µs of a core.
 const TASK_WORK: usize = 1 << 21;
@@ -22,9 +22,9 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// For C `[m, n]` with sums over about `k`.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
-        let (panels, strips) = (m.div_ceil(HEIGHT), n.div_ceil(WIDTH));
+    /// For C `[m, n]` with sums over about `k`, in panels of at most `height` rows.
+    pub fn new(m: usize, n: usize, k: usize, height: usize) -> Self {
+        let (panels, strips) = (m.div_ceil(height), n.div_ceil(WIDTH));
         let tasks = (m * n * k / TASK_WORK).clamp(1, MAX_TASKS);
         let groups = panels.div_ceil(MAX_PANELS).max(tasks.div_ceil(strips)).min(panels);
         let strips_per_task = strips.div_ceil(tasks.div_ceil(groups));
@@ -64,10 +64,11 @@ mod tests {
 
     #[test]
     fn tasks_cover_every_tile_once() {
+        const HEIGHT: usize = 14;
         for (m, n, k) in
             [(1, 1, 1), (14, 32, 5), (15, 33, 7), (320, 512, 2048), (4096, 3072, 3072), (4, 9000, 512)]
         {
-            let cut = Cut::new(m, n, k);
+            let cut = Cut::new(m, n, k, HEIGHT);
             let mut seen = vec![0; m.div_ceil(HEIGHT) * n.div_ceil(WIDTH)];
             for task in 0..cut.tasks() {
                 let (panels, strips) = cut.task(task);

@@ -18,34 +18,37 @@ pub(crate) struct Segment<E> {
 }
 
 /// A tile's sums: rows `[h, WIDTH]` at `c`, `stride` apart, added to what is there if `add`; `start` (a row of WIDTH,
-/// or null) is what the sums start from.
+/// or null) is what the sums start from. `again`: every segment's `b` and `k` are those of this thread's last tile, and
+/// so is what lies there.
 pub(crate) type Tile<E> =
-    unsafe fn(segments: &[Segment<E>], start: *const f32, c: *mut f32, stride: usize, add: bool);
+    unsafe fn(segments: &[Segment<E>], start: *const f32, c: *mut f32, stride: usize, add: bool, again: bool);
 
 /// A type that operands are packed in.
 pub(crate) trait Lane: Copy + Send + Sync + 'static {
     /// 0.
     const ZERO: Self;
-    /// `alpha · from`, rounded.
-    fn narrow(from: &[f32], alpha: f32, to: &mut [Self]);
+    /// `alpha · from`, rounded; of a part past the first, what the parts before it leave.
+    fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [Self]);
     /// Elements that [`Lane::operand`] needs for so many sums.
     fn room(sums: usize) -> usize;
-    /// Packed sums as packed operands: as they are, or rounded into `room`.
-    fn operand<'a>(sums: &'a [f32], room: &'a mut [Self]) -> &'a [Self];
-    /// Packs `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·` each, zeros for
-    /// missing rows.
+    /// Packed sums as packed operands: as they are, or a part of them rounded into `room`.
+    fn operand<'a>(sums: &'a [f32], part: usize, room: &'a mut [Self]) -> &'a [Self];
+    /// Packs a part of `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·` each, zeros
+    /// for missing rows.
     ///
     /// # Safety
     /// `from` has these elements, `to` has `cols` rows of a strip, and this type is [`available`](Lane::available).
-    unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, to: *mut Self);
+    unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, part: usize, to: *mut Self);
     /// Whether this machine multiplies packed operands of this type faster than unpacked ones.
     fn available() -> bool;
-    /// The kernel for tiles of 1 to `HEIGHT` rows; the half-wide one leaves the right 16 columns alone.
+    /// Rows of a tile, at most: no more than half of WIDTH.
+    fn height() -> usize;
+    /// The kernel for tiles of 1 to [`height`](Lane::height) rows; the half-wide one leaves the right 16 columns alone.
     fn tile(rows: usize, half: bool) -> Tile<Self>;
 }
 
 macro_rules! lane {
-    ($type:ty, $zero:expr, $available:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
+    ($type:ty, $zero:expr, $available:path, $height:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
         impl Lane for $type {
             const ZERO: Self = $zero;
 
@@ -56,6 +59,13 @@ macro_rules! lane {
                 false
             }
 
+            fn height() -> usize {
+                #[cfg(target_arch = "x86_64")]
+                return $height();
+                #[cfg(not(target_arch = "x86_64"))]
+                1
+            }
+
             fn tile(rows: usize, half: bool) -> Tile<Self> {
                 #[cfg(target_arch = "x86_64")]
                 return $tile(rows, half);
@@ -63,45 +73,71 @@ macro_rules! lane {
                 unreachable!("no kernel for {rows} rows, half {half}: `available` says so")
             }
 
-            unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, to: *mut Self) {
+            unsafe fn columns(
+                from: *const f32,
+                shape: (usize, usize, usize),
+                alpha: f32,
+                part: usize,
+                to: *mut Self,
+            ) {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: by the caller.
                 unsafe {
-                    $columns(from, shape, alpha, to);
+                    $columns(from, shape, alpha, part, to);
                 }
                 #[cfg(not(target_arch = "x86_64"))]
-                unreachable!("{from:?} {shape:?} {alpha} {to:?}: `available` says so")
+                unreachable!("{from:?} {shape:?} {alpha} {part} {to:?}: `available` says so")
             }
 
             fn room(sums: usize) -> usize {
                 $room(sums)
             }
 
-            fn operand<'a>(sums: &'a [f32], room: &'a mut [Self]) -> &'a [Self] {
-                $operand(sums, room)
+            fn operand<'a>(sums: &'a [f32], part: usize, room: &'a mut [Self]) -> &'a [Self] {
+                $operand(sums, part, room)
             }
 
             #[inline(always)]
-            fn narrow(from: &[f32], alpha: f32, to: &mut [Self]) {
-                $narrow(from, alpha, to)
+            fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [Self]) {
+                $narrow(from, alpha, part, to)
             }
         }
     };
 }
-lane!(f32, 0.0, x86::has_avx512, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
-lane!(bf16, bf16::ZERO, x86::has_fast_bf16, x86::tile_bf16, x86::columns_bf16, round, |sums| sums, rounded);
+lane!(f32, 0.0, x86::has_avx512, x86::height_f32, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
+lane!(
+    bf16,
+    bf16::ZERO,
+    x86::has_fast_bf16,
+    x86::height_bf16,
+    x86::tile_bf16,
+    x86::columns_bf16,
+    round,
+    |sums| sums,
+    rounded
+);
 
-fn as_they_are<'a>(sums: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+/// Whether exact products (see `parts.rs`) are faster made of bf16 ones.
+pub(crate) fn splits() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::amx::has_tiles();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+fn as_they_are<'a>(sums: &'a [f32], part: usize, _: &'a mut [f32]) -> &'a [f32] {
+    debug_assert_eq!(part, 0);
     sums
 }
 
-fn rounded<'a>(sums: &'a [f32], room: &'a mut [bf16]) -> &'a [bf16] {
-    round(sums, 1.0, room);
+fn rounded<'a>(sums: &'a [f32], part: usize, room: &'a mut [bf16]) -> &'a [bf16] {
+    round(sums, 1.0, part, room);
     room
 }
 
 #[inline(always)]
-fn scale(from: &[f32], alpha: f32, to: &mut [f32]) {
+fn scale(from: &[f32], alpha: f32, part: usize, to: &mut [f32]) {
+    debug_assert_eq!(part, 0);
     if alpha == 1.0 {
         to.copy_from_slice(from);
     } else {
@@ -109,11 +145,14 @@ fn scale(from: &[f32], alpha: f32, to: &mut [f32]) {
     }
 }
 
-fn round(from: &[f32], alpha: f32, to: &mut [bf16]) {
+fn round(from: &[f32], alpha: f32, part: usize, to: &mut [bf16]) {
     #[cfg(target_arch = "x86_64")]
     if bf16::available() {
         // SAFETY: the vector unit is there.
-        return unsafe { x86::narrow(from, alpha, to) };
+        return unsafe { x86::narrow(from, alpha, part, to) };
     }
-    to.iter_mut().zip(from).for_each(|(d, &s)| *d = bf16::from_f32(alpha * s));
+    to.iter_mut().zip(from).for_each(|(d, &s)| {
+        let left = (0..part).fold(alpha * s, |left, _| left - bf16::from_f32(left).to_f32());
+        *d = bf16::from_f32(left);
+    });
 }

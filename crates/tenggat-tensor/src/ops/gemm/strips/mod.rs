@@ -5,26 +5,29 @@
 //! step of the sum, what goes along the vector lanes; of A it holds, row by row, what is broadcast to them. So the
 //! packed weight of a layer serves its forward pass as B and its backward pass, `dXᵀ = Wᵀ·dYᵀ`, as A.
 //!
-//! Tiles of C are [`HEIGHT`] × [`WIDTH`], kept in registers over the sum: the blocking of Goto and van de Geijn,
+//! Tiles of C are [`Lane::height`] × [`WIDTH`], kept in registers over the sum: the blocking of Goto and van de Geijn,
 //! "Anatomy of high-performance matrix multiplication", 2008, without its packing loops.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod cut;
 mod lane;
 mod pack;
+mod parts;
 mod product;
 mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use lane::Lane;
+pub(crate) use lane::{Lane, splits};
 pub(crate) use pack::{pack, pack_transposed, packed_len};
+use pack::{pack_part, pack_part_transposed};
+pub(crate) use parts::Parts;
 pub(crate) use product::{Extra, Job, Target, Term};
 pub(crate) use scratch::Scratch;
 
 /// Columns of a strip: two vectors of 16 lanes.
 pub(crate) const WIDTH: usize = 32;
-/// Rows of a tile of C, at most: 14 × 2 sums, two vectors of B and a broadcast fill the 32 registers of AVX-512.
-pub(crate) const HEIGHT: usize = 14;
 
 /// A packed matrix, or some of its rows.
 #[derive(Debug)]

@@ -41,6 +41,16 @@ fn for_each_part<E: Lane>(
 
 /// Packs `alpha · m`: strips over its columns. `out` has [`packed_len`] elements.
 pub(crate) fn pack<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E], parallel: bool) {
+    pack_part(m, alpha, 0, out, parallel);
+}
+
+/// Packs `alpha · mᵀ`: strips over the rows of m. `out` has [`packed_len`] elements of `[m.cols, m.rows]`.
+pub(crate) fn pack_transposed<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E], parallel: bool) {
+    pack_part_transposed(m, alpha, 0, out, parallel);
+}
+
+/// Packs a part (see `parts.rs`) of `alpha · m`.
+pub fn pack_part<E: Lane>(m: Mat<'_, f32>, alpha: f32, part: usize, out: &mut [E], parallel: bool) {
     let out = &mut out[..packed_len(m.rows, m.cols)];
     for_each_part(out, m.rows, parallel, |strip, first, rows| {
         let columns = strip * WIDTH..m.cols.min((strip + 1) * WIDTH);
@@ -48,9 +58,9 @@ pub(crate) fn pack<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E], parallel
             let from = &m.row(first + i)[columns.clone()];
             // Of a length that the compiler knows, a copy is two moves instead of a call.
             match from.first_chunk::<WIDTH>() {
-                Some(from) => E::narrow(from, alpha, &mut to[..WIDTH]),
+                Some(from) => E::narrow(from, alpha, part, &mut to[..WIDTH]),
                 None => {
-                    E::narrow(from, alpha, &mut to[..from.len()]);
+                    E::narrow(from, alpha, part, &mut to[..from.len()]);
                     to[from.len()..].fill(E::ZERO);
                 }
             }
@@ -58,8 +68,14 @@ pub(crate) fn pack<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E], parallel
     });
 }
 
-/// Packs `alpha · mᵀ`: strips over the rows of m. `out` has [`packed_len`] elements of `[m.cols, m.rows]`.
-pub(crate) fn pack_transposed<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E], parallel: bool) {
+/// Packs a part of `alpha · mᵀ`.
+pub fn pack_part_transposed<E: Lane>(
+    m: Mat<'_, f32>,
+    alpha: f32,
+    part: usize,
+    out: &mut [E],
+    parallel: bool,
+) {
     assert!(E::available());
     let out = &mut out[..packed_len(m.cols, m.rows)];
     for_each_part(out, m.cols, parallel, |strip, first, columns| {
@@ -68,6 +84,6 @@ pub(crate) fn pack_transposed<E: Lane>(m: Mat<'_, f32>, alpha: f32, out: &mut [E
         let from = &m.data[top * m.stride + first..];
         assert!((rows - 1) * m.stride + cols <= from.len());
         // SAFETY: checked above, and the part is whole rows of a strip.
-        unsafe { E::columns(from.as_ptr(), (rows, cols, m.stride), alpha, columns.as_mut_ptr()) }
+        unsafe { E::columns(from.as_ptr(), (rows, cols, m.stride), alpha, part, columns.as_mut_ptr()) }
     });
 }

@@ -8,12 +8,12 @@ use super::cut::Cut;
 use super::lane::Segment;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use super::{HEIGHT, Lane, Strips, WIDTH};
+use super::{Lane, Strips, WIDTH};
 
 /// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level cache.
 const BLOCK: usize = 1024;
 /// Parts of a sum that a tile takes at once.
-const SEGMENTS: usize = 4;
+const SEGMENTS: usize = 12;
 /// Columns of a vector.
 const HALF: usize = WIDTH / 2;
 
@@ -60,7 +60,8 @@ impl Out {
 /// `C = start + base + extras`, or added to C.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Job<'a, E> {
-    pub base: Term<'a, E>,
+    /// At least one, all of the same shape.
+    pub base: &'a [Term<'a, E>],
     pub extras: &'a [Extra<'a, E>],
     /// A row that every row of the sums starts from, whole strips long.
     pub start: Option<&'a [f32]>,
@@ -79,7 +80,7 @@ impl<E: Lane> Job<'_, E> {
         if m == 0 || n == 0 {
             return;
         }
-        let cut = Cut::new(m, n, self.base.a.cols);
+        let cut = Cut::new(m, n, self.base[0].a.cols, E::height());
         if cut.tasks() == 1 {
             let (panels, strips) = cut.whole();
             // SAFETY: by the caller.
@@ -100,7 +101,7 @@ impl<E: Lane> Job<'_, E> {
     pub unsafe fn run_serial(&self, c: *mut f32) {
         let (m, n) = self.check();
         if m > 0 && n > 0 {
-            let cut = Cut::new(m, n, self.base.a.cols);
+            let cut = Cut::new(m, n, self.base[0].a.cols, E::height());
             let (panels, strips) = cut.whole();
             // SAFETY: by the caller.
             unsafe { self.task(&cut, panels, strips, c) }
@@ -108,8 +109,11 @@ impl<E: Lane> Job<'_, E> {
     }
 
     fn check(&self) -> (usize, usize) {
-        let (m, n) = (self.base.a.rows, self.base.b.cols);
-        assert!(E::available() && self.base.a.cols == self.base.b.rows);
+        let (m, k, n) = (self.base[0].a.rows, self.base[0].a.cols, self.base[0].b.cols);
+        assert!(E::available());
+        for Term { a, b } in self.base {
+            assert!((a.rows, a.cols, b.rows, b.cols) == (m, k, k, n));
+        }
         for extra in self.extras {
             let Term { a, b } = extra.term;
             assert!(a.rows == m && a.cols == b.rows);
@@ -122,12 +126,14 @@ impl<E: Lane> Job<'_, E> {
     /// # Safety
     /// As [`Job::run`]; the panels and strips are inside C.
     unsafe fn task(&self, cut: &Cut, panels: Range<usize>, strips: Range<usize>, c: *mut f32) {
-        let k = self.base.a.cols;
+        let k = self.base[0].a.cols;
         let mut from = 0;
         loop {
             let steps = BLOCK.min(k - from);
             let last = from + steps == k;
             for strip in strips.clone() {
+                let extras = || self.extras.iter().filter(|e| last && e.strips.contains(&strip));
+                let at_once = self.base.len() + extras().count() <= SEGMENTS;
                 for panel in panels.clone() {
                     let rows = cut.panel(panel);
                     let mut tile = TileSums {
@@ -136,19 +142,18 @@ impl<E: Lane> Job<'_, E> {
                         strip,
                         c,
                         first: from == 0,
+                        again: at_once && panel > panels.start,
                         held: 0,
                         segments: [Segment { a: std::ptr::null(), a_step: 0, b: std::ptr::null(), k: 0 };
                             SEGMENTS],
                     };
                     // SAFETY: by the caller.
                     unsafe {
-                        if steps > 0 {
-                            tile.push(&self.base, strip, from, steps);
+                        for term in self.base {
+                            tile.push(term, strip, from, steps);
                         }
-                        if last {
-                            for extra in self.extras.iter().filter(|e| e.strips.contains(&strip)) {
-                                tile.push(&extra.term, strip - extra.strips.start, 0, extra.term.a.cols);
-                            }
+                        for extra in extras() {
+                            tile.push(&extra.term, strip - extra.strips.start, 0, extra.term.a.cols);
                         }
                         tile.flush();
                     }
@@ -170,6 +175,8 @@ struct TileSums<'a, 'j, E> {
     c: *mut f32,
     /// Whether nothing was written yet.
     first: bool,
+    /// Whether the last tile had the same B.
+    again: bool,
     segments: [Segment<E>; SEGMENTS],
     held: usize,
 }
@@ -204,7 +211,7 @@ impl<E: Lane> TileSums<'_, '_, E> {
             return;
         }
         let (i, j, h) = (self.rows.start, self.strip * WIDTH, self.rows.len());
-        let cols = WIDTH.min(self.job.base.b.cols - j);
+        let (cols, again) = (WIDTH.min(self.job.base[0].b.cols - j), self.again);
         let start = match self.job.start {
             Some(row) if self.first => row[j..j + WIDTH].as_ptr(),
             _ => std::ptr::null(),
@@ -217,19 +224,19 @@ impl<E: Lane> TileSums<'_, '_, E> {
             match self.job.target {
                 Target::Strips(height) => {
                     let to = self.c.add((self.strip * height + i) * WIDTH);
-                    E::tile(h, false)(segments, start, to, WIDTH, add);
+                    E::tile(h, false)(segments, start, to, WIDTH, add, again);
                 }
                 Target::Rows(stride) if cols == WIDTH => {
-                    kernel(segments, start, self.c.add(i * stride + j), stride, add);
+                    kernel(segments, start, self.c.add(i * stride + j), stride, add, again);
                 }
                 Target::Rows(stride) => {
                     let mut sums = zeros();
-                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false);
+                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false, again);
                     put(&sums[..h], cols, self.c.add(i * stride + j), stride, add);
                 }
                 Target::Columns(stride) => {
                     let mut sums = zeros();
-                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false);
+                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false, again);
                     put_transposed(&sums, h, cols, self.c.add(j * stride + i), stride, add);
                 }
             }
@@ -237,8 +244,6 @@ impl<E: Lane> TileSums<'_, '_, E> {
         (self.held, self.first) = (0, false);
     }
 }
-
-const _: () = assert!(HEIGHT <= HALF);
 
 /// # Safety
 /// `c` has these rows and columns.

@@ -6,24 +6,26 @@ use std::sync::OnceLock;
 use half::bf16;
 
 use super::lane::{Segment, Tile};
-use super::{HEIGHT, WIDTH};
+use super::{WIDTH, amx};
 use crate::cpu::Level;
 
 /// Lanes of a vector.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
+/// Rows of a tile of C, at most: 14 × 2 sums, two vectors of B and a broadcast fill the 32 registers.
+const HEIGHT: usize = 14;
 
 pub fn has_avx512() -> bool {
     Level::current() >= Level::Avx512
 }
 
-/// Whether bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since Zen 4 (measured 235
-/// against 117 GFLOP/s). On Intel's cores they run at half of it.
+/// Whether there is a tile unit, or bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since
+/// Zen 4 (measured 235 against 117 GFLOP/s). On Intel's cores they run at half of it.
 pub fn has_fast_bf16() -> bool {
     static FAST: OnceLock<bool> = OnceLock::new();
     *FAST.get_or_init(|| {
         let vendor = __cpuid(0);
         let amd = (vendor.ebx, vendor.edx, vendor.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163);
-        amd && Level::current() >= Level::Avx512Bf16
+        amx::has_tiles() || amd && Level::current() >= Level::Avx512Bf16
     })
 }
 
@@ -53,7 +55,18 @@ pub fn tile_f32(rows: usize, half: bool) -> Tile<f32> {
     TILES[usize::from(half)][rows - 1]
 }
 
+pub fn height_f32() -> usize {
+    HEIGHT
+}
+
+pub fn height_bf16() -> usize {
+    if amx::has_tiles() { amx::HEIGHT } else { HEIGHT }
+}
+
 pub fn tile_bf16(rows: usize, half: bool) -> Tile<bf16> {
+    if amx::has_tiles() {
+        return amx::tile(rows, half);
+    }
     static TILES: [[Tile<bf16>; HEIGHT]; 2] = [table!(sums_bf16, 2), table!(sums_bf16, 1)];
     TILES[usize::from(half)][rows - 1]
 }
@@ -95,6 +108,7 @@ unsafe fn sums_f32<const H: usize, const V: usize>(
     c: *mut f32,
     stride: usize,
     add: bool,
+    _: bool,
 ) {
     // SAFETY: by the caller; every step stays inside the strips.
     unsafe {
@@ -125,7 +139,7 @@ unsafe fn sums_f32<const H: usize, const V: usize>(
 }
 
 /// Interleaves two rows of a strip, so that a lane holds both steps of a pair: left or right 16 columns.
-const fn pairs(right: bool) -> [u16; 32] {
+pub const fn pairs(right: bool) -> [u16; 32] {
     let mut index = [0; 32];
     let mut j = 0;
     while j < LANES {
@@ -148,6 +162,7 @@ unsafe fn sums_bf16<const H: usize, const V: usize>(
     c: *mut f32,
     stride: usize,
     add: bool,
+    _: bool,
 ) {
     static PAIRS: [[u16; 32]; 2] = [pairs(false), pairs(true)];
     // SAFETY: by the caller; every step stays inside the strips, and vectors of bf16 are vectors of 16-bit integers.
@@ -258,6 +273,7 @@ macro_rules! columns {
             from: *const f32,
             (rows, cols, stride): (usize, usize, usize),
             alpha: f32,
+            part: usize,
             to: *mut $type,
         ) {
             let alpha = _mm512_set1_ps(alpha);
@@ -272,7 +288,7 @@ macro_rules! columns {
                     for (j, &values) in transpose(block).iter().enumerate().take(cols - col) {
                         let values = _mm512_mul_ps(values, alpha);
                         // SAFETY: `to` has this row.
-                        unsafe { $store(to.add((col + j) * WIDTH + top), values) }
+                        unsafe { $store(to.add((col + j) * WIDTH + top), values, part) }
                     }
                 }
             }
@@ -280,20 +296,44 @@ macro_rules! columns {
     };
 }
 
-columns!(columns_f32, f32, "avx512f", _mm512_storeu_ps);
+columns!(columns_f32, f32, "avx512f", store_wide);
 columns!(columns_bf16, bf16, "avx512f,avx512bf16,avx512bw", store_narrow);
 
-/// Writes a vector rounded to bf16.
+/// Writes a vector, which has one part.
+///
+/// # Safety
+/// `to` has 16 elements.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_wide(to: *mut f32, values: __m512, part: usize) {
+    debug_assert_eq!(part, 0);
+    // SAFETY: by the caller.
+    unsafe { _mm512_storeu_ps(to, values) }
+}
+
+/// Writes a part of a vector, rounded to bf16.
 ///
 /// # Safety
 /// `to` has 16 elements.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
-unsafe fn store_narrow(to: *mut bf16, values: __m512) {
-    // SAFETY: vectors of bf16 are vectors of 16-bit integers; the rest by the caller.
-    unsafe {
-        _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)))
+unsafe fn store_narrow(to: *mut bf16, values: __m512, part: usize) {
+    // SAFETY: by the caller.
+    unsafe { _mm256_storeu_si256(to.cast(), rounded(values, part)) }
+}
+
+/// A part of a vector: what rounding it so often leaves, rounded.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
+fn rounded(values: __m512, part: usize) -> __m256i {
+    // SAFETY: vectors of bf16 are vectors of 16-bit integers.
+    let round = |x| unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+    let mut left = values;
+    for _ in 0..part {
+        let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(round(left)));
+        left = _mm512_sub_ps(left, _mm512_castsi512_ps(wide));
     }
+    round(left)
 }
 
 /// Rounds 32-bit floats to bf16.
@@ -301,7 +341,7 @@ unsafe fn store_narrow(to: *mut bf16, values: __m512) {
 /// # Safety
 /// AVX512-BF16 is there.
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-pub unsafe fn narrow(from: &[f32], alpha: f32, to: &mut [bf16]) {
+pub unsafe fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [bf16]) {
     let alpha = _mm512_set1_ps(alpha);
     let n = from.len().min(to.len());
     for at in (0..n).step_by(LANES) {
@@ -309,8 +349,7 @@ pub unsafe fn narrow(from: &[f32], alpha: f32, to: &mut [bf16]) {
         // SAFETY: masked to both slices.
         unsafe {
             let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, from.as_ptr().add(at)), alpha);
-            let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
-            _mm256_mask_storeu_epi16(to.as_mut_ptr().add(at).cast(), mask, narrow);
+            _mm256_mask_storeu_epi16(to.as_mut_ptr().add(at).cast(), mask, rounded(values, part));
         }
     }
 }
