@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// The files of `assets/mini`.
+/// The files of `assets/mini` but for the scripts that made them.
 #[cfg(feature = "mini")]
 #[derive(rust_embed::Embed)]
 #[folder = "../../assets/mini"]
+#[exclude = "recipe/*"]
 struct Mini;
 
 /// Builds that are carried to a machine to be measured there leave the model out.
