@@ -99,7 +99,7 @@ fn fused<'a>(
     d: usize,
     all: &[Mat],
 ) -> Option<(&'a Dnn, dnn::Shape)> {
-    let whole = all.iter().all(|m| m.stride == m.cols.into() && m.data.is_multiple_of(16));
+    let whole = all.iter().all(|m| m.stride == i64::from(m.cols) && m.data.is_multiple_of(16));
     if dtype != DType::BF16 || !d.is_multiple_of(8) || !whole {
         return None;
     }

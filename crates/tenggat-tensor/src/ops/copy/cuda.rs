@@ -55,7 +55,7 @@ pub(super) fn copy(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<
 pub(super) fn fill(op: &'static str, value: f64, to: ViewMut<'_>) -> Result<()> {
     let (cuda, mat) = to.cuda(op)?;
     let (bytes, gaps) =
-        (to.rows() * to.cols() * to.dtype().bytes(), to.rows() > 1 && mat.stride != mat.cols.into());
+        (to.rows() * to.cols() * to.dtype().bytes(), to.rows() > 1 && mat.stride != i64::from(mat.cols));
     if value == 0.0 && !gaps {
         return cuda.set_bytes(mat.data, 0, bytes);
     }

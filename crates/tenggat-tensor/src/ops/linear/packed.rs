@@ -70,17 +70,15 @@ impl Packed {
         let &[out, input] = weight.shape() else {
             return Err(Error::shape("pack", "axes of the weight", &[2], &[weight.shape().len()]));
         };
-        if !packs(weight.dtype()) || out == 0 || input == 0 {
+        let exact = exact || weight.dtype() == DType::F32;
+        let slower = weight.dtype() == DType::BF16 && exact && !splits();
+        if !packs(weight.dtype()) || slower || out == 0 || input == 0 {
             return Ok(None);
         }
         let wide = if weight.dtype() == DType::F32 { None } else { Some(weight.to_dtype(DType::F32)?) };
         let wide = wide.as_ref().unwrap_or(weight).view().cpu::<f32>("pack")?;
         let narrow = weight.dtype() == DType::BF16 || splits() && is_narrow(wide);
-        let parts = match (narrow, exact || weight.dtype() == DType::F32) {
-            (true, true) if splits() => 3,
-            (true, true) => return Ok(None),
-            _ => 1,
-        };
+        let parts = if narrow && exact { 3 } else { 1 };
         let dtype = if narrow { DType::BF16 } else { DType::F32 };
         let mut strips = Tensor::empty(&weight.device(), dtype, &[packed_len(input, out)])?;
         if narrow {

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use half::bf16;
 
-use super::lane::{Segment, Tile as Kernel};
+use super::kernel::{Segment, Tile as Kernel};
 use super::x86::{LANES, pairs};
 use super::{WIDTH, x86};
 use crate::cpu::amx::{self, COLUMNS, ROWS, STEPS, Step, Sums, Tile};

@@ -2,26 +2,9 @@
 
 use half::bf16;
 
+use super::kernel::Tile;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
-
-/// Part of a sum: `a` broadcast row by row, `b` along the lanes, `k` steps.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Segment<E> {
-    /// First row of A in the first strip.
-    pub a: *const E,
-    /// Elements between the strips of A.
-    pub a_step: usize,
-    /// First step of the strip of B.
-    pub b: *const E,
-    pub k: usize,
-}
-
-/// A tile's sums: rows `[h, WIDTH]` at `c`, `stride` apart, added to what is there if `add`; `start` (a row of WIDTH,
-/// or null) is what the sums start from. `again`: every segment's `b` and `k` are those of this thread's last tile, and
-/// so is what lies there.
-pub(crate) type Tile<E> =
-    unsafe fn(segments: &[Segment<E>], start: *const f32, c: *mut f32, stride: usize, add: bool, again: bool);
+use super::{amx, x86};
 
 /// A type that operands are packed in.
 pub(crate) trait Lane: Copy + Send + Sync + 'static {
@@ -104,23 +87,41 @@ macro_rules! lane {
         }
     };
 }
-lane!(f32, 0.0, x86::has_avx512, x86::height_f32, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
+lane!(f32, 0.0, x86::has_avx512, x86::height, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
 lane!(
     bf16,
     bf16::ZERO,
-    x86::has_fast_bf16,
-    x86::height_bf16,
-    x86::tile_bf16,
+    fast_bf16::available,
+    fast_bf16::height,
+    fast_bf16::tile,
     x86::columns_bf16,
     round,
     |sums| sums,
     rounded
 );
 
+/// The faster of two ways to multiply bf16.
+#[cfg(target_arch = "x86_64")]
+mod fast_bf16 {
+    use super::*;
+
+    pub fn available() -> bool {
+        amx::has_tiles() || x86::has_fast_bf16()
+    }
+
+    pub fn height() -> usize {
+        if amx::has_tiles() { amx::HEIGHT } else { x86::height() }
+    }
+
+    pub fn tile(rows: usize, half: bool) -> Tile<bf16> {
+        if amx::has_tiles() { amx::tile(rows, half) } else { x86::tile_bf16(rows, half) }
+    }
+}
+
 /// Whether exact products (see `parts.rs`) are faster made of bf16 ones.
 pub(crate) fn splits() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return super::amx::has_tiles();
+    return amx::has_tiles();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -11,6 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod cut;
+mod kernel;
 mod lane;
 mod pack;
 mod parts;

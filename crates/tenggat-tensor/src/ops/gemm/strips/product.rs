@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cut::Cut;
-use super::lane::Segment;
+use super::kernel::Segment;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{Lane, Strips, WIDTH};

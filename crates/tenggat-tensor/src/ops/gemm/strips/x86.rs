@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::lane::{Segment, Tile};
-use super::{WIDTH, amx};
+use super::WIDTH;
+use super::kernel::{Segment, Tile};
 use crate::cpu::Level;
 
 /// Lanes of a vector.
@@ -18,14 +18,14 @@ pub fn has_avx512() -> bool {
     Level::current() >= Level::Avx512
 }
 
-/// Whether there is a tile unit, or bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since
-/// Zen 4 (measured 235 against 117 GFLOP/s). On Intel's cores they run at half of it.
+/// Whether bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since Zen 4 (measured 235
+/// against 117 GFLOP/s). On Intel's cores they run at half of it.
 pub fn has_fast_bf16() -> bool {
     static FAST: OnceLock<bool> = OnceLock::new();
     *FAST.get_or_init(|| {
         let vendor = __cpuid(0);
         let amd = (vendor.ebx, vendor.edx, vendor.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163);
-        amx::has_tiles() || amd && Level::current() >= Level::Avx512Bf16
+        amd && Level::current() >= Level::Avx512Bf16
     })
 }
 
@@ -55,18 +55,11 @@ pub fn tile_f32(rows: usize, half: bool) -> Tile<f32> {
     TILES[usize::from(half)][rows - 1]
 }
 
-pub fn height_f32() -> usize {
+pub fn height() -> usize {
     HEIGHT
 }
 
-pub fn height_bf16() -> usize {
-    if amx::has_tiles() { amx::HEIGHT } else { HEIGHT }
-}
-
 pub fn tile_bf16(rows: usize, half: bool) -> Tile<bf16> {
-    if amx::has_tiles() {
-        return amx::tile(rows, half);
-    }
     static TILES: [[Tile<bf16>; HEIGHT]; 2] = [table!(sums_bf16, 2), table!(sums_bf16, 1)];
     TILES[usize::from(half)][rows - 1]
 }
