@@ -20,12 +20,16 @@ on_two_cores() {
     export MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 WORLD_SIZE=2 OMP_NUM_THREADS=1
     RANK=1 python3 "$@" &
     RANK=0 python3 "$@"
-    wait
+    wait $!
     unset MASTER_ADDR MASTER_PORT WORLD_SIZE OMP_NUM_THREADS
 }
 
 [ -e data/pictures.json ] || python3 "$recipe/prepare.py"
-[ -e work/vae/config.json ] || on_two_cores "$recipe/vae.py"
+# The training writes its folder more than once: only a finished one gets the name that is looked for.
+if [ ! -e work/vae ]; then
+    on_two_cores "$recipe/vae.py" --out work/vae.part
+    mv work/vae.part work/vae
+fi
 on_two_cores "$recipe/base.py"
 python3 "$recipe/demo_set.py"
 python3 "$recipe/sheet.py"

@@ -133,8 +133,8 @@ impl Packed {
             expect_shape(OP, "A·x", &[x.rows(), adapter.a.rows()], &ax.shape())?;
         }
         match self.dtype() {
-            DType::BF16 => forward::<bf16>(OP, x, self.transpose()?, self.parts, bias, adapter, write, y),
-            _ => forward::<f32>(OP, x, self.transpose()?, self.parts, bias, adapter, write, y),
+            DType::BF16 => forward::<bf16>(OP, x, self, bias, adapter, write, y),
+            _ => forward::<f32>(OP, x, self, bias, adapter, write, y),
         }
     }
 
@@ -164,8 +164,8 @@ impl Packed {
             expect_shape(OP, "gradients", &[1, adapter.parameters()], &gradients.all.shape())?;
         }
         match self.dtype() {
-            DType::BF16 => backward::<bf16>(OP, dy, self.transpose()?, self.parts, trained, dx),
-            _ => backward::<f32>(OP, dy, self.transpose()?, self.parts, trained, dx),
+            DType::BF16 => backward::<bf16>(OP, dy, self, trained, dx),
+            _ => backward::<f32>(OP, dy, self, trained, dx),
         }
     }
 }
@@ -229,18 +229,16 @@ fn members_cost<E: Lane>(adapter: &Adapter<'_>, m: usize, parts: usize) -> usize
     adapter.members.len() * Parts::<E>::cost(parts, m, rank) + adapter.members.iter().map(b).sum::<usize>()
 }
 
-/// `parts`: of every operand but the weight.
-#[expect(clippy::too_many_arguments, reason = "the operands of one fused product")]
-fn forward<E: Lane>(
+fn forward<E: Element + Lane>(
     op: &'static str,
     x: View<'_>,
-    weight: Parts<'_, E>,
-    parts: usize,
+    weight: &Packed,
     bias: Option<&Tensor>,
     adapter: Option<(Adapter<'_>, ViewMut<'_>)>,
     write: Write,
     y: ViewMut<'_>,
 ) -> Result<()> {
+    let (weight, parts) = (weight.transpose::<E>()?, weight.parts);
     let (x, y) = (x.cpu::<f32>(op)?, y.cpu::<f32>(op)?);
     let (m, input, out) = (x.rows, x.cols, y.cols);
     let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
@@ -294,14 +292,14 @@ fn forward<E: Lane>(
     })
 }
 
-fn backward<E: Lane>(
+fn backward<E: Element + Lane>(
     op: &'static str,
     dy: View<'_>,
-    weight: Parts<'_, E>,
-    parts: usize,
+    weight: &Packed,
     trained: Option<Trained<'_>>,
     dx: Option<(Write, ViewMut<'_>)>,
 ) -> Result<()> {
+    let (weight, parts) = (weight.transpose::<E>()?, weight.parts);
     let dy = dy.cpu::<f32>(op)?;
     let (m, out) = (dy.rows, dy.cols);
     let mut cost = Parts::<E>::cost(parts, out, m);
