@@ -145,6 +145,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         precision: job.model.quantisation.map_or(unquantised, precision),
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| RECOVERY_RANK),
         fp8_products: job.model.fp8_products,
+        offloaded_share: job.model.offloaded_share,
         optimiser: optimiser(job.train.optimiser.kind),
         steps: job.train.steps,
         fill: job.limits.fill,

@@ -155,6 +155,11 @@ impl<'a> Trainer<'a> {
         self.full_blocks = full_blocks;
     }
 
+    /// The frozen model.
+    pub fn model(&self) -> &'a Transformer {
+        self.model
+    }
+
     /// The adapter as it stands.
     pub fn lora(&self) -> &Lora {
         &self.lora

@@ -118,6 +118,7 @@ impl StepBench {
             activation_bytes: self.compute.bytes() as f64,
             fp8_products: self.fp8_products,
             kept_blocks: self.kept_blocks.min(self.model.num_layers) as u64,
+            offloaded_blocks: 0,
             modulation: match self.steps_ahead {
                 Some(steps) => Modulation::Table { every_steps: steps as u64 },
                 None => Modulation::EveryStep,

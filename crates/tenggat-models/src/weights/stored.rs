@@ -95,6 +95,10 @@ impl Owner for Stored {
         #[cfg(not(unix))]
         let _ = coming;
     }
+
+    fn in_file(&self) -> bool {
+        true
+    }
 }
 
 impl AsRef<[u8]> for Stored {

@@ -21,6 +21,8 @@ pub enum Change {
     ModulationOnHost,
     /// 8-bit optimiser state.
     Adam8bit,
+    /// The weights of so many of all blocks stay in their file.
+    Offload(u64, u64),
     /// Coarser weights.
     Precision(Precision),
     /// A lower rank.
@@ -34,6 +36,10 @@ impl fmt::Display for Change {
         match self {
             Self::ModulationOnHost => write!(f, "modulation weights on the host"),
             Self::Adam8bit => write!(f, "optimizer adamw8bit"),
+            Self::Offload(blocks, layers) => {
+                let share = *blocks as f64 / (*layers).max(1) as f64;
+                write!(f, "layer_offloading with layer_offloading_transformer_percent {share:.2}")
+            }
             Self::Precision(precision) => write!(f, "qtype {precision}"),
             Self::Rank(rank) => write!(f, "rank {rank}"),
             Self::Batch(batch) => write!(f, "batch_size {batch}"),
@@ -154,6 +160,20 @@ fn harm(precision: Precision) -> f64 {
     }
 }
 
+/// Blocks that may be offloaded: as many as are, or more, in quarters of all.
+fn offloads(config: &StepConfig, precision: Precision, machine: &Machine) -> Vec<u64> {
+    let (now, layers) = (config.offloaded_blocks, config.dims.layers);
+    let possible = precision.is_quantised() && !config.fp8_products && !machine.shares_host_memory;
+    let quarters = (1..=4).map(|quarter| quarter * layers / 4).filter(|n| possible && *n > now);
+    std::iter::once(now).chain(quarters).collect()
+}
+
+/// What reading weights again and again costs, in halvings of the rank: it takes steps from a budget, and changes nothing
+/// else. Assumed.
+fn slowness(more_offloaded: u64, layers: u64) -> f64 {
+    if more_offloaded == 0 { 0.0 } else { 0.2 + 0.8 * more_offloaded as f64 / layers.max(1) as f64 }
+}
+
 fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<Nearest> {
     let mut candidates = Vec::new();
     let ranks = || {
@@ -169,12 +189,15 @@ fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<
         for (rank_halvings, rank) in ranks().enumerate() {
             for (batch_halvings, batch) in batches().enumerate() {
                 for smaller_state in [false, true] {
-                    let changed = changed(config, precision, rank, batch, smaller_state);
-                    let penalty = harm(precision) - harm(config.precision)
-                        + rank_halvings as f64
-                        + 0.4 * batch_halvings as f64
-                        + if smaller_state { 0.1 } else { 0.0 };
-                    candidates.push((penalty, changed));
+                    for offloaded in offloads(config, precision, machine) {
+                        let changed = changed(config, precision, rank, batch, smaller_state, offloaded);
+                        let penalty = harm(precision) - harm(config.precision)
+                            + rank_halvings as f64
+                            + 0.4 * batch_halvings as f64
+                            + if smaller_state { 0.1 } else { 0.0 }
+                            + slowness(offloaded - config.offloaded_blocks, config.dims.layers);
+                        candidates.push((penalty, changed));
+                    }
                 }
             }
         }
@@ -192,6 +215,7 @@ fn changed(
     rank: u64,
     batch: u64,
     smaller_state: bool,
+    offloaded: u64,
 ) -> (Vec<Change>, StepConfig) {
     let mut new = *config;
     let mut changes = Vec::new();
@@ -207,6 +231,10 @@ fn changed(
         new.precision = precision;
         changes.push(Change::Precision(precision));
     }
+    if offloaded != new.offloaded_blocks {
+        new.offloaded_blocks = offloaded;
+        changes.push(Change::Offload(offloaded, new.dims.layers));
+    }
     if rank != new.rank {
         new.rank = rank;
         changes.push(Change::Rank(rank));
@@ -221,7 +249,7 @@ fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{MemoryPart, ModelDims, StepShape};
+    use crate::cost::{MemoryPart, ModelDims, OpClass, StepShape};
     use crate::gpu::Gpu;
 
     fn job(rank: u64, precision: Precision) -> StepConfig {
@@ -234,6 +262,7 @@ mod tests {
             activation_bytes: 2.0,
             fp8_products: false,
             kept_blocks: 0,
+            offloaded_blocks: 0,
             modulation: Modulation::Table { every_steps: 64 },
             optimiser: Optimiser::AdamW8bit,
             accumulation: 1,
@@ -285,10 +314,35 @@ mod tests {
                 Change::Rank(_) => undone.rank = original.rank,
                 Change::Batch(_) => undone.shape.batch = original.shape.batch,
                 Change::Adam8bit => undone.optimiser = original.optimiser,
+                Change::Offload(..) => undone.offloaded_blocks = 0,
                 Change::ModulationOnHost => undone.modulation = original.modulation,
             }
             assert!(keep_most(&undone, &machine, fit.usable_bytes).is_none(), "{change}");
         }
+    }
+
+    /// Rather than to 2 bits, weights of 3 go to their file, as many quarters of the blocks as must. A step takes longer by
+    /// their way over the host's link, three times where blocks compute again.
+    #[test]
+    fn weights_leave_a_card_that_has_no_room_for_them() {
+        let machine = Machine { memory_bytes: 9.5e9, ..on("4090") };
+        let fit = fit(&job(16, Precision::Uint(3)), &machine, None);
+        assert!(!fit.fits);
+        let nearest = fit.nearest.unwrap();
+        let [Change::Offload(blocks, 60)] = nearest.changes[..] else { panic!("{:?}", nearest.changes) };
+        let per_block = job(16, Precision::Uint(3)).dims.linear_weights_per_block();
+        let weights = |config: StepConfig| config.memory(&machine).part(MemoryPart::Weights);
+        let kept = StepConfig { offloaded_blocks: 0, kept_blocks: 0, ..nearest.config };
+        let offloaded = StepConfig { offloaded_blocks: blocks, ..kept };
+        assert!((weights(kept) - weights(offloaded) - blocks as f64 * per_block * 3.0 / 8.0).abs() < 1.0);
+        let transfers = |config: StepConfig| config.work().of(OpClass::HostTransfer).bytes();
+        let (before, after) = (transfers(kept), transfers(offloaded));
+        let expected = 3.0 * blocks as f64 * per_block * (3.0 / 8.0 + 3.0 / 64.0);
+        assert!(((after - before) / expected - 1.0).abs() < 1e-3, "{before} {after} {expected}");
+        assert!(nearest.changes[0].to_string().contains("layer_offloading_transformer_percent 0."));
+        // What is not quantised does not lie in a file, and a processor's memory is the host's.
+        let dense = StepConfig { precision: Precision::Bf16, ..offloaded };
+        assert_eq!(weights(dense), weights(StepConfig { offloaded_blocks: 0, ..dense }));
     }
 
     #[test]

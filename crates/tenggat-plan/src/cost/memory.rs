@@ -137,7 +137,8 @@ impl StepConfig {
         let width = self.dims.width();
         let lora = self.dims.lora_parameters(self.rank);
         let modulation = layers * self.dims.modulation_weights_per_block();
-        let linear = layers * self.dims.linear_weights_per_block();
+        let per_block_weights = self.dims.linear_weights_per_block();
+        let linear = (layers - self.offloaded()) * per_block_weights;
         let (resident, table) = match self.modulation {
             Modulation::EveryStep => (modulation, 0.0),
             Modulation::Table { every_steps } => (0.0, every_steps as f64 * self.table_bytes_per_step()),
@@ -191,11 +192,17 @@ impl StepConfig {
         ];
         // A processor reads modulation matrices from their file, one at a time.
         let streamed = self.modulation != Modulation::EveryStep && !machine.shares_host_memory;
-        let host = if streamed { self.modulation_bytes() } else { 0.0 };
+        let modulation = if streamed { self.modulation_bytes() } else { 0.0 };
+        // The system keeps the file's pages as long as there is room.
+        let offloaded = if machine.shares_host_memory {
+            0.0
+        } else {
+            self.offloaded() * per_block_weights * (per_weight + scales)
+        };
         MemoryPlan {
             parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0.0).collect(),
             // A copy of the LoRA in 16 bits while it is written.
-            host_bytes: AROUND_BYTES + host + 2.0 * lora,
+            host_bytes: AROUND_BYTES + modulation + offloaded + 2.0 * lora,
         }
     }
 }
@@ -215,6 +222,7 @@ mod tests {
             activation_bytes: 4.0,
             fp8_products: false,
             kept_blocks: 0,
+            offloaded_blocks: 0,
             modulation: Modulation::EveryStep,
             optimiser: Optimiser::AdamW,
             accumulation: 1,

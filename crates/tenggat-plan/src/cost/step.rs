@@ -83,6 +83,8 @@ pub struct StepConfig {
     pub fp8_products: bool,
     /// Blocks that keep their activations for the backward pass; the others compute them again.
     pub kept_blocks: u64,
+    /// Blocks whose quantised weights stay in their file and are read from it for every use.
+    pub offloaded_blocks: u64,
     /// Use of the modulation matrices.
     pub modulation: Modulation,
     /// Optimiser.
@@ -126,6 +128,11 @@ impl StepConfig {
     /// Blocks that compute their activations twice.
     pub fn recomputed_blocks(&self) -> u64 {
         self.dims.layers.saturating_sub(self.kept_blocks)
+    }
+
+    /// Blocks that are offloaded in fact: weights that are not quantised never are.
+    pub(super) fn offloaded(&self) -> f64 {
+        if self.precision.is_quantised() { self.offloaded_blocks.min(self.dims.layers) as f64 } else { 0.0 }
     }
 
     fn base_class(&self) -> OpClass {
@@ -310,6 +317,8 @@ impl StepConfig {
         }
         let bytes = weights * (self.stored_bytes() + self.wide_operand_bytes());
         work.traffic(OpClass::Dequantise, self.layers(), bytes, 8.0);
+        let stored = self.dims.linear_weights_per_block() * self.stored_bytes();
+        work.traffic(OpClass::HostTransfer, self.offloaded(), stored, 8.0);
     }
 
     /// Everything outside the blocks, forward and backward.
@@ -384,6 +393,7 @@ mod tests {
             activation_bytes: 2.0,
             fp8_products: false,
             kept_blocks: 60,
+            offloaded_blocks: 0,
             modulation: Modulation::Table { every_steps: 64 },
             optimiser: Optimiser::AdamW8bit,
             accumulation: 1,

@@ -95,6 +95,8 @@ pub struct PlanJob {
     pub ara_rank: Option<u64>,
     /// Whether frozen matrices are multiplied in 8-bit floats where the machine does that.
     pub fp8_products: bool,
+    /// Share of the blocks whose quantised weights stay in their file.
+    pub offloaded_share: f64,
     /// Optimiser.
     pub optimiser: Optimiser,
     /// Use of the modulation weights.
@@ -133,6 +135,7 @@ impl PlanJob {
             precision: Precision::Bf16,
             ara_rank: None,
             fp8_products: false,
+            offloaded_share: 0.0,
             optimiser: Optimiser::AdamW8bit,
             modulation: Modulation::Table { every_steps: 64 },
             steps: None,
@@ -162,6 +165,7 @@ impl PlanJob {
             activation_bytes,
             fp8_products: self.fp8_products && self.ara_rank.is_none(),
             kept_blocks: 0,
+            offloaded_blocks: (self.offloaded_share.clamp(0.0, 1.0) * self.dims.layers as f64).ceil() as u64,
             modulation: self.modulation,
             optimiser: self.optimiser,
             accumulation: self.accumulation,

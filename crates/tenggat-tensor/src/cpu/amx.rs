@@ -31,12 +31,13 @@ impl Tile {
 #[repr(C, align(64))]
 pub struct Sums(pub [[f32; COLUMNS]; ROWS]);
 
-/// A step of a product: `a` is a tile of [`ROWS`] rows and [`STEPS`] columns. `b` is two tiles of [`STEPS`] / 2 rows, one
-/// after the other, for the left and the right 16 columns; row r holds for each column what rows 2·r and 2·r + 1 hold.
+/// A step of one or two products with the same right side: `a` are their tiles of [`ROWS`] rows and [`STEPS`] columns. `b`
+/// is two tiles of [`STEPS`] / 2 rows, one after the other, for the left and the right 16 columns; row r holds for each
+/// column what rows 2·r and 2·r + 1 hold.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Step {
-    pub a: *const bf16,
+    pub a: [*const bf16; 2],
     pub b: *const Tile,
 }
 
@@ -86,20 +87,22 @@ fn permitted() -> bool {
     false
 }
 
-/// One product of small whole numbers, which both ways of summing get exactly.
+/// Products of small whole numbers, which both ways of summing get exactly.
 fn computes() -> bool {
     let number = |i: usize| bf16::from_f32((i % 7) as f32 - 3.0);
-    let (mut a, mut b) = (Tile::ZERO, [Tile::ZERO; 2]);
-    let tiles = a.0.iter_mut().chain(b.iter_mut().flat_map(|b| &mut b.0)).flatten();
+    let (mut a, mut b) = ([Tile::ZERO; 2], [Tile::ZERO; 2]);
+    let tiles = a.iter_mut().chain(&mut b).flat_map(|tile| &mut tile.0).flatten();
     tiles.enumerate().for_each(|(i, x)| *x = number(i * i));
-    let step = [Step { a: a.0.as_ptr().cast(), b: b.as_ptr() }; 3];
-    let (mut got, mut expected) = (Sums([[-1.0; COLUMNS]; ROWS]), Sums([[-2.0; COLUMNS]; ROWS]));
+    let step = [Step { a: [0, 1].map(|i| a[i].0.as_ptr().cast()), b: b.as_ptr() }; 3];
+    let unset = [Sums([[-1.0; COLUMNS]; ROWS]); 2];
+    let (mut one, mut two, mut expected) = ([unset[0]], unset, unset);
     // SAFETY: the tiles are there, and so is the unit.
     unsafe {
-        product(&step, &mut got);
+        product(&step, &mut one);
+        product(&step, &mut two);
         emulated(&step, &mut expected);
     }
-    got.0 == expected.0
+    one[0].0 == expected[0].0 && two.iter().zip(&expected).all(|(got, expected)| got.0 == expected.0)
 }
 
 thread_local! {
@@ -125,12 +128,21 @@ fn configure() {
     CONFIGURED.set(true);
 }
 
-/// `out = Σ a·b` over the steps, in their order.
+/// `out[i] = Σ a[i]·b` over the steps, in their order, for one or two products.
 ///
 /// # Safety
 /// The unit is [`available`]; the steps' pointers lead to their tiles.
-pub unsafe fn product(steps: &[Step], out: &mut Sums) {
+pub unsafe fn product<const N: usize>(steps: &[Step], out: &mut [Sums; N]) {
+    const { assert!(N == 1 || N == 2) };
     configure();
+    let (from, count, to) = (steps.as_ptr(), steps.len(), out.as_mut_ptr());
+    // SAFETY: by the caller.
+    unsafe { if N == 1 { single(from, count, to) } else { pair(from, count, to) } }
+}
+
+/// # Safety
+/// As [`product`], for one, with the unit [configured](configure).
+unsafe fn single(steps: *const Step, count: usize, out: *mut Sums) {
     // SAFETY: by the caller; a tile's rows follow each other every 64 bytes, those of the sums every 128.
     unsafe {
         asm!(
@@ -140,24 +152,71 @@ pub unsafe fn product(steps: &[Step], out: &mut Sums) {
             "jz 3f",
             "2:",
             "mov {tile}, [{steps}]",
-            "tileloaddt1 tmm2, [{tile} + {row:r}]",
-            "mov {tile}, [{steps} + 8]",
-            "tileloadd tmm3, [{tile} + {row:r}]",
-            "tileloadd tmm4, [{tile} + {row:r} + 1024]",
-            "tdpbf16ps tmm0, tmm2, tmm3",
-            "tdpbf16ps tmm1, tmm2, tmm4",
-            "add {steps}, 16",
+            "tileloaddt1 tmm4, [{tile} + {row:r}]",
+            "mov {tile}, [{steps} + 16]",
+            "tileloadd tmm6, [{tile} + {row:r}]",
+            "tileloadd tmm7, [{tile} + {row:r} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {steps}, 24",
             "dec {left}",
             "jnz 2b",
             "3:",
             "tilestored [{out} + 2*{row:r}], tmm0",
             "tilestored [{out} + 2*{row:r} + 64], tmm1",
-            steps = inout(reg) steps.as_ptr() => _,
-            left = inout(reg) steps.len() => _,
+            steps = inout(reg) steps => _,
+            left = inout(reg) count => _,
             tile = out(reg) _,
             row = in(reg) 64_u64,
-            out = in(reg) out.0.as_mut_ptr(),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            out = in(reg) out,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
+    }
+}
+
+/// Two products at once: a tile's product begins every 16 cycles and takes 52 (Intel 64 and IA-32 Architectures
+/// Optimization Reference Manual, chapter on AMX), so that four sums are needed to keep the unit busy.
+///
+/// # Safety
+/// As [`product`], for two, with the unit [configured](configure).
+unsafe fn pair(steps: *const Step, count: usize, out: *mut Sums) {
+    // SAFETY: as in `single`; the second product's sums lie 2048 bytes behind the first's.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "test {left}, {left}",
+            "jz 3f",
+            "2:",
+            "mov {tile}, [{steps} + 16]",
+            "tileloadd tmm6, [{tile} + {row:r}]",
+            "tileloadd tmm7, [{tile} + {row:r} + 1024]",
+            "mov {tile}, [{steps}]",
+            "tileloaddt1 tmm4, [{tile} + {row:r}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "mov {tile}, [{steps} + 8]",
+            "tileloaddt1 tmm5, [{tile} + {row:r}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {steps}, 24",
+            "dec {left}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{out} + 2*{row:r}], tmm0",
+            "tilestored [{out} + 2*{row:r} + 64], tmm1",
+            "tilestored [{out} + 2*{row:r} + 2048], tmm2",
+            "tilestored [{out} + 2*{row:r} + 2112], tmm3",
+            steps = inout(reg) steps => _,
+            left = inout(reg) count => _,
+            tile = out(reg) _,
+            row = in(reg) 64_u64,
+            out = in(reg) out,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack)
         );
     }
@@ -167,17 +226,20 @@ pub unsafe fn product(steps: &[Step], out: &mut Sums) {
 ///
 /// # Safety
 /// The steps' pointers lead to their tiles.
-pub unsafe fn emulated(steps: &[Step], out: &mut Sums) {
-    out.0 = [[0.0; COLUMNS]; ROWS];
-    for step in steps {
-        // SAFETY: by the caller.
-        let (a, b) = unsafe { (&*step.a.cast::<[[bf16; STEPS]; ROWS]>(), &*step.b.cast::<[Tile; 2]>()) };
-        for (sums, a) in out.0.iter_mut().zip(a) {
-            for (j, sum) in sums.iter_mut().enumerate() {
-                let column = 2 * (j % ROWS);
-                for (pair, b) in a.chunks_exact(2).zip(&b[j / ROWS].0) {
-                    *sum += pair[0].to_f32() * b[column].to_f32();
-                    *sum += pair[1].to_f32() * b[column + 1].to_f32();
+pub unsafe fn emulated<const N: usize>(steps: &[Step], out: &mut [Sums; N]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        out.0 = [[0.0; COLUMNS]; ROWS];
+        for step in steps {
+            // SAFETY: by the caller.
+            let (a, b) =
+                unsafe { (&*step.a[i].cast::<[[bf16; STEPS]; ROWS]>(), &*step.b.cast::<[Tile; 2]>()) };
+            for (sums, a) in out.0.iter_mut().zip(a) {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    let column = 2 * (j % ROWS);
+                    for (pair, b) in a.chunks_exact(2).zip(&b[j / ROWS].0) {
+                        *sum += pair[0].to_f32() * b[column].to_f32();
+                        *sum += pair[1].to_f32() * b[column + 1].to_f32();
+                    }
                 }
             }
         }

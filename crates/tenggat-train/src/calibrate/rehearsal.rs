@@ -72,6 +72,7 @@ impl Rehearsal {
             activation_bytes: 4.0,
             fp8_products: false,
             kept_blocks: self.layers as u64,
+            offloaded_blocks: 0,
             modulation: Modulation::EveryStep,
             optimiser: tenggat_plan::Optimiser::AdamW,
             accumulation: 1,

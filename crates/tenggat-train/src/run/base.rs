@@ -14,7 +14,7 @@ use tenggat_tensor::ops::linear;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::event::Event;
-use super::{Error, Options, Result, memory};
+use super::{Error, Options, Result, memory, room};
 use crate::job::Job;
 
 /// What is loaded from the model's folder.
@@ -50,7 +50,8 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         None => ModulationStorage::Resident,
     };
     let offloaded = job.model.offloaded_share * config.num_layers as f64;
-    if offloaded > 0.0 && (base.is_none() || options.quantised.is_none()) {
+    let from_files = base.is_some() && options.quantised.is_some();
+    if offloaded > 0.0 && !from_files {
         let text = "`layer_offloading` has no effect: only quantised weights lie in a file that blocks can be read from";
         show(Event::Warning(text.into()));
     }
@@ -61,22 +62,37 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     }
     let show = RefCell::new(show);
     let progress = |done, total| (show.borrow_mut())(Event::Quantised { done, total });
-    let options = LoadOptions {
-        quantisation: base.as_ref(),
-        modulation,
-        narrow_products: narrow,
-        fp8_products: job.model.fp8_products,
-        offloaded_blocks: offloaded.ceil() as usize,
-        progress: Some(&progress),
+    let load = |offloaded_blocks| {
+        let options = LoadOptions {
+            quantisation: base.as_ref(),
+            modulation,
+            narrow_products: narrow,
+            fp8_products: job.model.fp8_products,
+            offloaded_blocks,
+            progress: Some(&progress),
+        };
+        Transformer::load_with(&transformer, device, precision, options)
     };
+    let warn = |text: String| (show.borrow_mut())(Event::Warning(text));
+    let mut offloaded_blocks = offloaded.ceil() as usize;
+    let model = loop {
+        match load(offloaded_blocks) {
+            Err(e) if e.is_out_of_memory() && from_files && offloaded_blocks < config.num_layers => {
+                offloaded_blocks += room::some_blocks(config.num_layers);
+                offloaded_blocks = offloaded_blocks.min(config.num_layers);
+                device.trim();
+                warn(format!("the GPU has no room for the model; {}", room::offloaded(offloaded_blocks)));
+            }
+            result => break result?,
+        }
+    };
+    let mut tell = |event| (show.borrow_mut())(event);
+    let vae = room::beside(&model, device, &mut tell, || Vae::load(&folder.join("vae"), device, DType::F32))?;
     let text_precision = Precision::on(device, text.is_some());
-    Ok(Base {
-        model: Transformer::load_with(&transformer, device, precision, options)?,
-        steps_ahead,
-        vae: Vae::load(&folder.join("vae"), device, DType::F32)?,
-        text: PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress)?,
-        scheduler: Scheduler::load(&folder.join("scheduler"))?,
-    })
+    let text = room::beside(&model, device, &mut tell, || {
+        PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress)
+    })?;
+    Ok(Base { model, vae, text, scheduler: Scheduler::load(&folder.join("scheduler"))?, steps_ahead })
 }
 
 fn quantisation(format: Format, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {

@@ -7,7 +7,7 @@ use tenggat_tensor::{DType, Device};
 
 use super::data::Prepared;
 use super::event::Event;
-use super::{Options, Result};
+use super::{Options, Result, room};
 use crate::job::{Checkpointing, Job};
 use crate::planned;
 
@@ -58,20 +58,27 @@ pub(super) fn kept_blocks(
     };
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
     step.shape.text_tokens = data.longest_prompt() as u64;
+    step.offloaded_blocks = model.offloaded_blocks() as u64;
     if let Some(every_steps) = steps_ahead {
         step.modulation = Modulation::Table { every_steps };
     }
     let machine = machine(options.device, limit_bytes)?;
-    let fit = fit(&step, &machine, Some(limit_bytes));
-    if !fit.fits {
+    let mut fitted = fit(&step, &machine, Some(limit_bytes));
+    while !fitted.fits {
+        let Some(said) = room::offload(model) else { break };
+        show(Event::Warning(format!("the GPU is not expected to have room for a step; {said}")));
+        step.offloaded_blocks = model.offloaded_blocks() as u64;
+        fitted = fit(&step, &machine, Some(limit_bytes));
+    }
+    if !fitted.fits {
         show(Event::Warning(format!(
             "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \
              raise `memory_limit`, or lower the rank, the resolution or the batch size",
-            (fit.memory.device_bytes() + fit.memory.host_bytes) / 1e9,
+            (fitted.memory.device_bytes() + fitted.memory.host_bytes) / 1e9,
             limit_bytes / 1e9
         )));
     }
-    Ok(fit.config.kept_blocks as usize)
+    Ok(fitted.config.kept_blocks as usize)
 }
 
 /// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices resident.
@@ -100,6 +107,7 @@ fn step(
         activation_bytes: stored.compute.bytes() as f64,
         fp8_products: job.model.fp8_products && job.model.recovery_adapter.is_none() && device.fp8_products(),
         kept_blocks: 0,
+        offloaded_blocks: (job.model.offloaded_share * model.num_layers as f64).ceil() as u64,
         modulation: Modulation::EveryStep,
         optimiser: planned::optimiser(job.train.optimiser.kind),
         accumulation: job.train.gradient_accumulation.max(1) as u64,

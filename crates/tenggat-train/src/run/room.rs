@@ -1,14 +1,52 @@
 //! What a run does when a GPU has no room for a step: it makes room and takes the step again.
 //!
-//! First more blocks compute their activations again, half as many keeping them each time; then batches are cut into
-//! micro-batches, whose gradients add up to the same; then there is nothing left to do but say so. What was found stays
-//! for the rest of the run.
+//! First more blocks compute their activations again, half as many keeping them each time; then quantised weights stay in
+//! their file, a quarter of the blocks more each time; then batches are cut into micro-batches, whose gradients add up to
+//! the same; then there is nothing left to do but say so. What was found stays for the rest of the run.
 
+use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_tensor::Device;
 
 use super::event::Event;
 use super::{Error, Result};
 use crate::step::{Batch, Outcome, Part, Trainer};
+
+/// Loads something beside a model, whose weights make room as long as it does not fit.
+///
+/// # Errors
+/// As `load`.
+pub(super) fn beside<T>(
+    model: &Transformer,
+    device: &Device,
+    show: &mut dyn FnMut(Event),
+    mut load: impl FnMut() -> tenggat_models::Result<T>,
+) -> tenggat_models::Result<T> {
+    loop {
+        match load() {
+            Err(e) if e.is_out_of_memory() => {
+                let Some(said) = offload(model) else { return Err(e) };
+                device.trim();
+                show(Event::Warning(format!("the GPU has no room for the whole model; {said}")));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Blocks of a model that are offloaded at once, where room is wanted.
+pub(super) fn some_blocks(layers: usize) -> usize {
+    layers.div_ceil(4)
+}
+
+/// Offloads some blocks and says so, if any can be.
+pub(super) fn offload(model: &Transformer) -> Option<String> {
+    (model.offload(some_blocks(model.config().num_layers)) > 0).then(|| offloaded(model.offloaded_blocks()))
+}
+
+/// What it means that so many blocks are offloaded.
+pub(super) fn offloaded(blocks: usize) -> String {
+    format!("the weights of {blocks} blocks stay in their file from now on and are read for every use")
+}
 
 /// How a run has made room so far.
 #[derive(Debug)]
@@ -73,6 +111,9 @@ impl Room {
                 kept / 2
             ));
         }
+        if let Some(said) = offload(trainer.model()) {
+            return Ok(format!("the GPU has no room for a step; {said}"));
+        }
         let samples = batches.iter().map(|batch| batch.levels.len()).max().unwrap_or(1);
         let now = self.at_once.unwrap_or(samples).min(samples);
         if now > 1 {
@@ -84,7 +125,8 @@ impl Room {
             ));
         }
         Err(Error::Job(format!(
-            "{error}; one picture at a time with every block computed again is the least that a step can be cut to. \
+            "{error}; one picture at a time with every block computed again, and no weights on the GPU that could lie in a \
+             file, is the least that a step can be cut to. \
              Lower the resolution or the rank, or choose a smaller `qtype`; `tenggat plan` names the nearest job that \
              fits a GPU"
         )))
@@ -93,7 +135,10 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use tenggat_models::qwen_image::transformer::Config;
+    use std::path::{Path, PathBuf};
+
+    use tenggat_models::qwen_image::transformer::{Config, LoadOptions, Precision};
+    use tenggat_models::weights::Quantisation;
     use tenggat_tensor::DType;
 
     use super::*;
@@ -128,13 +173,21 @@ mod tests {
     }
 
     /// One step on a device, with all activations kept at first.
-    fn take(device: &Device, (kept, at_once): (usize, Option<usize>)) -> Result<Taken> {
+    fn take(device: &Device, state: (usize, Option<usize>)) -> Result<Taken> {
         let bench = bench();
-        let model = bench.random_model(device)?;
+        take_with(device, &bench, &bench.random_model(device)?, state)
+    }
+
+    fn take_with(
+        device: &Device,
+        bench: &StepBench,
+        model: &Transformer,
+        (kept, at_once): (usize, Option<usize>),
+    ) -> Result<Taken> {
         let lora = adapter::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32)?;
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora)?;
-        let mut trainer = Trainer::new(&model, lora, optimiser, kept)?;
-        let batch = bench.batch(&model, &bench.fixed(&model)?, 0)?;
+        let mut trainer = Trainer::new(model, lora, optimiser, kept)?;
+        let batch = bench.batch(model, &bench.fixed(model)?, 0)?;
         let mut room = Room { at_once, ..Room::new(device) };
         let mut said = Vec::new();
         let mut show = |event| match event {
@@ -173,5 +226,59 @@ mod tests {
 
         let Err(error) = limited(unlimited((0, Some(1))).peak_bytes * 3 / 4) else { panic!("it fits") };
         assert!(error.to_string().contains("out of GPU memory"), "{error}");
+    }
+
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen_image/transformer")
+    }
+
+    /// A model of two blocks whose weights lie in a file in 8 bits, some of them only there.
+    fn stored(device: &Device, cache: &Path, offloaded_blocks: usize) -> tenggat_models::Result<Transformer> {
+        let format = "float8".parse().unwrap();
+        let wanted = Quantisation { format, recovery: None, cache: Some(cache.to_path_buf()) };
+        let options = LoadOptions { quantisation: Some(&wanted), offloaded_blocks, ..LoadOptions::default() };
+        let precision = Precision { compute: DType::BF16, weights: DType::BF16 };
+        Transformer::load_with(&folder(), device, precision, options)
+    }
+
+    /// After recomputation and before smaller batches, weights leave the GPU; the step stays the same to the bit.
+    #[test]
+    fn weights_that_lie_in_a_file_make_room() {
+        if Device::emulated().is_err() {
+            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
+            eprintln!("skipped: no C++ compiler");
+            return;
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let bench = StepBench { model: Config::read(&folder()).unwrap(), ..bench() };
+        let take = |device: &Device, offloaded, kept| {
+            let model = stored(device, cache.path(), offloaded)?;
+            let taken = take_with(device, &bench, &model, (kept, None))?;
+            Ok::<_, Error>((taken, model.offloaded_blocks()))
+        };
+        let (whole, _) = take(&Device::emulated().unwrap(), 0, usize::MAX).unwrap();
+        let (least, _) = take(&Device::emulated().unwrap(), 2, 0).unwrap();
+        let (recomputed, _) = take(&Device::emulated().unwrap(), 0, 0).unwrap();
+        assert!(least.peak_bytes < recomputed.peak_bytes, "{} {}", least.peak_bytes, recomputed.peak_bytes);
+
+        let (got, offloaded) =
+            take(&Device::emulated_with(least.peak_bytes).unwrap(), 0, usize::MAX).unwrap();
+        assert_eq!((got.loss, got.norm), (whole.loss, whole.norm));
+        let last = got.said.last().unwrap();
+        assert!(offloaded > 0 && last.contains("blocks stay in their file"), "{:?}", got.said);
+
+        // Beside the model something else has to be there that leaves no room for both blocks.
+        let device = Device::emulated().unwrap();
+        let loaded = stored(&device, cache.path(), 0).unwrap();
+        let (live, peak) = (device.live_bytes(), device.peak_bytes());
+        let bytes = peak - live + loaded.weight_bytes() / 8;
+        let device = Device::emulated_with(peak).unwrap();
+        let model = stored(&device, cache.path(), 0).unwrap();
+        let mut said = Vec::new();
+        let mut show = |event| said.push(format!("{event:?}"));
+        let there = beside(&model, &device, &mut show, || {
+            Ok(tenggat_tensor::Tensor::zeros(&device, DType::U8, &[bytes])?)
+        });
+        assert!(there.is_ok() && model.offloaded_blocks() > 0 && !said.is_empty(), "{said:?}");
     }
 }

@@ -294,7 +294,7 @@ impl Transformer {
             device: device.clone(),
             precision,
             narrow_products,
-            offloaded_blocks,
+            offloaded_blocks: offloaded_blocks.into(),
             blocks,
             config,
         })

@@ -9,6 +9,9 @@ mod rope;
 mod sinusoid;
 mod stream;
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm, silu};
 use tenggat_tensor::{Device, Tensor};
@@ -43,7 +46,7 @@ pub struct Transformer {
     time_2: Linear,
     blocks: Vec<Block>,
     /// Blocks, from the first, whose weights leave memory after each use.
-    offloaded_blocks: usize,
+    offloaded_blocks: AtomicUsize,
     norm_out: Linear,
     proj_out: Linear,
     /// Results of streamed modulation.
@@ -320,9 +323,25 @@ impl Transformer {
         }
     }
 
+    /// Blocks, from the first, whose weights leave memory after each use.
+    pub fn offloaded_blocks(&self) -> usize {
+        self.offloaded_blocks.load(Relaxed).min(self.blocks.len())
+    }
+
+    /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from their file for
+    /// every use from now on. Stops at weights that do not lie in a file, or not as they are multiplied. Returns how many
+    /// blocks were offloaded.
+    pub fn offload(&self, blocks: usize) -> usize {
+        let before = self.offloaded_blocks();
+        let further = self.blocks.iter().skip(before).take(blocks);
+        let offloaded = further.take_while(|block| block.image.release() | block.text.release()).count();
+        self.offloaded_blocks.store(before + offloaded, Relaxed);
+        offloaded
+    }
+
     /// Tells an offloaded block what is to come. While one block is at work, the next is read.
     fn expect(&self, block: usize, coming: Use) {
-        if let Some(block) = self.blocks.get(block).filter(|_| block < self.offloaded_blocks) {
+        if let Some(block) = self.blocks.get(block).filter(|_| block < self.offloaded_blocks()) {
             block.image.expect(coming);
             block.text.expect(coming);
         }

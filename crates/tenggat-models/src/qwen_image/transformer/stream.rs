@@ -151,6 +151,12 @@ impl Stream {
         linears.into_iter().for_each(|linear| linear.weight.expect(coming));
     }
 
+    /// Gives the device back the memory of weights that lie in a file too. Whether that made room.
+    pub fn release(&self) -> bool {
+        let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
+        linears.into_iter().fold(false, |room, linear| linear.weight.release() | room)
+    }
+
     /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.
     fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (conditioning, part) = (pass.conditioning.view(), pass.part(self.layers.modulation));

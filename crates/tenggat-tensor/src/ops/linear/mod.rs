@@ -23,7 +23,7 @@ pub enum Weight {
     /// In the order in which the processor multiplies it.
     Packed(Packed),
     /// `[out, in]` in 2 to 8 bits in a GPU's memory, dequantised whole as it is used.
-    Resident(Resident),
+    Resident(Box<Resident>),
     /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products round their
     /// other operand to 8-bit floats too.
     Fp8(Box<Fp8>),
@@ -49,7 +49,9 @@ impl Weight {
     pub fn into_device(self, device: &Device) -> Result<Self> {
         match (self, device) {
             (Weight::Dense(w), _) => Ok(Weight::Dense(w.into_device(device)?)),
-            (Weight::Quantised(w), Device::Cuda(_)) => Ok(Weight::Resident(Resident::new(&w, device)?)),
+            (Weight::Quantised(w), Device::Cuda(_)) => {
+                Ok(Weight::Resident(Box::new(Resident::new(&w, device)?)))
+            }
             (other, _) => Ok(other),
         }
     }
@@ -70,7 +72,7 @@ impl Weight {
         }
         Ok(match self {
             Weight::Dense(w) => Weight::Fp8(Box::new(Fp8::from_dense(&w)?)),
-            Weight::Resident(w) => Weight::Fp8(Box::new(Fp8::from_resident(w)?)),
+            Weight::Resident(w) => Weight::Fp8(Box::new(Fp8::from_resident(*w)?)),
             other => other,
         })
     }
@@ -88,9 +90,17 @@ impl Weight {
 
     /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a file.
     pub fn expect(&self, coming: Use) {
-        if let Weight::Quantised(w) = self {
-            w.expect(coming);
+        match self {
+            Weight::Quantised(w) => w.expect(coming),
+            Weight::Resident(w) => w.expect(coming),
+            Weight::Dense(_) | Weight::Packed(_) | Weight::Fp8(_) => {}
         }
+    }
+
+    /// Gives the GPU back the memory of a weight that lies in a file too and is copied for every use from now on. Whether
+    /// that made room.
+    pub fn release(&self) -> bool {
+        if let Weight::Resident(w) = self { w.release() } else { false }
     }
 
     /// Bytes of storage.

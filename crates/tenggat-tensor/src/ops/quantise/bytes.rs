@@ -9,6 +9,11 @@ pub trait Owner: AsRef<[u8]> + Send + Sync {
     /// Told that the bytes are about to be read, or that they are not for a while: a mapped file can read ahead, or let go
     /// of memory that it fills again when it must. Does nothing by default.
     fn expect(&self, _use: Use) {}
+
+    /// Whether the bytes lie in a file, so that holding on to them costs no memory. No by default.
+    fn in_file(&self) -> bool {
+        false
+    }
 }
 
 /// What is to come.
@@ -40,6 +45,11 @@ impl Bytes {
     /// Tells the owner what is to come.
     pub fn expect(&self, coming: Use) {
         self.owner.expect(coming);
+    }
+
+    /// Whether they lie in a file.
+    pub fn in_file(&self) -> bool {
+        self.owner.in_file()
     }
 }
 

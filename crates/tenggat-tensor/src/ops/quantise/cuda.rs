@@ -1,6 +1,8 @@
 //! Quantised matrices in a GPU's memory.
 
-use super::{Format, Parts, Quantised};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Format, Parts, Quantised, Use, part_bytes};
 use crate::cuda::{Grid, Kernel, Mat, Module, int};
 use crate::error::expect_shape;
 use crate::{DType, Device, Result, Tensor, ViewMut};
@@ -40,7 +42,22 @@ struct Widen {
 pub struct Resident {
     format: Format,
     shape: [usize; 2],
-    pub(super) parts: Parts<Tensor>,
+    device: Device,
+    /// The arrays; `None` once they were [released](Resident::release).
+    there: Mutex<Option<Parts<Tensor>>>,
+    /// Where they came from, if that is a file.
+    file: Option<Quantised>,
+}
+
+/// Copies the arrays of a matrix to a GPU.
+fn place(matrix: &Quantised, device: &Device) -> Result<Parts<Tensor>> {
+    let Parts { codes, scales, zero_points } = matrix.parts();
+    let place = |bytes: &[u8]| -> Result<Tensor> {
+        let mut there = Tensor::empty(device, DType::U8, &[bytes.len()])?;
+        there.set_bytes(bytes)?;
+        Ok(there)
+    };
+    Ok(Parts { codes: place(codes)?, scales: place(scales)?, zero_points: place(zero_points)? })
 }
 
 impl Resident {
@@ -49,14 +66,41 @@ impl Resident {
     /// # Errors
     /// Out of GPU memory.
     pub fn new(matrix: &Quantised, device: &Device) -> Result<Self> {
-        let Parts { codes, scales, zero_points } = matrix.parts();
-        let place = |bytes: &[u8]| -> Result<Tensor> {
-            let mut there = Tensor::empty(device, DType::U8, &[bytes.len()])?;
-            there.set_bytes(bytes)?;
-            Ok(there)
-        };
-        let parts = Parts { codes: place(codes)?, scales: place(scales)?, zero_points: place(zero_points)? };
-        Ok(Resident { format: matrix.format(), shape: matrix.shape(), parts })
+        Ok(Resident {
+            format: matrix.format(),
+            shape: matrix.shape(),
+            device: device.clone(),
+            there: Mutex::new(Some(place(matrix, device)?)),
+            file: matrix.in_file().then(|| matrix.clone()),
+        })
+    }
+
+    fn there(&self) -> MutexGuard<'_, Option<Parts<Tensor>>> {
+        self.there.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives its memory back to the GPU if its arrays lie in a file too: from now on they are copied for every use. Whether
+    /// that made room.
+    pub fn release(&self) -> bool {
+        self.file.is_some() && self.there().take().is_some()
+    }
+
+    /// Tells its file what is to come, if it was [released](Resident::release).
+    pub fn expect(&self, coming: Use) {
+        if let Some(file) = self.file.as_ref().filter(|_| self.there().is_none()) {
+            file.expect(coming);
+        }
+    }
+
+    /// The arrays, copied anew if they are not there.
+    pub(super) fn into_parts(self) -> Result<Parts<Tensor>> {
+        let there = self.there().take();
+        there.map_or_else(|| self.copied(), Ok)
+    }
+
+    fn copied(&self) -> Result<Parts<Tensor>> {
+        let file = self.file.as_ref().expect("only arrays that lie in a file are released");
+        place(file, &self.device)
     }
 
     /// How it is stored.
@@ -66,7 +110,7 @@ impl Resident {
 
     /// The GPU that holds it.
     pub fn device(&self) -> Device {
-        self.parts.codes.device()
+        self.device.clone()
     }
 
     /// `[rows, cols]`.
@@ -76,7 +120,9 @@ impl Resident {
 
     /// Bytes of storage, scales included.
     pub fn bytes(&self) -> usize {
-        self.parts.codes.len() + self.parts.scales.len() + self.parts.zero_points.len()
+        let [rows, cols] = self.shape;
+        let Parts { codes, scales, zero_points } = part_bytes(self.format, rows, cols);
+        codes + scales + zero_points
     }
 
     /// The weights that it stands for, `[rows, cols]`, as f32 or bf16.
@@ -84,7 +130,7 @@ impl Resident {
     /// # Errors
     /// Out of GPU memory.
     pub fn widened(&self, dtype: DType) -> Result<Tensor> {
-        let mut wide = Tensor::empty(&self.parts.codes.device(), dtype, &self.shape)?;
+        let mut wide = Tensor::empty(&self.device, dtype, &self.shape)?;
         self.dequantise(wide.view_mut())?;
         Ok(wide)
     }
@@ -102,7 +148,11 @@ impl Resident {
             Format::QInt8 | Format::Int8 => INT8,
         };
         let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
-        let Parts { codes, scales, zero_points } = &self.parts;
+        let there = self.there();
+        let copied = if there.is_none() { Some(self.copied()?) } else { None };
+        let Some(Parts { codes, scales, zero_points }) = there.as_ref().or(copied.as_ref()) else {
+            unreachable!("one of them is there");
+        };
         widen(kernel, [address(codes)?, address(scales)?, address(zero_points)?], self.shape, to)
     }
 }

@@ -116,7 +116,7 @@ impl Fp8 {
             return Self::from_dense(&matrix.widened(DType::BF16)?);
         }
         let device = matrix.device();
-        let Parts { codes, scales, .. } = matrix.parts;
+        let Parts { codes, scales, .. } = matrix.into_parts()?;
         let scales: Vec<f32> = (scales.to_bytes()?.as_chunks::<2>().0.iter())
             .map(|&scale| half::bf16::from_le_bytes(scale).to_f32())
             .collect();

@@ -165,6 +165,11 @@ impl Quantised {
         [codes, scales, zero_points].into_iter().for_each(|bytes| bytes.expect(coming));
     }
 
+    /// Whether its codes lie in a file, so that holding on to it costs next to no memory.
+    pub fn in_file(&self) -> bool {
+        self.parts.codes.in_file()
+    }
+
     /// The stored arrays.
     pub fn parts(&self) -> &Parts<Bytes> {
         &self.parts

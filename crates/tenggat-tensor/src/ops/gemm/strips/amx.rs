@@ -16,8 +16,10 @@ use crate::cpu::{Level, tiles_are_emulated};
 
 const _: () = assert!(WIDTH == COLUMNS && WIDTH == STEPS);
 
-/// Rows of a tile of C.
-pub const HEIGHT: usize = ROWS;
+/// Rows of a tile of C, at most: two tiles of the unit over each other.
+pub const HEIGHT: usize = 2 * ROWS;
+/// Steps of a sum between two visits to C: the strip of B stays in the first-level cache.
+pub const BLOCK: usize = 512;
 
 pub fn has_tiles() -> bool {
     Level::current() >= Level::Amx
@@ -29,8 +31,8 @@ macro_rules! table {
 
 pub fn tile(rows: usize, half: bool) -> Kernel<bf16> {
     static KERNELS: [[Kernel<bf16>; HEIGHT]; 2] = [
-        table!(false: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
-        table!(true: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
+        table!(false: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32),
+        table!(true: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32),
     ];
     KERNELS[usize::from(half)][rows - 1]
 }
@@ -59,49 +61,98 @@ unsafe fn sums<const H: usize, const HALF: bool>(
     add: bool,
     again: bool,
 ) {
-    ROOM.with_borrow_mut(|Room { a, b, steps }| {
+    let columns = if HALF { LANES } else { WIDTH };
+    ROOM.with_borrow_mut(|room| {
+        // SAFETY: by the caller; the second tile's first rows are the first one's last, and hold the same.
+        unsafe {
+            room.fill(segments, H, again);
+            if H <= ROWS {
+                let mut out = [Sums([[0.0; COLUMNS]; ROWS])];
+                room.product(&mut out);
+                put(&mut out[0].0[..H], columns, start, c, stride, add);
+            } else {
+                let mut out = [Sums([[0.0; COLUMNS]; ROWS]); 2];
+                room.product(&mut out);
+                let [first, second] = &mut out;
+                put(&mut first.0, columns, start, c, stride, add);
+                put(&mut second.0[HEIGHT - H..], columns, start, c.add(ROWS * stride), stride, add);
+            }
+        }
+    });
+}
+
+impl Room {
+    /// Makes the steps of panels of `rows` rows.
+    ///
+    /// # Safety
+    /// As [`sums`].
+    unsafe fn fill(&mut self, segments: &[Segment<bf16>], rows: usize, again: bool) {
+        let Room { a, b, steps } = self;
         let count: usize = segments.iter().map(|s| s.k.div_ceil(STEPS)).sum();
         grow(b, 2 * count);
-        grow(a, if H < ROWS { count } else { 0 });
+        grow(a, if rows < ROWS { count } else { 0 });
         steps.clear();
-        for s in segments {
+        for (i, s) in segments.iter().enumerate() {
+            // Parts of A (see `parts.rs`) meet the same B one after the other.
+            let seen = i > 0 && (segments[i - 1].b, segments[i - 1].k) == (s.b, s.k);
             for block in 0..s.k.div_ceil(STEPS) {
                 let (at, left) = (steps.len(), s.k - block * STEPS);
                 // SAFETY: by the caller, every block begins inside the strips.
                 unsafe {
-                    if !again {
-                        interleave(
-                            s.b.add(block * STEPS * WIDTH),
-                            left.min(STEPS),
-                            &mut b[2 * at..2 * at + 2],
-                        );
-                    }
-                    let mut rows = s.a.add(block * s.a_step);
-                    if H < ROWS {
+                    let mut first = s.a.add(block * s.a_step);
+                    if rows < ROWS {
                         // The tile unit always reads 16 rows, and the last panel of a strip has no more behind it.
-                        rows.copy_to_nonoverlapping(a[at].0.as_mut_ptr().cast(), H * STEPS);
-                        rows = a[at].0.as_ptr().cast();
+                        first.copy_to_nonoverlapping(a[at].0.as_mut_ptr().cast(), rows * STEPS);
+                        first = a[at].0.as_ptr().cast();
                     }
-                    steps.push(Step { a: rows, b: b[2 * at..].as_ptr() });
+                    let pairs = if seen {
+                        steps[at - s.k.div_ceil(STEPS)].b
+                    } else {
+                        let pairs = &mut b[2 * at..2 * at + 2];
+                        if !again {
+                            interleave(s.b.add(block * STEPS * WIDTH), left.min(STEPS), pairs);
+                        }
+                        pairs.as_ptr()
+                    };
+                    let second = first.add(rows.saturating_sub(ROWS) * STEPS);
+                    steps.push(Step { a: [first, second], b: pairs });
                 }
             }
         }
-        let mut out = Sums([[0.0; COLUMNS]; ROWS]);
+    }
+
+    /// # Safety
+    /// The steps are those of [`Room::fill`], whose operands are still there; two products need more than [`ROWS`] rows.
+    unsafe fn product<const N: usize>(&self, out: &mut [Sums; N]) {
         let product = if tiles_are_emulated() { amx::emulated } else { amx::product };
-        let columns = if HALF { LANES } else { WIDTH };
-        // SAFETY: by the caller; the tiles are those that were just made.
-        unsafe {
-            product(steps, &mut out);
-            if !start.is_null() {
-                for row in &mut out.0[..H] {
-                    for (j, sum) in row[..columns].iter_mut().enumerate() {
-                        *sum += *start.add(j);
-                    }
+        // SAFETY: by the caller.
+        unsafe { product(&self.steps, out) }
+    }
+}
+
+/// Writes rows of a tile, to each of which `start` is added.
+///
+/// # Safety
+/// As [`sums`].
+unsafe fn put(
+    rows: &mut [[f32; COLUMNS]],
+    columns: usize,
+    start: *const f32,
+    c: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        if !start.is_null() {
+            for row in &mut *rows {
+                for (j, sum) in row[..columns].iter_mut().enumerate() {
+                    *sum += *start.add(j);
                 }
             }
-            x86::copy(&out.0[..H], columns, c, stride, add);
         }
-    });
+        x86::copy(rows, columns, c, stride, add);
+    }
 }
 
 /// Room for so many tiles; whatever is there stays.

@@ -24,14 +24,16 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, part: usize, to: *mut Self);
     /// Whether this machine multiplies packed operands of this type faster than unpacked ones.
     fn available() -> bool;
-    /// Rows of a tile, at most: no more than half of WIDTH.
+    /// Rows of a tile, at most: no more than WIDTH.
     fn height() -> usize;
+    /// Steps of a sum that tiles take before C is visited: a multiple of WIDTH.
+    fn block() -> usize;
     /// The kernel for tiles of 1 to [`height`](Lane::height) rows; the half-wide one leaves the right 16 columns alone.
     fn tile(rows: usize, half: bool) -> Tile<Self>;
 }
 
 macro_rules! lane {
-    ($type:ty, $zero:expr, $available:path, $height:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
+    ($type:ty, $zero:expr, $available:path, $height:path, $block:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
         impl Lane for $type {
             const ZERO: Self = $zero;
 
@@ -47,6 +49,13 @@ macro_rules! lane {
                 return $height();
                 #[cfg(not(target_arch = "x86_64"))]
                 1
+            }
+
+            fn block() -> usize {
+                #[cfg(target_arch = "x86_64")]
+                return $block();
+                #[cfg(not(target_arch = "x86_64"))]
+                super::WIDTH
             }
 
             fn tile(rows: usize, half: bool) -> Tile<Self> {
@@ -87,12 +96,24 @@ macro_rules! lane {
         }
     };
 }
-lane!(f32, 0.0, x86::has_avx512, x86::height, x86::tile_f32, x86::columns_f32, scale, |_| 0, as_they_are);
+lane!(
+    f32,
+    0.0,
+    x86::has_avx512,
+    x86::height,
+    x86::block,
+    x86::tile_f32,
+    x86::columns_f32,
+    scale,
+    |_| 0,
+    as_they_are
+);
 lane!(
     bf16,
     bf16::ZERO,
     fast_bf16::available,
     fast_bf16::height,
+    fast_bf16::block,
     fast_bf16::tile,
     x86::columns_bf16,
     round,
@@ -111,6 +132,10 @@ mod fast_bf16 {
 
     pub fn height() -> usize {
         if amx::has_tiles() { amx::HEIGHT } else { x86::height() }
+    }
+
+    pub fn block() -> usize {
+        if amx::has_tiles() { amx::BLOCK } else { x86::block() }
     }
 
     pub fn tile(rows: usize, half: bool) -> Tile<bf16> {

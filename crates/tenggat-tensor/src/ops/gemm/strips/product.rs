@@ -10,8 +10,6 @@ use super::kernel::Segment;
 use super::x86;
 use super::{Lane, Strips, WIDTH};
 
-/// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level cache.
-const BLOCK: usize = 1024;
 /// Parts of a sum that a tile takes at once.
 const SEGMENTS: usize = 12;
 /// Columns of a vector.
@@ -129,7 +127,7 @@ impl<E: Lane> Job<'_, E> {
         let k = self.base[0].a.cols;
         let mut from = 0;
         loop {
-            let steps = BLOCK.min(k - from);
+            let steps = E::block().min(k - from);
             let last = from + steps == k;
             for strip in strips.clone() {
                 let extras = || self.extras.iter().filter(|e| last && e.strips.contains(&strip));
@@ -218,7 +216,7 @@ impl<E: Lane> TileSums<'_, '_, E> {
         };
         let segments = &self.segments[..self.held];
         let kernel = E::tile(h, cols <= HALF);
-        let zeros = || [[0.0f32; WIDTH]; HALF];
+        let zeros = || [[0.0f32; WIDTH]; WIDTH];
         // SAFETY: by the caller; tiles at the edge go through memory of this function.
         unsafe {
             match self.job.target {
@@ -260,7 +258,7 @@ unsafe fn put(sums: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usize, ad
 /// # Safety
 /// As [`put`], transposed.
 unsafe fn put_transposed(
-    sums: &[[f32; WIDTH]; HALF],
+    sums: &[[f32; WIDTH]; WIDTH],
     rows: usize,
     cols: usize,
     c: *mut f32,
@@ -268,9 +266,11 @@ unsafe fn put_transposed(
     add: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: by the caller; packed products run with AVX-512 only.
-    unsafe {
-        x86::copy_transposed(sums, rows, cols, c, stride, add);
+    for (i, block) in sums.as_chunks().0.iter().enumerate().take(rows.div_ceil(HALF)) {
+        // SAFETY: by the caller; packed products run with AVX-512 only.
+        unsafe {
+            x86::copy_transposed(block, rows - i * HALF, cols, c.add(i * HALF), stride, add);
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     unreachable!("{sums:?} {rows} {cols} {c:?} {stride} {add}: packed products do not run here")

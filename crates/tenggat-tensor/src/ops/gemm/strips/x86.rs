@@ -59,6 +59,11 @@ pub fn height() -> usize {
     HEIGHT
 }
 
+/// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level cache.
+pub fn block() -> usize {
+    1024
+}
+
 pub fn tile_bf16(rows: usize, half: bool) -> Tile<bf16> {
     static TILES: [[Tile<bf16>; HEIGHT]; 2] = [table!(sums_bf16, 2), table!(sums_bf16, 1)];
     TILES[usize::from(half)][rows - 1]
@@ -221,7 +226,7 @@ pub unsafe fn copy(tile: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usiz
     }
 }
 
-/// Copies the first `cols` columns of a tile's first `rows` rows to columns `stride` apart.
+/// Copies the first `cols` columns of a tile's first `rows` rows (all if it has fewer) to columns `stride` apart.
 ///
 /// # Safety
 /// AVX-512 is there; `c` has `cols` runs of `rows` elements.
