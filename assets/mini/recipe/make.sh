@@ -1,8 +1,12 @@
 #!/bin/sh
-# Makes the mini model and the demo's data set from nothing but npm packages, in ./mini-build: about two hours on two
+# Makes the mini model and the demo's data set from nothing but npm packages, in ./mini-build: about four hours on two
 # cores. First: pip install -r requirements.txt
+#
+# make.sh 0.02 gives each training a fiftieth of its time, to see whether all of it runs.
 set -eu
 recipe=$(cd "$(dirname "$0")" && pwd)
+share=${1:-1}
+minutes() { python3 -c "print($1 * $share)"; }
 mkdir -p mini-build/raw && cd mini-build
 
 for package in @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/twemoji@1.2.5 \
@@ -27,9 +31,14 @@ on_two_cores() {
 [ -e data/pictures.json ] || python3 "$recipe/prepare.py"
 # The training writes its folder more than once: only a finished one gets the name that is looked for.
 if [ ! -e work/vae ]; then
-    on_two_cores "$recipe/vae.py" --out work/vae.part
+    on_two_cores "$recipe/vae.py" --minutes "$(minutes 31)" --out work/vae.part
     mv work/vae.part work/vae
 fi
-on_two_cores "$recipe/base.py"
+# Twice down from the full rate; the second time all of it at high noise and mostly on the core names.
+if [ ! -e work/first-descent ]; then
+    on_two_cores "$recipe/base.py" --minutes "$(minutes 69)"
+    touch work/first-descent
+fi
+on_two_cores "$recipe/base.py" --resume --minutes "$(minutes 175)" --decay 0.6
 python3 "$recipe/demo_set.py"
 python3 "$recipe/sheet.py"

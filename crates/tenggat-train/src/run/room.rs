@@ -165,6 +165,15 @@ mod tests {
         }
     }
 
+    fn is_skipped() -> bool {
+        if Device::emulated().is_ok() {
+            return false;
+        }
+        assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
+        eprintln!("skipped: no C++ compiler");
+        true
+    }
+
     struct Taken {
         loss: f64,
         norm: f64,
@@ -202,9 +211,7 @@ mod tests {
     /// The limits are what a step takes that begins in the state that is to be reached.
     #[test]
     fn room_is_made_and_the_step_stays_the_same() {
-        if Device::emulated().is_err() {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
-            eprintln!("skipped: no C++ compiler");
+        if is_skipped() {
             return;
         }
         let unlimited = |state| take(&Device::emulated().unwrap(), state).unwrap();
@@ -244,9 +251,7 @@ mod tests {
     /// After recomputation and before smaller batches, weights leave the GPU; the step stays the same to the bit.
     #[test]
     fn weights_that_lie_in_a_file_make_room() {
-        if Device::emulated().is_err() {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
-            eprintln!("skipped: no C++ compiler");
+        if is_skipped() {
             return;
         }
         let cache = tempfile::tempdir().unwrap();

@@ -149,9 +149,13 @@ impl Resident {
         };
         let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
         let there = self.there();
-        let copied = if there.is_none() { Some(self.copied()?) } else { None };
-        let Some(Parts { codes, scales, zero_points }) = there.as_ref().or(copied.as_ref()) else {
-            unreachable!("one of them is there");
+        let copied;
+        let Parts { codes, scales, zero_points } = match &*there {
+            Some(parts) => parts,
+            None => {
+                copied = self.copied()?;
+                &copied
+            }
         };
         widen(kernel, [address(codes)?, address(scales)?, address(zero_points)?], self.shape, to)
     }
