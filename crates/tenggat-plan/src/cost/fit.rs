@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::dims::StepShape;
 use super::memory::MemoryPlan;
 use super::precision::Precision;
 use super::rates::Machine;
@@ -160,96 +161,94 @@ fn harm(precision: Precision) -> f64 {
     }
 }
 
-/// Blocks that may be offloaded: as many as are, or more, in quarters of all.
-fn offloads(config: &StepConfig, precision: Precision, machine: &Machine) -> Vec<u64> {
-    let (now, layers) = (config.offloaded_blocks, config.dims.layers);
-    let possible = precision.is_quantised() && !config.fp8_products && !machine.shares_host_memory;
-    let quarters = (1..=4).map(|quarter| quarter * layers / 4).filter(|n| possible && *n > now);
-    std::iter::once(now).chain(quarters).collect()
-}
-
 /// What reading weights again and again costs, in halvings of the rank: it takes steps from a budget, and changes nothing
 /// else. Assumed.
 fn slowness(more_offloaded: u64, layers: u64) -> f64 {
     if more_offloaded == 0 { 0.0 } else { 0.2 + 0.8 * more_offloaded as f64 / layers.max(1) as f64 }
 }
 
-fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<Nearest> {
-    let mut candidates = Vec::new();
-    let ranks = || {
-        (0..64).map(|halvings| config.rank >> halvings).take_while(|rank| *rank >= 4.min(config.rank).max(1))
-    };
-    let batches = || (0..64).map(|halvings| config.shape.batch >> halvings).take_while(|batch| *batch >= 1);
-    // Coarser or as coarse, never finer: a finer base would make the job larger.
-    let coarser = || {
-        let no_finer = |p: &Precision| p.bytes_per_weight() <= config.precision.bytes_per_weight();
-        Precision::ALL.into_iter().filter(no_finer)
-    };
-    for precision in coarser() {
-        for (rank_halvings, rank) in ranks().enumerate() {
-            for (batch_halvings, batch) in batches().enumerate() {
-                for smaller_state in [false, true] {
-                    for offloaded in offloads(config, precision, machine) {
-                        let changed = changed(config, precision, rank, batch, smaller_state, offloaded);
-                        let penalty = harm(precision) - harm(config.precision)
-                            + rank_halvings as f64
-                            + 0.4 * batch_halvings as f64
-                            + if smaller_state { 0.1 } else { 0.0 }
-                            + slowness(offloaded - config.offloaded_blocks, config.dims.layers);
-                        candidates.push((penalty, changed));
-                    }
-                }
-            }
-        }
-    }
-    candidates.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let config = candidates
-        .into_iter()
-        .find_map(|(_, (changes, config))| Some((changes, keep_most(&config, machine, usable_bytes)?)));
-    config.map(|(changes, config)| Nearest { changes, config, memory: config.memory(machine) })
+/// Harm of a change, in halvings of the rank.
+fn penalty(from: &StepConfig, to: &StepConfig) -> f64 {
+    harm(to.precision) - harm(from.precision)
+        + f64::from(from.rank.ilog2() - to.rank.ilog2())
+        + 0.4 * f64::from(from.shape.batch.ilog2() - to.shape.batch.ilog2())
+        + if to.optimiser == from.optimiser { 0.0 } else { 0.1 }
+        + slowness(to.offloaded_blocks - from.offloaded_blocks, from.dims.layers)
 }
 
-fn changed(
-    config: &StepConfig,
-    precision: Precision,
-    rank: u64,
-    batch: u64,
-    smaller_state: bool,
-    offloaded: u64,
-) -> (Vec<Change>, StepConfig) {
-    let mut new = *config;
-    let mut changes = Vec::new();
-    if new.modulation == Modulation::EveryStep {
-        new.modulation = Modulation::Table { every_steps: 64 };
-        changes.push(Change::ModulationOnHost);
-    }
-    if smaller_state && new.optimiser == Optimiser::AdamW {
-        new.optimiser = Optimiser::AdamW8bit;
-        changes.push(Change::Adam8bit);
-    }
-    if precision != new.precision {
-        new.precision = precision;
-        changes.push(Change::Precision(precision));
-    }
-    if offloaded != new.offloaded_blocks {
-        new.offloaded_blocks = offloaded;
-        changes.push(Change::Offload(offloaded, new.dims.layers));
-    }
-    if rank != new.rank {
-        new.rank = rank;
-        changes.push(Change::Rank(rank));
-    }
-    if batch != new.shape.batch {
-        new.shape.batch = batch;
-        changes.push(Change::Batch(batch));
-    }
-    (changes, new)
+/// `n`, and halved again and again while it is `least` or more.
+fn halvings(n: u64, least: u64) -> impl Iterator<Item = u64> {
+    (0..64).map(move |times| n >> times).take_while(move |n| *n >= least)
+}
+
+/// Coarser weights or as coarse, never finer: a finer base would make the job larger.
+fn coarser(config: StepConfig) -> impl Iterator<Item = StepConfig> {
+    let no_finer = move |p: &Precision| p.bytes_per_weight() <= config.precision.bytes_per_weight();
+    Precision::ALL.into_iter().filter(no_finer).map(move |precision| StepConfig { precision, ..config })
+}
+
+fn lower_rank(config: StepConfig) -> impl Iterator<Item = StepConfig> {
+    halvings(config.rank, config.rank.clamp(1, 4)).map(move |rank| StepConfig { rank, ..config })
+}
+
+fn smaller_batch(config: StepConfig) -> impl Iterator<Item = StepConfig> {
+    let with = move |batch| StepConfig { shape: StepShape { batch, ..config.shape }, ..config };
+    halvings(config.shape.batch, 1).map(with)
+}
+
+fn smaller_state(config: StepConfig) -> impl Iterator<Item = StepConfig> {
+    let smaller = (config.optimiser == Optimiser::AdamW).then_some(Optimiser::AdamW8bit);
+    std::iter::once(config).chain(smaller.map(|optimiser| StepConfig { optimiser, ..config }))
+}
+
+/// As many blocks offloaded as are, or more, in quarters of all.
+fn offloaded(config: StepConfig, machine: &Machine) -> impl Iterator<Item = StepConfig> {
+    let (now, layers) = (config.offloaded_blocks, config.dims.layers);
+    let possible = config.precision.is_quantised() && !config.fp8_products && !machine.shares_host_memory;
+    let quarters = (1..=4).map(move |quarter| quarter * layers / 4).filter(move |n| possible && *n > now);
+    std::iter::once(now)
+        .chain(quarters)
+        .map(move |offloaded_blocks| StepConfig { offloaded_blocks, ..config })
+}
+
+fn nearest(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<Nearest> {
+    let modulation = match config.modulation {
+        Modulation::EveryStep => Modulation::Table { every_steps: 64 },
+        table => table,
+    };
+    let mut candidates: Vec<StepConfig> = coarser(StepConfig { modulation, ..*config })
+        .flat_map(lower_rank)
+        .flat_map(smaller_batch)
+        .flat_map(smaller_state)
+        .flat_map(|candidate| offloaded(candidate, machine))
+        .collect();
+    candidates.sort_by(|a, b| penalty(config, a).total_cmp(&penalty(config, b)));
+    let fitting = candidates.iter().find_map(|candidate| keep_most(candidate, machine, usable_bytes));
+    fitting.map(|fitting| Nearest {
+        changes: changes(config, &fitting),
+        config: fitting,
+        memory: fitting.memory(machine),
+    })
+}
+
+/// What a job has to change to become another.
+fn changes(from: &StepConfig, to: &StepConfig) -> Vec<Change> {
+    let (offloaded, layers) = (to.offloaded_blocks, to.dims.layers);
+    let all = [
+        (to.modulation != from.modulation, Change::ModulationOnHost),
+        (to.optimiser != from.optimiser, Change::Adam8bit),
+        (to.precision != from.precision, Change::Precision(to.precision)),
+        (offloaded != from.offloaded_blocks, Change::Offload(offloaded, layers)),
+        (to.rank != from.rank, Change::Rank(to.rank)),
+        (to.shape.batch != from.shape.batch, Change::Batch(to.shape.batch)),
+    ];
+    all.into_iter().filter(|(made, _)| *made).map(|(_, change)| change).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{MemoryPart, ModelDims, OpClass, StepShape};
+    use crate::cost::{MemoryPart, ModelDims, OpClass};
     use crate::gpu::Gpu;
 
     fn job(rank: u64, precision: Precision) -> StepConfig {

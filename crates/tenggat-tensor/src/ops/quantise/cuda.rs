@@ -66,12 +66,18 @@ impl Resident {
     /// # Errors
     /// Out of GPU memory.
     pub fn new(matrix: &Quantised, device: &Device) -> Result<Self> {
+        let there = place(matrix, device)?;
+        let file = matrix.in_file().then(|| matrix.clone());
+        if let Some(file) = &file {
+            // Else the host's memory would fill with pages of weights that the GPU holds.
+            file.expect(Use::Later);
+        }
         Ok(Resident {
             format: matrix.format(),
             shape: matrix.shape(),
             device: device.clone(),
-            there: Mutex::new(Some(place(matrix, device)?)),
-            file: matrix.in_file().then(|| matrix.clone()),
+            there: Mutex::new(Some(there)),
+            file,
         })
     }
 
