@@ -1,5 +1,9 @@
 //! One training step: noisy latents, forward, loss, backward, clipping, update.
 
+mod passes;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +11,7 @@ use tenggat_models::Result;
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, Positions, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, Positions, Recorded, Transformer};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -15,6 +19,7 @@ use tenggat_tensor::ops::{copy, flow};
 
 use crate::draws::Level;
 use crate::optimiser::Optimiser;
+use passes::{Key, Passes, Way};
 
 /// A batch of pictures of one size, with everything random already drawn.
 #[derive(Debug)]
@@ -104,6 +109,7 @@ pub struct Trainer<'a> {
     lora: Lora,
     optimiser: Optimiser,
     gradients: Tensor,
+    passes: Passes,
 }
 
 /// A part of a step.
@@ -136,7 +142,8 @@ impl<'a> Trainer<'a> {
     pub fn new(model: &'a Transformer, lora: Lora, optimiser: Optimiser, full_blocks: usize) -> Result<Self> {
         let parameters = &lora.parameters;
         let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
-        Ok(Trainer { model, full_blocks, objective: Objective::default(), lora, optimiser, gradients })
+        let (objective, passes) = (Objective::default(), Passes::default());
+        Ok(Trainer { model, full_blocks, objective, lora, optimiser, gradients, passes })
     }
 
     /// The same with another objective than the averaged squared error.
@@ -153,6 +160,17 @@ impl<'a> Trainer<'a> {
     /// Keeps the activations of so many blocks from now on.
     pub fn keep_blocks(&mut self, full_blocks: usize) {
         self.full_blocks = full_blocks;
+        self.passes.forget();
+    }
+
+    /// Asks a GPU for every kernel of every step one by one, instead of recording the passes and asking for them as a whole.
+    pub fn record_nothing(&mut self) {
+        self.passes.give_up(None);
+    }
+
+    /// What the user should know about the steps since this was last asked.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        self.passes.take_notes()
     }
 
     /// The frozen model.
@@ -188,6 +206,7 @@ impl<'a> Trainer<'a> {
         lr: f64,
         ended: &mut dyn FnMut(Part),
     ) -> Result<Outcome> {
+        self.passes.begin_step();
         let mut loss = 0.0;
         let shares: f64 = micro_batches.iter().map(|batch| batch.share).sum();
         for (i, batch) in micro_batches.iter().enumerate() {
@@ -238,32 +257,120 @@ impl<'a> Trainer<'a> {
             text_lens: &batch.text.lens,
             positions: &batch.positions,
         };
-        let (pred, tape) = self.model.forward_for_backward(inputs, Some(&self.lora), self.full_blocks)?;
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
-        let (mut losses, mut dpred) = (pred.empty_wide(&[weights.len(), 1])?, pred.empty_like(pred.shape())?);
-        let kind = self.objective.loss;
+        let asked =
+            Asked { inputs, target: &target, mask: batch.mask.as_ref(), weights: &weights, share, write };
+        let key = Key::new(&inputs, &self.lora, self.full_blocks, write);
+        match self.passes.way(&key) {
+            Way::Direct => self.direct(&asked, ended),
+            Way::Recorded => match self.recorded(&key, &asked, ended)? {
+                Some(loss) => Ok(loss),
+                None => self.direct(&asked, ended),
+            },
+            Way::ToBeTried => {
+                let loss = self.direct(&asked, ended)?;
+                self.try_recording(key, &asked, loss)?;
+                Ok(loss)
+            }
+        }
+    }
+
+    /// Both passes, kernel by kernel.
+    fn direct(&mut self, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<f64> {
+        let lora = Some(&self.lora);
+        let (prediction, tape) = self.model.forward_for_backward(asked.inputs, lora, self.full_blocks)?;
+        let (loss, gradient) = asked.loss(&self.objective, &prediction)?;
+        drop(prediction);
+        ended(Part::Forward);
+        let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
+        self.model.backward(asked.inputs, lora, tape, &gradient, Some(gradients), false)?;
+        ended(Part::Backward);
+        Ok(loss)
+    }
+
+    /// Both passes, as they were recorded. `None`, and nothing done, if the recording is no longer good.
+    fn recorded(&mut self, key: &Key, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<Option<f64>> {
+        let Some(recorded) = self.passes.recorded(key) else { return Ok(None) };
+        let Some(prediction) = recorded.forward(self.model, asked.inputs)? else {
+            self.passes.lost(key);
+            return Ok(None);
+        };
+        let (loss, gradient) = asked.loss(&self.objective, prediction)?;
+        ended(Part::Forward);
+        if !recorded.backward(&gradient)? {
+            self.passes.lost(key);
+            return Ok(None);
+        }
+        ended(Part::Backward);
+        Ok(Some(loss))
+    }
+
+    /// Records the passes of a batch that has just gone through the model. The first time, they are done a second time that
+    /// way, and have to come to the same; else they are done once more as before, for the gradients.
+    fn try_recording(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
+        let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
+        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.full_blocks, gradients);
+        if !self.passes.keep(key.clone(), made) || self.passes.are_trusted() {
+            return Ok(());
+        }
+        if asked.write == Write::Add {
+            // Nothing can be compared with gradients that are added to others.
+            self.passes.forget();
+            return Ok(());
+        }
+        let norm = self.optimiser.measure(&self.gradients)?;
+        match self.recorded(&key, asked, &mut |_| {}) {
+            Ok(Some(again)) => {
+                let norm_again = self.optimiser.measure(&self.gradients)?;
+                self.passes.compare([loss, norm], [again, norm_again]);
+            }
+            Ok(None) => {}
+            Err(e) => {
+                self.passes.give_up(Some(format!("steps are not recorded but taken kernel by kernel: {e}")))
+            }
+        }
+        if !self.passes.are_trusted() {
+            self.direct(asked, &mut |_| {})?;
+        }
+        Ok(())
+    }
+}
+
+/// What a micro-batch asks of both passes.
+struct Asked<'a> {
+    inputs: Inputs<'a>,
+    target: &'a Tensor,
+    mask: Option<&'a Tensor>,
+    /// Of the samples' losses.
+    weights: &'a [f64],
+    /// What the micro-batch counts.
+    share: f64,
+    write: Write,
+}
+
+impl Asked<'_> {
+    /// The loss of a prediction, and its gradient.
+    fn loss(&self, objective: &Objective, prediction: &Tensor) -> Result<(f64, Tensor)> {
+        let samples = self.weights.len();
+        let mut losses = prediction.empty_wide(&[samples, 1])?;
+        let mut gradient = prediction.empty_like(prediction.shape())?;
         loss::masked_forward_backward(
-            kind,
-            pred.view(),
-            target.view(),
-            batch.mask.as_ref().map(Tensor::view),
-            &weights,
+            objective.loss,
+            prediction.view(),
+            self.target.view(),
+            self.mask.map(Tensor::view),
+            self.weights,
             losses.view_mut(),
-            dpred.view_mut(),
+            gradient.view_mut(),
         )?;
-        let weighed = losses.to_f64()?.iter().zip(&weights).map(|(l, w)| l * w).sum::<f64>();
-        let mut loss = weighed / weights.len() as f64;
-        if let Some(most) = self.objective.max_loss.map(|most| most * share)
+        let weighed = losses.to_f64()?.iter().zip(self.weights).map(|(l, w)| l * w).sum::<f64>();
+        let mut loss = weighed / samples as f64;
+        if let Some(most) = objective.max_loss.map(|most| most * self.share)
             && loss > most
         {
             loss = most;
-            dpred.fill(0.0)?;
+            gradient.fill(0.0)?;
         }
-        drop((pred, target));
-        ended(Part::Forward);
-        let gradients = Gradients { buffer: &mut self.gradients, write };
-        self.model.backward(inputs, Some(&self.lora), tape, &dpred, Some(gradients), false)?;
-        ended(Part::Backward);
-        Ok(loss)
+        Ok((loss, gradient))
     }
 }

@@ -33,6 +33,23 @@ pub(super) struct Emulated {
     memory: usize,
     used: AtomicUsize,
     modules: Mutex<HashMap<&'static str, libloading::Library>>,
+    /// Calls that are being recorded, if any are.
+    recorded: Mutex<Option<Vec<Call>>>,
+}
+
+/// Something that was asked for and can be done at any time.
+pub(super) struct Call(Box<dyn Fn() -> Result<()> + Send + Sync>);
+
+impl Call {
+    pub fn run(&self) -> Result<()> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Call")
+    }
 }
 
 /// Shared memory and fibers are static in each module: one launch at a time.
@@ -43,15 +60,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What a fiber gets.
-struct Call<A> {
+#[derive(Clone, Copy)]
+struct Launch<A> {
     function: unsafe extern "C" fn(A),
     args: A,
 }
 
 extern "C" fn enter<A: Copy>(call: *mut c_void) {
-    // SAFETY: `launch` passes a `Call<A>` that outlives the run, and the kernel takes an `A` by value.
+    // SAFETY: `Emulated::call` passes a `Launch<A>` that outlives the run, and the kernel takes an `A` by value.
     unsafe {
-        let call = &*call.cast::<Call<A>>();
+        let call = &*call.cast::<Launch<A>>();
         (call.function)(call.args);
     }
 }
@@ -90,7 +108,14 @@ impl Emulated {
             )));
         }
         let folder = kept_kernels().map_err(|e| failed("folder of emulated kernels", e))?;
-        Ok(Emulated { compiler, folder, memory, used: AtomicUsize::new(0), modules: Mutex::default() })
+        Ok(Emulated {
+            compiler,
+            folder,
+            memory,
+            used: AtomicUsize::new(0),
+            modules: Mutex::default(),
+            recorded: Mutex::default(),
+        })
     }
 
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -117,11 +142,6 @@ impl Emulated {
         (self.memory.saturating_sub(self.used.load(Ordering::Relaxed)), self.memory)
     }
 
-    pub fn set_bytes(&self, address: u64, value: u8, bytes: usize) {
-        // SAFETY: the caller owns this range of an allocation.
-        unsafe { std::ptr::write_bytes(address as *mut u8, value, bytes) }
-    }
-
     pub fn upload(&self, from: &[u8], address: u64) {
         // SAFETY: the caller owns this range of an allocation.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) }
@@ -132,8 +152,35 @@ impl Emulated {
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) }
     }
 
-    pub fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: A) -> Result<()> {
-        let _turn = lock(&TURN);
+    /// Does what was asked for, or records it.
+    pub fn run(&self, call: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
+        match &mut *lock(&self.recorded) {
+            Some(calls) => {
+                calls.push(Call(Box::new(call)));
+                Ok(())
+            }
+            None => call(),
+        }
+    }
+
+    /// From now on calls are recorded.
+    pub fn begin_recording(&self) {
+        *lock(&self.recorded) = Some(Vec::new());
+    }
+
+    /// The recorded calls; from now on calls are done.
+    pub fn end_recording(&self) -> Vec<Call> {
+        lock(&self.recorded).take().unwrap_or_default()
+    }
+
+    /// A kernel with its arguments.
+    pub fn call<A: Copy + Send + Sync + 'static>(
+        &self,
+        kernel: Kernel,
+        types: &[DType],
+        grid: Grid,
+        args: A,
+    ) -> Result<impl Fn() -> Result<()> + Send + Sync + use<A>> {
         let mut modules = lock(&self.modules);
         let library = match modules.entry(kernel.module.name) {
             std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
@@ -141,14 +188,19 @@ impl Emulated {
         };
         let name = kernel.function(types);
         let missing = |e| failed(&format!("kernel `{name}`"), e);
-        // SAFETY: kernels take one structure by value, which `A` mirrors; the header defines `emulate`.
-        unsafe {
+        // SAFETY: kernels take one structure by value, which `A` mirrors; the header defines `emulate`. Libraries stay
+        // loaded as long as the device, and whoever calls holds that.
+        let (function, run) = unsafe {
             let function = *library.get::<unsafe extern "C" fn(A)>(name.as_bytes()).map_err(missing)?;
-            let run = *library.get::<Run>(b"emulate").map_err(missing)?;
-            let mut call = Call { function, args };
-            run(enter::<A>, (&raw mut call).cast(), grid.blocks.as_ptr(), grid.threads);
-        }
-        Ok(())
+            (function, *library.get::<Run>(b"emulate").map_err(missing)?)
+        };
+        Ok(move || {
+            let _turn = lock(&TURN);
+            let mut launch = Launch { function, args };
+            // SAFETY: as above; the addresses among the arguments are the caller's.
+            unsafe { run(enter::<A>, (&raw mut launch).cast(), grid.blocks.as_ptr(), grid.threads) }
+            Ok(())
+        })
     }
 
     /// Compiles a module, or takes it from the folder that keeps them.
@@ -179,6 +231,12 @@ impl Emulated {
         }
         std::fs::rename(&beside, to).map_err(|e| failed("emulated kernel", e))
     }
+}
+
+/// Sets bytes of a range that the caller owns.
+pub(super) fn set_bytes(address: u64, value: u8, bytes: usize) {
+    // SAFETY: the caller owns this range of an allocation.
+    unsafe { std::ptr::write_bytes(address as *mut u8, value, bytes) }
 }
 
 /// An operand in 32 bits, row by row.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
 
 use super::blas::{Blas, Product};
 use super::dnn::Dnn;
@@ -33,6 +33,20 @@ struct Loaded<T>(T);
 unsafe impl<T> Send for Loaded<T> {}
 // SAFETY: as above; the driver locks what it changes.
 unsafe impl<T> Sync for Loaded<T> {}
+
+/// Recorded work.
+pub(super) struct Graph(Mutex<CudaGraph>);
+
+// SAFETY: the driver's handles are not bound to the thread that made them, and the lock keeps others off them.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
+}
 
 impl Gpu {
     /// The GPU, and what makes it slower than it could be.
@@ -173,6 +187,37 @@ impl Gpu {
             .map_err(|e| failed(&format!("kernel `{name}`"), e))?;
         functions.insert(name.into(), Loaded(function));
         Ok(function)
+    }
+
+    /// From now on work is recorded.
+    pub fn begin_recording(&self) -> Result<()> {
+        // Relaxed: memory may have to be allocated meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.stream.begin_capture(mode).map_err(|e| failed("recording", e))
+    }
+
+    /// The recorded work.
+    pub fn end_recording(&self) -> Result<Graph> {
+        let graph =
+            self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(|e| failed("recording", e))?;
+        let graph = graph.ok_or_else(|| Error::Cuda("recording: the driver made no graph of it".into()))?;
+        graph.upload().map_err(|e| failed("recording", e))?;
+        Ok(Graph(Mutex::new(graph)))
+    }
+
+    /// Ends a recording of which nothing is wanted, if one is under way.
+    pub fn give_up_recording(&self) {
+        let status = self.stream.capture_status();
+        if !matches!(status, Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)) {
+            // A failed capture ends with an error; there is nothing more to be done about it.
+            let _ = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        }
+    }
+
+    /// Queues recorded work.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        let graph = graph.0.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.launch().map_err(|e| failed("recorded work", e))
     }
 
     pub fn product(&self, product: Product) -> Result<()> {

@@ -16,9 +16,11 @@ mod gpu;
 mod kernel;
 mod library;
 mod memory;
+mod recording;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use blas::{Epilogue, Factor, Product};
@@ -27,6 +29,7 @@ use emulated::Emulated;
 use gpu::Gpu;
 pub(crate) use kernel::{Grid, Kernel, Mat, Module, int, width};
 pub(crate) use memory::Storage;
+pub use recording::Recording;
 
 use crate::{DType, Error, Result};
 
@@ -52,6 +55,7 @@ enum Machine {
 pub struct Cuda {
     machine: Machine,
     pool: memory::Pool,
+    is_recording: AtomicBool,
     /// Integers that kernels read from memory, by value: lengths of prompts come again and again.
     constants: Mutex<HashMap<Vec<i32>, u64>>,
     /// What makes it slower than it could be.
@@ -81,7 +85,13 @@ impl Cuda {
     }
 
     fn new(machine: Machine) -> Self {
-        Cuda { machine, pool: memory::Pool::default(), constants: Mutex::default(), notes: Mutex::default() }
+        Cuda {
+            machine,
+            pool: memory::Pool::default(),
+            is_recording: AtomicBool::new(false),
+            constants: Mutex::default(),
+            notes: Mutex::default(),
+        }
     }
 
     /// What it is, for people.
@@ -128,6 +138,7 @@ impl Cuda {
     /// # Errors
     /// Something that was queued failed.
     pub fn synchronise(&self) -> Result<()> {
+        self.expect_direct("waiting for the GPU")?;
         match &self.machine {
             Machine::Gpu(gpu) => gpu.synchronise(),
             Machine::Emulated(_) => Ok(()),
@@ -173,15 +184,16 @@ impl Cuda {
     pub(crate) fn set_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
         match &self.machine {
             Machine::Gpu(gpu) => gpu.set_bytes(address, value, bytes),
-            Machine::Emulated(emulated) => {
-                emulated.set_bytes(address, value, bytes);
+            Machine::Emulated(emulated) => emulated.run(move || {
+                emulated::set_bytes(address, value, bytes);
                 Ok(())
-            }
+            }),
         }
     }
 
     /// Copies into the device's memory. `from` may be changed as soon as this returns.
     pub(crate) fn upload(&self, from: &[u8], address: u64) -> Result<()> {
+        self.expect_direct("a copy to the GPU")?;
         match &self.machine {
             Machine::Gpu(gpu) => gpu.upload(from, address),
             Machine::Emulated(emulated) => {
@@ -197,6 +209,7 @@ impl Cuda {
         if let Some(&address) = constants.get(values) {
             return Ok(address);
         }
+        self.expect_direct("a new constant")?;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let address = self.allocate(bytes.len().max(512))?;
         self.upload(bytes, address)?;
@@ -206,6 +219,7 @@ impl Cuda {
 
     /// Copies out of the device's memory, after all that was asked for before.
     pub(crate) fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        self.expect_direct("a copy from the GPU")?;
         match &self.machine {
             Machine::Gpu(gpu) => gpu.download(address, to),
             Machine::Emulated(emulated) => {
@@ -219,13 +233,22 @@ impl Cuda {
     ///
     /// # Errors
     /// There is no kernel for these types, or the launch failed.
-    pub(crate) fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: A) -> Result<()> {
+    pub(crate) fn launch<A: Copy + Send + Sync + 'static>(
+        &self,
+        kernel: Kernel,
+        types: &[DType],
+        grid: Grid,
+        args: A,
+    ) -> Result<()> {
         if grid.is_empty() {
             return Ok(());
         }
         match &self.machine {
             Machine::Gpu(gpu) => gpu.launch(kernel, types, grid, &args),
-            Machine::Emulated(emulated) => emulated.launch(kernel, types, grid, args),
+            Machine::Emulated(emulated) => {
+                let call = emulated.call(kernel, types, grid, args)?;
+                emulated.run(call)
+            }
         }
     }
 
@@ -239,10 +262,10 @@ impl Cuda {
         }
         match &self.machine {
             Machine::Gpu(gpu) => gpu.product(product),
-            Machine::Emulated(_) => {
+            Machine::Emulated(emulated) => emulated.run(move || {
                 emulated::product(product);
                 Ok(())
-            }
+            }),
         }
     }
 

@@ -91,7 +91,10 @@ impl Room {
                     self.device.trim();
                     show(Event::Warning(self.make(trainer, batches, &e)?));
                 }
-                other => return Ok(other?),
+                other => {
+                    trainer.take_notes().into_iter().for_each(|note| show(Event::Warning(note)));
+                    return Ok(other?);
+                }
             }
         }
     }

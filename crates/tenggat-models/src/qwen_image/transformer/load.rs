@@ -106,7 +106,7 @@ impl Loader<'_> {
             return Ok(Modulation::Resident(self.linear(matrix)?));
         }
         Ok(Modulation::Streamed(Streamed {
-            slot,
+            columns: slot * matrix.output()..(slot + 1) * matrix.output(),
             bias: self.source.bias(&matrix)?,
             recovery: self.recovery.map(|r| r.branch(&matrix, self.device)).transpose()?.flatten(),
             source: Arc::clone(self.source),

@@ -1,27 +1,32 @@
 //! `QwenImageTransformer2DModel`: forward, and backward to every LoRA matrix and to the latents.
 
 mod block;
+mod conditioning;
 mod config;
 mod linear;
 mod load;
 mod modulation;
+mod recorded;
 mod rope;
 mod sinusoid;
 mod stream;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tenggat_tensor::ops::quantise::Use;
-use tenggat_tensor::ops::{layer_norm_modulate, rms_norm, silu};
+use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
 use tenggat_tensor::{Device, Tensor};
 
 use block::{Block, Geometry, Tape as BlockTape};
+use conditioning::Conditioned;
 pub use config::{Config, Layer};
 use linear::Linear;
 pub use load::{LoadOptions, Precision};
 pub use modulation::ModulationStorage;
-use modulation::{Current, Modulation, Rows, Table};
+use modulation::{Current, Modulation};
+pub use recorded::Recorded;
 pub use rope::Positions;
 use stream::{Pass, Trace};
 
@@ -91,8 +96,7 @@ enum Kept {
 #[derive(Debug)]
 pub struct Tape {
     geometry: Geometry,
-    conditioning: Tensor,
-    table: Option<Rows>,
+    conditioned: Arc<Conditioned>,
     /// The adapter's parameters as the forward pass multiplied by them, where they are rounded for that.
     rounded: Option<Tensor>,
     blocks: Vec<Kept>,
@@ -180,6 +184,23 @@ impl Transformer {
         keep: Keep,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
+        let conditioned = self.conditioned(inputs.sigmas, &mut |name, tensor| {
+            if let Some(trace) = &mut trace {
+                trace(name, tensor);
+            }
+        })?;
+        self.run_conditioned(inputs, Arc::new(conditioned), lora, keep, trace)
+    }
+
+    /// All of a pass but what depends on its noise levels.
+    fn run_conditioned(
+        &self,
+        inputs: Inputs<'_>,
+        conditioned: Arc<Conditioned>,
+        lora: Option<&Lora>,
+        keep: Keep,
+        mut trace: Option<Trace<'_>>,
+    ) -> Result<(Tensor, Option<Tape>)> {
         let mut show = |name: &str, tensor: &Tensor| {
             if let Some(trace) = &mut trace {
                 trace(name, tensor);
@@ -195,8 +216,6 @@ impl Transformer {
             text: text.as_ref().unwrap_or(inputs.text),
             ..inputs
         };
-        let conditioning = self.conditioning(inputs.sigmas, &mut show)?;
-        let table = self.table_rows(inputs.sigmas)?;
         let rounded = lora.map(|lora| lora.rounded(self.precision.compute)).transpose()?.flatten();
         let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
         let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
@@ -212,7 +231,7 @@ impl Transformer {
         self.expect(0, Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             self.expect(i + 1, Use::Soon);
-            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), adapter };
+            let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             self.expect(i, Use::Later);
@@ -237,7 +256,7 @@ impl Transformer {
                 }
             }
         }
-        let (modulation, _) = self.norm_out.forward(conditioning.view(), None)?;
+        let (modulation, _) = self.norm_out.forward(conditioned.silu.view(), None)?;
         let (mut normed, mut stats) =
             (image.empty_like(image.shape())?, image.empty_wide(&[image.shape()[0], 2])?);
         layer_norm_modulate::forward(
@@ -251,8 +270,7 @@ impl Transformer {
         let (out, _) = self.proj_out.forward(normed.view(), None)?;
         let tape = (keep != Keep::Nothing).then_some(Tape {
             geometry,
-            conditioning,
-            table,
+            conditioned,
             rounded,
             blocks: kept,
             last: image,
@@ -276,7 +294,7 @@ impl Transformer {
         mut gradients: Option<Gradients<'_>>,
         want_dlatents: bool,
     ) -> Result<Option<Tensor>> {
-        let Tape { geometry, conditioning, table, rounded, blocks, last, modulation, stats } = tape;
+        let Tape { geometry, conditioned, rounded, blocks, last, modulation, stats } = tape;
         let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
         let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
         let mut dimage = last.empty_like(last.shape())?;
@@ -295,7 +313,7 @@ impl Transformer {
         self.expect(self.blocks.len() - 1, Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
             i.checked_sub(1).into_iter().for_each(|before| self.expect(before, Use::Soon));
-            let pass = Pass { block: i, conditioning: &conditioning, table: table.as_ref(), adapter };
+            let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let tape = match kept {
                 Kept::All(tape) => tape,
                 Kept::Inputs(image, text) => {
@@ -374,71 +392,6 @@ impl Transformer {
             head_dim: self.config.attention_head_dim,
             narrow: self.narrow_products,
         })
-    }
-
-    /// Makes sure that streamed modulation has results for these noise levels, reading its matrices once if any is
-    /// missing; only these levels are kept. Call it with those of the next steps together: a pass whose levels are
-    /// missing reads all matrices for itself alone. Does nothing where modulation is resident.
-    ///
-    /// # Errors
-    /// The matrices cannot be read, or the device failed.
-    pub fn prepare(&self, sigmas: &[f64]) -> Result<()> {
-        if self.is_prepared(sigmas) {
-            return Ok(());
-        }
-        let mut levels = sigmas.to_vec();
-        levels.sort_by(f64::total_cmp);
-        levels.dedup();
-        let conditioning = self.conditioning(&levels, &mut |_, _| {})?;
-        self.modulation.replace(Table::new(&levels, &conditioning, self.streamed())?);
-        Ok(())
-    }
-
-    /// Whether a pass with these noise levels reads no modulation matrix.
-    pub fn is_prepared(&self, sigmas: &[f64]) -> bool {
-        self.streamed().next().is_none() || self.modulation.rows(sigmas).is_some()
-    }
-
-    /// Bytes that the results of one noise level take where modulation is streamed.
-    pub fn prepared_bytes(&self) -> usize {
-        self.streamed().map(|s| s.matrix.output()).sum::<usize>() * self.precision.compute.bytes()
-    }
-
-    fn streamed(&self) -> impl Iterator<Item = &modulation::Streamed> {
-        self.blocks.iter().flat_map(|block| [&block.image, &block.text]).filter_map(|s| match &s.modulation {
-            Modulation::Streamed(streamed) => Some(streamed),
-            Modulation::Resident(_) => None,
-        })
-    }
-
-    fn table_rows(&self, sigmas: &[f64]) -> Result<Option<Rows>> {
-        if self.streamed().next().is_none() {
-            return Ok(None);
-        }
-        self.prepare(sigmas)?;
-        Ok(self.modulation.rows(sigmas))
-    }
-
-    /// SiLU of the timestep embedding, `[b, c]`.
-    fn conditioning(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let temb = self.timestep_embedding(sigmas, show)?;
-        let mut conditioning = temb.empty_like(temb.shape())?;
-        silu::forward(temb.view(), conditioning.view_mut())?;
-        Ok(conditioning)
-    }
-
-    /// `TimestepEmbedding` of diffusers `embeddings.py`: sinusoid, linear, SiLU, linear. `[b, c]`.
-    fn timestep_embedding(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let values = sinusoid::of(sigmas, self.precision.compute);
-        let shape = [sigmas.len(), config::SINUSOID];
-        let sinusoid = Tensor::from_f64(&self.device, self.precision.compute, &values, &shape)?;
-        show("time_proj", &sinusoid);
-        let (mut hidden, _) = self.time_1.forward(sinusoid.view(), None)?;
-        let before = hidden.duplicate()?;
-        silu::forward(before.view(), hidden.view_mut())?;
-        let (temb, _) = self.time_2.forward(hidden.view(), None)?;
-        show("temb", &temb);
-        Ok(temb)
     }
 
     /// Bytes of the frozen matrices in memory, or mapped into it.

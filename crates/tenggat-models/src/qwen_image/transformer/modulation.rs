@@ -5,9 +5,11 @@
 //! results stay as a small table. The trained adapter's part is added to a table's row as it would be to the
 //! matrix's product. Nothing trainable lies below, so there is no input gradient.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tenggat_tensor::{Tensor, ops::copy};
+use tenggat_tensor::ops::{copy, linear};
+use tenggat_tensor::{Tensor, ViewMut};
 
 use super::linear::Linear;
 use crate::Result;
@@ -34,7 +36,8 @@ pub(super) enum Modulation {
 /// A matrix that is read when it is needed.
 #[derive(Debug)]
 pub(super) struct Streamed {
-    pub slot: usize,
+    /// Columns of its results in the table.
+    pub columns: Range<usize>,
     pub source: Arc<dyn Source>,
     pub matrix: Matrix,
     pub bias: Tensor,
@@ -42,60 +45,43 @@ pub(super) struct Streamed {
 }
 
 impl Streamed {
-    /// Base modulation of conditioning `[n, c]`, `[n, 6c]`.
-    fn results(&self, conditioning: &Tensor) -> Result<Tensor> {
+    /// Writes the base modulation of conditioning `[n, c]`, `[n, 6c]`.
+    fn results(&self, conditioning: &Tensor, mut y: ViewMut<'_>) -> Result<()> {
         let weight = self.source.matrix(&self.matrix)?.into_device(&conditioning.device())?;
-        let mut y = conditioning.empty_like(&[conditioning.shape()[0], self.matrix.output()])?;
-        tenggat_tensor::ops::linear::forward(conditioning.view(), &weight, Some(&self.bias), y.view_mut())?;
+        linear::forward(conditioning.view(), &weight, Some(&self.bias), y.reborrow())?;
         if let Some(branch) = &self.recovery {
-            branch.forward(conditioning.view(), y.view_mut())?;
+            branch.forward(conditioning.view(), y)?;
         }
-        Ok(y)
+        Ok(())
     }
 }
 
-/// Base modulation of some noise levels: per slot `[levels, 6c]`.
+/// Base modulation of some noise levels.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     /// σ of each row, by its bits.
     levels: Vec<u64>,
-    slots: Vec<Tensor>,
-}
-
-/// Rows of a table for the samples of a batch.
-#[derive(Debug, Clone)]
-pub(super) struct Rows {
-    table: Arc<Table>,
-    rows: Vec<usize>,
-}
-
-impl Rows {
-    /// Base modulation of the batch, `[b, 6c]`.
-    pub fn gather(&self, slot: usize) -> Result<Tensor> {
-        let all = &self.table.slots[slot];
-        let mut y = all.empty_like(&[self.rows.len(), all.shape()[1]])?;
-        for (i, &row) in self.rows.iter().enumerate() {
-            copy::forward(all.view().row_range(row..row + 1), y.view_mut().row_range(i..i + 1))?;
-        }
-        Ok(y)
-    }
+    /// All matrices' results side by side, `[levels, sum of 6c]`; `None` while there are none.
+    results: Option<Tensor>,
 }
 
 impl Table {
-    /// Reads every matrix once. `conditioning`: `[levels, c]`; `streamed` in the order of slots.
+    /// Reads every matrix once. `conditioning`: `[levels, c]`.
     pub fn new<'a>(
         sigmas: &[f64],
         conditioning: &Tensor,
-        streamed: impl Iterator<Item = &'a Streamed>,
+        streamed: impl Iterator<Item = &'a Streamed> + Clone,
     ) -> Result<Self> {
-        let levels = sigmas.iter().map(|s| s.to_bits()).collect();
-        Ok(Table { levels, slots: streamed.map(|s| s.results(conditioning)).collect::<Result<_>>()? })
+        let width = streamed.clone().map(|s| s.columns.end).max().unwrap_or(0);
+        let mut results = conditioning.empty_like(&[sigmas.len(), width])?;
+        for streamed in streamed {
+            streamed.results(conditioning, results.view_mut().columns(streamed.columns.clone()))?;
+        }
+        Ok(Table { levels: sigmas.iter().map(|s| s.to_bits()).collect(), results: Some(results) })
     }
 
-    fn rows(self: &Arc<Self>, sigmas: &[f64]) -> Option<Rows> {
-        let row = |sigma: &f64| self.levels.iter().position(|&level| level == sigma.to_bits());
-        let rows = sigmas.iter().map(row).collect::<Option<_>>()?;
-        Some(Rows { table: Arc::clone(self), rows })
+    fn row(&self, sigma: f64) -> Option<usize> {
+        self.levels.iter().position(|&level| level == sigma.to_bits())
     }
 }
 
@@ -109,9 +95,22 @@ impl Current {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Rows of these noise levels, if all have results.
-    pub fn rows(&self, sigmas: &[f64]) -> Option<Rows> {
-        self.get().rows(sigmas)
+    /// Whether all these noise levels have results.
+    pub fn has(&self, sigmas: &[f64]) -> bool {
+        let table = self.get();
+        sigmas.iter().all(|&sigma| table.row(sigma).is_some())
+    }
+
+    /// Base modulation of a batch with these noise levels, `[b, sum of 6c]`, if all have results.
+    pub fn rows(&self, sigmas: &[f64]) -> Result<Option<Tensor>> {
+        let table = self.get();
+        let rows: Option<Vec<usize>> = sigmas.iter().map(|&sigma| table.row(sigma)).collect();
+        let (Some(rows), Some(all)) = (rows, &table.results) else { return Ok(None) };
+        let mut batch = all.empty_like(&[rows.len(), all.shape()[1]])?;
+        for (i, row) in rows.into_iter().enumerate() {
+            copy::forward(all.view().row_range(row..row + 1), batch.view_mut().row_range(i..i + 1))?;
+        }
+        Ok(Some(batch))
     }
 
     pub fn replace(&self, table: Table) {

@@ -41,6 +41,11 @@ impl Positions {
         let text = (first..first + text_tokens).map(|p| [p as f64; 3]);
         Ok(Positions { image: table(axes, image, device, dtype)?, text: table(axes, text, device, dtype)? })
     }
+
+    /// The same tables once more.
+    pub(super) fn duplicate(&self) -> Result<Self> {
+        Ok(Positions { image: self.image.duplicate()?, text: self.text.duplicate()? })
+    }
 }
 
 fn table(

@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::rms_norm_rope::{self, Segment};
-use tenggat_tensor::ops::{gated_residual, gelu, layer_norm_modulate};
+use tenggat_tensor::ops::{copy, gated_residual, gelu, layer_norm_modulate};
 use tenggat_tensor::{Tensor, View, ViewMut};
 
+use super::conditioning::Conditioned;
 use super::config::Layer;
 use super::linear::{Linear, Trained};
-use super::modulation::{Modulation, Rows};
+use super::modulation::Modulation;
 use crate::Result;
 use crate::lora::{Adapter, Gradients};
 
@@ -62,10 +63,7 @@ impl Layers {
 pub(super) struct Pass<'a> {
     /// Number of the block.
     pub block: usize,
-    /// SiLU of the timestep embedding, `[b, c]`.
-    pub conditioning: &'a Tensor,
-    /// Base modulation of the batch, where it is streamed.
-    pub table: Option<&'a Rows>,
+    pub conditioned: &'a Conditioned,
     pub adapter: Option<Adapter<'a>>,
 }
 
@@ -159,11 +157,13 @@ impl Stream {
 
     /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.
     fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let (conditioning, part) = (pass.conditioning.view(), pass.part(self.layers.modulation));
-        match (&self.modulation, pass.table) {
+        let (conditioning, part) = (pass.conditioned.silu.view(), pass.part(self.layers.modulation));
+        match (&self.modulation, &pass.conditioned.modulation) {
             (Modulation::Resident(linear), _) => linear.forward(conditioning, part),
-            (Modulation::Streamed(streamed), Some(rows)) => {
-                let mut y = rows.gather(streamed.slot)?;
+            (Modulation::Streamed(streamed), Some(all)) => {
+                let base = all.view().columns(streamed.columns.clone());
+                let mut y = all.empty_like(&base.shape())?;
+                copy::forward(base, y.view_mut())?;
                 let ax = part.map(|part| part.forward(conditioning, y.view_mut())).transpose()?;
                 Ok((y, ax))
             }
@@ -358,7 +358,7 @@ impl Stream {
                     Modulation::Resident(linear) => Some(&linear.weight),
                     Modulation::Streamed(_) => None,
                 };
-                trained.leaf(weight, pass.conditioning.view(), dmodulation.view())?;
+                trained.leaf(weight, pass.conditioned.silu.view(), dmodulation.view())?;
             }
         }
         Ok(Some(dx))

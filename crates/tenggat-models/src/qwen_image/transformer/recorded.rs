@@ -1,0 +1,97 @@
+//! A forward and a backward pass that a GPU takes as a whole each, from the second time on.
+
+use std::sync::Arc;
+
+use tenggat_tensor::cuda::Recording;
+use tenggat_tensor::ops::copy;
+use tenggat_tensor::{Device, Tensor};
+
+use super::conditioning::Conditioned;
+use super::{Inputs, Keep, Positions, Transformer};
+use crate::lora::{Gradients, Lora};
+use crate::{Error, Result};
+
+/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape and with the same text
+/// lengths, and for the adapter and the gradient buffer that they were made with, the adapter's strength included.
+#[derive(Debug)]
+pub struct Recorded {
+    latents: Tensor,
+    text: Tensor,
+    conditioned: Arc<Conditioned>,
+    /// Read by the recordings alone.
+    _positions: Positions,
+    /// Blocks that were offloaded: further ones' weights are no longer where they were.
+    offloaded_blocks: usize,
+    prediction: Tensor,
+    gradient: Tensor,
+    forward: Recording,
+    backward: Recording,
+}
+
+impl Recorded {
+    /// Records the two passes of a model on a GPU, neither of which is done. A batch like this one has to have gone through
+    /// the model before. `None` where they cannot be recorded: on a CPU, with dropout, with offloaded weights.
+    ///
+    /// # Errors
+    /// Shapes do not fit, there is no room, or the device failed.
+    pub fn new(
+        model: &Transformer,
+        inputs: Inputs<'_>,
+        lora: &Lora,
+        full: usize,
+        gradients: Gradients<'_>,
+    ) -> Result<Option<Self>> {
+        let Device::Cuda(cuda) = model.device() else { return Ok(None) };
+        if lora.dropout.is_some() || model.offloaded_blocks() > 0 {
+            return Ok(None);
+        }
+        let conditioned = Arc::new(model.conditioned(inputs.sigmas, &mut |_, _| {})?);
+        let (latents, text) = (inputs.latents.duplicate()?, inputs.text.duplicate()?);
+        let positions = inputs.positions.duplicate()?;
+        let own = Inputs { latents: &latents, text: &text, positions: &positions, ..inputs };
+        let keep = Keep::Blocks { full };
+        let ((prediction, tape), forward) =
+            cuda.record(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), keep, None))?;
+        let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
+        let gradient = prediction.empty_like(prediction.shape())?;
+        let ((), backward) = cuda
+            .record(|| model.backward(own, Some(lora), tape, &gradient, Some(gradients), false).map(drop))?;
+        Ok(Some(Recorded {
+            latents,
+            text,
+            conditioned,
+            _positions: positions,
+            offloaded_blocks: model.offloaded_blocks(),
+            prediction,
+            gradient,
+            forward,
+            backward,
+        }))
+    }
+
+    /// The forward pass. `None` if the device has taken memory of the recordings, or weights', for something else.
+    ///
+    /// # Errors
+    /// The batch has another shape, or the device failed.
+    pub fn forward(&mut self, model: &Transformer, inputs: Inputs<'_>) -> Result<Option<&Tensor>> {
+        if model.offloaded_blocks() != self.offloaded_blocks {
+            return Ok(None);
+        }
+        copy::forward(inputs.latents.view(), self.latents.view_mut())?;
+        copy::forward(inputs.text.view(), self.text.view_mut())?;
+        let conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
+        let own = Arc::get_mut(&mut self.conditioned);
+        own.ok_or_else(|| Error::Unsupported("a recorded pass in use".into()))?.copy_from(&conditioned)?;
+        Ok(self.forward.replay()?.then_some(&self.prediction))
+    }
+
+    /// The backward pass of the last forward pass, from the gradient of its prediction. Returns whether it was done, as
+    /// [`Recorded::forward`].
+    ///
+    /// # Errors
+    /// The gradient has another shape, or the device failed.
+    pub fn backward(&mut self, gradient: &Tensor) -> Result<bool> {
+        copy::forward(gradient.view(), self.gradient.view_mut())?;
+        Ok(self.backward.replay()?)
+    }
+}

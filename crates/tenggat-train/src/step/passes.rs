@@ -1,0 +1,185 @@
+//! Which batches' passes a GPU is asked for as a whole.
+
+use std::collections::HashMap;
+
+use tenggat_models::Result;
+use tenggat_models::lora::Lora;
+use tenggat_models::qwen_image::transformer::{Inputs, Recorded};
+use tenggat_tensor::ops::linear::Write;
+
+/// Most recordings that are kept: each holds several thousand kernels' arguments, on the GPU too.
+const MOST: usize = 32;
+/// Times that recordings may lose their memory before none are made any more.
+const MOST_LOST: usize = 3;
+/// By how much loss and gradient norm may differ between the two ways: attention's backward pass adds up in any order.
+const TOLERANCE: f64 = 1e-2;
+
+/// What a recording holds for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// Rows of the latents, and valid and padded text tokens.
+    latents: usize,
+    text_lens: Vec<usize>,
+    text: usize,
+    /// Strength of the adapter, by its bits.
+    strength: u64,
+    full_blocks: usize,
+    adds: bool,
+    has_dropout: bool,
+}
+
+impl Key {
+    pub fn new(inputs: &Inputs<'_>, lora: &Lora, full_blocks: usize, write: Write) -> Self {
+        Key {
+            latents: inputs.latents.view().rows(),
+            text_lens: inputs.text_lens.to_vec(),
+            text: inputs.text.view().rows(),
+            strength: lora.scale.to_bits(),
+            full_blocks,
+            adds: write == Write::Add,
+            has_dropout: lora.dropout.is_some(),
+        }
+    }
+}
+
+/// How a batch goes through the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Kernel by kernel.
+    Direct,
+    /// Kernel by kernel, and the passes may be recorded after that.
+    ToBeTried,
+    /// As it was recorded.
+    Recorded,
+}
+
+#[derive(Debug)]
+enum Known {
+    /// It went through the model in this step.
+    Seen(u64),
+    /// It cannot be recorded.
+    Refused,
+    Recorded(Box<Recorded>),
+}
+
+/// Recorded passes by what they hold for.
+#[derive(Debug, Default)]
+pub(super) struct Passes {
+    known: HashMap<Key, Known>,
+    step: u64,
+    is_given_up: bool,
+    /// Whether a recording has come to what the direct way came to.
+    is_trusted: bool,
+    lost: usize,
+    notes: Vec<String>,
+}
+
+impl Passes {
+    /// A new step begins.
+    pub fn begin_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// How such a batch goes through the model. It is recorded in the second step that has one, when all that depends on
+    /// its shape is there and it is likely to come again.
+    pub fn way(&mut self, key: &Key) -> Way {
+        if self.is_given_up {
+            return Way::Direct;
+        }
+        match self.known.get(key) {
+            Some(Known::Recorded(_)) => Way::Recorded,
+            Some(Known::Refused) => Way::Direct,
+            Some(&Known::Seen(step)) if step < self.step && self.recordings() < MOST => Way::ToBeTried,
+            Some(Known::Seen(_)) => Way::Direct,
+            None => {
+                self.known.insert(key.clone(), Known::Seen(self.step));
+                Way::Direct
+            }
+        }
+    }
+
+    /// Number of recordings there are.
+    pub fn recordings(&self) -> usize {
+        self.known.values().filter(|known| matches!(known, Known::Recorded(_))).count()
+    }
+
+    /// How often recordings have lost their memory.
+    #[cfg(test)]
+    pub fn lost_so_far(&self) -> usize {
+        self.lost
+    }
+
+    pub fn recorded(&mut self, key: &Key) -> Option<&mut Recorded> {
+        match self.known.get_mut(key) {
+            Some(Known::Recorded(recorded)) => Some(recorded),
+            _ => None,
+        }
+    }
+
+    /// Keeps what came of recording. Whether there is a recording; why there is none is worth no more than a note.
+    pub fn keep(&mut self, key: Key, made: Result<Option<Recorded>>) -> bool {
+        let known = match made {
+            Ok(Some(recorded)) => Known::Recorded(Box::new(recorded)),
+            Ok(None) => Known::Refused,
+            Err(e) => {
+                self.note(format!("some steps are not recorded but taken kernel by kernel: {e}"));
+                Known::Refused
+            }
+        };
+        let is_there = matches!(known, Known::Recorded(_));
+        self.known.insert(key, known);
+        is_there
+    }
+
+    pub fn are_trusted(&self) -> bool {
+        self.is_trusted
+    }
+
+    /// Trusts recordings if loss and gradient norm are the same both ways, else makes no use of any.
+    pub fn compare(&mut self, direct: [f64; 2], recorded: [f64; 2]) {
+        let differs = |(a, b): (f64, f64)| !((a - b).abs() <= TOLERANCE * a.abs());
+        if direct.into_iter().zip(recorded).any(differs) && direct.iter().all(|x| x.is_finite()) {
+            let [loss, norm] = direct;
+            let [other_loss, other_norm] = recorded;
+            self.give_up(Some(format!(
+                "a recorded step came to loss {other_loss:.6} and gradient norm {other_norm:.6} where kernel by kernel it is \
+                 {loss:.6} and {norm:.6}; no steps are recorded"
+            )));
+        } else {
+            self.is_trusted = true;
+        }
+    }
+
+    /// The device has taken the memory of this recording, and so of all.
+    pub fn lost(&mut self, key: &Key) {
+        self.known.remove(key);
+        self.lost += 1;
+        if self.lost >= MOST_LOST {
+            self.give_up(Some(
+                "the GPU has no memory for recorded steps; they are taken kernel by kernel".into(),
+            ));
+        }
+    }
+
+    /// Begins anew.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// Records nothing any more, for this reason.
+    pub fn give_up(&mut self, why: Option<String>) {
+        self.forget();
+        self.is_given_up = true;
+        why.into_iter().for_each(|why| self.note(why));
+    }
+
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+}
