@@ -15,6 +15,7 @@ CONFIGURATIONS = [
     "uint3-recomputed-rank16",
     "float8-recomputed-rank16",
     "bf16-512px",
+    "bf16-512px-direct",
 ]
 FAILING_TESTS = """echo "test ops::gemm::nt ... FAILED"
 echo "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out"

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cpu::Pool;
 use crate::cuda::{Cuda, Options};
-use crate::{DType, Result, ops};
+use crate::{DType, Error, Result, ops};
 
 /// A place that holds tensors and runs ops. Cheap to clone: clones share one buffer pool.
 #[derive(Debug, Clone)]
@@ -85,6 +85,24 @@ impl Device {
         match self {
             Device::Cpu(_) => false,
             Device::Cuda(cuda) => cuda.fp8_products(),
+        }
+    }
+
+    /// Does `aside`, then `main`. Recorded for a GPU ([`Cuda::record`]), they may be done at the same time, before whatever
+    /// comes next: neither reads what the other writes, writes what the other reads, or lets go of what the other uses.
+    /// `shared` is for what both change on the host, and for tensors of which each writes a part of its own.
+    ///
+    /// # Errors
+    /// Those of both; the device failed.
+    pub fn both<C, A, B, E: From<Error>>(
+        &self,
+        shared: &mut C,
+        aside: impl FnOnce(&mut C) -> Result<A, E>,
+        main: impl FnOnce(&mut C) -> Result<B, E>,
+    ) -> Result<(A, B), E> {
+        match self {
+            Device::Cpu(_) => Ok((aside(shared)?, main(shared)?)),
+            Device::Cuda(cuda) => cuda.both(shared, aside, main),
         }
     }
 

@@ -168,6 +168,11 @@ impl<'a> Trainer<'a> {
         self.passes.give_up(None);
     }
 
+    /// Kinds of batches whose passes are recorded.
+    pub fn recordings(&self) -> usize {
+        self.passes.recordings()
+    }
+
     /// What the user should know about the steps since this was last asked.
     pub fn take_notes(&mut self) -> Vec<String> {
         self.passes.take_notes()
@@ -285,7 +290,7 @@ impl<'a> Trainer<'a> {
         let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
         self.model.backward(asked.inputs, lora, tape, &gradient, Some(gradients), false)?;
         ended(Part::Backward);
-        Ok(loss)
+        loss.value(asked)
     }
 
     /// Both passes, as they were recorded. `None`, and nothing done, if the recording is no longer good.
@@ -302,7 +307,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         ended(Part::Backward);
-        Ok(Some(loss))
+        loss.value(asked).map(Some)
     }
 
     /// Records the passes of a batch that has just gone through the model. The first time, they are done a second time that
@@ -350,9 +355,8 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The loss of a prediction, and its gradient.
-    fn loss(&self, objective: &Objective, prediction: &Tensor) -> Result<(f64, Tensor)> {
-        let samples = self.weights.len();
-        let mut losses = prediction.empty_wide(&[samples, 1])?;
+    fn loss(&self, objective: &Objective, prediction: &Tensor) -> Result<(Ahead, Tensor)> {
+        let mut losses = prediction.empty_wide(&[self.weights.len(), 1])?;
         let mut gradient = prediction.empty_like(prediction.shape())?;
         loss::masked_forward_backward(
             objective.loss,
@@ -363,14 +367,35 @@ impl Asked<'_> {
             losses.view_mut(),
             gradient.view_mut(),
         )?;
-        let weighed = losses.to_f64()?.iter().zip(self.weights).map(|(l, w)| l * w).sum::<f64>();
-        let mut loss = weighed / samples as f64;
-        if let Some(most) = objective.max_loss.map(|most| most * self.share)
-            && loss > most
-        {
+        let ahead = Ahead::Queued(losses);
+        let Some(most) = objective.max_loss.map(|most| most * self.share) else {
+            return Ok((ahead, gradient));
+        };
+        let mut loss = ahead.value(self)?;
+        if loss > most {
             loss = most;
             gradient.fill(0.0)?;
         }
-        Ok((loss, gradient))
+        Ok((Ahead::Known(loss), gradient))
+    }
+}
+
+/// A loss that nobody waits for until it is wanted: the backward pass is asked for while a GPU still works on the forward one.
+enum Ahead {
+    /// Of each sample, `[b, 1]`.
+    Queued(Tensor),
+    Known(f64),
+}
+
+impl Ahead {
+    /// The micro-batch's part of the step's loss.
+    fn value(self, asked: &Asked<'_>) -> Result<f64> {
+        match self {
+            Ahead::Known(loss) => Ok(loss),
+            Ahead::Queued(losses) => {
+                let weighed = losses.to_f64()?.iter().zip(asked.weights).map(|(l, w)| l * w).sum::<f64>();
+                Ok(weighed / asked.weights.len() as f64)
+            }
+        }
     }
 }

@@ -60,6 +60,8 @@ pub struct StepBench {
     pub kept_blocks: usize,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
     pub steps_ahead: Option<usize>,
+    /// Whether a GPU is asked for every kernel by itself, instead of for passes that were recorded.
+    pub direct: bool,
 }
 
 /// Seconds of a step, part by part.
@@ -91,6 +93,10 @@ pub struct Measured {
     pub warm_up: Vec<StepTime>,
     /// The steps that count.
     pub steps: Vec<StepTime>,
+    /// Kinds of passes that were recorded.
+    pub recordings: usize,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 /// News of a measurement on its way.
@@ -193,6 +199,9 @@ impl StepBench {
         };
         let optimiser = Optimiser::new(method, Some(1.0), &lora)?;
         let mut trainer = Trainer::new(model, lora, optimiser, self.kept_blocks)?;
+        if self.direct {
+            trainer.record_nothing();
+        }
         let fixed = self.fixed(model)?;
         let mut measured = Measured::default();
         for step in 0..warm_up + steps {
@@ -225,6 +234,7 @@ impl StepBench {
             let list = if step < warm_up { &mut measured.warm_up } else { &mut measured.steps };
             list.push(StepTime { loss, ..time });
         }
+        (measured.recordings, measured.notes) = (trainer.recordings(), trainer.take_notes());
         Ok(measured)
     }
 }
@@ -286,6 +296,7 @@ mod tests {
             compute: DType::F32,
             kept_blocks,
             steps_ahead,
+            direct: false,
         }
     }
 

@@ -83,8 +83,8 @@ impl MemoryPlan {
 
 /// Driver, cuBLASLt, cuDNN and compiled kernels on a GPU. Assumed; 0.5 to 0.8 GB are commonly seen.
 pub(crate) const CONTEXT_BYTES: f64 = 0.7e9;
-/// cuBLASLt's workspace.
-pub(crate) const GEMM_WORKSPACE_BYTES: f64 = 32.0 * 1024.0 * 1024.0;
+/// cuBLASLt's workspaces, one for each of two queues.
+pub(crate) const GEMM_WORKSPACE_BYTES: f64 = 2.0 * 32.0 * 1024.0 * 1024.0;
 /// The code, the stacks of its threads, and the weights that these have expanded last, on a processor: 1.5 MB a thread
 /// and product.
 const PROCESSOR_BYTES: f64 = 0.03e9;

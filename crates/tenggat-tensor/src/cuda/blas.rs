@@ -15,6 +15,7 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::CUstream;
 
 use super::failed;
+use super::lanes::LANES;
 use crate::{DType, Error, Result};
 
 /// Bytes of scratch that the library may use: what its documentation advises for Hopper.
@@ -135,12 +136,12 @@ struct Described {
     layouts: [sys::cublasLtMatrixLayout_t; 3],
 }
 
-/// The library on one stream.
+/// The library on the streams of one device, each with a workspace of its own.
 #[derive(Debug)]
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
-    stream: CUstream,
-    workspace: u64,
+    streams: [CUstream; LANES],
+    workspaces: u64,
     plans: Mutex<HashMap<Shape, Result<Plan, String>>>,
 }
 
@@ -243,7 +244,7 @@ impl Drop for Described {
 }
 
 impl Blas {
-    pub fn open(stream: CUstream) -> Result<Self> {
+    pub fn open(streams: [CUstream; LANES]) -> Result<Self> {
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Cuda(
@@ -252,12 +253,12 @@ impl Blas {
         }
         let handle = result::create_handle().map_err(|e| failed("cuBLASLt", e))?;
         // SAFETY: freed with the context.
-        let workspace = unsafe { cudarc::driver::result::malloc_sync(WORKSPACE) }
+        let workspaces = unsafe { cudarc::driver::result::malloc_sync(LANES * WORKSPACE) }
             .map_err(|e| failed("workspace of products", e))?;
-        Ok(Blas { handle, stream, workspace, plans: Mutex::default() })
+        Ok(Blas { handle, streams, workspaces, plans: Mutex::default() })
     }
 
-    pub fn product(&self, p: Product) -> Result<()> {
+    pub fn product(&self, lane: usize, p: Product) -> Result<()> {
         let shape = Shape::of(&p);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = plans.entry(shape).or_insert_with(|| self.plan(&p));
@@ -280,9 +281,9 @@ impl Blas {
                 p.c as *mut c_void,
                 c,
                 &raw const plan.algorithm,
-                self.workspace as *mut c_void,
+                (self.workspaces + (lane * WORKSPACE) as u64) as *mut c_void,
                 WORKSPACE,
-                self.stream.cast(),
+                self.streams[lane].cast(),
             )
         }
         .map_err(|e| failed(&format!("product {shape:?}"), e))
@@ -297,11 +298,11 @@ impl Blas {
     /// Whether it multiplies 8-bit floats with a scale per row and column on this device.
     pub fn computes_fp8(&self) -> bool {
         let factor = |transposed| Factor {
-            address: self.workspace,
+            address: self.workspaces,
             dtype: DType::U8,
             stride: 128,
             transposed,
-            scales: self.workspace,
+            scales: self.workspaces,
         };
         self.computes(&Product {
             rows: 128,
@@ -311,7 +312,7 @@ impl Blas {
             a: factor(false),
             b: factor(true),
             beta: 0.0,
-            c: self.workspace,
+            c: self.workspaces,
             c_dtype: DType::BF16,
             c_stride: 128,
             epilogue: Epilogue::None,
@@ -372,7 +373,7 @@ impl Drop for Blas {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
         unsafe {
-            let _ = cudarc::driver::result::free_sync(self.workspace);
+            let _ = cudarc::driver::result::free_sync(self.workspaces);
             let _ = result::destroy_handle(self.handle);
         }
     }

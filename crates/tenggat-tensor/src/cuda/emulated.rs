@@ -1,7 +1,7 @@
 //! Kernels on the processor.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +12,7 @@ use half::bf16;
 use sha2::{Digest, Sha256};
 
 use super::blas::{Epilogue, Product};
+use super::lanes::{LANES, MAIN, SIDE};
 use super::{Grid, Kernel, Module, failed};
 use crate::ops::quantise::float8;
 use crate::{DType, Error, Result};
@@ -33,17 +34,52 @@ pub(super) struct Emulated {
     memory: usize,
     used: AtomicUsize,
     modules: Mutex<HashMap<&'static str, libloading::Library>>,
-    /// Calls that are being recorded, if any are.
-    recorded: Mutex<Option<Vec<Call>>>,
+    /// What is being recorded, if anything is.
+    recorded: Mutex<Option<Vec<Recorded>>>,
 }
 
 /// Something that was asked for and can be done at any time.
 pub(super) struct Call(Box<dyn Fn() -> Result<()> + Send + Sync>);
 
 impl Call {
-    pub fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<()> {
         (self.0)()
     }
+}
+
+/// A part of recorded work.
+#[derive(Debug)]
+pub(super) enum Recorded {
+    /// For a lane.
+    Call(usize, Call),
+    /// From here on lanes do not wait for one another.
+    Fork,
+    /// From here on they are one.
+    Join,
+}
+
+/// Does recorded work. Between fork and join the lanes take turns of so many calls; the second time that work is done, the
+/// other lane begins. Whoever relies on an order that is not there gets other numbers.
+pub(super) fn replay(work: &[Recorded], side_first: bool, turn: usize) -> Result<()> {
+    let mut lanes: [VecDeque<&Call>; LANES] = Default::default();
+    let mut is_forked = false;
+    for part in work {
+        match part {
+            Recorded::Call(lane, call) if is_forked => lanes[*lane].push_back(call),
+            Recorded::Call(_, call) => call.run()?,
+            Recorded::Fork => is_forked = true,
+            Recorded::Join => {
+                is_forked = false;
+                let mut lane = if side_first { SIDE } else { MAIN };
+                while lanes.iter().any(|calls| !calls.is_empty()) {
+                    let some = turn.min(lanes[lane].len());
+                    lanes[lane].drain(..some).try_for_each(Call::run)?;
+                    lane = (lane + 1) % LANES;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Call {
@@ -153,10 +189,10 @@ impl Emulated {
     }
 
     /// Does what was asked for, or records it.
-    pub fn run(&self, call: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
+    pub fn run(&self, lane: usize, call: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
         match &mut *lock(&self.recorded) {
-            Some(calls) => {
-                calls.push(Call(Box::new(call)));
+            Some(work) => {
+                work.push(Recorded::Call(lane, Call(Box::new(call))));
                 Ok(())
             }
             None => call(),
@@ -168,9 +204,19 @@ impl Emulated {
         *lock(&self.recorded) = Some(Vec::new());
     }
 
-    /// The recorded calls; from now on calls are done.
-    pub fn end_recording(&self) -> Vec<Call> {
+    /// The recorded work; from now on calls are done.
+    pub fn end_recording(&self) -> Vec<Recorded> {
         lock(&self.recorded).take().unwrap_or_default()
+    }
+
+    /// The work that is being recorded goes in lanes from here on.
+    pub fn fork(&self) {
+        lock(&self.recorded).iter_mut().for_each(|work| work.push(Recorded::Fork));
+    }
+
+    /// The lanes of the work that is being recorded wait for one another.
+    pub fn join(&self) {
+        lock(&self.recorded).iter_mut().for_each(|work| work.push(Recorded::Join));
     }
 
     /// A kernel with its arguments.

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
 
 use super::blas::{Blas, Product};
 use super::dnn::Dnn;
+use super::lanes::SIDE;
 use super::{Grid, Kernel, Module, Options, compile, failed, library};
 use crate::{DType, Error, Result};
 
@@ -16,6 +17,8 @@ use crate::{DType, Error, Result};
 pub(super) struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// For recorded work that goes in two lanes.
+    side: Arc<CudaStream>,
     name: String,
     architecture: String,
     /// Modules and the functions that were looked up in them.
@@ -66,6 +69,7 @@ impl Gpu {
         unsafe { context.disable_event_tracking() };
         let driver = |what: &'static str| move |e| failed(what, e);
         let stream = context.new_stream().map_err(driver("stream"))?;
+        let side = context.new_stream().map_err(driver("stream"))?;
         let name = context.name().map_err(driver("name of the GPU"))?;
         let (major, minor) = context.compute_capability().map_err(driver("compute capability"))?;
         let Some(architecture) = compile::architecture((major as u32, minor as u32)) else {
@@ -80,13 +84,13 @@ impl Gpu {
             let handle = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
             modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));
         }
-        let blas = Blas::open(stream.cu_stream())?;
+        let blas = Blas::open([stream.cu_stream(), side.cu_stream()])?;
         let (dnn, notes) = match Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)) {
             Ok(dnn) => (Some(dnn), Vec::new()),
             Err(e) => (None, vec![format!("attention runs without tensor cores: {e}")]),
         };
         let functions = Mutex::default();
-        Ok((Gpu { context, stream, name, architecture, modules, functions, blas, dnn }, notes))
+        Ok((Gpu { context, stream, side, name, architecture, modules, functions, blas, dnn }, notes))
     }
 
     pub fn description(&self) -> String {
@@ -137,10 +141,25 @@ impl Gpu {
         }
     }
 
-    pub fn set_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
+    /// The queue of a lane.
+    fn queue(&self, lane: usize) -> sys::CUstream {
+        if lane == SIDE { self.side.cu_stream() } else { self.stream.cu_stream() }
+    }
+
+    /// What is asked of the side lane from now on waits for what was asked of the main one so far.
+    pub fn fork(&self) -> Result<()> {
+        self.side.join(&self.stream).map_err(|e| failed("second queue", e))
+    }
+
+    /// What is asked of the main lane from now on waits for what was asked of the side lane so far.
+    pub fn join(&self) -> Result<()> {
+        self.stream.join(&self.side).map_err(|e| failed("second queue", e))
+    }
+
+    pub fn set_bytes(&self, lane: usize, address: u64, value: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller owns this range of an allocation.
-        unsafe { result::memset_d8_async(address, value, bytes, self.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(address, value, bytes, self.queue(lane)) }
             .map_err(|e| failed("memset", e))
     }
 
@@ -159,7 +178,14 @@ impl Gpu {
         self.synchronise()
     }
 
-    pub fn launch<A: Copy>(&self, kernel: Kernel, types: &[DType], grid: Grid, args: &A) -> Result<()> {
+    pub fn launch<A: Copy>(
+        &self,
+        lane: usize,
+        kernel: Kernel,
+        types: &[DType],
+        grid: Grid,
+        args: &A,
+    ) -> Result<()> {
         self.bind()?;
         let name = kernel.function(types);
         let function = self.function(kernel, &name)?;
@@ -167,7 +193,7 @@ impl Gpu {
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one structure by value, which `A` mirrors; the driver copies it before it returns.
         unsafe {
-            let stream = self.stream.cu_stream();
+            let stream = self.queue(lane);
             let threads = (grid.threads, 1, 1);
             result::launch_kernel(function, (x, y, z), threads, grid.shared, stream, &mut params)
         }
@@ -220,9 +246,9 @@ impl Gpu {
         graph.launch().map_err(|e| failed("recorded work", e))
     }
 
-    pub fn product(&self, product: Product) -> Result<()> {
+    pub fn product(&self, lane: usize, product: Product) -> Result<()> {
         self.bind()?;
-        self.blas.product(product)
+        self.blas.product(lane, product)
     }
 
     /// Whether products of 8-bit floats with a scale per row and column are there.

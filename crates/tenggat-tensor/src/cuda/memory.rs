@@ -2,7 +2,8 @@
 //!
 //! Recorded work ([`recording`](super::recording)) uses the same addresses each time it is done. What it took and gave back
 //! while it was recorded is set aside for recorded work alone, which is never done while other recorded work is under way;
-//! between two times its contents mean nothing.
+//! between two times its contents mean nothing. While recorded work goes in two lanes ([`lanes`](super::lanes)), what one of
+//! them gave back is not given to the other.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,10 @@ struct State {
     /// Addresses that recorded work was given.
     recorded: HashSet<u64>,
     is_recording: bool,
+    /// Lane that is asked, while there are two.
+    lane: Option<usize>,
+    /// What was given back by each lane, which the other may still use.
+    by_lane: [Lists; 2],
     /// Recordings that are alive, and how often all of them had to give up their memory.
     recordings: usize,
     era: u64,
@@ -33,8 +38,16 @@ struct State {
 impl State {
     /// A buffer that nobody holds.
     fn recycle(&mut self, class: usize) -> Option<u64> {
-        let own = if self.is_recording { self.set_aside.get_mut(&class).and_then(Vec::pop) } else { None };
-        own.or_else(|| self.free.get_mut(&class).and_then(Vec::pop))
+        let of_lane = self.lane.map(|lane| &mut self.by_lane[lane]);
+        let set_aside = self.is_recording.then_some(&mut self.set_aside);
+        let mut lists = of_lane.into_iter().chain(set_aside).chain([&mut self.free]);
+        lists.find_map(|lists| lists.get_mut(&class).and_then(Vec::pop))
+    }
+
+    /// The free list that a buffer belongs on.
+    fn list(&mut self, address: u64, class: usize) -> &mut Vec<u64> {
+        let lists = if self.recorded.contains(&address) { &mut self.set_aside } else { &mut self.free };
+        lists.entry(class).or_default()
     }
 
     /// Lets everybody have what was set aside.
@@ -110,8 +123,21 @@ impl Pool {
         let mut state = self.state();
         state.live_bytes -= class;
         state.free_bytes += class;
-        let lists = if state.recorded.contains(&address) { &mut state.set_aside } else { &mut state.free };
-        lists.entry(class).or_default().push(address);
+        match state.lane {
+            Some(lane) => state.by_lane[lane].entry(class).or_default().push(address),
+            None => state.list(address, class).push(address),
+        }
+    }
+
+    /// What is taken and given back from now on is so by this lane; `None`: all lanes are one again.
+    pub fn set_lane(&self, lane: Option<usize>) {
+        let mut state = self.state();
+        state.lane = lane;
+        if lane.is_none() {
+            for (class, addresses) in std::mem::take(&mut state.by_lane).into_iter().flatten() {
+                addresses.into_iter().for_each(|address| state.list(address, class).push(address));
+            }
+        }
     }
 
     /// From now on, what is taken is for work that is being recorded.

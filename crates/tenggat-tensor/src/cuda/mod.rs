@@ -14,13 +14,14 @@ pub(crate) mod dnn;
 mod emulated;
 mod gpu;
 mod kernel;
+mod lanes;
 mod library;
 mod memory;
 mod recording;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use blas::{Epilogue, Factor, Product};
@@ -56,6 +57,8 @@ pub struct Cuda {
     machine: Machine,
     pool: memory::Pool,
     is_recording: AtomicBool,
+    /// Lane that is asked.
+    lane: AtomicUsize,
     /// Integers that kernels read from memory, by value: lengths of prompts come again and again.
     constants: Mutex<HashMap<Vec<i32>, u64>>,
     /// What makes it slower than it could be.
@@ -89,6 +92,7 @@ impl Cuda {
             machine,
             pool: memory::Pool::default(),
             is_recording: AtomicBool::new(false),
+            lane: AtomicUsize::new(lanes::MAIN),
             constants: Mutex::default(),
             notes: Mutex::default(),
         }
@@ -183,8 +187,8 @@ impl Cuda {
     /// Sets bytes of the device's memory.
     pub(crate) fn set_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
         match &self.machine {
-            Machine::Gpu(gpu) => gpu.set_bytes(address, value, bytes),
-            Machine::Emulated(emulated) => emulated.run(move || {
+            Machine::Gpu(gpu) => gpu.set_bytes(self.lane(), address, value, bytes),
+            Machine::Emulated(emulated) => emulated.run(self.lane(), move || {
                 emulated::set_bytes(address, value, bytes);
                 Ok(())
             }),
@@ -244,10 +248,10 @@ impl Cuda {
             return Ok(());
         }
         match &self.machine {
-            Machine::Gpu(gpu) => gpu.launch(kernel, types, grid, &args),
+            Machine::Gpu(gpu) => gpu.launch(self.lane(), kernel, types, grid, &args),
             Machine::Emulated(emulated) => {
                 let call = emulated.call(kernel, types, grid, args)?;
-                emulated.run(call)
+                emulated.run(self.lane(), call)
             }
         }
     }
@@ -261,8 +265,8 @@ impl Cuda {
             return Ok(());
         }
         match &self.machine {
-            Machine::Gpu(gpu) => gpu.product(product),
-            Machine::Emulated(emulated) => emulated.run(move || {
+            Machine::Gpu(gpu) => gpu.product(self.lane(), product),
+            Machine::Emulated(emulated) => emulated.run(self.lane(), move || {
                 emulated::product(product);
                 Ok(())
             }),
@@ -290,8 +294,9 @@ impl Cuda {
     /// cuDNN, if it is there.
     pub(crate) fn dnn(&self) -> Option<&dnn::Dnn> {
         match &self.machine {
-            Machine::Gpu(gpu) => gpu.dnn(),
-            Machine::Emulated(_) => None,
+            // It has one queue.
+            Machine::Gpu(gpu) if self.lane() == lanes::MAIN => gpu.dnn(),
+            _ => None,
         }
     }
 }

@@ -5,15 +5,21 @@
 //! from time to time; tensors that are made on the way have meaningful contents only after [`Recording::replay`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Cuda, Machine, emulated, gpu};
 use crate::{Error, Result};
 
+/// Orders of two lanes in which an emulated device does recorded work, one after the other: whether the side lane begins, and
+/// of how many calls the turns are.
+const ORDERS: [(bool, usize); 3] = [(false, usize::MAX), (true, usize::MAX), (true, 1)];
+
 #[derive(Debug)]
 enum Work {
     Graph(gpu::Graph),
-    Calls(Vec<emulated::Call>),
+    /// With how often it was done.
+    Calls(Vec<emulated::Recorded>, AtomicUsize),
 }
 
 /// Recorded work of one device.
@@ -39,7 +45,10 @@ impl Recording {
         }
         match (&self.work, &self.cuda.machine) {
             (Work::Graph(graph), Machine::Gpu(gpu)) => gpu.replay(graph)?,
-            (Work::Calls(calls), _) => calls.iter().try_for_each(|call| call.run())?,
+            (Work::Calls(work, times), _) => {
+                let (side_first, turn) = ORDERS[times.fetch_add(1, Relaxed) % ORDERS.len()];
+                emulated::replay(work, side_first, turn)?;
+            }
             (Work::Graph(_), Machine::Emulated(_)) => return Ok(false),
         }
         Ok(true)
@@ -72,7 +81,7 @@ impl<'a> Open<'a> {
     fn end(self) -> Result<Recording> {
         let work = match &self.0.machine {
             Machine::Gpu(gpu) => Work::Graph(gpu.end_recording()?),
-            Machine::Emulated(emulated) => Work::Calls(emulated.end_recording()),
+            Machine::Emulated(emulated) => Work::Calls(emulated.end_recording(), AtomicUsize::new(0)),
         };
         Ok(Recording { cuda: Arc::clone(self.0), era: self.0.pool.keep_recording(), work })
     }

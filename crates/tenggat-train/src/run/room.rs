@@ -165,6 +165,7 @@ mod tests {
             fp8_products: false,
             kept_blocks: 0,
             steps_ahead: None,
+            direct: false,
         }
     }
 

@@ -32,6 +32,7 @@ fn bench() -> StepBench {
         fp8_products: false,
         kept_blocks: 1,
         steps_ahead: Some(3),
+        direct: false,
     }
 }
 
@@ -65,7 +66,7 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
     }
     assert_eq!(trainer.take_notes(), Vec::<String>::new());
     let parameters = trainer.lora().parameters.to_f64().unwrap();
-    (Course { losses, norms, parameters }, trainer.passes.recordings())
+    (Course { losses, norms, parameters }, trainer.recordings())
 }
 
 /// Recorded passes come to the same, to the bit: other noise, levels and modulation, gradients that replace and that are
@@ -107,7 +108,7 @@ fn a_lost_recording_is_a_direct_step() {
         let mut losses = Vec::new();
         for step in 0..6 {
             if greedy_at == Some(step) {
-                assert_eq!(trainer.passes.recordings(), 1);
+                assert_eq!(trainer.recordings(), 1);
                 let mut all = Vec::new();
                 while let Ok(some) = Tensor::empty(device, DType::U8, &[4096]) {
                     all.push(some);
@@ -116,7 +117,7 @@ fn a_lost_recording_is_a_direct_step() {
             let batch = bench.batch(&model, &fixed, step).unwrap();
             losses.push(trainer.step(&[batch], 1e-2).unwrap().loss);
         }
-        (losses, trainer.passes.recordings(), trainer.passes.lost_so_far())
+        (losses, trainer.recordings(), trainer.passes.lost_so_far())
     };
     let Some(device) = gpu(usize::MAX) else { return };
     let (expected, recorded, lost) = run(&device, None);
@@ -154,7 +155,7 @@ fn offloading_ends_recordings() {
         let fixed = bench.fixed(&model).unwrap();
         let step = |step| {
             if offload_at == Some(step) {
-                assert!(trainer.passes.recordings() == 1 && model.offload(1) == 1);
+                assert!(trainer.recordings() == 1 && model.offload(1) == 1);
             }
             trainer.step(&[bench.batch(&model, &fixed, step).unwrap()], 1e-2).unwrap().loss
         };

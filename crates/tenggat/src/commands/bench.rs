@@ -84,6 +84,9 @@ struct StepArgs {
     /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of a model.
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights")]
     offloaded_blocks: usize,
+    /// Ask a GPU for every kernel by itself, instead of for whole passes that are recorded in the second step.
+    #[arg(long)]
+    direct: bool,
     /// Memory that may be used: 14GB, 22.5GiB (default: half of the machine's).
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     memory_limit: Option<f64>,
@@ -136,6 +139,8 @@ struct Report {
     kept_blocks: u64,
     /// Steps whose modulation is worked out together; null if its matrices are resident.
     steps_ahead: Option<usize>,
+    /// Whether a GPU was asked for whole passes.
+    recorded: bool,
     /// Seconds until the weights were there.
     load_s: f64,
     /// Seconds of the steps that warmed up, and of those that count, without modulation ahead of the step.
@@ -212,6 +217,7 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
     };
     let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
     bar.finish_and_clear();
+    measured.notes.iter().for_each(|note| eprintln!("warning: {note}"));
     let processor = processor.get(args.warm_up..).filter(|steps| !steps.is_empty()).map(median);
     let report = report(args, &bench, &fit, &measured, (load_s, product, processor), &device);
     if args.json {
@@ -266,6 +272,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
         compute: device.activations(),
         kept_blocks: 0,
         steps_ahead: None,
+        direct: args.direct,
     };
     let mut config = bench.step_config();
     let machine = device::machine(device)?;
@@ -375,6 +382,7 @@ fn report(
         batch: args.batch,
         kept_blocks: fit.config.kept_blocks,
         steps_ahead: bench.steps_ahead,
+        recorded: measured.recordings > 0,
         load_s,
         warm_up_s: totals(&measured.warm_up),
         steps_s: totals(&measured.steps),

@@ -137,31 +137,42 @@ impl Block {
         text: Tensor,
     ) -> Result<(Tensor, Option<Tensor>, Tape)> {
         let (device, dtype) = (image.device(), image.dtype());
-        let [mut q, mut k, mut v, mut o] = [
-            geometry.joint(&device, dtype)?,
+        let mut joint = [
             geometry.joint(&device, dtype)?,
             geometry.joint(&device, dtype)?,
             geometry.joint(&device, dtype)?,
         ];
-        let joint = [q.view_mut(), k.view_mut(), v.view_mut()];
-        let image = self.image.before(pass, image, &positions.image, geometry.segment(true), joint)?;
-        let joint = [q.view_mut(), k.view_mut(), v.view_mut()];
-        let text = self.text.before(pass, text, &positions.text, geometry.segment(false), joint)?;
+        // Text is a small part of the work: it goes beside the image, where the device can do both.
+        let (text, image) = device.both(
+            &mut joint,
+            |joint| {
+                let joint = joint.each_mut().map(Tensor::view_mut);
+                self.text.before(pass, text, &positions.text, geometry.segment(false), joint)
+            },
+            |joint| {
+                let joint = joint.each_mut().map(Tensor::view_mut);
+                self.image.before(pass, image, &positions.image, geometry.segment(true), joint)
+            },
+        )?;
+        let [q, k, v] = joint;
+        let mut o = geometry.joint(&device, dtype)?;
         let mut lse = o.empty_wide(&[o.shape()[0], geometry.heads])?;
         let layout = geometry.layout();
         attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
 
-        let (image_out, image_after) = geometry.with_rows(&o, true, |attended| {
-            self.image.after(pass, &image, attended, geometry.image_tokens)
-        })?;
-        let (text_out, text_after) = if self.last {
-            (None, None)
-        } else {
-            let (out, after) = geometry.with_rows(&o, false, |attended| {
-                self.text.after(pass, &text, attended, geometry.text_tokens)
-            })?;
-            (Some(out), Some(after))
-        };
+        let (text_done, (image_out, image_after)) = device.both(
+            &mut (),
+            |()| {
+                let after = |attended: View<'_>| self.text.after(pass, &text, attended, geometry.text_tokens);
+                (!self.last).then(|| geometry.with_rows(&o, false, after)).transpose()
+            },
+            |()| {
+                let after =
+                    |attended: View<'_>| self.image.after(pass, &image, attended, geometry.image_tokens);
+                geometry.with_rows(&o, true, after)
+            },
+        )?;
+        let (text_out, text_after) = text_done.unzip();
         Ok((image_out, text_out, Tape { image, text, q, k, v, o, lse, image_after, text_after }))
     }
 
@@ -178,22 +189,34 @@ impl Block {
         gradients: &mut Option<Gradients<'_>>,
         want_dx: bool,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut d_o = tape.o.empty_like(tape.o.shape())?;
-        let image = geometry.with_rows(&tape.o, true, |attended| {
-            let tapes = (&tape.image, &tape.image_after);
-            self.image.after_backward(pass, tapes, attended, geometry.image_tokens, dimage, gradients)
-        })?;
-        geometry.scatter(Some(&image.d_attention), true, &mut d_o)?;
-        let text = match (&tape.text_after, dtext) {
-            (Some(after), Some(dtext)) => {
-                let (tapes, tokens) = ((&tape.text, after), geometry.text_tokens);
-                Some(geometry.with_rows(&tape.o, false, |attended| {
-                    self.text.after_backward(pass, tapes, attended, tokens, dtext, gradients)
-                })?)
-            }
-            _ => None,
-        };
-        geometry.scatter(text.as_ref().map(|t| &t.d_attention), false, &mut d_o)?;
+        let device = tape.o.device();
+        let d_o = tape.o.empty_like(tape.o.shape())?;
+        let mut shared = (gradients, d_o);
+        let (text, image) = device.both(
+            &mut shared,
+            |(gradients, d_o)| {
+                let text = match (&tape.text_after, dtext) {
+                    (Some(after), Some(dtext)) => {
+                        let (tapes, tokens) = ((&tape.text, after), geometry.text_tokens);
+                        Some(geometry.with_rows(&tape.o, false, |attended| {
+                            self.text.after_backward(pass, tapes, attended, tokens, dtext, gradients)
+                        })?)
+                    }
+                    _ => None,
+                };
+                geometry.scatter(text.as_ref().map(|t| &t.d_attention), false, d_o)?;
+                Ok::<_, crate::Error>(text)
+            },
+            |(gradients, d_o)| {
+                let (tapes, tokens) = ((&tape.image, &tape.image_after), geometry.image_tokens);
+                let image = geometry.with_rows(&tape.o, true, |attended| {
+                    self.image.after_backward(pass, tapes, attended, tokens, dimage, gradients)
+                })?;
+                geometry.scatter(Some(&image.d_attention), true, d_o)?;
+                Ok(image)
+            },
+        )?;
+        let (gradients, d_o) = shared;
 
         let [mut dq, mut dk, mut dv] =
             [d_o.empty_like(d_o.shape())?, d_o.empty_like(d_o.shape())?, d_o.empty_like(d_o.shape())?];
@@ -214,25 +237,33 @@ impl Block {
         )?;
         let joint = [dq.view(), dk.view(), dv.view()];
         let rest = |b: Between| (b.dx, b.dmodulation);
-        let dimage = self.image.before_backward(
-            pass,
-            &tape.image,
-            Some(rest(image)),
-            &positions.image,
-            geometry.segment(true),
-            joint,
-            gradients,
-            want_dx,
-        )?;
-        let dtext = self.text.before_backward(
-            pass,
-            &tape.text,
-            text.map(rest),
-            &positions.text,
-            geometry.segment(false),
-            joint,
-            gradients,
-            want_dx,
+        let mut shared = gradients;
+        let (dtext, dimage) = device.both(
+            &mut shared,
+            |gradients| {
+                self.text.before_backward(
+                    pass,
+                    &tape.text,
+                    text.map(rest),
+                    &positions.text,
+                    geometry.segment(false),
+                    joint,
+                    gradients,
+                    want_dx,
+                )
+            },
+            |gradients| {
+                self.image.before_backward(
+                    pass,
+                    &tape.image,
+                    Some(rest(image)),
+                    &positions.image,
+                    geometry.segment(true),
+                    joint,
+                    gradients,
+                    want_dx,
+                )
+            },
         )?;
         Ok((dimage, dtext))
     }
