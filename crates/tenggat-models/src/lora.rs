@@ -14,7 +14,7 @@ use crate::dropout::Dropout;
 use kronecker::Kronecker;
 use tenggat_tensor::ops::gemm;
 use tenggat_tensor::ops::linear::{self, AdapterGradients, Packed, Write};
-use tenggat_tensor::{DType, Device, Result, Tensor, View, ViewMut};
+use tenggat_tensor::{DType, Device, Error, Result, Tensor, View, ViewMut};
 
 /// One adapted module, as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,6 +236,14 @@ impl Layout {
         matrices.collect()
     }
 
+    /// Elements of the flat buffer that belong to some fused layers, which follow one another.
+    fn range(&self, layers: Range<usize>) -> Range<usize> {
+        let groups = self.groups[layers].iter().flatten();
+        let first = groups.clone().map(|group| group.a).min().unwrap_or(0);
+        let ends = groups.flat_map(|group| &group.members).map(|m| m.b + m.b_shape[0] * m.b_shape[1]);
+        first..ends.max().unwrap_or(first)
+    }
+
     pub(crate) fn group(&self, layer: usize) -> Option<&Group> {
         self.groups[layer].as_ref()
     }
@@ -269,27 +277,60 @@ impl Lora {
         Lora { layout, parameters, scale: 1.0, dropout: None }
     }
 
-    /// The parameters rounded to the type that a model computes in, where that is narrower than their own.
+    /// The parameters of some fused layers, rounded to the type that a model computes in, where that is narrower than
+    /// their own.
     ///
     /// # Errors
     /// Out of device memory.
-    pub(crate) fn rounded(&self, compute: DType) -> Result<Option<Tensor>> {
-        let narrower = self.parameters.dtype() != compute && self.parameters.dtype() == compute.wide();
-        narrower.then(|| self.parameters.to_dtype(compute)).transpose()
+    pub(crate) fn rounded(&self, layers: Range<usize>, compute: DType) -> Result<Option<Rounded>> {
+        if self.parameters.dtype() == compute || self.parameters.dtype() != compute.wide() {
+            return Ok(None);
+        }
+        let range = self.layout.range(layers);
+        Ok(Some(Rounded { first: range.start, parameters: self.parameters.range_to_dtype(range, compute)? }))
     }
 }
 
-/// An adapter in a pass, with the parameters that the pass multiplies by.
+/// A part of an adapter's parameters in a narrower type.
+#[derive(Debug)]
+pub(crate) struct Rounded {
+    /// First element of the flat buffer that is there.
+    first: usize,
+    parameters: Tensor,
+}
+
+/// An adapter's parameters as a pass multiplies by them.
+#[derive(Debug, Clone, Copy)]
+struct Parameters<'a> {
+    /// First element of the flat buffer that is there.
+    first: usize,
+    there: &'a Tensor,
+}
+
+impl<'a> Parameters<'a> {
+    /// A matrix whose first element is `at` in the flat buffer.
+    fn matrix(&self, at: usize, rows: usize, cols: usize) -> Result<View<'a>> {
+        let at = at.checked_sub(self.first);
+        let at = at.ok_or_else(|| Error::shape("adapter", "rounded parameters", &[self.first], &[0]))?;
+        self.there.matrix(at, rows, cols)
+    }
+}
+
+/// An adapter in a pass through some layers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Adapter<'a> {
     lora: &'a Lora,
-    parameters: &'a Tensor,
+    parameters: Parameters<'a>,
 }
 
 impl<'a> Adapter<'a> {
-    /// `rounded`: what [`Lora::rounded`] gave.
-    pub fn new(lora: &'a Lora, rounded: Option<&'a Tensor>) -> Self {
-        Adapter { lora, parameters: rounded.unwrap_or(&lora.parameters) }
+    /// `rounded`: what [`Lora::rounded`] gave for these layers.
+    pub fn new(lora: &'a Lora, rounded: Option<&'a Rounded>) -> Self {
+        let parameters = match rounded {
+            Some(Rounded { first, parameters }) => Parameters { first: *first, there: parameters },
+            None => Parameters { first: 0, there: &lora.parameters },
+        };
+        Adapter { lora, parameters }
     }
 
     /// The part of a fused layer.
@@ -315,7 +356,7 @@ pub struct Gradients<'a> {
 pub(crate) struct Part<'a> {
     group: &'a Group,
     kind: Kind,
-    parameters: &'a Tensor,
+    parameters: Parameters<'a>,
     scale: f64,
     /// With the number of the layer.
     dropout: Option<(&'a Dropout, usize)>,
@@ -394,7 +435,7 @@ impl Part<'_> {
 struct LowRank<'a> {
     group: &'a Group,
     rank: usize,
-    parameters: &'a Tensor,
+    parameters: Parameters<'a>,
     scale: f64,
     dropout: Option<(&'a Dropout, usize)>,
 }

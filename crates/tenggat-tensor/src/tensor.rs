@@ -158,9 +158,18 @@ impl Tensor {
     /// # Errors
     /// Out of device memory.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        let mut out = Self::empty(&self.device(), dtype, &self.shape)?;
+        self.range_to_dtype(0..self.len(), dtype)?.reshape(&self.shape)
+    }
+
+    /// A copy of some elements in their order, rounded to another element type.
+    ///
+    /// # Errors
+    /// There are fewer elements, or out of device memory.
+    pub fn range_to_dtype(&self, range: Range<usize>, dtype: DType) -> Result<Self> {
+        let elements = self.matrix(range.start, 1, range.len())?;
+        let mut out = Self::empty(&self.device(), dtype, &[range.len()])?;
         if let Device::Cuda(_) = self.device() {
-            crate::ops::copy::cast(self.view(), out.view_mut())?;
+            crate::ops::copy::cast(elements, out.view_mut())?;
             return Ok(out);
         }
         fn cast<A: Element, B: Element>(from: &[A], to: &mut [B]) {
@@ -176,10 +185,10 @@ impl Tensor {
             Ok(())
         }
         match self.dtype {
-            DType::F32 => from::<f32>(self.host()?, &mut out)?,
-            DType::F64 => from::<f64>(self.host()?, &mut out)?,
-            DType::BF16 => from::<bf16>(self.host()?, &mut out)?,
-            DType::U8 => from::<u8>(self.host()?, &mut out)?,
+            DType::F32 => from::<f32>(&self.host()?[range], &mut out)?,
+            DType::F64 => from::<f64>(&self.host()?[range], &mut out)?,
+            DType::BF16 => from::<bf16>(&self.host()?[range], &mut out)?,
+            DType::U8 => from::<u8>(&self.host()?[range], &mut out)?,
         }
         Ok(out)
     }

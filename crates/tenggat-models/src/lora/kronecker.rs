@@ -6,12 +6,12 @@
 use tenggat_tensor::ops::{gemm, kronecker};
 use tenggat_tensor::{Result, Tensor, View, ViewMut};
 
-use super::{Gradients, Member};
+use super::{Gradients, Member, Parameters};
 
 /// The members of a fused layer.
 pub(super) struct Kronecker<'a> {
     pub members: &'a [Member],
-    pub parameters: &'a Tensor,
+    pub parameters: Parameters<'a>,
     pub scale: f64,
 }
 

@@ -151,7 +151,8 @@ impl StepConfig {
         let again = self.recomputed_blocks() as f64;
         let rows = self.shape.rows();
         let per_block = self.activation_bytes_per_block();
-        let copy = if self.activation_bytes < 4.0 { self.activation_bytes } else { 0.0 };
+        // A block's part of it is rounded when it is the block's turn.
+        let copy = if self.activation_bytes < 4.0 { self.activation_bytes / layers } else { 0.0 };
         let working = WORKING_WIDTHS * width * rows * self.activation_bytes;
         // A processor expands a few columns at a time, into scratch that every thread has.
         let expanded = if self.fp8_products {

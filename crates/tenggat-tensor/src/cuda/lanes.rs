@@ -71,17 +71,8 @@ impl Drop for Region<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use crate::ops::copy;
+    use crate::ops::{check, copy};
     use crate::{DType, Device, Error, Tensor};
-
-    fn device() -> Option<Device> {
-        let device = Device::emulated();
-        if device.is_err() {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
-            eprintln!("skipped: no C++ compiler");
-        }
-        device.ok()
-    }
 
     fn number(device: &Device, value: f64) -> Tensor {
         Tensor::from_f64(device, DType::F32, &[value], &[1, 1]).unwrap()
@@ -98,8 +89,8 @@ mod tests {
 
     /// Lanes come to the same in every order, whatever they take and let go of, and what comes next waits for both.
     #[test]
-    fn lanes_keep_out_of_one_another() {
-        let Some(device) = device() else { return };
+    fn gpus_keep_lanes_apart() {
+        let Some(device) = check::open_gpu() else { return };
         let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
         let mut x = number(&device, 0.0);
         let work = || {
@@ -139,7 +130,7 @@ mod tests {
     /// The emulated device shows a lane that relies on the other.
     #[test]
     fn an_order_that_is_not_there_shows() {
-        let Some(device) = device() else { return };
+        let Some(device) = check::emulated_gpu(usize::MAX) else { return };
         let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
         let mut x = number(&device, 1.0);
         let mut copied = number(&device, 0.0);
@@ -156,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_fails_leaves_one_lane() {
-        let Some(device) = device() else { return };
+        let Some(device) = check::emulated_gpu(usize::MAX) else { return };
         let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
         let x = number(&device, 1.0);
         let failing = || {

@@ -127,18 +127,12 @@ impl Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{copy, gemm};
+    use crate::ops::{check, copy, gemm};
     use crate::{DType, Device, Tensor};
 
-    fn device(bytes: usize) -> Option<(Device, Arc<Cuda>)> {
-        let Ok(device) = Device::emulated_with(bytes) else {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
-            eprintln!("skipped: no C++ compiler");
-            return None;
-        };
-        let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
-        let cuda = Arc::clone(cuda);
-        Some((device, cuda))
+    fn cuda(device: &Device) -> Arc<Cuda> {
+        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+        Arc::clone(cuda)
     }
 
     fn matrix(device: &Device, values: &[f64]) -> Tensor {
@@ -156,8 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn recorded_work_is_done_anew_on_what_memory_holds() {
-        let Some((device, cuda)) = device(usize::MAX) else { return };
+    fn gpus_do_recorded_work_anew_on_what_memory_holds() {
+        let Some(device) = check::open_gpu() else { return };
+        let cuda = cuda(&device);
         let mut x = matrix(&device, &[1.0, 2.0, 3.0, 4.0]);
         let mut count = matrix(&device, &[0.0; 4]);
         let (sum, recording) = cuda
@@ -182,7 +177,8 @@ mod tests {
     /// What a recording took and gave back is nobody else's, and everybody's once there is no recording.
     #[test]
     fn memory_of_recordings_is_set_aside() {
-        let Some((device, cuda)) = device(usize::MAX) else { return };
+        let Some(device) = check::emulated_gpu(usize::MAX) else { return };
+        let cuda = cuda(&device);
         let mut x = matrix(&device, &[1.0; 4]);
         drop(work(&x).unwrap());
         let before = device.peak_bytes();
@@ -205,7 +201,8 @@ mod tests {
 
     #[test]
     fn recordings_give_way_when_memory_is_short() {
-        let Some((device, cuda)) = device(64 << 10) else { return };
+        let Some(device) = check::emulated_gpu(64 << 10) else { return };
+        let cuda = cuda(&device);
         let x = matrix(&device, &[1.0; 4]);
         let big = |bytes: usize| Tensor::empty(&device, DType::U8, &[bytes]);
         let (sum, recording) = cuda
@@ -226,7 +223,8 @@ mod tests {
 
     #[test]
     fn what_needs_the_host_is_not_recorded() {
-        let Some((device, cuda)) = device(usize::MAX) else { return };
+        let Some(device) = check::emulated_gpu(usize::MAX) else { return };
+        let cuda = cuda(&device);
         let x = matrix(&device, &[1.0; 4]);
         let uploads = cuda.record(|| Tensor::from_f64(&device, DType::F32, &[1.0], &[1]).map(drop));
         let downloads = cuda.record(|| x.to_f64().map(drop));

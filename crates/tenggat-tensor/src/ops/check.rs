@@ -96,24 +96,31 @@ impl Place {
     }
 }
 
-/// The GPU that tests use: a real one if `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
-/// unless `TENGGAT_REQUIRE_CXX` is set.
+/// The GPU that tests of ops share, see [`open_gpu`].
 pub fn gpu() -> Option<Device> {
     static GPU: OnceLock<Option<Device>> = OnceLock::new();
-    let open = || {
-        if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-            return Some(Device::cuda(&crate::cuda::Options::default()).unwrap());
+    GPU.get_or_init(open_gpu).clone()
+}
+
+/// A GPU of a test's own: a real one if `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
+/// unless `TENGGAT_REQUIRE_CXX` is set.
+pub fn open_gpu() -> Option<Device> {
+    if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
+        return Some(Device::cuda(&crate::cuda::Options::default()).unwrap());
+    }
+    emulated_gpu(usize::MAX)
+}
+
+/// An emulated GPU with so many bytes of memory, with the same exception.
+pub fn emulated_gpu(memory_bytes: usize) -> Option<Device> {
+    match Device::emulated_with(memory_bytes) {
+        Ok(device) => Some(device),
+        Err(e) if std::env::var_os("TENGGAT_REQUIRE_CXX").is_none() => {
+            eprintln!("skipped: {e}");
+            None
         }
-        match Device::emulated() {
-            Ok(device) => Some(device),
-            Err(e) if std::env::var_os("TENGGAT_REQUIRE_CXX").is_none() => {
-                eprintln!("skipped: {e}");
-                None
-            }
-            Err(e) => panic!("{e}"),
-        }
-    };
-    GPU.get_or_init(open).clone()
+        Err(e) => panic!("{e}"),
+    }
 }
 
 /// Runs an op on the CPU in f64 and on the GPU in f32 and bf16, and compares every tensor that it returns: errors

@@ -30,7 +30,7 @@ pub use recorded::Recorded;
 pub use rope::Positions;
 use stream::{Pass, Trace};
 
-use crate::lora::{Adapter, Gradients, Kind, Layout, Lora};
+use crate::lora::{Adapter, Gradients, Kind, Layout, Lora, Rounded};
 use crate::{Error, Result};
 
 /// Added to the mean square of the text norm.
@@ -97,8 +97,6 @@ enum Kept {
 pub struct Tape {
     geometry: Geometry,
     conditioned: Arc<Conditioned>,
-    /// The adapter's parameters as the forward pass multiplied by them, where they are rounded for that.
-    rounded: Option<Tensor>,
     blocks: Vec<Kept>,
     last: Tensor,
     modulation: Tensor,
@@ -216,8 +214,6 @@ impl Transformer {
             text: text.as_ref().unwrap_or(inputs.text),
             ..inputs
         };
-        let rounded = lora.map(|lora| lora.rounded(self.precision.compute)).transpose()?.flatten();
-        let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
         let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
         show("img_in", &image);
         let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
@@ -231,6 +227,8 @@ impl Transformer {
         self.expect(0, Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             self.expect(i + 1, Use::Soon);
+            let rounded = self.rounded(lora, i)?;
+            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
@@ -271,7 +269,6 @@ impl Transformer {
         let tape = (keep != Keep::Nothing).then_some(Tape {
             geometry,
             conditioned,
-            rounded,
             blocks: kept,
             last: image,
             modulation,
@@ -294,8 +291,7 @@ impl Transformer {
         mut gradients: Option<Gradients<'_>>,
         want_dlatents: bool,
     ) -> Result<Option<Tensor>> {
-        let Tape { geometry, conditioned, rounded, blocks, last, modulation, stats } = tape;
-        let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
+        let Tape { geometry, conditioned, blocks, last, modulation, stats } = tape;
         let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
         let mut dimage = last.empty_like(last.shape())?;
         dimage.fill(0.0)?;
@@ -313,6 +309,8 @@ impl Transformer {
         self.expect(self.blocks.len() - 1, Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
             i.checked_sub(1).into_iter().for_each(|before| self.expect(before, Use::Soon));
+            let rounded = self.rounded(lora, i)?;
+            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let tape = match kept {
                 Kept::All(tape) => tape,
@@ -339,6 +337,14 @@ impl Transformer {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The adapter's parameters of a block as it multiplies by them, where they are rounded for that. A block at a time: the
+    /// copy of a whole adapter would be half as large as the adapter.
+    fn rounded(&self, lora: Option<&Lora>, block: usize) -> Result<Option<Rounded>> {
+        let Some(lora) = lora else { return Ok(None) };
+        let first = block * Layer::ALL.len();
+        Ok(lora.rounded(first..first + Layer::ALL.len(), self.precision.compute)?)
     }
 
     /// Blocks, from the first, whose weights leave memory after each use.
