@@ -188,8 +188,12 @@ fn spoilt_files_never_panic() {
         let _ = parse(&TYPICAL[start..]);
     }
     for deep in ["[", "{a: ", "- ", "a:\n "] {
-        let _ = parse(&deep.repeat(20_000));
+        let error = parse(&deep.repeat(20_000)).unwrap_err();
+        assert!(!error.to_string().is_empty());
     }
+    let nested = |levels: usize| format!("job: {}{}", "[".repeat(levels), "]".repeat(levels));
+    let deep = |levels| Node::parse(&Source::new(Path::new("a"), ""), &nested(levels));
+    assert!(deep(32).is_ok() && deep(100).is_err());
 }
 
 #[test]

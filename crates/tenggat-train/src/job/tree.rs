@@ -9,6 +9,9 @@ use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 use super::source::{Mark, Source};
 use super::{Error, Result};
 
+/// Most levels of lists and sections in one another; a job has 7.
+const MOST_LEVELS: usize = 64;
+
 /// A value and where it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
@@ -47,6 +50,8 @@ impl Node {
             // `y` is a caption; the reader of truth values knows yes, no, on and off.
             strict_booleans: true,
             with_snippet: false,
+            // Reading recurses: what no job is nested like must not use up the stack.
+            budget: serde_saphyr::budget! { max_depth: MOST_LEVELS },
         };
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
             let mark = error.location().map_or(Mark { line: 1, column: 1 }, |l| mark(&l));
