@@ -193,7 +193,7 @@ fn spoilt_files_never_panic() {
     }
     let nested = |levels: usize| format!("job: {}{}", "[".repeat(levels), "]".repeat(levels));
     let deep = |levels| Node::parse(&Source::new(Path::new("a"), ""), &nested(levels));
-    assert!(deep(32).is_ok() && deep(100).is_err());
+    assert!(deep(16).is_ok() && deep(64).is_err());
 }
 
 #[test]

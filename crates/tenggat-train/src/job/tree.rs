@@ -10,7 +10,7 @@ use super::source::{Mark, Source};
 use super::{Error, Result};
 
 /// Most levels of lists and sections in one another; a job has 7.
-const MOST_LEVELS: usize = 64;
+const MOST_LEVELS: usize = 32;
 
 /// A value and where it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +50,7 @@ impl Node {
             // `y` is a caption; the reader of truth values knows yes, no, on and off.
             strict_booleans: true,
             with_snippet: false,
-            // Reading recurses: what no job is nested like must not use up the stack.
+            // Reading recurses, with 30 kB of stack for a level where nothing is optimised.
             budget: serde_saphyr::budget! { max_depth: MOST_LEVELS },
         };
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
