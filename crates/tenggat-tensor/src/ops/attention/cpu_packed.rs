@@ -139,7 +139,8 @@ pub fn forward<E: Lane>(
     });
 }
 
-/// Turns row i of packed scores into exp(s − max), zeros in the padding; returns max and the sum.
+/// Turns row i of packed scores into exp(s − max), zeros in the padding; returns max and the sum. The exponential is
+/// [`Real`]'s: the method of f32 itself is a call of libm for every score.
 #[inline(always)]
 fn exponentials(scores: &mut [f32], rows: usize, i: usize, keys: usize) -> (f32, f32) {
     let at = |strip: usize| (strip * rows + i) * WIDTH;
@@ -159,14 +160,14 @@ fn exponentials(scores: &mut [f32], rows: usize, i: usize, keys: usize) -> (f32,
     let mut total = [0.0f32; WIDTH];
     for strip in 0..whole {
         for (t, s) in total.iter_mut().zip(&mut scores[at(strip)..][..WIDTH]) {
-            *s = (*s - max).exp();
+            *s = Real::exp(*s - max);
             *t += *s;
         }
     }
     if rest > 0 {
         let last = &mut scores[at(whole)..][..WIDTH];
         for (t, s) in total.iter_mut().zip(&mut last[..rest]) {
-            *s = (*s - max).exp();
+            *s = Real::exp(*s - max);
             *t += *s;
         }
         last[rest..].fill(0.0);
@@ -234,13 +235,14 @@ pub fn backward<E: Lane>(
                                 let at = (strip * rows + i) * WIDTH;
                                 let (p, ds) = (&mut p[at..at + WIDTH], &mut ds[at..at + WIDTH]);
                                 for (p, ds) in p.iter_mut().zip(&mut *ds) {
-                                    *p = (*p - log_sum).exp();
+                                    *p = Real::exp(*p - log_sum);
                                     *ds = *p * (*ds - row_sum);
                                 }
                                 // The padding must hold numbers, and exp(−L) times something may be none.
-                                let valid = WIDTH.min(keys - strip * WIDTH);
-                                p[valid..].fill(0.0);
-                                ds[valid..].fill(0.0);
+                                if keys < (strip + 1) * WIDTH {
+                                    p[keys % WIDTH..].fill(0.0);
+                                    ds[keys % WIDTH..].fill(0.0);
+                                }
                             }
                         }
                     },
