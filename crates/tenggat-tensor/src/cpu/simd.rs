@@ -27,18 +27,29 @@ pub(crate) fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
         }
         i += LANES;
     }
-    for i in whole..n {
-        lanes[i - whole] += f(i);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            let other = lanes[l + width];
-            lanes[l] += other;
+    if whole < n {
+        // In an array of its own: lanes that are indexed by a variable would not stay in registers.
+        let mut rest = [T::ZERO; LANES];
+        for i in whole..n {
+            rest[i - whole] = f(i);
         }
-        width /= 2;
+        lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += x);
     }
-    lanes[0]
+    // Of widths that the compiler knows, halves are added as vectors.
+    fold::<T, 16>(&mut lanes);
+    fold::<T, 8>(&mut lanes);
+    fold::<T, 4>(&mut lanes);
+    fold::<T, 2>(&mut lanes);
+    lanes[0] + lanes[1]
+}
+
+/// Adds the second `HALF` lanes to the first.
+#[inline(always)]
+fn fold<T: Real, const HALF: usize>(lanes: &mut [T; LANES]) {
+    for l in 0..HALF {
+        let other = lanes[HALF + l];
+        lanes[l] += other;
+    }
 }
 
 /// e^x in f32 without branches or calls, so that loops over it vectorise. Relative error below 2e-7 on

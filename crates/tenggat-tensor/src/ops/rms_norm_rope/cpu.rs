@@ -48,10 +48,11 @@ fn head_rows<T: Real>(x: &[T], weight: &[T], table: &[T], y: &mut [T], rstd: &mu
     let (cos, sin) = table.split_at(d / 2);
     for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
         *rstd = T::ONE / (sum(d, |j| x[j] * x[j]) * T::from_f64(1.0 / d as f64) + T::from_f64(EPS)).sqrt();
-        for p in 0..d / 2 {
-            let (a, b) = (x[2 * p] * *rstd * weight[2 * p], x[2 * p + 1] * *rstd * weight[2 * p + 1]);
-            y[2 * p] = a * cos[p] - b * sin[p];
-            y[2 * p + 1] = a * sin[p] + b * cos[p];
+        let pairs = y.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0).zip(weight.as_chunks().0);
+        for ((([y0, y1], &[x0, x1]), &[w0, w1]), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+            let (a, b) = (x0 * *rstd * w0, x1 * *rstd * w1);
+            *y0 = a * cos - b * sin;
+            *y1 = a * sin + b * cos;
         }
     }
 }
@@ -100,10 +101,10 @@ fn head_rows_backward<T: Real>(x: &[T], weight: &[T], table: &[T], rstd: &[T], d
     for (((x, dy), dx), &rstd) in
         x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd)
     {
-        for p in 0..d / 2 {
-            let (a, b) = (dy[2 * p], dy[2 * p + 1]);
-            dx[2 * p] = (a * cos[p] + b * sin[p]) * weight[2 * p];
-            dx[2 * p + 1] = (b * cos[p] - a * sin[p]) * weight[2 * p + 1];
+        let pairs = dx.as_chunks_mut().0.iter_mut().zip(dy.as_chunks().0).zip(weight.as_chunks().0);
+        for ((([g0, g1], &[a, b]), &[w0, w1]), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+            *g0 = (a * cos + b * sin) * w0;
+            *g1 = (b * cos - a * sin) * w1;
         }
         let mean = sum(d, |j| dx[j] * x[j]) * rstd * T::from_f64(1.0 / d as f64);
         for (dx, &x) in dx.iter_mut().zip(x) {
