@@ -12,7 +12,7 @@ use super::Write;
 use crate::cpu::{Mat, MatMut, Real};
 use crate::error::expect_shape;
 use crate::ops::gemm::strips::{
-    Extra, Job, Lane, Parts, Scratch, Strips, Target, WIDTH, pack_transposed, packed_len, splits,
+    Extra, Job, Lane, Parts, Scratch, Strips, Target, WIDTH, pack_transposed, packed_len, run_all, splits,
 };
 use crate::ops::gemm::{self, Operand};
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
@@ -229,6 +229,20 @@ fn members_cost<E: Lane>(adapter: &Adapter<'_>, m: usize, parts: usize) -> usize
     adapter.members.len() * Parts::<E>::cost(parts, m, rank) + adapter.members.iter().map(b).sum::<usize>()
 }
 
+/// An adapter's matrices on the host.
+struct Matrices<'a> {
+    a: Mat<'a, f32>,
+    /// Outputs of each member, and its B.
+    members: Vec<(Range<usize>, Mat<'a, f32>)>,
+}
+
+impl<'a> Matrices<'a> {
+    fn of(op: &'static str, adapter: &Adapter<'a>) -> Result<Self> {
+        let b = |(outputs, b): &(Range<usize>, View<'a>)| Ok((outputs.clone(), b.cpu::<f32>(op)?));
+        Ok(Matrices { a: adapter.a.cpu(op)?, members: adapter.members.iter().map(b).collect::<Result<_>>()? })
+    }
+}
+
 fn forward<E: Element + Lane>(
     op: &'static str,
     x: View<'_>,
@@ -242,37 +256,49 @@ fn forward<E: Element + Lane>(
     let (x, y) = (x.cpu::<f32>(op)?, y.cpu::<f32>(op)?);
     let (m, input, out) = (x.rows, x.cols, y.cols);
     let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
+    let adapter = adapter.map(|(a, ax)| Ok((Matrices::of(op, &a)?, a, ax.cpu::<f32>(op)?))).transpose()?;
     let mut cost = Parts::<E>::cost(parts, m, input) + Scratch::cost::<f32>(out + WIDTH);
-    if let Some((adapter, _)) = &adapter {
+    if let Some((_, adapter, _)) = &adapter {
         cost += Parts::<E>::cost(parts, input, adapter.a.rows()) + members_cost::<E>(adapter, m, parts);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
-        let px = Parts::<E>::pack(parts, x, 1.0, &mut scratch);
         let start = bias.map(|bias| {
             let row = scratch.take::<f32>(out.next_multiple_of(WIDTH));
             row[..out].copy_from_slice(bias.row(0));
             row[out..].fill(0.0);
             &*row
         });
+        let mut own = scratch.split(Parts::<E>::cost(parts, m, input));
+        let matrices = adapter.as_ref().map(|(matrices, ..)| matrices);
+        let (px, packed) = rayon::join(
+            || Parts::<E>::pack(parts, x, 1.0, &mut own),
+            || {
+                matrices.map(|Matrices { a, members }| {
+                    let a = Parts::<E>::pack_transposed(parts, *a, 1.0, &mut scratch);
+                    let aligned = members.iter().filter(|(outputs, _)| outputs.start % WIDTH == 0);
+                    let b = aligned.map(|(_, b)| Parts::pack_transposed(parts, *b, 1.0, &mut scratch));
+                    (a, b.collect::<Vec<_>>())
+                })
+            },
+        );
         let mut extras = Vec::new();
         let mut apart = Vec::new();
-        if let Some((adapter, ax)) = adapter {
-            let (a, ax) = (adapter.a.cpu::<f32>(op)?, ax.cpu::<f32>(op)?);
-            let base = px.times(Parts::pack_transposed(parts, a, 1.0, &mut scratch));
+        if let (Some((matrices, adapter, ax)), Some((pa, pb))) = (adapter, packed) {
+            let base = px.times(pa);
             let job =
                 Job { base: &base, extras: &[], start: None, target: Target::Rows(ax.stride), add: false };
             // SAFETY: A·x is m rows of as many elements as A has rows, borrowed exclusively.
             unsafe { job.run(ax.data.as_mut_ptr()) }
             let ax = Mat { data: &*ax.data, rows: ax.rows, cols: ax.cols, stride: ax.stride };
-            for (i, (outputs, b)) in adapter.members.iter().enumerate() {
-                let (b, ax) = (b.cpu::<f32>(op)?, columns(ax, adapter.ranks(i)));
-                if outputs.start % WIDTH != 0 {
-                    apart.push((outputs.clone(), ax, b, adapter.scale));
+            let mut pb = pb.into_iter();
+            for (i, (outputs, b)) in matrices.members.into_iter().enumerate() {
+                let ax = columns(ax, adapter.ranks(i));
+                let Some(pb) = (outputs.start % WIDTH == 0).then(|| pb.next()).flatten() else {
+                    apart.push((outputs, ax, b, adapter.scale));
                     continue;
-                }
-                let pax = Parts::pack(parts, ax, adapter.scale as f32, &mut scratch);
-                let terms = pax.times(Parts::pack_transposed(parts, b, 1.0, &mut scratch));
+                };
+                let terms = Parts::pack(parts, ax, adapter.scale as f32, &mut scratch).times(pb);
                 let first = outputs.start / WIDTH;
                 let strips = first..first + outputs.len().div_ceil(WIDTH);
                 extras.extend(terms.iter().map(|&term| Extra { term, strips: strips.clone() }));
@@ -292,6 +318,24 @@ fn forward<E: Element + Lane>(
     })
 }
 
+/// [`Trained`] on the host.
+struct HostTrained<'a> {
+    matrices: Matrices<'a>,
+    adapter: Adapter<'a>,
+    x: Mat<'a, f32>,
+    ax: Mat<'a, f32>,
+    gradients: MatMut<'a, f32>,
+    add: bool,
+}
+
+impl<'a> HostTrained<'a> {
+    fn of(op: &'static str, trained: Trained<'a>) -> Result<Self> {
+        let Trained { adapter, x, ax, gradients: AdapterGradients { all, write } } = trained;
+        let (matrices, add) = (Matrices::of(op, &adapter)?, write == Write::Add);
+        Ok(HostTrained { matrices, adapter, x: x.cpu(op)?, ax: ax.cpu(op)?, gradients: all.cpu(op)?, add })
+    }
+}
+
 fn backward<E: Element + Lane>(
     op: &'static str,
     dy: View<'_>,
@@ -302,73 +346,89 @@ fn backward<E: Element + Lane>(
     let (weight, parts) = (weight.transpose::<E>()?, weight.parts);
     let dy = dy.cpu::<f32>(op)?;
     let (m, out) = (dy.rows, dy.cols);
+    let dx = dx.map(|(write, dx)| Ok((write == Write::Add, dx.cpu::<f32>(op)?))).transpose()?;
+    let trained = trained.map(|trained| HostTrained::of(op, trained)).transpose()?;
     let mut cost = Parts::<E>::cost(parts, out, m);
-    if let Some(Trained { adapter, x, .. }) = &trained {
+    if let Some(HostTrained { adapter, x, .. }) = &trained {
         let ranks = adapter.a.rows();
         cost += Scratch::cost::<f32>(packed_len(ranks, m))
             + Parts::<E>::sums_cost(parts, ranks, m)
-            + Parts::<E>::cost(parts, x.cols(), ranks)
-            + Parts::<E>::cost(parts, m, x.cols())
+            + Parts::<E>::cost(parts, x.cols, ranks)
+            + Parts::<E>::cost(parts, m, x.cols)
             + members_cost::<E>(adapter, m, parts);
     }
     f32::with_scratch(cost, |scratch| {
         let mut scratch = Scratch::new(scratch);
-        let pdy = Parts::<E>::pack_transposed(parts, dy, 1.0, &mut scratch);
-        let mut extras = Vec::new();
-        if let Some(Trained { adapter, x, ax, gradients }) = trained {
-            let (a, ranks) = (adapter.a.cpu::<f32>(op)?, adapter.a.rows());
-            // uᵀ, packed: [ranks, m].
-            let sums = scratch.take::<f32>(packed_len(ranks, m));
-            for (i, (outputs, b)) in adapter.members.iter().enumerate() {
-                let (b, rank) = (b.cpu::<f32>(op)?, adapter.rank());
-                let pb = Parts::pack_transposed(parts, b, adapter.scale as f32, &mut scratch);
-                let base = pb.times(pdy.rows_from(outputs.start, outputs.len()));
-                let target = Target::Strips(ranks);
-                let job = Job { base: &base, extras: &[], start: None, target, add: false };
-                // SAFETY: the rows of this member's rank in every strip of uᵀ, borrowed exclusively.
-                unsafe { job.run(sums.as_mut_ptr().add(i * rank * WIDTH)) }
+        let mut own = scratch.split(Parts::<E>::cost(parts, out, m));
+        let mut pack_dy = || Parts::<E>::pack_transposed(parts, dy, 1.0, &mut own);
+        let Some(trained) = trained else {
+            if let Some((add, dx)) = dx {
+                let base = weight.times(pack_dy());
+                let job =
+                    Job { base: &base, extras: &[], start: None, target: Target::Columns(dx.stride), add };
+                // SAFETY: dx is m rows of as many elements as the weight has inputs, borrowed exclusively.
+                unsafe { job.run(dx.data.as_mut_ptr()) }
             }
-            let pu = Parts::of_sums(parts, sums, ranks, m, &mut scratch);
+            return;
+        };
+        let HostTrained { matrices: Matrices { a, members }, adapter, x, ax, gradients, add } = trained;
+        let (ranks, rank, scale) = (a.rows, adapter.rank(), adapter.scale as f32);
+        let mut own_x = scratch.split(Parts::<E>::cost(parts, m, x.cols));
+        let (pdy, (px, (pa, small))) = rayon::join(pack_dy, || {
+            rayon::join(
+                || Parts::<E>::pack(parts, x, 1.0, &mut own_x),
+                || {
+                    let pa = Parts::<E>::pack_transposed(parts, a, 1.0, &mut scratch);
+                    let member = |(i, (_, b)): (usize, &(Range<usize>, Mat<'_, f32>))| {
+                        let pb = Parts::<E>::pack_transposed(parts, *b, scale, &mut scratch);
+                        let pax = Parts::<E>::pack(parts, columns(ax, adapter.ranks(i)), scale, &mut scratch);
+                        (pb, pax)
+                    };
+                    (pa, members.iter().enumerate().map(member).collect::<Vec<_>>())
+                },
+            )
+        });
 
-            let mut all = gradients.all.cpu::<f32>(op)?;
-            let add = gradients.write == Write::Add;
-            let (da, mut rest) = all.row_mut(0).split_at_mut(a.rows * a.cols);
-            let base = pu.times(Parts::pack(parts, x.cpu::<f32>(op)?, 1.0, &mut scratch));
-            let job = Job { base: &base, extras: &[], start: None, target: Target::Rows(a.cols), add };
-            // SAFETY: dA is as large as A, borrowed exclusively.
-            unsafe { job.run(da.as_mut_ptr()) }
-            let ax = ax.cpu::<f32>(op)?;
-            for (i, (outputs, _)) in adapter.members.iter().enumerate() {
-                let rank = adapter.rank();
-                let ax = columns(ax, adapter.ranks(i));
-                let pax = Parts::pack(parts, ax, adapter.scale as f32, &mut scratch);
-                let base = pdy.rows_from(outputs.start, outputs.len()).times(pax);
-                let (db, tail) = rest.split_at_mut(outputs.len() * rank);
-                rest = tail;
-                let job = Job { base: &base, extras: &[], start: None, target: Target::Rows(rank), add };
-                // SAFETY: dB is as large as B, borrowed exclusively.
-                unsafe { job.run(db.as_mut_ptr()) }
-            }
-            if dx.is_some() {
-                let terms = Parts::pack_transposed(parts, a, 1.0, &mut scratch).times(pu);
-                extras.extend(terms.iter().map(|&term| Extra { term, strips: 0..m.div_ceil(WIDTH) }));
-            }
+        // uᵀ, packed: [ranks, m].
+        let sums = scratch.take::<f32>(packed_len(ranks, m));
+        let u = sums.as_mut_ptr();
+        let (da, mut rest) = gradients.data.split_at_mut(ranks * a.cols);
+        let mut terms = Vec::with_capacity(2 * members.len());
+        for ((outputs, _), (pb, pax)) in members.iter().zip(small) {
+            let pdy = pdy.rows_from(outputs.start, outputs.len());
+            terms.extend([pb.times(pdy), pdy.times(pax)]);
         }
-        if let Some((write, dx)) = dx {
-            let dx = dx.cpu::<f32>(op)?;
-            let target = Target::Columns(dx.stride);
-            let job = Job {
-                base: &weight.times(pdy),
-                extras: &extras,
-                start: None,
-                target,
-                add: write == Write::Add,
-            };
-            // SAFETY: dx is m rows of as many elements as the weight has inputs, borrowed exclusively.
-            unsafe { job.run(dx.data.as_mut_ptr()) }
+        let job = |base, target, add| Job { base, extras: &[], start: None, target, add };
+        let mut products = Vec::with_capacity(terms.len());
+        for (i, (pair, (outputs, _))) in terms.chunks_exact(2).zip(&members).enumerate() {
+            let (db, tail) = rest.split_at_mut(outputs.len() * rank);
+            rest = tail;
+            // SAFETY: the rows of this member's rank in every strip of uᵀ, and dB, as large as B; both borrowed exclusively.
+            products.extend(unsafe {
+                [
+                    job(&pair[0], Target::Strips(ranks), false).to(u.add(i * rank * WIDTH)),
+                    job(&pair[1], Target::Rows(rank), add).to(db.as_mut_ptr()),
+                ]
+            });
         }
-        Ok(())
-    })
+        run_all(&products);
+
+        let pu = Parts::of_sums(parts, sums, ranks, m, &mut scratch);
+        let da_base = pu.times(px);
+        // SAFETY: dA is as large as A, borrowed exclusively.
+        let da = unsafe { job(&da_base, Target::Rows(a.cols), add).to(da.as_mut_ptr()) };
+        let Some((add, dx)) = dx else {
+            return run_all(&[da]);
+        };
+        let through = pa.times(pu);
+        let extras: Vec<_> =
+            through.iter().map(|&term| Extra { term, strips: 0..m.div_ceil(WIDTH) }).collect();
+        let base = weight.times(pdy);
+        let job = Job { base: &base, extras: &extras, start: None, target: Target::Columns(dx.stride), add };
+        // SAFETY: dx is m rows of as many elements as the weight has inputs, borrowed exclusively.
+        run_all(&[unsafe { job.to(dx.data.as_mut_ptr()) }, da]);
+    });
+    Ok(())
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub(crate) use lane::{Lane, splits};
 pub(crate) use pack::{pack, pack_transposed, packed_len};
 use pack::{pack_part, pack_part_transposed};
 pub(crate) use parts::Parts;
-pub(crate) use product::{Extra, Job, Target, Term};
+pub(crate) use product::{Extra, Job, Target, Term, run_all};
 pub(crate) use scratch::Scratch;
 
 /// Columns of a strip: two vectors of 16 lanes.

@@ -9,6 +9,7 @@ use super::kernel::Segment;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{Lane, Strips, WIDTH};
+use crate::cpu::Real;
 
 /// Parts of a sum that a tile takes at once.
 const SEGMENTS: usize = 12;
@@ -56,7 +57,7 @@ impl Out {
 }
 
 /// `C = start + base + extras`, or added to C.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Job<'a, E> {
     /// At least one, all of the same shape.
     pub base: &'a [Term<'a, E>],
@@ -68,34 +69,73 @@ pub(crate) struct Job<'a, E> {
     pub add: bool,
 }
 
-impl<E: Lane> Job<'_, E> {
+/// A product with the place that it goes to, cut into tasks.
+#[derive(Clone, Copy)]
+pub(crate) struct Placed<'a, E> {
+    job: Job<'a, E>,
+    cut: Cut,
+    c: Out,
+}
+
+impl<E> Clone for Job<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Job<'_, E> {}
+
+impl<E: Lane> Placed<'_, E> {
+    fn task(&self, task: usize) {
+        let (panels, strips) = self.cut.task(task);
+        // SAFETY: by the caller of `Job::to`; tasks have tiles of their own.
+        unsafe { self.job.task(&self.cut, panels, strips, self.c.get()) }
+    }
+}
+
+/// Runs products on the threads of the current pool. Their tasks are one list, so that no thread waits for the last one
+/// of each: no product may read what another one writes.
+pub(crate) fn run_all<E: Lane>(products: &[Placed<'_, E>]) {
+    let tasks = products.iter().map(|product| product.cut.tasks()).sum();
+    let run = |mut task: usize| {
+        for product in products {
+            match task.checked_sub(product.cut.tasks()) {
+                Some(rest) => task = rest,
+                None => return product.task(task),
+            }
+        }
+    };
+    if tasks == 1 {
+        return run(0);
+    }
+    (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+}
+
+impl<'a, E: Lane> Job<'a, E> {
+    /// With the place that it goes to.
+    ///
+    /// # Safety
+    /// `c` has the elements of the target, which nothing else accesses until the product was run. Packed targets are whole
+    /// strips.
+    pub unsafe fn to(self, c: *mut f32) -> Placed<'a, E> {
+        let (m, n) = self.check();
+        let cut = Cut::new(m, n, self.base[0].a.cols, E::height());
+        Placed { job: self, cut, c: Out(c) }
+    }
+
     /// Runs it in tasks on the threads of the current pool.
     ///
     /// # Safety
-    /// `c` has the elements of the target, which nothing else accesses. Packed targets are whole strips.
+    /// As [`Job::to`].
     pub unsafe fn run(&self, c: *mut f32) {
-        let (m, n) = self.check();
-        if m == 0 || n == 0 {
-            return;
-        }
-        let cut = Cut::new(m, n, self.base[0].a.cols, E::height());
-        if cut.tasks() == 1 {
-            let (panels, strips) = cut.whole();
-            // SAFETY: by the caller.
-            return unsafe { self.task(&cut, panels, strips, c) };
-        }
-        let c = Out(c);
-        (0..cut.tasks()).into_par_iter().for_each(|task| {
-            let (panels, strips) = cut.task(task);
-            // SAFETY: by the caller; tasks have tiles of their own.
-            unsafe { self.task(&cut, panels, strips, c.get()) }
-        });
+        // SAFETY: by the caller.
+        run_all(&[unsafe { self.to(c) }]);
     }
 
     /// Runs it on the calling thread.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`Job::to`].
     pub unsafe fn run_serial(&self, c: *mut f32) {
         let (m, n) = self.check();
         if m > 0 && n > 0 {
@@ -122,46 +162,43 @@ impl<E: Lane> Job<'_, E> {
     }
 
     /// # Safety
-    /// As [`Job::run`]; the panels and strips are inside C.
+    /// As [`Job::to`]; the panels and strips are inside C.
     unsafe fn task(&self, cut: &Cut, panels: Range<usize>, strips: Range<usize>, c: *mut f32) {
-        let k = self.base[0].a.cols;
-        let mut from = 0;
-        loop {
-            let steps = E::block().min(k - from);
-            let last = from + steps == k;
-            for strip in strips.clone() {
-                let extras = || self.extras.iter().filter(|e| last && e.strips.contains(&strip));
-                let at_once = self.base.len() + extras().count() <= SEGMENTS;
-                for panel in panels.clone() {
-                    let rows = cut.panel(panel);
-                    let mut tile = TileSums {
-                        job: self,
-                        rows: rows.clone(),
-                        strip,
-                        c,
-                        first: from == 0,
-                        again: at_once && panel > panels.start,
-                        held: 0,
-                        segments: [Segment { a: std::ptr::null(), a_step: 0, b: std::ptr::null(), k: 0 };
-                            SEGMENTS],
-                    };
-                    // SAFETY: by the caller.
-                    unsafe {
-                        for term in self.base {
-                            tile.push(term, strip, from, steps);
+        f32::with_scratch(WIDTH * WIDTH, |room| {
+            let none = Segment { a: std::ptr::null(), a_step: 0, b: std::ptr::null(), k: 0 };
+            let (rows, strip, segments) = (0..0, 0, [none; SEGMENTS]);
+            let mut tile =
+                TileSums { job: self, rows, strip, c, first: true, again: false, segments, held: 0, room };
+            let k = self.base[0].a.cols;
+            let mut from = 0;
+            loop {
+                let steps = E::block().min(k - from);
+                let last = from + steps == k;
+                for strip in strips.clone() {
+                    let extras = || self.extras.iter().filter(|e| last && e.strips.contains(&strip));
+                    let at_once = self.base.len() + extras().count() <= SEGMENTS;
+                    tile.strip = strip;
+                    for panel in panels.clone() {
+                        tile.rows = cut.panel(panel);
+                        (tile.first, tile.again) = (from == 0, at_once && panel > panels.start);
+                        // SAFETY: by the caller.
+                        unsafe {
+                            for term in self.base {
+                                tile.push(term, strip, from, steps);
+                            }
+                            for extra in extras() {
+                                tile.push(&extra.term, strip - extra.strips.start, 0, extra.term.a.cols);
+                            }
+                            tile.flush();
                         }
-                        for extra in extras() {
-                            tile.push(&extra.term, strip - extra.strips.start, 0, extra.term.a.cols);
-                        }
-                        tile.flush();
                     }
                 }
+                from += steps;
+                if last {
+                    break;
+                }
             }
-            from += steps;
-            if last {
-                break;
-            }
-        }
+        });
     }
 }
 
@@ -177,11 +214,13 @@ struct TileSums<'a, 'j, E> {
     again: bool,
     segments: [Segment<E>; SEGMENTS],
     held: usize,
+    /// WIDTH × WIDTH sums, for tiles that are copied to where they go.
+    room: &'a mut [f32],
 }
 
 impl<E: Lane> TileSums<'_, '_, E> {
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`Job::to`].
     unsafe fn push(&mut self, term: &Term<'_, E>, strip: usize, from: usize, k: usize) {
         if k == 0 {
             return;
@@ -202,7 +241,7 @@ impl<E: Lane> TileSums<'_, '_, E> {
     /// Computes what is held and writes it.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`Job::to`].
     unsafe fn flush(&mut self) {
         let add = self.job.add || !self.first;
         if self.held == 0 && !self.first {
@@ -216,8 +255,7 @@ impl<E: Lane> TileSums<'_, '_, E> {
         };
         let segments = &self.segments[..self.held];
         let kernel = E::tile(h, cols <= HALF);
-        let zeros = || [[0.0f32; WIDTH]; WIDTH];
-        // SAFETY: by the caller; tiles at the edge go through memory of this function.
+        // SAFETY: by the caller; tiles at the edge go through memory of the task.
         unsafe {
             match self.job.target {
                 Target::Strips(height) => {
@@ -228,14 +266,12 @@ impl<E: Lane> TileSums<'_, '_, E> {
                     kernel(segments, start, self.c.add(i * stride + j), stride, add, again);
                 }
                 Target::Rows(stride) => {
-                    let mut sums = zeros();
-                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false, again);
-                    put(&sums[..h], cols, self.c.add(i * stride + j), stride, add);
+                    kernel(segments, start, self.room.as_mut_ptr(), WIDTH, false, again);
+                    put(&self.room.as_chunks().0[..h], cols, self.c.add(i * stride + j), stride, add);
                 }
                 Target::Columns(stride) => {
-                    let mut sums = zeros();
-                    kernel(segments, start, sums.as_mut_ptr().cast(), WIDTH, false, again);
-                    put_transposed(&sums, h, cols, self.c.add(j * stride + i), stride, add);
+                    kernel(segments, start, self.room.as_mut_ptr(), WIDTH, false, again);
+                    put_transposed(self.room.as_chunks().0, h, cols, self.c.add(j * stride + i), stride, add);
                 }
             }
         }
@@ -258,7 +294,7 @@ unsafe fn put(sums: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usize, ad
 /// # Safety
 /// As [`put`], transposed.
 unsafe fn put_transposed(
-    sums: &[[f32; WIDTH]; WIDTH],
+    sums: &[[f32; WIDTH]],
     rows: usize,
     cols: usize,
     c: *mut f32,

@@ -17,6 +17,13 @@ impl<'a> Scratch<'a> {
         Scratch(&mut *self.0)
     }
 
+    /// The next so many elements of f32, to be handed out apart from the rest: by another thread, or later.
+    pub fn split(&mut self, cost: usize) -> Scratch<'a> {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(cost);
+        self.0 = rest;
+        Scratch(piece)
+    }
+
     /// Elements of f32 that hold `len` elements of E.
     pub fn cost<E>(len: usize) -> usize {
         (len * size_of::<E>()).div_ceil(size_of::<f32>()).next_multiple_of(WIDTH)
@@ -24,8 +31,7 @@ impl<'a> Scratch<'a> {
 
     /// The next `len` elements, contents unspecified.
     pub fn take<E: Lane>(&mut self, len: usize) -> &'a mut [E] {
-        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(Self::cost::<E>(len));
-        self.0 = rest;
+        let Scratch(piece) = self.split(Self::cost::<E>(len));
         // SAFETY: the piece holds `len` elements of E, whose alignment is no stricter, and any bits are numbers.
         unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), len) }
     }
