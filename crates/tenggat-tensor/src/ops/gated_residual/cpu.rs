@@ -47,8 +47,8 @@ pub fn backward_input<T: Real>(gate: Mat<'_, T>, dout: Mat<'_, T>, tokens: usize
 const COLUMN_BLOCK: usize = 256;
 
 pub fn backward_gate<T: Real>(y: Mat<'_, T>, dout: Mat<'_, T>, tokens: usize, mut dgate: MatMut<'_, T>) {
-    for sample in 0..dgate.rows {
-        dgate.row_mut(sample).par_chunks_mut(COLUMN_BLOCK).enumerate().for_each(|(block, dgate)| {
+    dgate.par_blocks(1).for_each(|(sample, mut dgate)| {
+        dgate.row_mut(0).par_chunks_mut(COLUMN_BLOCK).enumerate().for_each(|(block, dgate)| {
             let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + dgate.len();
             vectorised(
                 #[inline(always)]
@@ -63,5 +63,5 @@ pub fn backward_gate<T: Real>(y: Mat<'_, T>, dout: Mat<'_, T>, tokens: usize, mu
                 },
             );
         });
-    }
+    });
 }

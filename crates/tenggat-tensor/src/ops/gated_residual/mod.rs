@@ -58,10 +58,12 @@ pub fn backward(
         return cuda::backward_input(OP, gate, dout, tokens, dy);
     }
     dispatch_real!(OP, dy.dtype(), T => {
-        if let Some(dgate) = dgate {
-            cpu::backward_gate::<T>(y.cpu(OP)?, dout.cpu(OP)?, tokens, dgate.cpu(OP)?);
-        }
-        cpu::backward_input::<T>(gate.cpu(OP)?, dout.cpu(OP)?, tokens, dy.cpu(OP)?);
+        let (gate, y, dout, dy) = (gate.cpu::<T>(OP)?, y.cpu(OP)?, dout.cpu(OP)?, dy.cpu(OP)?);
+        let dgate = dgate.map(|dgate| dgate.cpu(OP)).transpose()?;
+        rayon::join(
+            || cpu::backward_input(gate, dout, tokens, dy),
+            || dgate.map(|dgate| cpu::backward_gate(y, dout, tokens, dgate)),
+        );
         Ok(())
     })
 }

@@ -76,8 +76,8 @@ pub fn backward_modulation<T: Real>(
     mut dmodulation: MatMut<'_, T>,
 ) {
     let c = x.cols;
-    for sample in 0..dmodulation.rows {
-        let (dshift, dscale) = dmodulation.row_mut(sample).split_at_mut(c);
+    dmodulation.par_blocks(1).for_each(|(sample, mut dmodulation)| {
+        let (dshift, dscale) = dmodulation.row_mut(0).split_at_mut(c);
         let blocks = dshift.par_chunks_mut(COLUMN_BLOCK).zip(dscale.par_chunks_mut(COLUMN_BLOCK));
         blocks.enumerate().for_each(|(block, (dshift, dscale))| {
             let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + dshift.len();
@@ -97,5 +97,5 @@ pub fn backward_modulation<T: Real>(
                 },
             );
         });
-    }
+    });
 }

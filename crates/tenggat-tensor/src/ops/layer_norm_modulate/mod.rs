@@ -73,10 +73,11 @@ pub fn backward(
     }
     dispatch_real!(OP, dx.dtype(), T => {
         let (x, dy, stats, modulation) = (x.cpu::<T>(OP)?, dy.cpu(OP)?, stats.cpu(OP)?, modulation.cpu(OP)?);
-        if let Some(dm) = dmodulation {
-            cpu::backward_modulation(x, stats, tokens, dy, dm.cpu(OP)?);
-        }
-        cpu::backward_input(x, modulation, stats, tokens, dy, dx.cpu(OP)?);
+        let (dmodulation, dx) = (dmodulation.map(|dm| dm.cpu(OP)).transpose()?, dx.cpu(OP)?);
+        rayon::join(
+            || cpu::backward_input(x, modulation, stats, tokens, dy, dx),
+            || dmodulation.map(|dm| cpu::backward_modulation(x, stats, tokens, dy, dm)),
+        );
         Ok(())
     })
 }

@@ -15,12 +15,16 @@ pub fn forward<T: Real>(
     mut rstd: MatMut<'_, T>,
 ) {
     let inner = joint[0].cols;
-    for sample in 0..qkv.rows / s.tokens.max(1) {
-        let [q, k, v] = &mut joint;
-        let from = sample * s.joint_tokens + s.at;
+    if s.tokens == 0 {
+        return;
+    }
+    let [q, k, v] = &mut joint;
+    let (q, k, v) =
+        (q.par_blocks(s.joint_tokens), k.par_blocks(s.joint_tokens), v.par_blocks(s.joint_tokens));
+    let samples = q.zip(k).zip(v).zip(rstd.par_blocks(s.tokens)).enumerate();
+    samples.for_each(|(sample, ((((_, mut q), (_, mut k)), (_, mut v)), (_, mut rstd)))| {
         let (mut q, mut k, mut v) =
-            (q.rows_mut(from, s.tokens), k.rows_mut(from, s.tokens), v.rows_mut(from, s.tokens));
-        let mut rstd = rstd.rows_mut(sample * s.tokens, s.tokens);
+            (q.rows_mut(s.at, s.tokens), k.rows_mut(s.at, s.tokens), v.rows_mut(s.at, s.tokens));
         let outputs = q.par_blocks(ROW_BLOCK).zip(k.par_blocks(ROW_BLOCK)).zip(v.par_blocks(ROW_BLOCK));
         outputs.zip(rstd.par_blocks(ROW_BLOCK)).for_each(
             |((((first, mut q), (_, mut k)), (_, mut v)), (_, mut rstd))| {
@@ -38,7 +42,7 @@ pub fn forward<T: Real>(
                 );
             },
         );
-    }
+    });
 }
 
 /// One token: every head of `x` normed and turned into `y`.
