@@ -97,6 +97,17 @@ macro_rules! store {
     };
 }
 
+/// Fetches H rows of a strip of A that are next: they begin somewhere else, where no processor looks ahead by itself. May
+/// point behind the last strip.
+#[inline(always)]
+fn prefetch<E, const H: usize>(rows: *const E) {
+    const LINE: usize = 64;
+    for line in 0..H * WIDTH * size_of::<E>() / LINE {
+        // SAFETY: fetching ahead reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(rows.cast::<i8>().wrapping_add(line * LINE)) }
+    }
+}
+
 /// # Safety
 /// AVX-512 is there; the segments' operands are packed, have H rows and `k` steps; `c` has H rows of V vectors.
 #[target_feature(enable = "avx512f")]
@@ -115,6 +126,7 @@ unsafe fn sums_f32<const H: usize, const V: usize>(
             let (mut a, mut b, mut left) = (s.a, s.b, s.k);
             while left > 0 {
                 let steps = left.min(WIDTH);
+                prefetch::<_, H>(a.wrapping_add(s.a_step));
                 for step in 0..steps {
                     let mut lanes = [_mm512_setzero_ps(); V];
                     for (j, lanes) in lanes.iter_mut().enumerate() {
@@ -171,6 +183,7 @@ unsafe fn sums_bf16<const H: usize, const V: usize>(
             let (mut a, mut b, mut left) = (s.a, s.b, s.k);
             while left > 0 {
                 let steps = left.min(WIDTH);
+                prefetch::<_, H>(a.wrapping_add(s.a_step));
                 for step in (0..steps).step_by(2) {
                     let even = _mm512_loadu_epi16(b.cast());
                     let odd = if step + 1 < steps {
