@@ -134,19 +134,6 @@ pub fn run_job(
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let &Limited { ref clock, deadline_s, is_moment } = limited;
     let mut progress = Progress::new(clock, deadline_s);
-    let options = Options {
-        device: &device,
-        clock,
-        deadline_s,
-        deadline_is_moment: is_moment,
-        model: &model,
-        quantised,
-        memory_bytes: if let Device::Cpu(_) = device { processor::usable_bytes() } else { None },
-        held_out,
-        report: true,
-        start_over,
-        stop: &stop,
-    };
     let hub = hub::Options::from_env();
     if job.push.is_some() {
         // Told now, not after hours of training.
@@ -156,7 +143,23 @@ pub fn run_job(
             "the job has `push_to_hub: true`; set HF_TOKEN to a token that may write"
         );
     }
-    let summary = run::run(&job, &options, &mut |event| progress.show(event))?;
+    // On a thread of the pool: to one outside, every parallel loop is a wait for threads to wake up.
+    let summary = rayon::scope(|_| {
+        let options = Options {
+            device: &device,
+            clock,
+            deadline_s,
+            deadline_is_moment: is_moment,
+            model: &model,
+            quantised,
+            memory_bytes: if let Device::Cpu(_) = device { processor::usable_bytes() } else { None },
+            held_out,
+            report: true,
+            start_over,
+            stop: &stop,
+        };
+        run::run(&job, &options, &mut |event| progress.show(event))
+    })?;
     if let Some(to) = &job.push
         && let Err(error) = push_in_time(&job, to, &summary, &hub, Instant::now())
     {
