@@ -8,6 +8,7 @@ mod limit;
 mod process;
 mod processor;
 mod progress;
+mod threads;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ fn told(error: &anyhow::Error) -> String {
 fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     if let Some(threads) = cli.threads {
         anyhow::ensure!(threads > 0, "--threads 0: at least one thread is needed");
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        threads::start(Some(threads))?;
     }
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock, cli.device),

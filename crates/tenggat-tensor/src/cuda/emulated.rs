@@ -190,13 +190,11 @@ impl Emulated {
 
     /// Does what was asked for, or records it.
     pub fn run(&self, lane: usize, call: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
-        match &mut *lock(&self.recorded) {
-            Some(work) => {
-                work.push(Recorded::Call(lane, Call(Box::new(call))));
-                Ok(())
-            }
-            None => call(),
+        if let Some(work) = &mut *lock(&self.recorded) {
+            work.push(Recorded::Call(lane, Call(Box::new(call))));
+            return Ok(());
         }
+        call()
     }
 
     /// From now on calls are recorded.

@@ -137,8 +137,9 @@ impl Passes {
 
     /// Trusts recordings if loss and gradient norm are the same both ways, else makes no use of any.
     pub fn compare(&mut self, direct: [f64; 2], recorded: [f64; 2]) {
-        let differs = |(a, b): (f64, f64)| !((a - b).abs() <= TOLERANCE * a.abs());
-        if direct.into_iter().zip(recorded).any(differs) && direct.iter().all(|x| x.is_finite()) {
+        // What is not a number agrees with nothing.
+        let agree = |(a, b): (f64, f64)| (a - b).abs() <= TOLERANCE * a.abs();
+        if !direct.into_iter().zip(recorded).all(agree) && direct.iter().all(|x| x.is_finite()) {
             let [loss, norm] = direct;
             let [other_loss, other_norm] = recorded;
             self.give_up(Some(format!(

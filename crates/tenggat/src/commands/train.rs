@@ -21,6 +21,7 @@ use crate::device::{self, Choice};
 use crate::limit::{self, Limited};
 use crate::processor;
 use crate::progress::Progress;
+use crate::threads;
 
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
@@ -30,10 +31,6 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     show_warnings(&warnings);
     if limited.deadline_s.is_none() && default_steps(&mut job) {
         eprintln!("warning: {NO_STEPS}");
-    }
-    if let Some(threads) = job.limits.threads {
-        // Fails if --threads has set them already, which counts more.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, choice)?;
     println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
@@ -130,6 +127,8 @@ pub fn run_job(
     }
     let device = device::open(choice)?;
     let kept = assets::cache_folder()?;
+    // Fails if --threads has started them already, which counts more.
+    let _ = threads::start(job.limits.threads);
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let &Limited { ref clock, deadline_s, is_moment } = limited;

@@ -6,6 +6,8 @@ use super::WIDTH;
 
 /// Multiply-adds of a task, about: 6 µs of a core, a small part of a small product.
 const TASK_WORK: usize = 1 << 18;
+/// The same where a tile unit multiplies, whose panels are as high as strips are wide.
+const TILE_UNIT_WORK: usize = 1 << 21;
 /// Most tasks of a product: enough for 64 threads to share evenly.
 const MAX_TASKS: usize = 256;
 /// Most row panels of a task: what it reads of A stays in the second-level cache.
@@ -25,7 +27,8 @@ impl Cut {
     /// For C `[m, n]` with sums over about `k`, in panels of at most `height` rows.
     pub fn new(m: usize, n: usize, k: usize, height: usize) -> Self {
         let (panels, strips) = (m.div_ceil(height), n.div_ceil(WIDTH));
-        let tasks = (m * n * k / TASK_WORK).clamp(1, MAX_TASKS);
+        let work = if height == WIDTH { TILE_UNIT_WORK } else { TASK_WORK };
+        let tasks = (m * n * k / work).clamp(1, MAX_TASKS);
         let groups = panels.div_ceil(MAX_PANELS).max(tasks.div_ceil(strips.max(1))).clamp(1, panels.max(1));
         let (panels_per_task, strips_per_task) =
             (panels.div_ceil(groups).max(1), strips.div_ceil(tasks.div_ceil(groups)).max(1));
