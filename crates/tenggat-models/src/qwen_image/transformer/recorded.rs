@@ -18,10 +18,7 @@ pub struct Recorded {
     latents: Tensor,
     text: Tensor,
     conditioned: Arc<Conditioned>,
-    /// Read by the recordings alone.
-    _positions: Positions,
-    /// Blocks that were offloaded: further ones' weights are no longer where they were.
-    offloaded_blocks: usize,
+    positions: Positions,
     prediction: Tensor,
     gradient: Tensor,
     forward: Recording,
@@ -56,17 +53,7 @@ impl Recorded {
         let gradient = prediction.empty_like(prediction.shape())?;
         let ((), backward) = cuda
             .record(|| model.backward(own, Some(lora), tape, &gradient, Some(gradients), false).map(drop))?;
-        Ok(Some(Recorded {
-            latents,
-            text,
-            conditioned,
-            _positions: positions,
-            offloaded_blocks: model.offloaded_blocks(),
-            prediction,
-            gradient,
-            forward,
-            backward,
-        }))
+        Ok(Some(Recorded { latents, text, conditioned, positions, prediction, gradient, forward, backward }))
     }
 
     /// The forward pass. `None` if the device has taken memory of the recordings, or weights', for something else.
@@ -74,11 +61,13 @@ impl Recorded {
     /// # Errors
     /// The batch has another shape, or the device failed.
     pub fn forward(&mut self, model: &Transformer, inputs: Inputs<'_>) -> Result<Option<&Tensor>> {
-        if model.offloaded_blocks() != self.offloaded_blocks {
+        if model.offloaded_blocks() > 0 {
             return Ok(None);
         }
         copy::forward(inputs.latents.view(), self.latents.view_mut())?;
         copy::forward(inputs.text.view(), self.text.view_mut())?;
+        // Pictures of as many tokens may have other sides.
+        self.positions.copy_from(inputs.positions)?;
         let conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
         let own = Arc::get_mut(&mut self.conditioned);
         own.ok_or_else(|| Error::Unsupported("a recorded pass in use".into()))?.copy_from(&conditioned)?;

@@ -4,6 +4,7 @@
 //! turns by `position · 10000^(−2i/n)`. Rows and columns count from the centre, `−⌈n/2⌉ … ⌊n/2⌋−1`; text stands on
 //! the diagonal after the larger half, the same position on all three axes.
 
+use tenggat_tensor::ops::copy;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::Result;
@@ -45,6 +46,12 @@ impl Positions {
     /// The same tables once more.
     pub(super) fn duplicate(&self) -> Result<Self> {
         Ok(Positions { image: self.image.duplicate()?, text: self.text.duplicate()? })
+    }
+
+    /// Takes over tables for as many tokens.
+    pub(super) fn copy_from(&mut self, other: &Positions) -> Result<()> {
+        copy::forward(other.image.view(), self.image.view_mut())?;
+        Ok(copy::forward(other.text.view(), self.text.view_mut())?)
     }
 }
 
