@@ -124,6 +124,8 @@ fn upstream_work(config: &StepConfig) -> Work {
     let casts = rows * width * (6.0 * 11.0 + 20.0 * 9.0);
     traffic(&mut pass, OpClass::Elementwise, 4.0 * layers, casts, 4.0 * MODULES);
     expansion(config, &mut pass);
+    // Offloaded layers come for each of the three passes.
+    traffic(&mut pass, OpClass::HostTransfer, 3.0 * config.offloaded(), config.block_stored_bytes(), 8.0);
     let mut work = Work::default();
     work.add(&pass, config.accumulation.max(1) as f64);
     work.add(&config.work().of(OpClass::Optimiser), 1.0);

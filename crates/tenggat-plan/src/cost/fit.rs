@@ -320,8 +320,8 @@ mod tests {
         }
     }
 
-    /// Rather than to 2 bits, weights of 3 go to their file, as many quarters of the blocks as must. A step takes longer by
-    /// their way over the host's link, three times where blocks compute again.
+    /// Rather than to 2 bits, weights of 3 go to their file, as many quarters of the blocks as must, but for the two at work.
+    /// They come over the host's link for each pass but at its turn, while others are at work, or longer than that.
     #[test]
     fn weights_leave_a_card_that_has_no_room_for_them() {
         let machine = Machine { memory_bytes: 9.5e9, ..on("4090") };
@@ -334,10 +334,19 @@ mod tests {
         let kept = StepConfig { offloaded_blocks: 0, kept_blocks: 0, ..nearest.config };
         let offloaded = StepConfig { offloaded_blocks: blocks, ..kept };
         assert!((weights(kept) - weights(offloaded) - blocks as f64 * per_block * 3.0 / 8.0).abs() < 1.0);
-        let transfers = |config: StepConfig| config.work().of(OpClass::HostTransfer).bytes();
-        let (before, after) = (transfers(kept), transfers(offloaded));
-        let expected = 3.0 * blocks as f64 * per_block * (3.0 / 8.0 + 3.0 / 64.0);
-        assert!(((after - before) / expected - 1.0).abs() < 1e-3, "{before} {after} {expected}");
+        let stored = per_block * (3.0 / 8.0 + 3.0 / 64.0);
+        let transfers = |config: StepConfig| config.work().of(OpClass::TransferAhead);
+        assert_eq!(transfers(kept).bytes(), 0.0);
+        let expected = 2.0 * (blocks - 1) as f64 * stored;
+        let bytes = transfers(offloaded).bytes();
+        assert!((bytes / expected - 1.0).abs() < 1e-3, "{bytes} {expected}");
+        let at_work = offloaded.memory(&machine).part(MemoryPart::OffloadedAtWork);
+        assert!((at_work / (2.0 * stored) - 1.0).abs() < 1e-3, "{at_work} {stored}");
+        let seconds = |config: StepConfig, machine: &Machine| machine.rates.step_seconds(&config.work());
+        assert_eq!(seconds(offloaded, &machine), seconds(kept, &machine));
+        let mut slow = machine.clone();
+        slow.rates.host_bytes_per_s = bytes / 100.0;
+        assert!((seconds(offloaded, &slow) - 100.0 - slow.rates.step_s).abs() < 1e-6);
         assert!(nearest.changes[0].to_string().contains("layer_offloading_transformer_percent 0."));
         // What is not quantised does not lie in a file, and a processor's memory is the host's.
         let dense = StepConfig { precision: Precision::Bf16, ..offloaded };

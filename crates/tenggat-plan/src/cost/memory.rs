@@ -36,6 +36,8 @@ pub enum MemoryPart {
     /// Workspace of the products (on a processor the packed activations of one layer), and the expanded weights of the
     /// block at work.
     GemmWorkspace,
+    /// Weights of offloaded blocks: the one at work and the next.
+    OffloadedAtWork,
     /// What the program, the driver and its libraries take.
     Context,
 }
@@ -55,6 +57,7 @@ impl fmt::Display for MemoryPart {
             Self::BlockAtWork => "block at work",
             Self::AttentionWorkspace => "attention workspace",
             Self::GemmWorkspace => "products, workspace",
+            Self::OffloadedAtWork => "offloaded weights",
             Self::Context => "program",
         })
     }
@@ -173,6 +176,8 @@ impl StepConfig {
         } else {
             (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
         };
+        // One is used while the next comes. Files are mapped into a processor's memory, which can let go of them.
+        let at_work = if machine.shares_host_memory { 0.0 } else { self.offloaded().min(2.0) };
         // cuDNN adds up dQ in f32 and keeps one sum per row and head.
         let attention =
             if machine.shares_host_memory { 0.0 } else { rows * 4.0 * (width + self.dims.heads as f64) };
@@ -189,6 +194,7 @@ impl StepConfig {
             (MemoryPart::BlockAtWork, working + if again > 0.0 { per_block } else { 0.0 }),
             (MemoryPart::AttentionWorkspace, attention),
             (MemoryPart::GemmWorkspace, workspace + expanded),
+            (MemoryPart::OffloadedAtWork, at_work * self.block_stored_bytes()),
             (MemoryPart::Context, context),
         ];
         // A processor reads modulation matrices from their file, one at a time.

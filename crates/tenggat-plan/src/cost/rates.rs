@@ -204,7 +204,7 @@ impl Rates {
             OpClass::AttentionBackward => (self.attention_backward, self.attention_bytes_per_s),
             OpClass::Elementwise | OpClass::Dequantise => (self.gemm, self.elementwise_bytes_per_s),
             OpClass::Optimiser => (self.gemm, self.optimiser_bytes_per_s),
-            OpClass::HostTransfer => (self.gemm, self.host_bytes_per_s),
+            OpClass::HostTransfer | OpClass::TransferAhead => (self.gemm, self.host_bytes_per_s),
         }
     }
 
@@ -217,10 +217,13 @@ impl Rates {
         op.times * arithmetic_s.max(op.bytes / bytes_per_s)
     }
 
-    /// Seconds of some work: its operations one after the other, and the gaps between their kernels.
+    /// Seconds of some work: its operations one after the other, and the gaps between their kernels; or the transfers that
+    /// go beside it, if they take longer.
     pub fn seconds(&self, work: &Work) -> f64 {
-        let busy_s: f64 = work.ops.iter().map(|op| self.busy_s(op)).sum();
-        busy_s + work.kernels() * self.kernel_s
+        let (beside, at_work): (Vec<&Op>, Vec<&Op>) =
+            work.ops.iter().partition(|op| op.class == OpClass::TransferAhead);
+        let busy_s = |ops: &[&Op]| ops.iter().map(|op| self.busy_s(op)).sum::<f64>();
+        (busy_s(&at_work) + work.kernels() * self.kernel_s).max(busy_s(&beside))
     }
 
     /// Seconds of one training step.
@@ -228,7 +231,8 @@ impl Rates {
         self.seconds(work) + self.step_s
     }
 
-    /// Seconds of each kind of work in a step, gaps included, in the order of [`OpClass::ALL`].
+    /// Seconds of each kind of work in a step, gaps included, in the order of [`OpClass::ALL`]. Transfers ahead go beside the
+    /// others.
     pub fn by_class(&self, work: &Work) -> Vec<(OpClass, f64)> {
         OpClass::ALL
             .into_iter()

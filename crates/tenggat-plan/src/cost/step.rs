@@ -131,7 +131,7 @@ impl StepConfig {
     }
 
     /// Blocks that are offloaded in fact: weights that are not quantised never are.
-    pub(super) fn offloaded(&self) -> f64 {
+    pub(crate) fn offloaded(&self) -> f64 {
         if self.precision.is_quantised() { self.offloaded_blocks.min(self.dims.layers) as f64 } else { 0.0 }
     }
 
@@ -317,8 +317,20 @@ impl StepConfig {
         }
         let bytes = weights * (self.stored_bytes() + self.wide_operand_bytes());
         work.traffic(OpClass::Dequantise, self.layers(), bytes, 8.0);
-        let stored = self.dims.linear_weights_per_block() * self.stored_bytes();
-        work.traffic(OpClass::HostTransfer, self.offloaded(), stored, 8.0);
+    }
+
+    /// The weights of offloaded blocks on their way for some passes. The block at which a pass ends and the next begins
+    /// comes once for both.
+    fn transfers(&self, passes: f64) -> Work {
+        let mut work = Work::default();
+        let times = passes * (self.offloaded() - 1.0).max(0.0);
+        work.traffic(OpClass::TransferAhead, times, self.block_stored_bytes(), 0.0);
+        work
+    }
+
+    /// Bytes of the frozen matrices of a block as they are stored, scales included.
+    pub(crate) fn block_stored_bytes(&self) -> f64 {
+        self.dims.linear_weights_per_block() * self.stored_bytes()
     }
 
     /// Everything outside the blocks, forward and backward.
@@ -362,6 +374,7 @@ impl StepConfig {
     pub fn inference(&self) -> Work {
         let mut work = self.ends(false);
         work.add(&self.blocks_forward(), 1.0);
+        work.add(&self.transfers(1.0), 1.0);
         work
     }
 
@@ -372,6 +385,7 @@ impl StepConfig {
         let again = self.recomputed_blocks() as f64 / self.layers().max(1.0);
         pass.add(&forward, 1.0 + again);
         pass.add(&self.blocks_backward(), 1.0);
+        pass.add(&self.transfers(2.0), 1.0);
         let mut work = Work::default();
         work.add(&pass, self.accumulation.max(1) as f64);
         work.add(&self.per_update(), 1.0);

@@ -27,13 +27,15 @@ pub enum OpClass {
     Dequantise,
     /// Clipping and optimiser.
     Optimiser,
-    /// Transfer from the host.
+    /// Transfer from the host that the machine waits for.
     HostTransfer,
+    /// Transfer from the host while the machine is at work.
+    TransferAhead,
 }
 
 impl OpClass {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Gemm,
         Self::GemmFp8,
         Self::LoraGemm,
@@ -45,6 +47,7 @@ impl OpClass {
         Self::Dequantise,
         Self::Optimiser,
         Self::HostTransfer,
+        Self::TransferAhead,
     ];
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Emulated {
     memory: usize,
     used: AtomicUsize,
     modules: Mutex<HashMap<&'static str, libloading::Library>>,
+    /// Copies that were asked for ahead of their use.
+    copies: AtomicUsize,
     /// What is being recorded, if anything is.
     recorded: Mutex<Option<Vec<Recorded>>>,
 }
@@ -150,6 +152,7 @@ impl Emulated {
             memory,
             used: AtomicUsize::new(0),
             modules: Mutex::default(),
+            copies: AtomicUsize::new(0),
             recorded: Mutex::default(),
         })
     }
@@ -181,6 +184,15 @@ impl Emulated {
     pub fn upload(&self, from: &[u8], address: u64) {
         // SAFETY: the caller owns this range of an allocation.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) }
+    }
+
+    /// Makes a copy that somebody will wait for at once, or every second time gives it back to be made then.
+    pub fn defer<C: FnOnce() + Send + 'static>(&self, copy: C) -> Option<Box<dyn FnOnce() + Send>> {
+        if self.copies.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+            return Some(Box::new(copy));
+        }
+        copy();
+        None
     }
 
     pub fn download(&self, address: u64, to: &mut [u8]) {

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
 
+use super::ahead::{Courier, Parcel, Source};
 use super::blas::{Blas, Product};
 use super::dnn::Dnn;
 use super::lanes::SIDE;
+use super::staging::{SMALL, Staging};
 use super::{Grid, Kernel, Module, Options, compile, failed, library};
 use crate::{DType, Error, Result};
 
-/// A context with one queue of work.
+/// A context with its queues of work.
 #[derive(Debug)]
 pub(super) struct Gpu {
     context: Arc<CudaContext>,
@@ -26,6 +28,10 @@ pub(super) struct Gpu {
     functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
     blas: Blas,
     dnn: Option<Dnn>,
+    /// Page-locked memory, if the driver has given any.
+    staging: Mutex<Option<Staging>>,
+    /// There from the first time that it is wanted.
+    courier: Mutex<Option<Courier>>,
 }
 
 /// A handle of the driver, which may be used from any thread.
@@ -65,7 +71,7 @@ impl Gpu {
         }
         let context = CudaContext::new(options.ordinal)
             .map_err(|e| failed(&format!("GPU {} does not open", options.ordinal), e))?;
-        // SAFETY: there is one stream, so that nothing has to wait for events.
+        // SAFETY: memory is not the bindings' own, and queues wait for one another where this module says so.
         unsafe { context.disable_event_tracking() };
         let driver = |what: &'static str| move |e| failed(what, e);
         let stream = context.new_stream().map_err(driver("stream"))?;
@@ -85,12 +91,26 @@ impl Gpu {
             modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));
         }
         let blas = Blas::open([stream.cu_stream(), side.cu_stream()])?;
-        let (dnn, notes) = match Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)) {
-            Ok(dnn) => (Some(dnn), Vec::new()),
-            Err(e) => (None, vec![format!("attention runs without tensor cores: {e}")]),
+        let mut notes = Vec::new();
+        let mut note = |what: &str, e: &dyn std::fmt::Display| notes.push(format!("{what}: {e}"));
+        let dnn = Dnn::open(stream.cu_stream().cast(), cache.map(Into::into))
+            .inspect_err(|e| note("attention runs without tensor cores", e));
+        let staging = Staging::new(&context)
+            .inspect_err(|e| note("copies to the GPU are slow without page-locked memory", e));
+        let gpu = Gpu {
+            context,
+            stream,
+            side,
+            name,
+            architecture,
+            modules,
+            functions: Mutex::default(),
+            blas,
+            dnn: dnn.ok(),
+            staging: Mutex::new(staging.ok()),
+            courier: Mutex::default(),
         };
-        let functions = Mutex::default();
-        Ok((Gpu { context, stream, side, name, architecture, modules, functions, blas, dnn }, notes))
+        Ok((gpu, notes))
     }
 
     pub fn description(&self) -> String {
@@ -165,9 +185,28 @@ impl Gpu {
 
     pub fn upload(&self, from: &[u8], address: u64) -> Result<()> {
         self.bind()?;
-        // SAFETY: the caller owns this range of an allocation. The driver copies pageable memory before it returns.
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(staging) = staging.as_mut().filter(|_| from.len() > SMALL) {
+            return staging.copy(from, address, &self.stream);
+        }
+        // SAFETY: the caller owns this range of an allocation. The driver copies ordinary memory before it returns.
         unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
             .map_err(|e| failed("copy to the GPU", e))
+    }
+
+    /// Starts to copy into memory that is the caller's from here on in the main queue.
+    pub fn send(&self, from: Source, address: u64) -> Result<Arc<Parcel>> {
+        let mut courier = self.courier.lock().unwrap_or_else(PoisonError::into_inner);
+        let courier = match &mut *courier {
+            Some(courier) => courier,
+            none => none.insert(Courier::new(&self.context)?),
+        };
+        courier.send(from, address, &self.stream)
+    }
+
+    /// Makes the main queue wait for a copy.
+    pub fn receive(&self, parcel: &Parcel) -> Result<()> {
+        parcel.receive(&self.stream)
     }
 
     pub fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {

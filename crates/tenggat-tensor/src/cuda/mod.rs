@@ -8,6 +8,7 @@
 //! of the device's. It takes the same path from op to kernel and shows wrong indices, sums and barriers on machines
 //! without a GPU; tests use it.
 
+mod ahead;
 mod blas;
 mod compile;
 pub(crate) mod dnn;
@@ -18,12 +19,14 @@ mod lanes;
 mod library;
 mod memory;
 mod recording;
+mod staging;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub(crate) use ahead::Coming;
 pub(crate) use blas::{Epilogue, Factor, Product};
 pub use compile::{ARCHITECTURES, Compiled};
 use emulated::Emulated;

@@ -12,6 +12,7 @@ use super::block::Block;
 use super::config::{Config, Layer, SINUSOID};
 use super::linear::Linear;
 use super::modulation::{Current, Modulation, ModulationStorage, Streamed};
+use super::offloading::Offloading;
 use super::stream::{Layers, Stream};
 use crate::recovery::Recovery;
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
@@ -49,8 +50,8 @@ pub struct LoadOptions<'a> {
     /// other operands of their products are rounded to 8 bits, and they take 2 bytes per weight. Modulation, the ends of
     /// the model, adapters and layers that a recovery adapter repairs stay as they are.
     pub fp8_products: bool,
-    /// Blocks, from the first, whose weights leave memory after each use and are read ahead of the next. Only quantised
-    /// weights that lie in a file can.
+    /// Blocks, spread over the model, whose weights leave memory after each use and are read ahead of the next. Only
+    /// quantised weights that lie in a file can.
     pub offloaded_blocks: usize,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
@@ -62,7 +63,7 @@ struct Loader<'a> {
     device: &'a Device,
     modulation: ModulationStorage,
     narrow_products: bool,
-    offloaded_blocks: usize,
+    offloading: &'a Offloading,
     fp8_products: bool,
     compute: DType,
     config: &'a Config,
@@ -72,7 +73,11 @@ impl Loader<'_> {
     fn weight(&self, matrix: &Matrix, offloaded: bool) -> Result<Weight> {
         let weight = self.source.matrix(matrix)?;
         if let Device::Cuda(_) = self.device {
-            return if offloaded { Ok(weight) } else { Ok(weight.into_device(self.device)?) };
+            return Ok(if offloaded {
+                weight.lent_to(self.device)?
+            } else {
+                weight.into_device(self.device)?
+            });
         }
         // Packed products are 32-bit.
         if self.compute == DType::F32 { Ok(weight.packed(!self.narrow_products)?) } else { Ok(weight) }
@@ -123,7 +128,7 @@ impl Loader<'_> {
         let mut head_norms = first.empty_like(&[2, d])?;
         copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
         copy::forward(second.view(), head_norms.view_mut().row_range(1..2))?;
-        let offloaded = block < self.offloaded_blocks;
+        let offloaded = self.offloading.has(block);
         let slot = 2 * block + usize::from(layers.modulation == Layer::TxtMod);
         Ok(Stream {
             layers,
@@ -262,13 +267,14 @@ impl Transformer {
     ) -> Result<Self> {
         let LoadOptions { modulation, narrow_products, fp8_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
+        let offloading = Offloading::new(config.num_layers, offloaded_blocks);
         let load = Loader {
             source: &source,
             recovery,
             device,
             modulation,
             narrow_products,
-            offloaded_blocks,
+            offloading: &offloading,
             fp8_products,
             compute,
             config: &config,
@@ -294,7 +300,7 @@ impl Transformer {
             device: device.clone(),
             precision,
             narrow_products,
-            offloaded_blocks: offloaded_blocks.into(),
+            offloading,
             blocks,
             config,
         })

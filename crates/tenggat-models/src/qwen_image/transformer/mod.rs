@@ -6,14 +6,13 @@ mod config;
 mod linear;
 mod load;
 mod modulation;
+mod offloading;
 mod recorded;
 mod rope;
 mod sinusoid;
 mod stream;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
 
 use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
@@ -26,6 +25,7 @@ use linear::Linear;
 pub use load::{LoadOptions, Precision};
 pub use modulation::ModulationStorage;
 use modulation::{Current, Modulation};
+use offloading::Offloading;
 pub use recorded::Recorded;
 pub use rope::Positions;
 use stream::{Pass, Trace};
@@ -50,8 +50,8 @@ pub struct Transformer {
     time_1: Linear,
     time_2: Linear,
     blocks: Vec<Block>,
-    /// Blocks, from the first, whose weights leave memory after each use.
-    offloaded_blocks: AtomicUsize,
+    /// Blocks whose weights leave memory after each use.
+    offloading: Offloading,
     norm_out: Linear,
     proj_out: Linear,
     /// Results of streamed modulation.
@@ -224,15 +224,18 @@ impl Transformer {
         show("txt_in", &text);
 
         let mut kept = Vec::new();
-        self.expect(0, Use::Soon);
+        self.expect(self.offloading.next(0), Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
-            self.expect(i + 1, Use::Soon);
+            let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
+            self.expect(offloaded.flatten(), Use::Soon);
             let rounded = self.rounded(lora, i)?;
             let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
-            self.expect(i, Use::Later);
+            // A backward pass begins with the last one.
+            let stays = keep != Keep::Nothing && offloaded == Some(None);
+            self.expect((offloaded.is_some() && !stays).then_some(i), Use::Later);
             tape.trace(i, &mut show);
             show(&format!("block{i}.hidden_states"), &image_out);
             image = image_out;
@@ -306,9 +309,10 @@ impl Transformer {
         )?;
         drop((last, dnormed));
         let (mut dimage, mut dtext) = (Some(dimage), None);
-        self.expect(self.blocks.len() - 1, Use::Soon);
+        self.expect(self.offloading.last(self.blocks.len()), Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
-            i.checked_sub(1).into_iter().for_each(|before| self.expect(before, Use::Soon));
+            let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
+            self.expect(before, Use::Soon);
             let rounded = self.rounded(lora, i)?;
             let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
@@ -329,7 +333,8 @@ impl Transformer {
                 &mut gradients,
                 want_dlatents || i > 0,
             )?;
-            self.expect(i, Use::Later);
+            // The next pass begins with the first one.
+            self.expect(before.is_some().then_some(i), Use::Later);
         }
         match dimage {
             Some(dimage) if want_dlatents => {
@@ -347,25 +352,33 @@ impl Transformer {
         Ok(lora.rounded(first..first + Layer::ALL.len(), self.precision.compute)?)
     }
 
-    /// Blocks, from the first, whose weights leave memory after each use.
+    /// Number of blocks whose weights leave memory after each use.
     pub fn offloaded_blocks(&self) -> usize {
-        self.offloaded_blocks.load(Relaxed).min(self.blocks.len())
+        self.offloading.blocks()
     }
 
     /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from their file for
-    /// every use from now on. Stops at weights that do not lie in a file, or not as they are multiplied. Returns how many
+    /// every pass from now on. Stops at weights that do not lie in a file, or not as they are multiplied. Returns how many
     /// blocks were offloaded.
     pub fn offload(&self, blocks: usize) -> usize {
-        let before = self.offloaded_blocks();
-        let further = self.blocks.iter().skip(before).take(blocks);
-        let offloaded = further.take_while(|block| block.image.release() | block.text.release()).count();
-        self.offloaded_blocks.store(before + offloaded, Relaxed);
-        offloaded
+        self.offloading.extend(blocks, |i| self.blocks[i].image.release() | self.blocks[i].text.release())
+    }
+
+    /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether that makes room.
+    pub fn stop_reading_ahead(&self) -> bool {
+        let makes_room = self.offloading.stop_ahead();
+        if makes_room {
+            (0..self.blocks.len())
+                .filter(|&i| self.offloading.has(i))
+                .for_each(|i| self.expect(Some(i), Use::Later));
+        }
+        makes_room
     }
 
     /// Tells an offloaded block what is to come. While one block is at work, the next is read.
-    fn expect(&self, block: usize, coming: Use) {
-        if let Some(block) = self.blocks.get(block).filter(|_| block < self.offloaded_blocks()) {
+    fn expect(&self, block: Option<usize>, coming: Use) {
+        let is_told = coming == Use::Later || self.offloading.is_ahead();
+        if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
             block.image.expect(coming);
             block.text.expect(coming);
         }

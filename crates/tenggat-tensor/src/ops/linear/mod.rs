@@ -17,12 +17,11 @@ use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
 pub enum Weight {
     /// `[out, in]` in the computing type, or in bf16 and widened part by part as it is used.
     Dense(Tensor),
-    /// `[out, in]` in 2 to 8 bits in host memory or in a file, dequantised part by part as it is used; a GPU copies it each
-    /// time.
+    /// `[out, in]` in 2 to 8 bits in host memory or in a file, dequantised part by part as it is used.
     Quantised(Quantised),
     /// In the order in which the processor multiplies it.
     Packed(Packed),
-    /// `[out, in]` in 2 to 8 bits in a GPU's memory, dequantised whole as it is used.
+    /// `[out, in]` in 2 to 8 bits for a GPU, in its memory or copied there for each use, dequantised whole as it is used.
     Resident(Box<Resident>),
     /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products round their
     /// other operand to 8-bit floats too.
@@ -53,6 +52,20 @@ impl Weight {
                 Ok(Weight::Resident(Box::new(Resident::new(&w, device)?)))
             }
             (other, _) => Ok(other),
+        }
+    }
+
+    /// The weight for a device that does not keep it: a quantised one stays with the host, and a GPU copies it for each
+    /// use. Others, and all on a CPU, as [`Weight::into_device`].
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn lent_to(self, device: &Device) -> Result<Self> {
+        match (self, device) {
+            (Weight::Quantised(w), Device::Cuda(_)) => {
+                Ok(Weight::Resident(Box::new(Resident::away(w, device))))
+            }
+            (other, _) => other.into_device(device),
         }
     }
 
@@ -115,11 +128,9 @@ impl Weight {
     }
 
     /// The weights that a GPU multiplies by, if they are not stored so: `[out, in]` in the computing type.
-    fn scratch(&self, device: &Device, dtype: DType) -> Result<Option<Tensor>> {
+    fn scratch(&self, dtype: DType) -> Result<Option<Tensor>> {
         match self {
             Weight::Resident(w) => Ok(Some(w.widened(dtype)?)),
-            // It stays in host memory or in its file and is copied for every use.
-            Weight::Quantised(w) => Ok(Some(Resident::new(w, device)?.widened(dtype)?)),
             Weight::Fp8(w) => Ok(Some(w.widened(dtype)?)),
             Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
             _ => Ok(None),
@@ -173,7 +184,7 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
         {
             return Ok(());
         }
-        let wide = w.scratch(&y.device(), y.dtype())?;
+        let wide = w.scratch(y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nt_with_bias(x, w.view(), bias.view(), y);
     }
@@ -208,7 +219,7 @@ fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'
         {
             return Ok(());
         }
-        let wide = w.scratch(&y.device(), y.dtype())?;
+        let wide = w.scratch(y.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
         return gemm::nt(1.0, x, w.view(), write.beta(), y);
     }
@@ -248,7 +259,7 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
         {
             return Ok(());
         }
-        let wide = w.scratch(&dx.device(), dx.dtype())?;
+        let wide = w.scratch(dx.dtype())?;
         let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
         return gemm::nn(1.0, dy, w.view(), write.beta(), dx);
     }

@@ -1,9 +1,9 @@
 //! Quantised matrices in a GPU's memory.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Format, Parts, Quantised, Use, part_bytes};
-use crate::cuda::{Grid, Kernel, Mat, Module, int};
+use super::{Bytes, Format, Parts, Quantised, Use, part_bytes};
+use crate::cuda::{Coming, Cuda, Grid, Kernel, Mat, Module, int};
 use crate::error::expect_shape;
 use crate::{DType, Device, Result, Tensor, ViewMut};
 
@@ -37,27 +37,44 @@ struct Widen {
     to: Mat,
 }
 
-/// A quantised matrix `[rows, cols]` whose arrays are in a GPU's memory.
+/// A quantised matrix `[rows, cols]` for a GPU, which has its arrays in memory all the time or for each use.
 #[derive(Debug)]
 pub struct Resident {
     format: Format,
     shape: [usize; 2],
     device: Device,
-    /// The arrays; `None` once they were [released](Resident::release).
-    there: Mutex<Option<Parts<Tensor>>>,
-    /// Where they came from, if that is a file.
-    file: Option<Quantised>,
+    place: Mutex<Place>,
+    /// Where the arrays came from, if they can come from there again.
+    host: Option<Quantised>,
+}
+
+/// Where the arrays are.
+#[derive(Debug)]
+enum Place {
+    /// In the GPU's memory, to stay.
+    Here(Parts<Tensor>),
+    /// On their way there, or there, until they are not used for a while.
+    Coming(Parts<Coming>),
+    /// With the host.
+    Away,
 }
 
 /// Copies the arrays of a matrix to a GPU.
-fn place(matrix: &Quantised, device: &Device) -> Result<Parts<Tensor>> {
+fn copied(matrix: &Quantised, device: &Device) -> Result<Parts<Tensor>> {
     let Parts { codes, scales, zero_points } = matrix.parts();
-    let place = |bytes: &[u8]| -> Result<Tensor> {
+    let copied = |bytes: &[u8]| -> Result<Tensor> {
         let mut there = Tensor::empty(device, DType::U8, &[bytes.len()])?;
         there.set_bytes(bytes)?;
         Ok(there)
     };
-    Ok(Parts { codes: place(codes)?, scales: place(scales)?, zero_points: place(zero_points)? })
+    Ok(Parts { codes: copied(codes)?, scales: copied(scales)?, zero_points: copied(zero_points)? })
+}
+
+/// Starts to copy the arrays of a matrix to a GPU.
+fn sent(matrix: &Quantised, cuda: &Arc<Cuda>) -> Result<Parts<Coming>> {
+    let Parts { codes, scales, zero_points } = matrix.parts();
+    let sent = |bytes: &Bytes| Coming::new(cuda, bytes.len(), Box::new(bytes.clone()));
+    Ok(Parts { codes: sent(codes)?, scales: sent(scales)?, zero_points: sent(zero_points)? })
 }
 
 impl Resident {
@@ -66,47 +83,68 @@ impl Resident {
     /// # Errors
     /// Out of GPU memory.
     pub fn new(matrix: &Quantised, device: &Device) -> Result<Self> {
-        let there = place(matrix, device)?;
-        let file = matrix.in_file().then(|| matrix.clone());
-        if let Some(file) = &file {
+        let there = copied(matrix, device)?;
+        let host = matrix.in_file().then(|| matrix.clone());
+        if let Some(file) = &host {
             // Else the host's memory would fill with pages of weights that the GPU holds.
             file.expect(Use::Later);
         }
-        Ok(Resident {
-            format: matrix.format(),
-            shape: matrix.shape(),
-            device: device.clone(),
-            there: Mutex::new(Some(there)),
-            file,
-        })
+        Ok(Self::placed(matrix, device, host, Place::Here(there)))
     }
 
-    fn there(&self) -> MutexGuard<'_, Option<Parts<Tensor>>> {
-        self.there.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A matrix that stays with the host and is copied to a GPU for each use.
+    pub fn away(matrix: Quantised, device: &Device) -> Self {
+        Self::placed(&matrix.clone(), device, Some(matrix), Place::Away)
     }
 
-    /// Gives its memory back to the GPU if its arrays lie in a file too: from now on they are copied for every use. Whether
+    fn placed(matrix: &Quantised, device: &Device, host: Option<Quantised>, place: Place) -> Self {
+        let (format, shape) = (matrix.format(), matrix.shape());
+        Resident { format, shape, device: device.clone(), place: Mutex::new(place), host }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives its memory back to the GPU if its arrays lie in a file too: from now on they are copied for each use. Whether
     /// that made room.
     pub fn release(&self) -> bool {
-        self.file.is_some() && self.there().take().is_some()
+        let mut place = self.place();
+        let can_go = self.host.is_some() && matches!(*place, Place::Here(_));
+        if can_go {
+            *place = Place::Away;
+        }
+        can_go
     }
 
-    /// Tells its file what is to come, if it was [released](Resident::release).
+    /// Has it copied ahead of a use that is to come, or lets go of such a copy; does nothing if it is there to stay. A copy
+    /// that there is no room for is made when it is used.
     pub fn expect(&self, coming: Use) {
-        if let Some(file) = self.file.as_ref().filter(|_| self.there().is_none()) {
-            file.expect(coming);
+        let mut place = self.place();
+        let (Some(host), Device::Cuda(cuda)) = (&self.host, &self.device) else { return };
+        match (coming, &*place) {
+            (_, Place::Here(_)) | (Use::Soon, Place::Coming(_)) => {}
+            (Use::Soon, Place::Away) => {
+                host.expect(Use::Soon);
+                if let Ok(parts) = sent(host, cuda) {
+                    *place = Place::Coming(parts);
+                }
+            }
+            (Use::Later, _) => *place = Place::Away,
         }
     }
 
     /// The arrays, copied anew if they are not there.
     pub(super) fn into_parts(self) -> Result<Parts<Tensor>> {
-        let there = self.there().take();
-        there.map_or_else(|| self.copied(), Ok)
+        match std::mem::replace(&mut *self.place(), Place::Away) {
+            Place::Here(parts) => Ok(parts),
+            Place::Coming(_) | Place::Away => self.copied(),
+        }
     }
 
     fn copied(&self) -> Result<Parts<Tensor>> {
-        let file = self.file.as_ref().expect("only arrays that lie in a file are released");
-        place(file, &self.device)
+        let host = self.host.as_ref().expect("only arrays that the host has too are let go of");
+        copied(host, &self.device)
     }
 
     /// How it is stored.
@@ -154,13 +192,18 @@ impl Resident {
             Format::QInt8 | Format::Int8 => INT8,
         };
         let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
-        let there = self.there();
+        let place = self.place();
         let copied;
-        let Parts { codes, scales, zero_points } = match &*there {
-            Some(parts) => parts,
-            None => {
+        let Parts { codes, scales, zero_points } = match &*place {
+            Place::Here(Parts { codes, scales, zero_points }) => Parts { codes, scales, zero_points },
+            Place::Coming(Parts { codes, scales, zero_points }) => Parts {
+                codes: codes.arrived()?,
+                scales: scales.arrived()?,
+                zero_points: zero_points.arrived()?,
+            },
+            Place::Away => {
                 copied = self.copied()?;
-                &copied
+                Parts { codes: &copied.codes, scales: &copied.scales, zero_points: &copied.zero_points }
             }
         };
         widen(kernel, [address(codes)?, address(scales)?, address(zero_points)?], self.shape, to)
@@ -187,7 +230,7 @@ fn widen(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::check::{gpu, randn};
+    use super::super::super::check::{self, gpu, randn};
     use super::*;
 
     /// The GPU's weights are the CPU's, bit for bit, in rows that are whole packs and rows that are not.
@@ -215,5 +258,44 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A matrix that stays with the host gives the same weights whether it is copied ahead of its use or for it.
+    #[test]
+    fn gpus_take_what_comes_ahead() {
+        let Some(gpu) = check::open_gpu() else { return };
+        let (rows, cols) = (64, 2048);
+        let stored = randn(DType::BF16, &[rows, cols], 3);
+        let matrix =
+            Quantised::quantise(Format::Uint(3), stored.host::<half::bf16>().unwrap(), cols).unwrap();
+        let expected = matrix.dequantise(&Device::cpu(), DType::F32).unwrap().to_f32().unwrap();
+        let away = Resident::away(matrix, &gpu);
+        let idle = gpu.live_bytes();
+        for _ in 0..3 {
+            for coming in [Some(Use::Soon), None, Some(Use::Later), None] {
+                coming.into_iter().for_each(|coming| away.expect(coming));
+                assert_eq!(matches!(*away.place(), Place::Coming(_)), gpu.live_bytes() > idle);
+                assert_eq!(away.widened(DType::F32).unwrap().to_f32().unwrap(), expected);
+            }
+            assert_eq!(gpu.live_bytes(), idle);
+        }
+        away.expect(Use::Soon);
+        assert!(gpu.live_bytes() > idle && !away.release(), "a copy is not what there was");
+    }
+
+    /// Where there is no room to have it copied ahead, it is copied for its use.
+    #[test]
+    fn what_cannot_come_ahead_comes_later() {
+        let bytes = 1 << 20;
+        let Some(gpu) = check::emulated_gpu(bytes) else { return };
+        let matrix = Quantised::quantise(Format::Int8, &[half::bf16::ONE; 4096], 64).unwrap();
+        let expected = matrix.dequantise(&Device::cpu(), DType::F32).unwrap().to_f32().unwrap();
+        let away = Resident::away(matrix, &gpu);
+        let all = Tensor::empty(&gpu, DType::U8, &[bytes - 4096]).unwrap();
+        away.expect(Use::Soon);
+        assert!(matches!(*away.place(), Place::Away));
+        drop(all);
+        gpu.trim();
+        assert_eq!(away.widened(DType::F32).unwrap().to_f32().unwrap(), expected);
     }
 }
