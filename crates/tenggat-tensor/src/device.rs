@@ -60,6 +60,15 @@ impl Device {
         }
     }
 
+    /// What numbers of rows that differ from batch to batch are filled up to multiples of. A GPU makes plans, and records,
+    /// for every number of rows; its products and attention go by tiles of this size or larger in any case.
+    pub fn row_multiple(&self) -> usize {
+        match self {
+            Device::Cpu(_) => 1,
+            Device::Cuda(_) => 32,
+        }
+    }
+
     /// What it is, for people; `None` for the CPU, which the system names.
     pub fn description(&self) -> Option<String> {
         match self {

@@ -153,7 +153,8 @@ impl StepBench {
     /// What all batches share: a caption and position tables.
     pub(crate) fn fixed(&self, model: &Transformer) -> Result<(Tensor, Arc<Positions>)> {
         let caption = normal(model.device(), &[self.text_tokens, self.model.joint_attention_dim], 2)?;
-        Ok((caption, Arc::new(model.positions(self.grid, self.text_tokens)?)))
+        let tokens = TextBatch::padded(model.device(), self.text_tokens);
+        Ok((caption, Arc::new(model.positions(self.grid, tokens)?)))
     }
 
     /// A batch of random pictures.

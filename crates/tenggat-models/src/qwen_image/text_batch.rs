@@ -1,11 +1,11 @@
 //! Text embeddings of several samples in one padded batch.
 
-use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::copy;
+use tenggat_tensor::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// Embeddings of b samples, padded on the right with zeros to the longest.
+/// Embeddings of b samples, padded on the right with zeros to the longest, or to what the device pads that to.
 #[derive(Debug)]
 pub struct TextBatch {
     /// `[b·tokens, joint_attention_dim]`.
@@ -26,7 +26,7 @@ impl TextBatch {
             return Err(Error::Unsupported("a text batch of no samples".into()));
         };
         let lens: Vec<usize> = samples.iter().map(|s| s.view().rows()).collect();
-        let tokens = lens.iter().copied().max().unwrap_or(0);
+        let tokens = Self::padded(&first.device(), lens.iter().copied().max().unwrap_or(0));
         let mut embeds = first.empty_like(&[samples.len() * tokens, first.view().cols()])?;
         for (i, (sample, &len)) in samples.iter().zip(&lens).enumerate() {
             let from = i * tokens;
@@ -34,5 +34,10 @@ impl TextBatch {
             copy::zero(embeds.view_mut().row_range(from + len..from + tokens))?;
         }
         Ok(TextBatch { embeds, lens, tokens })
+    }
+
+    /// Tokens of a batch on this device whose longest text has so many.
+    pub fn padded(device: &Device, tokens: usize) -> usize {
+        tokens.next_multiple_of(device.row_multiple())
     }
 }

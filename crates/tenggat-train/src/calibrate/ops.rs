@@ -281,7 +281,14 @@ impl Joint {
 
     fn layout(key_lens: &[usize; 1]) -> attention::Layout<'_> {
         let scale = 1.0 / (HEAD_DIM as f64).sqrt();
-        attention::Layout { key_lens, tokens: key_lens[0], heads: C / HEAD_DIM, scale, narrow: false }
+        attention::Layout {
+            key_lens,
+            device_lens: None,
+            tokens: key_lens[0],
+            heads: C / HEAD_DIM,
+            scale,
+            narrow: false,
+        }
     }
 
     fn forward(&mut self) -> Result<()> {

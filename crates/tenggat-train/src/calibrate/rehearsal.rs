@@ -162,7 +162,7 @@ impl Rehearsal {
             trainer: Trainer::new(model, lora, optimiser, usize::MAX)?,
             latents: normal(device, &shape, 3)?,
             captions: (0..self.batch).map(|_| caption.duplicate()).collect::<Result<_, _>>()?,
-            positions: Arc::new(model.positions(self.grid, self.text_tokens)?),
+            positions: Arc::new(model.positions(self.grid, TextBatch::padded(device, self.text_tokens))?),
             done: 0,
         })
     }

@@ -1,5 +1,6 @@
 //! What of a run stays in memory: activations block by block, and the modulation matrices.
 
+use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Transformer};
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
@@ -57,7 +58,7 @@ pub(super) fn kept_blocks(
         (Checkpointing::Auto, Some(limit_bytes)) => limit_bytes,
     };
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
-    step.shape.text_tokens = data.longest_prompt() as u64;
+    step.shape.text_tokens = TextBatch::padded(options.device, data.longest_prompt()) as u64;
     step.offloaded_blocks = model.offloaded_blocks() as u64;
     if let Some(every_steps) = steps_ahead {
         step.modulation = Modulation::Table { every_steps };

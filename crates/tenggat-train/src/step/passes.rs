@@ -17,9 +17,9 @@ const TOLERANCE: f64 = 1e-2;
 /// What a recording holds for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// Rows of the latents, and valid and padded text tokens.
+    samples: usize,
+    /// Rows of the latents and of the text, padding included.
     latents: usize,
-    text_lens: Vec<usize>,
     text: usize,
     /// Strength of the adapter, by its bits.
     strength: u64,
@@ -32,7 +32,7 @@ impl Key {
     pub fn new(inputs: &Inputs<'_>, lora: &Lora, full_blocks: usize, write: Write) -> Self {
         Key {
             latents: inputs.latents.view().rows(),
-            text_lens: inputs.text_lens.to_vec(),
+            samples: inputs.text_lens.len(),
             text: inputs.text.view().rows(),
             strength: lora.scale.to_bits(),
             full_blocks,

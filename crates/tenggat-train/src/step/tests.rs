@@ -44,7 +44,8 @@ struct Course {
     parameters: Vec<f64>,
 }
 
-/// Steps with captions of two lengths, pictures of two shapes with as many tokens, and two micro-batches each; how many passes are recorded at their end.
+/// Steps with captions of three lengths, two of which are padded alike, pictures of two shapes with as many tokens, and two
+/// micro-batches each; how many passes are recorded at their end.
 fn course(device: &Device, bench: &StepBench, objective: Objective, records: bool) -> (Course, usize) {
     let steps = 6;
     let model = bench.random_model(device).unwrap();
@@ -57,7 +58,7 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..steps {
         let grid = if step / 2 % 2 == 0 { bench.grid } else { (bench.grid.1, bench.grid.0) };
-        let bench = StepBench { text_tokens: 4 + step % 2, grid, ..bench.clone() };
+        let bench = StepBench { text_tokens: [4, 5, 36][step % 3], grid, ..bench.clone() };
         let fixed = bench.fixed(&model).unwrap();
         let batches = [0, 1].map(|i| bench.batch(&model, &fixed, 2 * step + i).unwrap());
         let outcome = trainer.step(&batches, 1e-2).unwrap();

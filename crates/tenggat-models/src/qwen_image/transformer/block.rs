@@ -45,10 +45,11 @@ impl Geometry {
         Segment { tokens, at, joint_tokens: self.joint_tokens(), heads: self.heads }
     }
 
-    fn layout(&self) -> Layout<'_> {
+    /// Of the attention; `device_lens` as there.
+    fn layout<'a>(&'a self, device_lens: Option<&'a Tensor>) -> Layout<'a> {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let (key_lens, narrow) = (self.key_lens.as_slice(), self.narrow);
-        Layout { key_lens, tokens: self.joint_tokens(), heads: self.heads, scale, narrow }
+        Layout { key_lens, device_lens, tokens: self.joint_tokens(), heads: self.heads, scale, narrow }
     }
 
     fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {
@@ -157,7 +158,7 @@ impl Block {
         let [q, k, v] = joint;
         let mut o = geometry.joint(&device, dtype)?;
         let mut lse = o.empty_wide(&[o.shape()[0], geometry.heads])?;
-        let layout = geometry.layout();
+        let layout = geometry.layout(pass.conditioned.key_lens.as_ref());
         attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
 
         let (text_done, (image_out, image_after)) = device.both(
@@ -229,7 +230,7 @@ impl Block {
         };
         attention::backward(
             saved,
-            geometry.layout(),
+            geometry.layout(pass.conditioned.key_lens.as_ref()),
             d_o.view(),
             dq.view_mut(),
             dk.view_mut(),

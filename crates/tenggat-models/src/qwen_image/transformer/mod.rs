@@ -86,6 +86,14 @@ pub enum Keep {
     },
 }
 
+impl Inputs<'_> {
+    /// Valid keys of each sample in the joint attention: its image, then its text.
+    fn key_lens(&self) -> Vec<usize> {
+        let image_tokens = self.positions.image.shape()[0];
+        self.text_lens.iter().map(|n| image_tokens + n).collect()
+    }
+}
+
 #[derive(Debug)]
 enum Kept {
     All(Box<BlockTape>),
@@ -406,7 +414,7 @@ impl Transformer {
         Ok(Geometry {
             image_tokens,
             text_tokens,
-            key_lens: inputs.text_lens.iter().map(|n| image_tokens + n).collect(),
+            key_lens: inputs.key_lens(),
             heads: self.config.num_attention_heads,
             head_dim: self.config.attention_head_dim,
             narrow: self.narrow_products,

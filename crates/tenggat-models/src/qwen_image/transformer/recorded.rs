@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use tenggat_tensor::cuda::Recording;
-use tenggat_tensor::ops::copy;
-use tenggat_tensor::{Device, Tensor};
+use tenggat_tensor::ops::{attention, copy};
+use tenggat_tensor::{DType, Device, Tensor};
 
 use super::conditioning::Conditioned;
 use super::{Inputs, Keep, Positions, Transformer};
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
-/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape and with the same text
-/// lengths, and for the adapter and the gradient buffer that they were made with, the adapter's strength included.
+/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and the gradient buffer that they were made with, the adapter's strength included.
 #[derive(Debug)]
 pub struct Recorded {
     latents: Tensor,
@@ -42,7 +41,11 @@ impl Recorded {
         if lora.dropout.is_some() || model.offloaded_blocks() > 0 {
             return Ok(None);
         }
-        let conditioned = Arc::new(model.conditioned(inputs.sigmas, &mut |_, _| {})?);
+        let mut conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
+        let mut key_lens = Tensor::empty(model.device(), DType::U8, &[4 * inputs.text_lens.len()])?;
+        attention::device_lens(&inputs.key_lens(), &mut key_lens)?;
+        conditioned.key_lens = Some(key_lens);
+        let conditioned = Arc::new(conditioned);
         let (latents, text) = (inputs.latents.duplicate()?, inputs.text.duplicate()?);
         let positions = inputs.positions.duplicate()?;
         let own = Inputs { latents: &latents, text: &text, positions: &positions, ..inputs };
@@ -70,7 +73,8 @@ impl Recorded {
         self.positions.copy_from(inputs.positions)?;
         let conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
         let own = Arc::get_mut(&mut self.conditioned);
-        own.ok_or_else(|| Error::Unsupported("a recorded pass in use".into()))?.copy_from(&conditioned)?;
+        let own = own.ok_or_else(|| Error::Unsupported("a recorded pass in use".into()))?;
+        own.copy_from(&conditioned, &inputs.key_lens())?;
         Ok(self.forward.replay()?.then_some(&self.prediction))
     }
 

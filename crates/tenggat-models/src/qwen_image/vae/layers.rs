@@ -209,7 +209,14 @@ impl AttentionBlock {
         let [q, k, v] = [0, 1, 2].map(|i| qkv.view().columns(i * c..(i + 1) * c));
         let key_lens = vec![tokens; size.count];
         let scale = 1.0 / (c as f64).sqrt();
-        let layout = attention::Layout { key_lens: &key_lens, tokens, heads: 1, scale, narrow: false };
+        let layout = attention::Layout {
+            key_lens: &key_lens,
+            device_lens: None,
+            tokens,
+            heads: 1,
+            scale,
+            narrow: false,
+        };
         attention::forward(q, k, v, layout, o.view_mut(), lse.view_mut())?;
         copy::add_scaled(1.0, self.proj.forward(&o)?.view(), x.view_mut())?;
         Ok(x)

@@ -80,8 +80,10 @@ fn shape(
 ) -> Result<(Shape, usize)> {
     let d = channels / layout.heads.max(1);
     expect_shape(op, "channels of a head (at most 128 on a GPU)", &[d.min(MOST_CHANNELS)], &[d])?;
-    let lens: Vec<i32> = layout.key_lens.iter().map(|&n| int(n)).collect();
-    let key_lens = cuda.constants(&lens)?;
+    let key_lens = match layout.device_lens {
+        Some(lens) => lens.view().cuda(op)?.1.data,
+        None => cuda.constants(&layout.key_lens.iter().map(|&n| int(n)).collect::<Vec<i32>>())?,
+    };
     let (tokens, heads, scale) = (int(layout.tokens), int(layout.heads), layout.scale as f32);
     Ok((Shape { key_lens, tokens, heads, d: int(d), scale }, d))
 }

@@ -19,13 +19,16 @@ use half::bf16;
 use super::dispatch_real;
 use super::gemm::strips::Lane;
 use crate::error::expect_shape;
-use crate::{DType, Element, Error, Result, View, ViewMut};
+use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 
 /// What the shapes of the operands do not say.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout<'a> {
     /// Valid keys of each sample: the first so many of its tokens. At least one each.
     pub key_lens: &'a [usize],
+    /// The same in a GPU's memory, as [`device_lens`] puts them there, where they are read each time: recorded work is done
+    /// with other lengths than it was recorded with. `None`: they stay what they are.
+    pub device_lens: Option<&'a Tensor>,
     /// Tokens per sample, padding included.
     pub tokens: usize,
     /// Heads; the channels are `heads · d`.
@@ -36,14 +39,25 @@ pub struct Layout<'a> {
     pub narrow: bool,
 }
 
+/// Valid keys of each sample for a GPU to read: 32-bit integers, as bytes, `[4·b]`.
+///
+/// # Errors
+/// The tensor is of another size, or the device failed.
+pub fn device_lens(key_lens: &[usize], to: &mut Tensor) -> Result<()> {
+    let bytes: Vec<u8> = key_lens.iter().flat_map(|&n| crate::cuda::int(n).to_ne_bytes()).collect();
+    to.set_bytes(&bytes)
+}
+
 impl Layout<'_> {
     fn expect(&self, op: &'static str, q: [usize; 2]) -> Result<()> {
         expect_shape(op, "rows of q", &[self.key_lens.len() * self.tokens], &[q[0]])?;
         expect_shape(op, "columns of q, by heads", &[q[1] / self.heads.max(1) * self.heads], &[q[1]])?;
         match self.key_lens.iter().find(|&&n| n == 0 || n > self.tokens) {
-            Some(&n) => Err(Error::shape(op, "key length (1 to tokens)", &[self.tokens], &[n])),
-            None => Ok(()),
+            Some(&n) => return Err(Error::shape(op, "key length (1 to tokens)", &[self.tokens], &[n])),
+            None => {}
         }
+        let stored = self.device_lens.map_or(4 * self.key_lens.len(), Tensor::len);
+        expect_shape(op, "bytes of key lengths", &[4 * self.key_lens.len()], &[stored])
     }
 }
 
@@ -167,7 +181,14 @@ mod tests {
     impl Case {
         fn layout(&self) -> Layout<'_> {
             let Case { key_lens, tokens, heads, narrow, .. } = self;
-            Layout { key_lens, tokens: *tokens, heads: *heads, scale: 0.6, narrow: *narrow }
+            Layout {
+                key_lens,
+                device_lens: None,
+                tokens: *tokens,
+                heads: *heads,
+                scale: 0.6,
+                narrow: *narrow,
+            }
         }
 
         fn shape(&self) -> [usize; 2] {
@@ -299,7 +320,8 @@ mod tests {
             against_cpu_within("attention", 2f64.powi(-6), |on| {
                 let (rows, channels) = (lens.len() * tokens, heads * d);
                 let scale = 1.0 / (d as f64).sqrt();
-                let layout = Layout { key_lens: &lens, tokens, heads, scale, narrow: false };
+                let layout =
+                    Layout { key_lens: &lens, device_lens: None, tokens, heads, scale, narrow: false };
                 let [q, k, v, d_o] = [1, 2, 3, 4].map(|seed| on.randn(&[rows, channels], seed));
                 let (mut o, mut lse) = (on.empty(&[rows, channels]), on.empty_wide(&[rows, heads]));
                 forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();
@@ -318,7 +340,8 @@ mod tests {
         // The weights of the values are rounded too before they are multiplied.
         against_cpu_within("attention of wide heads", 2f64.powi(-6), |on| {
             let (rows, channels) = (lens.len() * tokens, heads * d);
-            let layout = Layout { key_lens: &lens, tokens, heads, scale: 0.08, narrow: false };
+            let layout =
+                Layout { key_lens: &lens, device_lens: None, tokens, heads, scale: 0.08, narrow: false };
             let [q, k, v] = [1, 2, 3].map(|seed| on.randn(&[rows, channels], seed));
             let (mut o, mut lse) = (on.empty(&[rows, channels]), on.empty_wide(&[rows, heads]));
             forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();

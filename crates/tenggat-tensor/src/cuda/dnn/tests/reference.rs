@@ -35,7 +35,7 @@ impl Reference {
         let [mut o, mut dq, mut dk, mut dv] = [(); 4].map(|()| q.empty_like(&dims).unwrap());
         let mut lse = q.empty_like(&[dims[0], heads]).unwrap();
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let layout = attention::Layout { key_lens, tokens, heads, scale, narrow: false };
+        let layout = attention::Layout { key_lens, device_lens: None, tokens, heads, scale, narrow: false };
         attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();
         let saved = attention::Saved { q: q.view(), k: k.view(), v: v.view(), o: o.view(), lse: lse.view() };
         let [into_q, into_k, into_v] = [&mut dq, &mut dk, &mut dv].map(Tensor::view_mut);
