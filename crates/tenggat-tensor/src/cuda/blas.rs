@@ -99,24 +99,31 @@ struct Shape {
     types: [DType; 3],
     strides: [usize; 3],
     transposed: [bool; 2],
-    bias: bool,
     fast: bool,
-    /// Largest power of two that divides every address, up to 256.
+    /// Of the three matrices together.
     alignment: u32,
+    /// Alignment of the bias if there is one: the library reads it off the address when it chooses a way.
+    bias: Option<u32>,
+}
+
+/// Largest power of two that divides all of these addresses, up to 256.
+fn alignment(addresses: &[u64]) -> u32 {
+    1 << addresses.iter().fold(0, |all, address| all | address).trailing_zeros().min(8)
 }
 
 impl Shape {
     fn of(p: &Product) -> Self {
-        let bias = if let Epilogue::Bias(address) = p.epilogue { address } else { 0 };
-        let addresses = p.a.address | p.b.address | p.c | bias;
         Shape {
             extents: [p.rows, p.cols, p.inner],
             types: [p.a.dtype, p.b.dtype, p.c_dtype],
             strides: [p.a.stride, p.b.stride, p.c_stride],
             transposed: [p.a.transposed, p.b.transposed],
-            bias: bias != 0,
             fast: p.fast,
-            alignment: 1 << addresses.trailing_zeros().min(8),
+            alignment: alignment(&[p.a.address, p.b.address, p.c]),
+            bias: match p.epilogue {
+                Epilogue::Bias(address) => Some(alignment(&[address])),
+                Epilogue::None => None,
+            },
         }
     }
 }
@@ -134,6 +141,49 @@ struct Described {
     description: sys::cublasLtMatmulDesc_t,
     /// Of its A, its B, and C.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
+}
+
+/// What the library may choose from for a shape.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new(shape: &Shape) -> std::result::Result<Self, result::CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        use sys::cublasLtReductionScheme_t as Scheme;
+        let preference = Preference(result::create_matmul_pref()?);
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE as u64))?;
+        for what in [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preference.set(what, &shape.alignment)?;
+        }
+        // Sums that are split over blocks may else meet in C's own type: partial sums in bf16.
+        if shape.types[2] != DType::F32 {
+            let scheme = Scheme::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+            preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme)?;
+        }
+        Ok(preference)
+    }
+
+    fn set<T>(
+        &self,
+        what: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: &T,
+    ) -> std::result::Result<(), result::CublasError> {
+        let value = std::ptr::from_ref(value);
+        // SAFETY: the library copies so many bytes from the value.
+        unsafe { result::set_matmul_pref_attribute(self.0, what, value.cast(), size_of::<T>()) }
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: it was made once, and nothing uses it any more. Nothing can be done about one that does not go.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
 }
 
 /// The library on the streams of one device, each with a workspace of its own.
@@ -202,7 +252,7 @@ impl Described {
         let [a_transposed, b_transposed] = shape.transposed;
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
-        if shape.bias {
+        if shape.bias.is_some() {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
@@ -324,9 +374,7 @@ impl Blas {
     fn plan(&self, p: &Product) -> Result<Plan, String> {
         let found = (|| {
             let described = Described::new(p)?;
-            let Described { description, layouts } = &described;
-            let alignment = Shape::of(p).alignment;
-            let algorithm = (self.algorithm(*description, *layouts, alignment))
+            let algorithm = (self.algorithm(&described, &Shape::of(p)))
                 .map_err(|e| failed("way of computing a product", e))?;
             Ok::<_, Error>(Plan { described, algorithm })
         })();
@@ -336,34 +384,15 @@ impl Blas {
     /// The first choice of the library's heuristic.
     fn algorithm(
         &self,
-        description: sys::cublasLtMatmulDesc_t,
-        [a, b, c]: [sys::cublasLtMatrixLayout_t; 3],
-        alignment: u32,
+        described: &Described,
+        shape: &Shape,
     ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = result::create_matmul_pref()?;
-        // SAFETY: the library copies the values; all descriptions are alive.
+        let preference = Preference::new(shape)?;
+        let Described { description, layouts: [a, b, c] } = *described;
+        // SAFETY: all descriptions are alive.
         unsafe {
-            let put = |what, value: *const c_void, bytes| {
-                result::set_matmul_pref_attribute(preference, what, value, bytes)
-            };
-            put(
-                Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                std::ptr::from_ref(&WORKSPACE).cast(),
-                8,
-            )?;
-            for what in [
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-            ] {
-                put(what, (&raw const alignment).cast(), 4)?;
-            }
-            let found = result::get_matmul_algo_heuristic(self.handle, description, a, b, c, c, preference);
-            // Nothing can be done about a preference that does not go.
-            let _ = result::destroy_matmul_pref(preference);
-            Ok(found?.algo)
+            result::get_matmul_algo_heuristic(self.handle, description, a, b, c, c, preference.0)
+                .map(|found| found.algo)
         }
     }
 }
@@ -383,17 +412,7 @@ impl Drop for Blas {
 mod tests {
     use super::*;
 
-    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
-    /// product only a GPU tells.
-    #[test]
-    fn products_of_8_bit_floats_can_be_described() {
-        let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
-        crate::cuda::library::preload(&std::env::split_paths(&folders).collect::<Vec<_>>());
-        // SAFETY: only asks whether a library can be opened.
-        if !unsafe { sys::is_culib_present() } {
-            eprintln!("skipped: libcublasLt is not there");
-            return;
-        }
+    fn product() -> Product {
         let factor = |address, transposed| Factor {
             address,
             dtype: DType::U8,
@@ -401,7 +420,7 @@ mod tests {
             transposed,
             scales: address + 4096,
         };
-        let product = Product {
+        Product {
             rows: 21,
             cols: 48,
             inner: 64,
@@ -414,7 +433,83 @@ mod tests {
             c_stride: 48,
             epilogue: Epilogue::Bias(4 << 20),
             fast: true,
+        }
+    }
+
+    fn library_is_there() -> bool {
+        let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
+        crate::cuda::library::preload(&std::env::split_paths(&folders).collect::<Vec<_>>());
+        // SAFETY: only asks whether a library can be opened.
+        let is_there = unsafe { sys::is_culib_present() };
+        if !is_there {
+            eprintln!("skipped: libcublasLt is not there");
+        }
+        is_there
+    }
+
+    /// A way that was chosen for one address works for all others of the same shape.
+    #[test]
+    fn shapes_tell_alignments_apart() {
+        let shape = Shape::of(&product());
+        assert_eq!((shape.alignment, shape.bias), (256, Some(256)));
+        let moved = |bytes: u64| Product {
+            epilogue: Epilogue::Bias((4 << 20) + bytes),
+            c: (3 << 20) + 16,
+            ..product()
         };
+        for (bytes, bias) in [(0, 256), (2, 2), (16, 16), (48, 16)] {
+            let shape = Shape::of(&moved(bytes));
+            assert_eq!((shape.alignment, shape.bias), (16, Some(bias)));
+        }
+        let bare = Shape::of(&Product { epilogue: Epilogue::None, ..product() });
+        assert_eq!((bare.alignment, bare.bias), (256, None));
+    }
+
+    /// Partial sums are of 32 bits whatever type C has.
+    #[test]
+    fn preferences_can_be_described() {
+        if !library_is_there() {
+            return;
+        }
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        for (c_dtype, schemes) in [(DType::BF16, 2), (DType::F32, 7)] {
+            let preference = Preference::new(&Shape::of(&Product { c: 16, c_dtype, ..product() })).unwrap();
+            let read = |what, bytes: usize| {
+                let (mut value, mut written) = (0u64, 0);
+                // SAFETY: writes at most so many bytes of the value.
+                let status = unsafe {
+                    sys::cublasLtMatmulPreferenceGetAttribute(
+                        preference.0,
+                        what,
+                        (&raw mut value).cast(),
+                        bytes,
+                        &raw mut written,
+                    )
+                };
+                status.result().unwrap();
+                value
+            };
+            assert_eq!(read(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 4), schemes);
+            assert_eq!(read(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 8), 32 << 20);
+            for what in [
+                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            ] {
+                assert_eq!(read(what, 4), 16);
+            }
+        }
+    }
+
+    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
+    /// product only a GPU tells.
+    #[test]
+    fn products_of_8_bit_floats_can_be_described() {
+        if !library_is_there() {
+            return;
+        }
+        let product = product();
         assert!(product.fits_fp8());
         let described = Described::new(&product).unwrap();
         let read = |what, bytes: usize| {
@@ -442,8 +537,8 @@ mod tests {
         assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, 4), 0);
         assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8), 4 << 20);
         for wrong in [
-            Product { a: factor(1 << 20, true), ..product },
-            Product { a: factor((1 << 20) + 8, false), ..product },
+            Product { a: Factor { transposed: true, ..product.a }, ..product },
+            Product { a: Factor { address: product.a.address + 8, ..product.a }, ..product },
             Product { cols: 40, ..product },
             Product { inner: 56, ..product },
             Product { c_stride: 56, ..product },
