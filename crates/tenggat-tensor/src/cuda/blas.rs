@@ -5,21 +5,36 @@
 //!
 //! Operands of 8-bit floats come with a scale per row of A and per column of B (`OUTER_VEC_32F`, which the documentation
 //! promises for compute capability 9.0 from cuBLAS 12.9 on). Whether a device has that is asked of the library itself.
-//! These products are checked against headers and documentation alone; none has run on a GPU yet.
+//!
+//! The library guesses which of its ways of computing a product is the fastest. Its first guess is taken,
+//! until a large shape has come so often that the best guesses are timed ([`timing`]) and the fastest is
+//! kept. Ways differ in the order of sums, so that results may differ in their last bits from one process to
+//! the next. What was recorded keeps the way it had.
+//!
+//! These products are checked against headers and documentation alone; none has run on a GPU yet, nor was one
+//! timed.
+
+mod description;
+mod timing;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::sys::CUstream;
+use cudarc::driver::result as driver;
+use cudarc::driver::sys::{CUstream, CUstreamCaptureStatus};
 
+use self::description::{Described, Preference, Shape};
 use super::failed;
-use super::lanes::LANES;
+use super::lanes::{LANES, MAIN};
 use crate::{DType, Error, Result};
 
 /// Bytes of scratch that the library may use: what its documentation advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
+/// Most ways that the library is asked for.
+const WAYS: usize = 8;
 
 /// An operand of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,48 +107,14 @@ impl Product {
     }
 }
 
-/// What products share that differ in nothing but addresses and factors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Shape {
-    extents: [usize; 3],
-    types: [DType; 3],
-    strides: [usize; 3],
-    transposed: [bool; 2],
-    bias: bool,
-    fast: bool,
-    /// Largest power of two that divides every address, up to 256.
-    alignment: u32,
-}
-
-impl Shape {
-    fn of(p: &Product) -> Self {
-        let bias = if let Epilogue::Bias(address) = p.epilogue { address } else { 0 };
-        let addresses = p.a.address | p.b.address | p.c | bias;
-        Shape {
-            extents: [p.rows, p.cols, p.inner],
-            types: [p.a.dtype, p.b.dtype, p.c_dtype],
-            strides: [p.a.stride, p.b.stride, p.c_stride],
-            transposed: [p.a.transposed, p.b.transposed],
-            bias: bias != 0,
-            fast: p.fast,
-            alignment: 1 << addresses.trailing_zeros().min(8),
-        }
-    }
-}
-
 /// A way of computing products of one shape.
 #[derive(Debug)]
 struct Plan {
     described: Described,
-    algorithm: sys::cublasLtMatmulAlgo_t,
-}
-
-/// Products of one shape as the library is told of them.
-#[derive(Debug)]
-struct Described {
-    description: sys::cublasLtMatmulDesc_t,
-    /// Of its A, its B, and C.
-    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    /// At least one, the best guess first; no more than one once they were timed.
+    ways: Vec<sys::cublasLtMatmulAlgo_t>,
+    /// Products that were computed by it.
+    uses: u32,
 }
 
 /// The library on the streams of one device, each with a workspace of its own.
@@ -150,99 +131,6 @@ unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
 
-fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
-    match dtype {
-        DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
-        DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
-        DType::U8 => Ok(sys::cudaDataType::CUDA_R_8F_E4M3),
-        dtype => Err(Error::DType { op: "matrix product", dtype, device: "cuda" }),
-    }
-}
-
-fn set<T>(
-    description: sys::cublasLtMatmulDesc_t,
-    what: sys::cublasLtMatmulDescAttributes_t,
-    value: &T,
-) -> Result<()> {
-    // SAFETY: the library copies so many bytes from the value.
-    unsafe {
-        let value = std::ptr::from_ref(value);
-        result::set_matmul_desc_attribute(description, what, value.cast(), size_of::<T>())
-    }
-    .map_err(|e| failed("description of a product", e))
-}
-
-/// Tells the library where the vectors of a product are.
-fn point(description: sys::cublasLtMatmulDesc_t, p: &Product) -> Result<()> {
-    use sys::cublasLtMatmulDescAttributes_t as Attribute;
-    if let Epilogue::Bias(address) = p.epilogue {
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?;
-    }
-    if p.is_fp8() {
-        // Its A is our B.
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p.b.scales)?;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p.a.scales)?;
-    }
-    Ok(())
-}
-
-impl Described {
-    fn new(p: &Product) -> Result<Self> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let shape = Shape::of(p);
-        let [rows, cols, inner] = shape.extents;
-        let [a_type, b_type, c_type] = shape.types;
-        let error = |e| failed("description of a product", e);
-        let f32_type = sys::cudaDataType::CUDA_R_32F;
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let description = result::create_matmul_desc(compute, f32_type).map_err(error)?;
-        let mut described = Described { description, layouts: [std::ptr::null_mut(); 3] };
-        // CUBLAS_OP_T and CUBLAS_OP_N of cublas_api.h, which the bindings lack.
-        let operation = i32::from;
-        let [a_transposed, b_transposed] = shape.transposed;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b_transposed))?;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a_transposed))?;
-        if shape.bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
-        }
-        if p.is_fp8() {
-            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
-            set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &i8::from(shape.fast))?;
-        }
-        // What the library chooses may depend on which vectors there are.
-        point(description, p)?;
-        // A row-major matrix of r rows and c columns is a column-major one of c rows.
-        let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
-            result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
-        };
-        let [a_stride, b_stride, c_stride] = shape.strides;
-        let (a_shape, b_shape) = ([rows, inner], [inner, cols]);
-        let stored = |[r, c]: [usize; 2], transposed: bool| if transposed { [c, r] } else { [r, c] };
-        described.layouts[0] = layout(b_type, stored(b_shape, b_transposed), b_stride)?;
-        described.layouts[1] = layout(a_type, stored(a_shape, a_transposed), a_stride)?;
-        described.layouts[2] = layout(c_type, [rows, cols], c_stride)?;
-        Ok(described)
-    }
-}
-
-impl Drop for Described {
-    fn drop(&mut self) {
-        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
-        unsafe {
-            for layout in self.layouts {
-                if !layout.is_null() {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-            }
-            let _ = result::destroy_matmul_desc(self.description);
-        }
-    }
-}
-
 impl Blas {
     pub fn open(streams: [CUstream; LANES]) -> Result<Self> {
         // SAFETY: only asks whether a library can be opened.
@@ -253,7 +141,7 @@ impl Blas {
         }
         let handle = result::create_handle().map_err(|e| failed("cuBLASLt", e))?;
         // SAFETY: freed with the context.
-        let workspaces = unsafe { cudarc::driver::result::malloc_sync(LANES * WORKSPACE) }
+        let workspaces = unsafe { driver::malloc_sync(LANES * WORKSPACE) }
             .map_err(|e| failed("workspace of products", e))?;
         Ok(Blas { handle, streams, workspaces, plans: Mutex::default() })
     }
@@ -262,9 +150,29 @@ impl Blas {
         let shape = Shape::of(&p);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = plans.entry(shape).or_insert_with(|| self.plan(&p));
-        let plan = plan.as_ref().map_err(|e| failed(&format!("product {shape:?}"), e))?;
-        let Described { description, layouts: [a, b, c] } = plan.described;
-        point(description, &p)?;
+        let plan = plan.as_mut().map_err(|e| failed(&format!("product {shape:?}"), e))?;
+        plan.described.point(&p)?;
+        plan.uses = plan.uses.saturating_add(1);
+        if lane == MAIN
+            && timing::is_worth_it(shape.extents, plan.uses, plan.ways.len())
+            && !self.is_recorded(lane)
+        {
+            let fastest = self.fastest(lane, plan, &p).unwrap_or_default();
+            plan.ways = vec![plan.ways[fastest]];
+        }
+        self.queue(lane, &plan.described, &plan.ways[0], &p)
+            .map_err(|e| failed(&format!("product {shape:?}"), e))
+    }
+
+    /// Queues a product whose vectors the description points to.
+    fn queue(
+        &self,
+        lane: usize,
+        described: &Described,
+        way: &sys::cublasLtMatmulAlgo_t,
+        p: &Product,
+    ) -> std::result::Result<(), result::CublasError> {
+        let Described { description, layouts: [a, b, c] } = *described;
         // SAFETY: descriptions are of these operands, which live until the work queued behind is done.
         unsafe {
             result::matmul(
@@ -280,13 +188,42 @@ impl Blas {
                 c,
                 p.c as *mut c_void,
                 c,
-                &raw const plan.algorithm,
+                std::ptr::from_ref(way),
                 (self.workspaces + (lane * WORKSPACE) as u64) as *mut c_void,
                 WORKSPACE,
                 self.streams[lane].cast(),
             )
         }
-        .map_err(|e| failed(&format!("product {shape:?}"), e))
+    }
+
+    /// Whether what is queued now is recorded, so that it cannot be waited for.
+    fn is_recorded(&self, lane: usize) -> bool {
+        // SAFETY: the stream lives as long as the device.
+        let status = unsafe { driver::stream::is_capturing(self.streams[lane]) };
+        !matches!(status, Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
+    }
+
+    /// The fastest of a plan's ways, by its index. A scratch buffer takes C's place, whatever it holds: not
+    /// every way writes elsewhere than to C. C is as it was. `None` if there is no room for the buffer, or if
+    /// no way works.
+    fn fastest(&self, lane: usize, plan: &Plan, p: &Product) -> Option<usize> {
+        // SAFETY: freed below.
+        let scratch = unsafe { driver::malloc_sync(c_bytes(p)) }.ok()?;
+        let p = Product { c: scratch, ..*p };
+        let wait = || {
+            // SAFETY: the stream lives as long as the device.
+            unsafe { driver::stream::synchronize(self.streams[lane]) }.map_err(|_| ())
+        };
+        let begin = Instant::now();
+        let time = |way| {
+            let run = || self.queue(lane, &plan.described, way, &p).map_err(|_| ());
+            timing::measure(run, wait, || begin.elapsed()).ok()
+        };
+        let times: Vec<_> = plan.ways.iter().map(time).collect();
+        // SAFETY: allocated above; freeing waits for what a failure left in the queue. Nothing can be done
+        // about memory that does not go.
+        let _ = unsafe { driver::free_sync(scratch) };
+        timing::winner(&times)
     }
 
     /// Whether the library has a way of computing it.
@@ -324,48 +261,59 @@ impl Blas {
     fn plan(&self, p: &Product) -> Result<Plan, String> {
         let found = (|| {
             let described = Described::new(p)?;
-            let Described { description, layouts } = &described;
-            let alignment = Shape::of(p).alignment;
-            let algorithm = (self.algorithm(*description, *layouts, alignment))
+            let ways = (self.ways(&described, &Shape::of(p)))
                 .map_err(|e| failed("way of computing a product", e))?;
-            Ok::<_, Error>(Plan { described, algorithm })
+            Ok::<_, Error>(Plan { described, ways, uses: 0 })
         })();
         found.map_err(|e| e.to_string())
     }
 
-    /// The first choice of the library's heuristic.
-    fn algorithm(
+    /// The best guesses of the library's heuristic, at least one.
+    fn ways(
         &self,
-        description: sys::cublasLtMatmulDesc_t,
-        [a, b, c]: [sys::cublasLtMatrixLayout_t; 3],
-        alignment: u32,
-    ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = result::create_matmul_pref()?;
-        // SAFETY: the library copies the values; all descriptions are alive.
+        described: &Described,
+        shape: &Shape,
+    ) -> std::result::Result<Vec<sys::cublasLtMatmulAlgo_t>, result::CublasError> {
+        let preference = Preference::new(shape)?;
+        let Described { description, layouts: [a, b, c] } = *described;
+        // SAFETY: plain numbers, and a status of which 0 is success.
+        let mut found: [sys::cublasLtMatmulHeuristicResult_t; WAYS] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: all descriptions are alive; at most so many results are written.
         unsafe {
-            let put = |what, value: *const c_void, bytes| {
-                result::set_matmul_pref_attribute(preference, what, value, bytes)
-            };
-            put(
-                Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                std::ptr::from_ref(&WORKSPACE).cast(),
-                8,
-            )?;
-            for what in [
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-            ] {
-                put(what, (&raw const alignment).cast(), 4)?;
-            }
-            let found = result::get_matmul_algo_heuristic(self.handle, description, a, b, c, c, preference);
-            // Nothing can be done about a preference that does not go.
-            let _ = result::destroy_matmul_pref(preference);
-            Ok(found?.algo)
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                description,
+                a,
+                b,
+                c,
+                c,
+                preference.0,
+                WAYS as i32,
+                found.as_mut_ptr(),
+                &raw mut count,
+            )
         }
+        .result()?;
+        let ways = usable(&found[..(count.max(0) as usize).min(WAYS)]);
+        if ways.is_empty() {
+            return Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+        }
+        Ok(ways)
     }
+}
+
+/// Those that work, and in our workspace.
+fn usable(found: &[sys::cublasLtMatmulHeuristicResult_t]) -> Vec<sys::cublasLtMatmulAlgo_t> {
+    let works = |found: &&sys::cublasLtMatmulHeuristicResult_t| {
+        found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && found.workspaceSize <= WORKSPACE
+    };
+    found.iter().filter(works).map(|found| found.algo).collect()
+}
+
+/// Bytes from the first element of C to its last.
+fn c_bytes(p: &Product) -> usize {
+    (p.rows.saturating_sub(1) * p.c_stride + p.cols) * p.c_dtype.bytes()
 }
 
 impl Drop for Blas {
@@ -373,7 +321,7 @@ impl Drop for Blas {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
         unsafe {
-            let _ = cudarc::driver::result::free_sync(self.workspaces);
+            let _ = driver::free_sync(self.workspaces);
             let _ = result::destroy_handle(self.handle);
         }
     }
@@ -383,17 +331,7 @@ impl Drop for Blas {
 mod tests {
     use super::*;
 
-    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
-    /// product only a GPU tells.
-    #[test]
-    fn products_of_8_bit_floats_can_be_described() {
-        let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
-        crate::cuda::library::preload(&std::env::split_paths(&folders).collect::<Vec<_>>());
-        // SAFETY: only asks whether a library can be opened.
-        if !unsafe { sys::is_culib_present() } {
-            eprintln!("skipped: libcublasLt is not there");
-            return;
-        }
+    pub(super) fn product() -> Product {
         let factor = |address, transposed| Factor {
             address,
             dtype: DType::U8,
@@ -401,7 +339,7 @@ mod tests {
             transposed,
             scales: address + 4096,
         };
-        let product = Product {
+        Product {
             rows: 21,
             cols: 48,
             inner: 64,
@@ -414,36 +352,46 @@ mod tests {
             c_stride: 48,
             epilogue: Epilogue::Bias(4 << 20),
             fast: true,
+        }
+    }
+
+    #[test]
+    fn ways_that_do_not_work_are_left_out() {
+        let found = |algorithm, state, bytes| sys::cublasLtMatmulHeuristicResult_t {
+            algo: sys::cublasLtMatmulAlgo_t { data: [algorithm; 8] },
+            workspaceSize: bytes,
+            state,
+            wavesCount: 1.0,
+            reserved: [0; 4],
         };
+        use sys::cublasStatus_t::{
+            CUBLAS_STATUS_NOT_SUPPORTED as UNSUPPORTED, CUBLAS_STATUS_SUCCESS as FINE,
+        };
+        let ways = usable(&[
+            found(1, UNSUPPORTED, 0),
+            found(2, FINE, 32 << 20),
+            found(3, FINE, (32 << 20) + 1),
+            found(4, FINE, 0),
+        ]);
+        assert_eq!(ways.iter().map(|way| way.data[0]).collect::<Vec<_>>(), [2, 4]);
+        assert!(usable(&[]).is_empty());
+    }
+
+    #[test]
+    fn scratch_reaches_to_the_last_element() {
+        assert_eq!(c_bytes(&product()), 21 * 48 * 2);
+        let within = Product { c_stride: 100, c_dtype: DType::F32, ..product() };
+        assert_eq!(c_bytes(&within), (20 * 100 + 48) * 4);
+        assert_eq!(c_bytes(&Product { rows: 1, ..within }), 48 * 4);
+    }
+
+    #[test]
+    fn operands_of_8_bits_lie_as_tensor_cores_take_them() {
+        let product = product();
         assert!(product.fits_fp8());
-        let described = Described::new(&product).unwrap();
-        let read = |what, bytes: usize| {
-            let (mut value, mut written) = (0u64, 0);
-            // SAFETY: writes at most so many bytes of the value.
-            let status = unsafe {
-                sys::cublasLtMatmulDescGetAttribute(
-                    described.description,
-                    what,
-                    (&raw mut value).cast(),
-                    bytes,
-                    &raw mut written,
-                )
-            };
-            status.result().unwrap();
-            value
-        };
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, 8), product.b.scales);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, 8), product.a.scales);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, 4), 3);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, 4), 3);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1), 1);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, 4), 1);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, 4), 0);
-        assert_eq!(read(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8), 4 << 20);
         for wrong in [
-            Product { a: factor(1 << 20, true), ..product },
-            Product { a: factor((1 << 20) + 8, false), ..product },
+            Product { a: Factor { transposed: true, ..product.a }, ..product },
+            Product { a: Factor { address: product.a.address + 8, ..product.a }, ..product },
             Product { cols: 40, ..product },
             Product { inner: 56, ..product },
             Product { c_stride: 56, ..product },
