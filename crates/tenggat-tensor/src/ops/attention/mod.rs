@@ -52,9 +52,8 @@ impl Layout<'_> {
     fn expect(&self, op: &'static str, q: [usize; 2]) -> Result<()> {
         expect_shape(op, "rows of q", &[self.key_lens.len() * self.tokens], &[q[0]])?;
         expect_shape(op, "columns of q, by heads", &[q[1] / self.heads.max(1) * self.heads], &[q[1]])?;
-        match self.key_lens.iter().find(|&&n| n == 0 || n > self.tokens) {
-            Some(&n) => return Err(Error::shape(op, "key length (1 to tokens)", &[self.tokens], &[n])),
-            None => {}
+        if let Some(&n) = self.key_lens.iter().find(|&&n| n == 0 || n > self.tokens) {
+            return Err(Error::shape(op, "key length (1 to tokens)", &[self.tokens], &[n]));
         }
         let stored = self.device_lens.map_or(4 * self.key_lens.len(), Tensor::len);
         expect_shape(op, "bytes of key lengths", &[4 * self.key_lens.len()], &[stored])
