@@ -59,6 +59,7 @@ fn attention_op(c: &mut Criterion) {
     let mut lse = randn(&device, &[TOKENS, HEADS], 9);
     let layout = attention::Layout {
         key_lens: &[TOKENS - 7],
+        device_lens: None,
         tokens: TOKENS,
         heads: HEADS,
         scale: 0.125,

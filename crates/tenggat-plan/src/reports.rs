@@ -160,7 +160,7 @@ fn unquantised(machine: &Machine) -> Comparison {
     let upstream = bytes(Trainer::AiToolkit);
     let gigabytes = |bytes: f64| format!("{:.0} GB", bytes / 1e9);
     let own = config(Precision::Bf16, 16, machine, Trainer::Tenggat);
-    let least = StepConfig { kept_blocks: 0, ..own }.memory(machine).device_bytes();
+    let least = StepConfig { kept_blocks: 0, result_blocks: 0, ..own }.memory(machine).device_bytes();
     Comparison {
         subject: "unquantised, memory".to_owned(),
         reported: format!("over {}", gigabytes(UNQUANTISED_BYTES)),

@@ -59,6 +59,7 @@ impl Trainer {
             Self::AiToolkit => StepConfig {
                 fp8_products: false,
                 kept_blocks: 0,
+                result_blocks: 0,
                 offloaded_blocks: 0,
                 modulation: Modulation::EveryStep,
                 ..*config

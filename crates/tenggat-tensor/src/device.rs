@@ -60,12 +60,11 @@ impl Device {
         }
     }
 
-    /// What numbers of rows that differ from batch to batch are filled up to multiples of. A GPU makes plans, and records,
-    /// for every number of rows; its products and attention go by tiles of this size or larger in any case.
+    /// What numbers of rows that differ from batch to batch are filled up to multiples of.
     pub fn row_multiple(&self) -> usize {
         match self {
             Device::Cpu(_) => 1,
-            Device::Cuda(_) => 32,
+            Device::Cuda(cuda) => cuda.row_multiple(),
         }
     }
 

@@ -11,7 +11,7 @@ use tenggat_models::Result;
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, Positions, Recorded, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Positions, Recorded, Transformer};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -103,8 +103,7 @@ impl Default for Objective {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a Transformer,
-    /// Blocks whose activations stay for the backward pass.
-    full_blocks: usize,
+    kept: KeptBlocks,
     objective: Objective,
     lora: Lora,
     optimiser: Optimiser,
@@ -139,11 +138,11 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Out of device memory.
-    pub fn new(model: &'a Transformer, lora: Lora, optimiser: Optimiser, full_blocks: usize) -> Result<Self> {
+    pub fn new(model: &'a Transformer, lora: Lora, optimiser: Optimiser, kept: KeptBlocks) -> Result<Self> {
         let parameters = &lora.parameters;
         let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
         let (objective, passes) = (Objective::default(), Passes::default());
-        Ok(Trainer { model, full_blocks, objective, lora, optimiser, gradients, passes })
+        Ok(Trainer { model, kept, objective, lora, optimiser, gradients, passes })
     }
 
     /// The same with another objective than the averaged squared error.
@@ -153,13 +152,13 @@ impl<'a> Trainer<'a> {
     }
 
     /// Blocks whose activations stay for the backward pass.
-    pub fn full_blocks(&self) -> usize {
-        self.full_blocks.min(self.model.config().num_layers)
+    pub fn kept(&self) -> KeptBlocks {
+        self.kept.of(self.model.config().num_layers)
     }
 
-    /// Keeps the activations of so many blocks from now on.
-    pub fn keep_blocks(&mut self, full_blocks: usize) {
-        self.full_blocks = full_blocks;
+    /// Keeps the activations of these blocks from now on.
+    pub fn keep(&mut self, kept: KeptBlocks) {
+        self.kept = kept;
         self.passes.forget();
     }
 
@@ -265,7 +264,7 @@ impl<'a> Trainer<'a> {
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let asked =
             Asked { inputs, target: &target, mask: batch.mask.as_ref(), weights: &weights, share, write };
-        let key = Key::new(&inputs, &self.lora, self.full_blocks, write);
+        let key = Key::new(&inputs, &self.lora, self.kept, write);
         match self.passes.way(&key) {
             Way::Direct => self.direct(&asked, ended),
             Way::Recorded => match self.recorded(&key, &asked, ended)? {
@@ -283,7 +282,7 @@ impl<'a> Trainer<'a> {
     /// Both passes, kernel by kernel.
     fn direct(&mut self, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<f64> {
         let lora = Some(&self.lora);
-        let (prediction, tape) = self.model.forward_for_backward(asked.inputs, lora, self.full_blocks)?;
+        let (prediction, tape) = self.model.forward_for_backward(asked.inputs, lora, self.kept)?;
         let (loss, gradient) = asked.loss(&self.objective, &prediction)?;
         drop(prediction);
         ended(Part::Forward);
@@ -314,7 +313,7 @@ impl<'a> Trainer<'a> {
     /// way, and have to come to the same; else they are done once more as before, for the gradients.
     fn try_recording(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
         let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
-        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.full_blocks, gradients);
+        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.kept, gradients);
         if !self.passes.keep(key.clone(), made) || self.passes.are_trusted() {
             return Ok(());
         }

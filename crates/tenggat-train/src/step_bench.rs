@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tenggat_models::Result;
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{
-    Config, LoadOptions, ModulationStorage, Positions, Precision, Transformer,
+    Config, KeptBlocks, LoadOptions, ModulationStorage, Positions, Precision, Transformer,
 };
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::weights::Random;
@@ -56,8 +56,8 @@ pub struct StepBench {
     pub adam_8bit: bool,
     /// Type of activations; of frozen matrices too, unless they are quantised or kept in bf16 on a CPU.
     pub compute: DType,
-    /// Blocks that keep their activations.
-    pub kept_blocks: usize,
+    /// Blocks that keep their activations, or some of them.
+    pub kept: KeptBlocks,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
     pub steps_ahead: Option<usize>,
     /// Whether a GPU is asked for every kernel by itself, instead of for passes that were recorded.
@@ -111,6 +111,7 @@ pub enum News {
 impl StepBench {
     /// The step as planning sees it.
     pub fn step_config(&self) -> StepConfig {
+        let kept = self.kept.of(self.model.num_layers);
         StepConfig {
             dims: planned::dims(&self.model, VaeConfig::default().spatial_factor()),
             shape: StepShape {
@@ -123,7 +124,8 @@ impl StepBench {
             ara_rank: None,
             activation_bytes: self.compute.bytes() as f64,
             fp8_products: self.fp8_products,
-            kept_blocks: self.kept_blocks.min(self.model.num_layers) as u64,
+            kept_blocks: kept.whole as u64,
+            result_blocks: kept.results as u64,
             offloaded_blocks: 0,
             modulation: match self.steps_ahead {
                 Some(steps) => Modulation::Table { every_steps: steps as u64 },
@@ -199,7 +201,7 @@ impl StepBench {
             false => Method::AdamW(adamw),
         };
         let optimiser = Optimiser::new(method, Some(1.0), &lora)?;
-        let mut trainer = Trainer::new(model, lora, optimiser, self.kept_blocks)?;
+        let mut trainer = Trainer::new(model, lora, optimiser, self.kept)?;
         if self.direct {
             trainer.record_nothing();
         }
@@ -281,7 +283,7 @@ mod tests {
     use super::*;
     use tenggat_plan::WallClock;
 
-    fn bench(steps_ahead: Option<usize>, kept_blocks: usize) -> StepBench {
+    fn bench(steps_ahead: Option<usize>, kept: KeptBlocks) -> StepBench {
         let mut model = Config::qwen_image();
         (model.num_layers, model.num_attention_heads, model.attention_head_dim) = (2, 2, 32);
         (model.joint_attention_dim, model.axes_dims_rope) = (64, [8, 12, 12]);
@@ -295,7 +297,7 @@ mod tests {
             batch: 2,
             adam_8bit: true,
             compute: DType::F32,
-            kept_blocks,
+            kept,
             steps_ahead,
             direct: false,
         }
@@ -304,8 +306,8 @@ mod tests {
     /// What is kept and what is computed again, inside the step or ahead of it, does not change what a step computes.
     #[test]
     fn losses_do_not_depend_on_what_is_kept() {
-        let losses = |steps_ahead, kept_blocks| {
-            let bench = bench(steps_ahead, kept_blocks);
+        let losses = |steps_ahead, kept| {
+            let bench = bench(steps_ahead, kept);
             let model = bench.random_model(&Device::cpu()).unwrap();
             let mut news = Vec::new();
             let clock = WallClock::start();
@@ -317,10 +319,13 @@ mod tests {
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
-        let direct = losses(None, 2);
+        let kept = |whole, results| KeptBlocks { whole, results };
+        let direct = losses(None, kept(2, 0));
         assert!(direct.iter().all(|loss| loss.is_finite() && *loss > 0.1), "{direct:?}");
-        assert_eq!(losses(None, 0), direct);
-        for (loss, direct) in losses(Some(2), 1).into_iter().zip(direct) {
+        for some in [kept(0, 0), kept(0, 2), kept(1, 1), kept(0, 1)] {
+            assert_eq!(losses(None, some), direct, "{some:?}");
+        }
+        for (loss, direct) in losses(Some(2), kept(1, 0)).into_iter().zip(direct) {
             // Products of several rows at once add up in another order.
             assert!((loss / direct - 1.0).abs() < 1e-5, "{loss} {direct}");
         }
@@ -335,14 +340,19 @@ mod tests {
             return;
         };
         let losses = |device: &Device, compute, adam_8bit| {
-            let bench = StepBench { compute, adam_8bit, ..bench(Some(2), 1) };
+            let bench =
+                StepBench { compute, adam_8bit, ..bench(Some(2), KeptBlocks { whole: 1, results: 0 }) };
             let model = bench.random_model(device).unwrap();
             let measured = bench.measure(&model, &WallClock::start(), (1, 2), &mut |_| {}).unwrap();
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
         // 8-bit products err by a few percent; the prediction of random weights is a part of what the loss squares.
-        let bench_8bit = StepBench { compute: DType::BF16, fp8_products: true, ..bench(Some(2), 1) };
+        let bench_8bit = StepBench {
+            compute: DType::BF16,
+            fp8_products: true,
+            ..bench(Some(2), KeptBlocks { whole: 1, results: 0 })
+        };
         let model = bench_8bit.random_model(&gpu).unwrap();
         let measured = bench_8bit.measure(&model, &WallClock::start(), (0, 1), &mut |_| {}).unwrap();
         let (in_8bit, wide) = (measured.steps[0].loss, losses(&gpu, DType::BF16, true)[0]);

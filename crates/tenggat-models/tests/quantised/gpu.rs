@@ -4,7 +4,7 @@ use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Pr
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, Device, cuda};
 
-use super::model::{Dense, close, folder, gradients, lora};
+use super::model::{Dense, MIXED, close, folder, gradients, lora};
 
 fn gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
@@ -49,10 +49,10 @@ fn predictions_and_gradients_are_the_cpus() {
     {
         let wanted = Quantisation { format: format.parse().unwrap(), recovery: None, cache: None };
         let dense = Dense::model(&wanted, None);
-        let expected = gradients(&dense, &lora(&dense, 3), 1);
+        let expected = gradients(&dense, &lora(&dense, 3), MIXED);
         for (compute, limit) in [(DType::F32, 5e-4), (DType::BF16, 0.1)] {
             let model = load(&gpu, compute, &wanted, modulation, false);
-            let got = gradients(&model, &lora(&model, 3), 1);
+            let got = gradients(&model, &lora(&model, 3), MIXED);
             close(&format!("{format} in {compute:?} on the GPU"), &got, &expected, limit);
         }
     }
@@ -70,12 +70,12 @@ fn products_in_8_bit_floats_are_near() {
     for format in ["float8", "uint5"] {
         let wanted = Quantisation { format: format.parse().unwrap(), recovery: None, cache: None };
         let dense = Dense::model(&wanted, None);
-        let expected = gradients(&dense, &lora(&dense, 3), 1);
+        let expected = gradients(&dense, &lora(&dense, 3), MIXED);
         let bytes = load(&gpu, DType::BF16, &wanted, ModulationStorage::Streamed, false).weight_bytes();
         for compute in [DType::F32, DType::BF16] {
             let model = load(&gpu, compute, &wanted, ModulationStorage::Streamed, true);
             assert!(model.weight_bytes() > bytes, "weights are not there as 8-bit floats");
-            let got = gradients(&model, &lora(&model, 3), 1);
+            let got = gradients(&model, &lora(&model, 3), MIXED);
             close(&format!("{format}, 8-bit products in {compute:?}"), &got, &expected, 0.35);
         }
     }

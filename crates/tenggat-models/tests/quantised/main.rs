@@ -6,8 +6,10 @@ mod model;
 
 use std::path::Path;
 
-use model::{Dense, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
-use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
+use model::{Dense, MIXED, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
+use tenggat_models::qwen_image::transformer::{
+    KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
+};
 use tenggat_models::recovery::Recovery;
 use tenggat_models::weights::{Matrix, Quantisation, Weights};
 use tenggat_tensor::ops::quantise::Format;
@@ -31,7 +33,8 @@ fn quantised_gradients_are_those_of_the_dequantised_model() {
         let quantised = load(DType::F64, &wanted, ModulationStorage::Resident);
         let dense = Dense::model(&wanted, None);
         let lora = lora(&quantised, 3);
-        let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+        let (a, b) =
+            (gradients(&quantised, &lora, KeptBlocks::INPUTS), gradients(&dense, &lora, KeptBlocks::INPUTS));
         close(format, &a, &b, 1e-9);
         assert!(quantised.weight_bytes() < dense.weight_bytes() / 6);
     }
@@ -43,8 +46,8 @@ fn quantised_gradients_in_f32() {
     let wanted = quantisation(Format::Uint(3), None, None);
     let quantised = load(DType::F32, &wanted, ModulationStorage::Resident);
     let dense = Dense::model(&wanted, None);
-    let a = gradients(&quantised, &lora(&quantised, 3), 1);
-    let b = gradients(&dense, &lora(&dense, 3), 1);
+    let a = gradients(&quantised, &lora(&quantised, 3), MIXED);
+    let b = gradients(&dense, &lora(&dense, 3), MIXED);
     close("uint3 in f32", &a, &b, 5e-4);
 }
 
@@ -64,11 +67,12 @@ fn a_recovery_adapter_acts_and_is_not_trained() {
     for modulation in [ModulationStorage::Resident, ModulationStorage::Streamed] {
         let quantised = load(DType::F64, &wanted, modulation);
         let lora = lora(&quantised, 3);
-        let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+        let (a, b) =
+            (gradients(&quantised, &lora, KeptBlocks::INPUTS), gradients(&dense, &lora, KeptBlocks::INPUTS));
         close(&format!("{modulation:?}"), &a, &b, 1e-9);
     }
     let without = load(DType::F64, &quantisation(Format::Uint(2), None, None), ModulationStorage::Resident);
-    let prediction = |model: &Transformer| gradients(model, &lora(model, 3), 0).prediction;
+    let prediction = |model: &Transformer| gradients(model, &lora(model, 3), KeptBlocks::INPUTS).prediction;
     assert_ne!(prediction(&without), prediction(&dense));
 }
 
@@ -93,7 +97,10 @@ fn a_lokr_recovery_adapter_acts_as_its_whole_matrices() {
         for modulation in [ModulationStorage::Resident, ModulationStorage::Streamed] {
             let quantised = load(DType::F64, &wanted, modulation);
             let lora = lora(&quantised, 3);
-            let (a, b) = (gradients(&quantised, &lora, 0), gradients(&dense, &lora, 0));
+            let (a, b) = (
+                gradients(&quantised, &lora, KeptBlocks::INPUTS),
+                gradients(&dense, &lora, KeptBlocks::INPUTS),
+            );
             close(&format!("LoKr, {modulation:?}"), &a, &b, 1e-9);
         }
     }
@@ -149,14 +156,14 @@ fn streamed_modulation_changes_nothing() {
         let resident = load(compute, &wanted, ModulationStorage::Resident);
         let streamed = load(compute, &wanted, ModulationStorage::Streamed);
         let lora = lora(&resident, 2);
-        let expected = gradients(&resident, &lora, 1);
+        let expected = gradients(&resident, &lora, MIXED);
         assert!(resident.is_prepared(&[0.123]) && !streamed.is_prepared(&[0.5]));
-        close("read for the pass alone", &gradients(&streamed, &lora, 1), &expected, tolerance);
+        close("read for the pass alone", &gradients(&streamed, &lora, MIXED), &expected, tolerance);
         let mut levels: Vec<f64> = (0..7).map(|i| f64::from(i) / 7.0).collect();
         levels.extend(case(&resident).sigmas);
         streamed.prepare(&levels).unwrap();
         assert!(streamed.is_prepared(&levels[3..]) && !streamed.is_prepared(&[0.01]));
-        close("prepared", &gradients(&streamed, &lora, 1), &expected, tolerance);
+        close("prepared", &gradients(&streamed, &lora, MIXED), &expected, tolerance);
         assert!(streamed.is_prepared(&levels), "a prepared pass reads nothing");
         let c = streamed.config().inner();
         assert_eq!(streamed.prepared_bytes(), 2 * streamed.config().num_layers * 6 * c * compute.bytes());
@@ -173,11 +180,11 @@ fn a_quantised_model_is_kept_and_used_again() {
         folder.map(|f| f.unwrap().path()).collect()
     };
     let memory = load(DType::F32, &quantisation(Format::Uint(3), None, None), ModulationStorage::Resident);
-    let expected = gradients(&memory, &lora(&memory, 2), 2);
+    let expected = gradients(&memory, &lora(&memory, 2), KeptBlocks::ALL);
     let mut written = None;
     for round in 0..2 {
         let model = load(DType::F32, &kept, ModulationStorage::Streamed);
-        close("mapped", &gradients(&model, &lora(&model, 2), 2), &expected, 2e-5);
+        close("mapped", &gradients(&model, &lora(&model, 2), KeptBlocks::ALL), &expected, 2e-5);
         assert_eq!(files().len(), 1, "one file and nothing beside it");
         let now = std::fs::metadata(&files()[0]).unwrap().modified().unwrap();
         assert_eq!(*written.get_or_insert(now), now, "round {round} wrote it again");
@@ -197,11 +204,11 @@ fn offloaded_blocks_change_nothing() {
         Transformer::load_with(&folder(), &Device::cpu_poisoned(), precision, options).unwrap()
     };
     let resident = load(0);
-    let expected = gradients(&resident, &lora(&resident, 2), 1);
+    let expected = gradients(&resident, &lora(&resident, 2), MIXED);
     for offloaded_blocks in [1, usize::MAX] {
         let model = load(offloaded_blocks);
         for _ in 0..2 {
-            close("offloaded", &gradients(&model, &lora(&model, 2), 1), &expected, 0.0);
+            close("offloaded", &gradients(&model, &lora(&model, 2), MIXED), &expected, 0.0);
         }
     }
 }

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora, factors};
 use tenggat_models::qwen_image::transformer::{
-    Config, Inputs, LoadOptions, Positions, Precision, Transformer,
+    Config, Inputs, KeptBlocks, LoadOptions, Positions, Precision, Transformer,
 };
 use tenggat_models::recovery::Recovery;
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
@@ -118,7 +118,10 @@ pub struct Pass {
     gradients: BTreeMap<String, Vec<f64>>,
 }
 
-pub fn gradients(model: &Transformer, lora: &Lora, full: usize) -> Pass {
+/// The second of two blocks keeps everything, the first its results.
+pub const MIXED: KeptBlocks = KeptBlocks { whole: 1, results: 1 };
+
+pub fn gradients(model: &Transformer, lora: &Lora, kept: KeptBlocks) -> Pass {
     let case = case(model);
     let inputs = Inputs {
         latents: &case.latents,
@@ -127,7 +130,7 @@ pub fn gradients(model: &Transformer, lora: &Lora, full: usize) -> Pass {
         text_lens: &case.text_lens,
         positions: &case.positions,
     };
-    let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), full).unwrap();
+    let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), kept).unwrap();
     let inferred = model.forward(inputs, Some(lora)).unwrap().to_f64().unwrap();
     assert_eq!(prediction.to_f64().unwrap(), inferred, "with and without a tape");
     let dout = randn(model.precision().compute, prediction.shape(), 5).into_device(model.device()).unwrap();

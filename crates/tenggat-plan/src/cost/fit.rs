@@ -83,7 +83,7 @@ pub fn fit(config: &StepConfig, machine: &Machine, limit_bytes: Option<f64>) -> 
             Fit { config, memory: config.memory(machine), usable_bytes, fits: true, nearest: None }
         }
         None => {
-            let config = StepConfig { kept_blocks: 0, ..*config };
+            let config = StepConfig { kept_blocks: 0, result_blocks: 0, ..*config };
             let nearest = nearest(&config, machine, usable_bytes);
             Fit { config, memory: config.memory(machine), usable_bytes, fits: false, nearest }
         }
@@ -117,22 +117,30 @@ impl StepConfig {
     }
 }
 
-/// The job with the most blocks that keep their activations, or `None` if it does not fit with none.
+/// The job with the most blocks that keep the results of attention and MLP, which spare the most for their size, then the most
+/// that keep all activations; `None` if it does not fit with none.
 fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
-    let with = |kept_blocks: u64| StepConfig { kept_blocks, ..*config };
-    let fits = |kept: u64| {
-        let memory = with(kept).memory(machine);
+    let layers = config.dims.layers;
+    let results = |result_blocks: u64| StepConfig { kept_blocks: 0, result_blocks, ..*config };
+    let whole = |kept_blocks: u64| StepConfig { kept_blocks, result_blocks: layers - kept_blocks, ..*config };
+    let fits = |config: StepConfig| {
+        let memory = config.memory(machine);
         let host_bytes = if machine.shares_host_memory { memory.host_bytes } else { 0.0 };
         memory.device_bytes() + host_bytes <= usable_bytes
     };
-    if fits(config.dims.layers) {
-        return Some(with(config.dims.layers)); // without one that computes again, also its workspace is saved
+    if fits(whole(layers)) {
+        return Some(whole(layers)); // without one that computes again, also its workspace is saved
     }
-    // Memory grows with every block below that, so the last one that fits is found by halving.
-    let (mut low, mut high) = (0, config.dims.layers);
-    if !fits(low) {
+    let some = results(most(layers, |n| fits(results(n)))?);
+    Some(most(layers - 1, |n| fits(whole(n))).map_or(some, whole))
+}
+
+/// The largest of 0 to `n` that fits, if 0 does. What fits grows smaller: it is found by halving.
+fn most(n: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
+    if !fits(0) {
         return None;
     }
+    let (mut low, mut high) = (0, n + 1);
     while high - low > 1 {
         let middle = low + (high - low) / 2;
         if fits(middle) {
@@ -141,7 +149,7 @@ fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Optio
             high = middle;
         }
     }
-    Some(with(low))
+    Some(low)
 }
 
 /// Harm of a weight type to the result, in halvings of the rank. Assumed: 8 bits are hardly seen, 3 bits need a
@@ -261,6 +269,7 @@ mod tests {
             activation_bytes: 2.0,
             fp8_products: false,
             kept_blocks: 0,
+            result_blocks: 0,
             offloaded_blocks: 0,
             modulation: Modulation::Table { every_steps: 64 },
             optimiser: Optimiser::AdamW8bit,
@@ -331,7 +340,7 @@ mod tests {
         let [Change::Offload(blocks, 60)] = nearest.changes[..] else { panic!("{:?}", nearest.changes) };
         let per_block = job(16, Precision::Uint(3)).dims.linear_weights_per_block();
         let weights = |config: StepConfig| config.memory(&machine).part(MemoryPart::Weights);
-        let kept = StepConfig { offloaded_blocks: 0, kept_blocks: 0, ..nearest.config };
+        let kept = StepConfig { offloaded_blocks: 0, kept_blocks: 0, result_blocks: 0, ..nearest.config };
         let offloaded = StepConfig { offloaded_blocks: blocks, ..kept };
         assert!((weights(kept) - weights(offloaded) - blocks as f64 * per_block * 3.0 / 8.0).abs() < 1.0);
         let stored = per_block * (3.0 / 8.0 + 3.0 / 64.0);
@@ -401,5 +410,24 @@ mod tests {
         let on = |name, memory_bytes| bf16.advised_modulation(&Machine::gpu(name, memory_bytes), None);
         assert_eq!(on("NVIDIA H200", 141e9), Modulation::EveryStep);
         assert_ne!(on("NVIDIA GeForce RTX 4090", 24e9), Modulation::EveryStep);
+    }
+
+    /// With more memory first every block keeps its results, then the last ones keep everything; each makes the step shorter.
+    #[test]
+    fn results_are_kept_before_whole_blocks() {
+        let least = job(16, Precision::Uint(3)).memory(&on("4090")).device_bytes();
+        let mut before = f64::INFINITY;
+        let mut seen = [false; 3];
+        for more_gb in 1..40 {
+            let limit = (least + f64::from(more_gb) * 1e9) / (1.0 - RESERVE);
+            let config = fit(&job(16, Precision::Uint(3)), &on("h200"), Some(limit)).config;
+            let (whole, results) = (config.kept_blocks, config.result_blocks);
+            assert!(whole == 0 || whole + results == 60, "{whole} {results}");
+            seen[usize::from(whole > 0) + usize::from(whole == 60)] = true;
+            let seconds = on("h200").rates.step_seconds(&config.work());
+            assert!(seconds <= before, "{more_gb} GB: {seconds} s, {before} s with less");
+            before = seconds;
+        }
+        assert_eq!(seen, [true; 3]);
     }
 }

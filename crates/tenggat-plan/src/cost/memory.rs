@@ -25,7 +25,7 @@ pub enum MemoryPart {
     Optimiser,
     /// Modulation of the noise levels drawn ahead, where its matrices are not on the device.
     ModulationTable,
-    /// Activations of the blocks that keep them.
+    /// Activations of the blocks that keep them, or some of them.
     KeptActivations,
     /// Inputs of the blocks that compute again.
     BlockInputs,
@@ -99,6 +99,8 @@ const MOST_STEPS_AHEAD: u64 = 64;
 /// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer: before the
 /// attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and after GELU, output (12).
 const KEPT_WIDTHS: f64 = 21.0;
+/// Rows of c of the results of the attention and of the MLP.
+const RESULT_WIDTHS: f64 = 2.0;
 /// Columns of rank r that it keeps: q, k, v, out, MLP in, MLP out.
 const KEPT_RANKS: f64 = 6.0;
 /// Rows of c of gradients that live at the same time: stream (1), MLP (4 + 1), q, k, v and their sum (6).
@@ -114,6 +116,13 @@ impl StepConfig {
         // 32-bit statistics: two norms (2 each), head norms (2 per head), log-sum-exp (1 per head).
         let statistics = 4.0 + 3.0 * heads;
         self.shape.rows() * (values * self.activation_bytes + 4.0 * statistics)
+    }
+
+    /// Bytes of the results that a block keeps which computes the rest again: those of the attention and the MLP, with what
+    /// their backward passes need.
+    fn result_bytes_per_block(&self) -> f64 {
+        let values = RESULT_WIDTHS * self.dims.width() + self.rank as f64;
+        self.shape.rows() * (values * self.activation_bytes + 4.0 * self.dims.heads as f64)
     }
 
     /// Bytes of the modulation matrices as stored.
@@ -151,7 +160,7 @@ impl StepConfig {
         // 8-bit operands are there twice, with an f32 per row of either.
         let (per_linear_weight, linear_scales) =
             if self.fp8_products { (2.0 * FP8_BYTES, 8.0 / width) } else { (per_weight, scales) };
-        let again = self.recomputed_blocks() as f64;
+        let (again, partly) = (self.recomputed_blocks() as f64, self.partly_recomputed_blocks() as f64);
         let rows = self.shape.rows();
         let per_block = self.activation_bytes_per_block();
         // A block's part of it is rounded when it is the block's turn.
@@ -189,7 +198,10 @@ impl StepConfig {
             (MemoryPart::Gradients, lora * 4.0),
             (MemoryPart::Optimiser, lora * self.optimiser.state_bytes(self.rank)),
             (MemoryPart::ModulationTable, table),
-            (MemoryPart::KeptActivations, (layers - again) * per_block),
+            (
+                MemoryPart::KeptActivations,
+                (layers - again) * per_block + partly * self.result_bytes_per_block(),
+            ),
             (MemoryPart::BlockInputs, again * rows * width * self.activation_bytes),
             (MemoryPart::BlockAtWork, working + if again > 0.0 { per_block } else { 0.0 }),
             (MemoryPart::AttentionWorkspace, attention),
@@ -229,6 +241,7 @@ mod tests {
             activation_bytes: 4.0,
             fp8_products: false,
             kept_blocks: 0,
+            result_blocks: 0,
             offloaded_blocks: 0,
             modulation: Modulation::EveryStep,
             optimiser: Optimiser::AdamW,

@@ -165,6 +165,7 @@ impl PlanJob {
             activation_bytes,
             fp8_products: self.fp8_products && self.ara_rank.is_none(),
             kept_blocks: 0,
+            result_blocks: 0,
             offloaded_blocks: (self.offloaded_share.clamp(0.0, 1.0) * self.dims.layers as f64).ceil() as u64,
             modulation: self.modulation,
             optimiser: self.optimiser,

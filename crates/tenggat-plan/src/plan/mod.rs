@@ -119,9 +119,9 @@ impl Plan {
             fit.memory = fit.config.memory(machine);
             fit.nearest = None;
         }
-        let kept_blocks = fit.config.kept_blocks;
+        let crate::cost::StepConfig { kept_blocks, result_blocks, .. } = fit.config;
         let time = |bucket: &BucketShape| {
-            let config = crate::cost::StepConfig { kept_blocks, ..adapt(bucket) };
+            let config = crate::cost::StepConfig { kept_blocks, result_blocks, ..adapt(bucket) };
             let step_s = trainer.step_seconds(&config, machine);
             BucketTime { bucket: *bucket, image_tokens: config.shape.image_tokens, step_s }
         };

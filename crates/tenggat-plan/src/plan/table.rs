@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use super::{BucketTime, Plan};
 use crate::budget::Phase;
 use crate::cost::MemoryPart;
+use crate::cost::StepConfig;
 use crate::quantity::format_duration;
 
 /// Aligns the columns of a table: the first to the left, the others to the right.
@@ -29,6 +30,13 @@ pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Blocks that keep their activations, of all; where others keep some of theirs, `14+46/60`.
+fn kept(config: &StepConfig) -> String {
+    let some = config.partly_recomputed_blocks();
+    let some = if some > 0 { format!("+{some}") } else { String::new() };
+    format!("{}{some}/{}", config.kept_blocks, config.dims.layers)
 }
 
 fn gigabytes(bytes: f64) -> String {
@@ -107,10 +115,7 @@ impl Plan {
         let mut rows = vec![vec!["memory".to_owned(), "peak".to_owned()]];
         for (part, bytes) in &memory.parts {
             let name = match part {
-                MemoryPart::KeptActivations => format!(
-                    "  {part} ({} of {} blocks)",
-                    self.fit.config.kept_blocks, self.fit.config.dims.layers
-                ),
+                MemoryPart::KeptActivations => format!("  {part} ({} blocks)", kept(&self.fit.config)),
                 _ => format!("  {part}"),
             };
             rows.push(vec![name, gigabytes(*bytes)]);
@@ -173,7 +178,7 @@ impl fmt::Display for PlanTable<'_> {
                 plan.steps.map_or("–".into(), |steps| steps.to_string()),
                 plan.total_s.map_or("–".into(), format_duration),
                 gigabytes(plan.fit.memory.device_bytes()),
-                format!("{}/{}", plan.fit.config.kept_blocks, plan.fit.config.dims.layers),
+                kept(&plan.fit.config),
                 plan.fit_cell(),
             ];
             if priced {

@@ -294,6 +294,16 @@ impl Cuda {
             }
     }
 
+    /// What numbers of rows that differ from batch to batch are filled up to multiples of: there are plans and recordings for
+    /// every number of rows, and products and attention go by tiles of this size or larger in any case.
+    pub fn row_multiple(&self) -> usize {
+        match &self.machine {
+            Machine::Gpu(_) => 32,
+            // The same on the scale of what it is used for.
+            Machine::Emulated(_) => 8,
+        }
+    }
+
     /// cuDNN, if it is there.
     pub(crate) fn dnn(&self) -> Option<&dnn::Dnn> {
         match &self.machine {

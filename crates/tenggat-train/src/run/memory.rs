@@ -1,7 +1,7 @@
 //! What of a run stays in memory: activations block by block, and the modulation matrices.
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Transformer};
+use tenggat_models::qwen_image::transformer::{Config, KeptBlocks, Precision as Stored, Transformer};
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::{DType, Device};
@@ -48,13 +48,13 @@ pub(super) fn kept_blocks(
     data: &Prepared,
     options: &Options<'_>,
     show: &mut dyn FnMut(Event),
-) -> Result<usize> {
+) -> Result<KeptBlocks> {
     let own_bytes =
         options.device.memory()?.map(|(free, _)| (free.saturating_add(options.device.live_bytes())) as f64);
     let may_be_used = job.limits.memory_bytes.or(options.memory_bytes).or(own_bytes);
     let limit_bytes = match (job.train.checkpointing, may_be_used) {
-        (Checkpointing::Always, _) => return Ok(0),
-        (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return Ok(usize::MAX),
+        (Checkpointing::Always, _) => return Ok(KeptBlocks::INPUTS),
+        (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return Ok(KeptBlocks::ALL),
         (Checkpointing::Auto, Some(limit_bytes)) => limit_bytes,
     };
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
@@ -79,7 +79,8 @@ pub(super) fn kept_blocks(
             limit_bytes / 1e9
         )));
     }
-    Ok(fitted.config.kept_blocks as usize)
+    let StepConfig { kept_blocks, result_blocks, .. } = fitted.config;
+    Ok(KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize })
 }
 
 /// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices resident.
@@ -108,6 +109,7 @@ fn step(
         activation_bytes: stored.compute.bytes() as f64,
         fp8_products: job.model.fp8_products && job.model.recovery_adapter.is_none() && device.fp8_products(),
         kept_blocks: 0,
+        result_blocks: 0,
         offloaded_blocks: (job.model.offloaded_share * model.num_layers as f64).ceil() as u64,
         modulation: Modulation::EveryStep,
         optimiser: planned::optimiser(job.train.optimiser.kind),

@@ -266,8 +266,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let before = (steps_before, start.progress(job, deadline_s));
     let lora_bytes = lora.parameters.len() * job.save.dtype.bytes();
     let mut budget = budget(job, options, &data, (saves, lora_bytes), &phases, before)?;
-    let kept_blocks = memory::kept_blocks(job, &model, steps_ahead, &data, options, show)?;
-    let trainer = Trainer::new(&model, lora, optimiser, kept_blocks)?.minimising(objective(job));
+    let kept = memory::kept_blocks(job, &model, steps_ahead, &data, options, show)?;
+    let trainer = Trainer::new(&model, lora, optimiser, kept)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
     let log = folder.file("metrics.jsonl");
     let metrics = if steps_before > 0 {

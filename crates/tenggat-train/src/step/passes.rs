@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{Inputs, Recorded};
+use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Recorded};
 use tenggat_tensor::ops::linear::Write;
 
 /// Most recordings that are kept: each holds several thousand kernels' arguments, on the GPU too.
@@ -23,19 +23,19 @@ pub(super) struct Key {
     text: usize,
     /// Strength of the adapter, by its bits.
     strength: u64,
-    full_blocks: usize,
+    kept: KeptBlocks,
     adds: bool,
     has_dropout: bool,
 }
 
 impl Key {
-    pub fn new(inputs: &Inputs<'_>, lora: &Lora, full_blocks: usize, write: Write) -> Self {
+    pub fn new(inputs: &Inputs<'_>, lora: &Lora, kept: KeptBlocks, write: Write) -> Self {
         Key {
             latents: inputs.latents.view().rows(),
             samples: inputs.text_lens.len(),
             text: inputs.text.view().rows(),
             strength: lora.scale.to_bits(),
-            full_blocks,
+            kept,
             adds: write == Write::Add,
             has_dropout: lora.dropout.is_some(),
         }

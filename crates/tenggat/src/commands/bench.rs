@@ -7,10 +7,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tenggat_models::qwen_image::transformer::{
-    Config, LoadOptions, ModulationStorage, Precision, Transformer,
+    Config, KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
 };
 use tenggat_models::weights::Quantisation;
-use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, WallClock, fit};
+use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, StepConfig, WallClock, fit};
 use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::calibrate::timing::median;
@@ -137,6 +137,8 @@ struct Report {
     text_tokens: usize,
     batch: usize,
     kept_blocks: u64,
+    /// Blocks that keep the results of attention and MLP and compute the rest again.
+    result_blocks: u64,
     /// Steps whose modulation is worked out together; null if its matrices are resident.
     steps_ahead: Option<usize>,
     /// Whether a GPU was asked for whole passes.
@@ -270,7 +272,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
         batch: args.batch,
         adam_8bit: args.optimizer == Adam::Adamw8bit,
         compute: device.activations(),
-        kept_blocks: 0,
+        kept: KeptBlocks::INPUTS,
         steps_ahead: None,
         direct: args.direct,
     };
@@ -286,8 +288,8 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     let mut fit = fit(&config, &machine, Some(limit_bytes));
     match args.gradient_checkpointing {
         Recompute::Auto => {}
-        Recompute::True => fit.config.kept_blocks = 0,
-        Recompute::False => fit.config.kept_blocks = config.dims.layers,
+        Recompute::True => (fit.config.kept_blocks, fit.config.result_blocks) = (0, 0),
+        Recompute::False => (fit.config.kept_blocks, fit.config.result_blocks) = (config.dims.layers, 0),
     }
     fit.memory = fit.config.memory(&machine);
     if !fit.fits {
@@ -297,7 +299,8 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
             limit_bytes / 1e9
         );
     }
-    bench.kept_blocks = fit.config.kept_blocks as usize;
+    let StepConfig { kept_blocks, result_blocks, .. } = fit.config;
+    bench.kept = KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize };
     bench.steps_ahead = match fit.config.modulation {
         Modulation::EveryStep => None,
         Modulation::Table { every_steps } => Some(every_steps as usize),
@@ -381,6 +384,7 @@ fn report(
         text_tokens: args.text_tokens,
         batch: args.batch,
         kept_blocks: fit.config.kept_blocks,
+        result_blocks: fit.config.partly_recomputed_blocks(),
         steps_ahead: bench.steps_ahead,
         recorded: measured.recordings > 0,
         load_s,
@@ -422,7 +426,13 @@ fn table(report: &Report) -> String {
                 report.resolution, report.text_tokens, report.batch, report.rank
             ),
         ),
-        ("activations", format!("kept in {} of {} blocks", report.kept_blocks, report.blocks)),
+        (
+            "activations",
+            format!(
+                "kept in {} of {} blocks, some of them in {}",
+                report.kept_blocks, report.blocks, report.result_blocks
+            ),
+        ),
     ];
     rows.push(match report.steps_ahead {
         Some(steps) => ("modulation", format!("ahead of the step, {steps} steps together")),

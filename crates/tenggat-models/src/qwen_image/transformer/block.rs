@@ -9,7 +9,7 @@ use tenggat_tensor::ops::rms_norm_rope::Segment;
 use tenggat_tensor::{DType, Device, Tensor, View};
 
 use super::rope::Positions;
-use super::stream::{After, Before, Between, Pass, Stream, Trace};
+use super::stream::{After, Before, Between, MlpOutput, Pass, Stream, Trace};
 use crate::Result;
 use crate::lora::Gradients;
 
@@ -109,10 +109,27 @@ pub(super) struct Tape {
     text_after: Option<After>,
 }
 
+/// A block's inputs, and of its results those that are dear to compute again and small to keep.
+#[derive(Debug)]
+pub(super) struct Results {
+    o: Tensor,
+    lse: Tensor,
+    image_mlp: MlpOutput,
+    text_mlp: Option<MlpOutput>,
+}
+
 impl Tape {
-    /// Keeps the block's inputs alone; [`Block::forward`] on them rebuilds the rest.
+    /// Keeps the block's inputs alone; [`Block::tape`] on them rebuilds the rest.
     pub fn into_inputs(self) -> (Tensor, Tensor) {
         (self.image.x, self.text.x)
+    }
+
+    /// The same with some results, with which the rest is rebuilt without attention and the last products.
+    pub fn into_results(self) -> (Tensor, Tensor, Results) {
+        let Tape { image, text, o, lse, image_after, text_after, .. } = self;
+        let results =
+            Results { o, lse, image_mlp: image_after.mlp, text_mlp: text_after.map(|after| after.mlp) };
+        (image.x, text.x, results)
     }
 
     pub fn trace(&self, block: usize, trace: Trace<'_>) {
@@ -126,7 +143,7 @@ impl Tape {
 }
 
 impl Block {
-    /// Image and text stream in, both streams out; text is returned as it came if nothing reads it.
+    /// Image and text stream in, both streams out; there is no text if nothing reads it.
     ///
     /// image: `[b·image tokens, c]`; text: `[b·text tokens, c]`.
     pub fn forward(
@@ -137,6 +154,22 @@ impl Block {
         image: Tensor,
         text: Tensor,
     ) -> Result<(Tensor, Option<Tensor>, Tape)> {
+        let tape = self.tape(pass, geometry, positions, (image, text), None)?;
+        let text_out = |after| self.text.output(&tape.text, after, geometry.text_tokens);
+        let text_out = tape.text_after.as_ref().map(text_out).transpose()?;
+        let image_out = self.image.output(&tape.image, &tape.image_after, geometry.image_tokens)?;
+        Ok((image_out, text_out, tape))
+    }
+
+    /// What the backward pass reads, from the block's inputs and the results that are known.
+    pub fn tape(
+        &self,
+        pass: Pass<'_>,
+        geometry: &Geometry,
+        positions: &Positions,
+        (image, text): (Tensor, Tensor),
+        known: Option<Results>,
+    ) -> Result<Tape> {
         let (device, dtype) = (image.device(), image.dtype());
         let mut joint = [
             geometry.joint(&device, dtype)?,
@@ -156,25 +189,31 @@ impl Block {
             },
         )?;
         let [q, k, v] = joint;
-        let mut o = geometry.joint(&device, dtype)?;
-        let mut lse = o.empty_wide(&[o.shape()[0], geometry.heads])?;
-        let layout = geometry.layout(pass.conditioned.key_lens.as_ref());
-        attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
+        let (o, lse, mut image_mlp, mut text_mlp) = match known {
+            Some(Results { o, lse, image_mlp, text_mlp }) => (o, lse, Some(image_mlp), text_mlp),
+            None => {
+                let mut o = geometry.joint(&device, dtype)?;
+                let mut lse = o.empty_wide(&[o.shape()[0], geometry.heads])?;
+                let layout = geometry.layout(pass.conditioned.key_lens.as_ref());
+                attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?;
+                (o, lse, None, None)
+            }
+        };
 
-        let (text_done, (image_out, image_after)) = device.both(
+        let (text_after, image_after) = device.both(
             &mut (),
             |()| {
-                let after = |attended: View<'_>| self.text.after(pass, &text, attended, geometry.text_tokens);
+                let (tokens, mlp) = (geometry.text_tokens, text_mlp.take());
+                let after = |attended: View<'_>| self.text.after(pass, &text, attended, tokens, mlp);
                 (!self.last).then(|| geometry.with_rows(&o, false, after)).transpose()
             },
             |()| {
-                let after =
-                    |attended: View<'_>| self.image.after(pass, &image, attended, geometry.image_tokens);
+                let (tokens, mlp) = (geometry.image_tokens, image_mlp.take());
+                let after = |attended: View<'_>| self.image.after(pass, &image, attended, tokens, mlp);
                 geometry.with_rows(&o, true, after)
             },
         )?;
-        let (text_out, text_after) = text_done.unzip();
-        Ok((image_out, text_out, Tape { image, text, q, k, v, o, lse, image_after, text_after }))
+        Ok(Tape { image, text, q, k, v, o, lse, image_after, text_after })
     }
 
     /// Output gradients in (`dtext` is None where nothing reads the text), input gradients out if `want_dx`.

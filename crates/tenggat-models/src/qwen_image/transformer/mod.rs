@@ -3,6 +3,7 @@
 mod block;
 mod conditioning;
 mod config;
+mod kept;
 mod linear;
 mod load;
 mod modulation;
@@ -18,9 +19,11 @@ use tenggat_tensor::ops::quantise::Use;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
 use tenggat_tensor::{Device, Tensor};
 
-use block::{Block, Geometry, Tape as BlockTape};
+use block::{Block, Geometry};
 use conditioning::Conditioned;
 pub use config::{Config, Layer};
+use kept::Kept;
+pub use kept::KeptBlocks;
 use linear::Linear;
 pub use load::{LoadOptions, Precision};
 pub use modulation::ModulationStorage;
@@ -73,31 +76,12 @@ pub struct Inputs<'a> {
     pub positions: &'a Positions,
 }
 
-/// How much of a forward pass stays for the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Nothing: inference.
-    Nothing,
-    /// All activations of the last `full` blocks; of the blocks before them only the inputs, from which the
-    /// backward pass rebuilds the rest.
-    Blocks {
-        /// Blocks whose activations all stay.
-        full: usize,
-    },
-}
-
 impl Inputs<'_> {
     /// Valid keys of each sample in the joint attention: its image, then its text.
     fn key_lens(&self) -> Vec<usize> {
         let image_tokens = self.positions.image.shape()[0];
         self.text_lens.iter().map(|n| image_tokens + n).collect()
     }
-}
-
-#[derive(Debug)]
-enum Kept {
-    All(Box<BlockTape>),
-    Inputs(Tensor, Tensor),
 }
 
 /// What [`Transformer::backward`] reads.
@@ -151,7 +135,7 @@ impl Transformer {
     /// # Errors
     /// The inputs' shapes do not fit, or the device failed.
     pub fn forward(&self, inputs: Inputs<'_>, lora: Option<&Lora>) -> Result<Tensor> {
-        Ok(self.run(inputs, lora, Keep::Nothing, None)?.0)
+        Ok(self.run(inputs, lora, None, None)?.0)
     }
 
     /// [`Transformer::forward`] that keeps what the backward pass needs.
@@ -162,9 +146,9 @@ impl Transformer {
         &self,
         inputs: Inputs<'_>,
         lora: Option<&Lora>,
-        full: usize,
+        kept: KeptBlocks,
     ) -> Result<(Tensor, Tape)> {
-        let (out, tape) = self.run(inputs, lora, Keep::Blocks { full }, None)?;
+        let (out, tape) = self.run(inputs, lora, Some(kept), None)?;
         let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
         Ok((out, tape))
     }
@@ -180,14 +164,14 @@ impl Transformer {
         lora: Option<&Lora>,
         trace: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        Ok(self.run(inputs, lora, Keep::Nothing, Some(trace))?.0)
+        Ok(self.run(inputs, lora, None, Some(trace))?.0)
     }
 
     fn run(
         &self,
         inputs: Inputs<'_>,
         lora: Option<&Lora>,
-        keep: Keep,
+        kept: Option<KeptBlocks>,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
         let conditioned = self.conditioned(inputs.sigmas, &mut |name, tensor| {
@@ -195,7 +179,7 @@ impl Transformer {
                 trace(name, tensor);
             }
         })?;
-        self.run_conditioned(inputs, Arc::new(conditioned), lora, keep, trace)
+        self.run_conditioned(inputs, Arc::new(conditioned), lora, kept, trace)
     }
 
     /// All of a pass but what depends on its noise levels.
@@ -204,7 +188,7 @@ impl Transformer {
         inputs: Inputs<'_>,
         conditioned: Arc<Conditioned>,
         lora: Option<&Lora>,
-        keep: Keep,
+        kept: Option<KeptBlocks>,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
         let mut show = |name: &str, tensor: &Tensor| {
@@ -231,7 +215,8 @@ impl Transformer {
         let (mut text, _) = self.text_in.forward(text_normed.view(), None)?;
         show("txt_in", &text);
 
-        let mut kept = Vec::new();
+        let layers = self.blocks.len();
+        let (kept, mut stay) = (kept.map(|kept| kept.of(layers)), Vec::new());
         self.expect(self.offloading.next(0), Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
@@ -242,7 +227,7 @@ impl Transformer {
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             // A backward pass begins with the last one.
-            let stays = keep != Keep::Nothing && offloaded == Some(None);
+            let stays = kept.is_some() && offloaded == Some(None);
             self.expect((offloaded.is_some() && !stays).then_some(i), Use::Later);
             tape.trace(i, &mut show);
             show(&format!("block{i}.hidden_states"), &image_out);
@@ -254,16 +239,7 @@ impl Transformer {
                 }
                 None => Tensor::empty(&self.device, self.precision.compute, &[0, 0])?,
             };
-            match keep {
-                Keep::Nothing => {}
-                Keep::Blocks { full } if full >= self.blocks.len() - i => {
-                    kept.push(Kept::All(Box::new(tape)))
-                }
-                Keep::Blocks { .. } => {
-                    let (image, text) = tape.into_inputs();
-                    kept.push(Kept::Inputs(image, text));
-                }
-            }
+            stay.extend(kept.map(|kept| Kept::of(tape, kept, layers - i)));
         }
         let (modulation, _) = self.norm_out.forward(conditioned.silu.view(), None)?;
         let (mut normed, mut stats) =
@@ -277,10 +253,10 @@ impl Transformer {
         )?;
         show("norm_out", &normed);
         let (out, _) = self.proj_out.forward(normed.view(), None)?;
-        let tape = (keep != Keep::Nothing).then_some(Tape {
+        let tape = kept.is_some().then_some(Tape {
             geometry,
             conditioned,
-            blocks: kept,
+            blocks: stay,
             last: image,
             modulation,
             stats,
@@ -326,8 +302,11 @@ impl Transformer {
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
             let tape = match kept {
                 Kept::All(tape) => tape,
+                Kept::Results(image, text, results) => {
+                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), Some(*results))?)
+                }
                 Kept::Inputs(image, text) => {
-                    Box::new(block.forward(pass, &geometry, inputs.positions, image, text)?.2)
+                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), None)?)
                 }
             };
             let Some(d) = dimage.take() else { break };

@@ -7,7 +7,7 @@ use tenggat_tensor::ops::{attention, copy};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::conditioning::Conditioned;
-use super::{Inputs, Keep, Positions, Transformer};
+use super::{Inputs, KeptBlocks, Positions, Transformer};
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
@@ -34,7 +34,7 @@ impl Recorded {
         model: &Transformer,
         inputs: Inputs<'_>,
         lora: &Lora,
-        full: usize,
+        kept: KeptBlocks,
         gradients: Gradients<'_>,
     ) -> Result<Option<Self>> {
         let Device::Cuda(cuda) = model.device() else { return Ok(None) };
@@ -49,9 +49,8 @@ impl Recorded {
         let (latents, text) = (inputs.latents.duplicate()?, inputs.text.duplicate()?);
         let positions = inputs.positions.duplicate()?;
         let own = Inputs { latents: &latents, text: &text, positions: &positions, ..inputs };
-        let keep = Keep::Blocks { full };
-        let ((prediction, tape), forward) =
-            cuda.record(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), keep, None))?;
+        let ((prediction, tape), forward) = cuda
+            .record(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), Some(kept), None))?;
         let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
         let gradient = prediction.empty_like(prediction.shape())?;
         let ((), backward) = cuda

@@ -110,8 +110,15 @@ pub(super) struct After {
     in_ax: Option<Tensor>,
     hidden_in: Tensor,
     hidden: Tensor,
-    mlp_ax: Option<Tensor>,
-    mlp: Tensor,
+    pub mlp: MlpOutput,
+}
+
+/// Result of the MLP's second layer.
+#[derive(Debug)]
+pub(super) struct MlpOutput {
+    y: Tensor,
+    /// What its adapter's backward pass needs.
+    ax: Option<Tensor>,
 }
 
 /// Gradients on their way from the end of a stream to the attention.
@@ -208,14 +215,15 @@ impl Stream {
         Ok(Before { x, modulation, modulation_ax, stats, normed, qkv, qkv_ax, rstd })
     }
 
-    /// From the attention's output (`[b·tokens, c]`) to the stream's output.
+    /// From the attention's output (`[b·tokens, c]`) to that of the MLP, unless that is known.
     pub fn after(
         &self,
         pass: Pass<'_>,
         before: &Before,
         attention: View<'_>,
         tokens: usize,
-    ) -> Result<(Tensor, After)> {
+        known: Option<MlpOutput>,
+    ) -> Result<After> {
         let x = &before.x;
         let p = parts(x.shape()[1]);
         let modulation = before.modulation.view();
@@ -234,11 +242,22 @@ impl Stream {
         let (hidden_in, in_ax) = self.mlp_in.forward(normed.view(), pass.part(self.layers.mlp_in))?;
         let mut hidden = hidden_in.empty_like(hidden_in.shape())?;
         gelu::forward(hidden_in.view(), hidden.view_mut())?;
-        let (mlp, mlp_ax) = self.mlp_out.forward(hidden.view(), pass.part(self.layers.mlp_out))?;
-        let mut out = x.empty_like(x.shape())?;
-        gated_residual::forward(x1.view(), modulation.columns(p.gate_2), mlp.view(), tokens, out.view_mut())?;
-        let after = After { out_ax, attended, x1, stats, normed, in_ax, hidden_in, hidden, mlp_ax, mlp };
-        Ok((out, after))
+        let mlp = match known {
+            Some(known) => known,
+            None => {
+                let (y, ax) = self.mlp_out.forward(hidden.view(), pass.part(self.layers.mlp_out))?;
+                MlpOutput { y, ax }
+            }
+        };
+        Ok(After { out_ax, attended, x1, stats, normed, in_ax, hidden_in, hidden, mlp })
+    }
+
+    /// From there to the stream's output.
+    pub fn output(&self, before: &Before, after: &After, tokens: usize) -> Result<Tensor> {
+        let mut out = after.x1.empty_like(after.x1.shape())?;
+        let gate = before.modulation.view().columns(parts(after.x1.shape()[1]).gate_2);
+        gated_residual::forward(after.x1.view(), gate, after.mlp.y.view(), tokens, out.view_mut())?;
+        Ok(out)
     }
 
     /// Backward of [`Stream::after`]. `dout` becomes the gradient of the stream after the attention's residual.
@@ -260,13 +279,13 @@ impl Stream {
         let mut dmlp = dx.empty_like(dx.shape())?;
         gated_residual::backward(
             modulation.columns(p.gate_2.clone()),
-            after.mlp.view(),
+            after.mlp.y.view(),
             dx.view(),
             tokens,
             dmlp.view_mut(),
             dmodulation.as_mut().map(|d| d.view_mut().columns(p.gate_2)),
         )?;
-        let trained = pass.trained(self.layers.mlp_out, &after.mlp_ax, gradients);
+        let trained = pass.trained(self.layers.mlp_out, &after.mlp.ax, gradients);
         let mut dhidden = self.mlp_out.backward(after.hidden.view(), dmlp.view(), trained)?;
         gelu::backward(after.hidden_in.view(), dhidden.view_mut())?;
         let trained = pass.trained(self.layers.mlp_in, &after.in_ax, gradients);
@@ -400,6 +419,6 @@ impl After {
     pub fn trace(&self, block: usize, stream: &str, trace: Trace<'_>) {
         trace(&format!("block{block}.attn.{stream}"), &self.attended);
         trace(&format!("block{block}.{stream}_mlp.net.0"), &self.hidden);
-        trace(&format!("block{block}.{stream}_mlp"), &self.mlp);
+        trace(&format!("block{block}.{stream}_mlp"), &self.mlp.y);
     }
 }
