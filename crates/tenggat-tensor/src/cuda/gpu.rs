@@ -15,17 +15,25 @@ use crate::{DType, Error, Result};
 /// A context with one queue of work.
 #[derive(Debug)]
 pub(super) struct Gpu {
-    context: Arc<CudaContext>,
+    // Fields are dropped in this order: the libraries go before the streams and the context that they use.
+    blas: Blas,
+    dnn: Option<Dnn>,
     stream: Arc<CudaStream>,
     /// For recorded work that goes in two lanes.
     side: Arc<CudaStream>,
+    context: Arc<CudaContext>,
     name: String,
     architecture: String,
     /// Modules and the functions that were looked up in them.
     modules: HashMap<&'static str, Loaded<sys::CUmodule>>,
     functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
-    blas: Blas,
-    dnn: Option<Dnn>,
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // The libraries free what they have in the context of this thread. Nothing can be done about one that is gone.
+        let _ = self.bind();
+    }
 }
 
 /// A handle of the driver, which may be used from any thread.
@@ -90,7 +98,7 @@ impl Gpu {
             Err(e) => (None, vec![format!("attention runs without tensor cores: {e}")]),
         };
         let functions = Mutex::default();
-        Ok((Gpu { context, stream, side, name, architecture, modules, functions, blas, dnn }, notes))
+        Ok((Gpu { blas, dnn, stream, side, context, name, architecture, modules, functions }, notes))
     }
 
     pub fn description(&self) -> String {
