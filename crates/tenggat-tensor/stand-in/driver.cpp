@@ -9,11 +9,11 @@ Driver driver;
 static char the_context;
 static thread_local void* current = nullptr;
 
-Entry::Entry() : lock(driver.mutex) {
-    failure = !driver.is_initialised ? NOT_INITIALIZED
-              : !current             ? INVALID_CONTEXT
-              : !driver.retained     ? CONTEXT_IS_DESTROYED
-                                     : driver.failure;
+Entry::Entry(bool needs_context) : lock(driver.mutex) {
+    failure = !driver.is_initialised       ? NOT_INITIALIZED
+              : needs_context && !current  ? INVALID_CONTEXT
+              : !driver.retained           ? CONTEXT_IS_DESTROYED
+                                           : driver.failure;
 }
 
 API Result cuInit(unsigned flags) {

@@ -93,9 +93,9 @@ struct Driver {
 };
 extern Driver driver;
 
-// A call that needs the context: holds the lock, and says why the call cannot be.
+// A call, most of which need the context in their thread: holds the lock, and says why the call cannot be.
 struct Entry {
-    Entry();
+    explicit Entry(bool needs_context = true);
     const std::lock_guard<std::mutex> lock;
     Result failure;
 };

@@ -344,13 +344,13 @@ API Result cuGraphLaunch(void* handle, void* stream_handle) {
 }
 
 API Result cuGraphExecDestroy(void* handle) {
-    Entry entry;
+    Entry entry(false);
     if (entry.failure) return entry.failure;
     return driver.execs.remove(handle) ? SUCCESS : INVALID_VALUE;
 }
 
 API Result cuGraphDestroy(void* handle) {
-    Entry entry;
+    Entry entry(false);
     if (entry.failure) return entry.failure;
     return driver.graphs.remove(handle) ? SUCCESS : INVALID_VALUE;
 }

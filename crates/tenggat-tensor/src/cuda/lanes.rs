@@ -71,19 +71,21 @@ impl Drop for Region<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use crate::ops::{check, copy};
+    use crate::ops::{check, copy, gemm};
     use crate::{DType, Device, Error, Tensor};
 
     fn number(device: &Device, value: f64) -> Tensor {
         Tensor::from_f64(device, DType::F32, &[value], &[1, 1]).unwrap()
     }
 
-    /// `x + 1`, by way of two tensors that are let go of.
+    /// `x + 1`, by way of tensors that are let go of, and of the library of products.
     fn next(x: &Tensor) -> Result<Tensor, Error> {
-        let (mut one, mut sum) = (x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?);
+        let (mut one, mut more, mut sum) =
+            (x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?);
         one.fill(1.0)?;
-        copy::add_scaled(1.0, x.view(), one.view_mut())?;
-        copy::forward(one.view(), sum.view_mut())?;
+        copy::forward(one.view(), more.view_mut())?;
+        copy::add_scaled(1.0, x.view(), more.view_mut())?;
+        gemm::nn(1.0, more.view(), one.view(), 0.0, sum.view_mut())?;
         Ok(sum)
     }
 

@@ -18,6 +18,8 @@ mod lanes;
 mod library;
 mod memory;
 mod recording;
+#[cfg(all(test, target_os = "linux"))]
+mod stand_in;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
