@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds stand-ins for NVIDIA's libraries, with which the path to a real GPU runs on the processor, and prints their folder:
-# a process started with it as LD_LIBRARY_PATH finds a GPU. For tests. Linux with a C++ compiler (`c++`, or what CXX names).
+# Builds stand-ins for NVIDIA's libraries, with which the path to a real GPU runs on the processor, and prints their
+# folder: a process started with it as LD_LIBRARY_PATH finds a GPU. For tests, on Linux with a C++ compiler (`c++`, or
+# what CXX names).
 #
 # What was built is kept, by what it was made of, in a folder that is nobody else's to write: its files are run.
 set -eu

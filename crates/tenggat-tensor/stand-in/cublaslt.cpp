@@ -2,8 +2,8 @@
 //
 // Names and numbers are those of cublasLt.h. A product is what its descriptions say at the time of the call:
 //   D = epilogue(alpha · a_i · b_j · op(A) · op(B) + beta · C), matrices column by column, sums in 32 bits,
-// where a and b are scales, one per row and column of D, of operands of 8-bit floats. What is not modelled is refused as
-// not supported.
+// where a and b are scales of operands of 8-bit floats, one per row and column of D. What is not modelled is refused
+// as not supported.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -62,8 +62,15 @@ static size_t size_of(int attribute) {
     }
 }
 constexpr int OUTER_VEC_32F = 3;
-// Bits of an epilogue, and those that are known together.
-enum Epilogue : int { DEFAULT = 1, BIAS = 4, GELU = 32, GELU_BIAS = 36, GELU_AUX = 160, GELU_AUX_BIAS = 164, DGELU = 192 };
+enum Epilogue : int {
+    DEFAULT = 1,
+    BIAS = 4,
+    GELU = 32,
+    GELU_BIAS = GELU | BIAS,
+    GELU_AUX = GELU | 128,
+    GELU_AUX_BIAS = GELU_AUX | BIAS,
+    DGELU = 192,
+};
 
 struct Description {
     std::map<int, uint64_t> attributes;
@@ -255,7 +262,8 @@ static Status describe(
 static uint64_t key(const Product& p) {
     uint64_t hash = 14695981039346656037u;
     const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
-    for (const Layout& layout : {p.a, p.b, p.c, p.d}) mix(layout.type), mix(layout.rows), mix(layout.cols), mix(layout.ld);
+    for (const Layout& layout : {p.a, p.b, p.c, p.d})
+        mix(layout.type), mix(layout.rows), mix(layout.cols), mix(layout.ld);
     mix(p.a_transposed), mix(p.b_transposed), mix(p.epilogue), mix(p.has_outer_scales);
     return hash;
 }

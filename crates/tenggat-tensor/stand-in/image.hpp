@@ -1,4 +1,5 @@
-// What the compiler's stand-in hands to the driver's in the place of machine code: a head of fixed length, then the source.
+// What the compiler's stand-in hands to the driver's in the place of machine code: a head of fixed length, then the
+// source.
 #pragma once
 
 #include <cstdio>

@@ -3,13 +3,16 @@
 // Device memory ends at a page that nobody may touch, and is never given out a second time: a kernel that goes over the
 // end, or uses what was freed, ends the process. What is new holds 0xff, which is NaN in every type of float.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
 
 #include "driver.hpp"
 
-constexpr size_t PAGE = 4096, ALIGNMENT = 512;
+static const size_t PAGE = sysconf(_SC_PAGESIZE);
+constexpr size_t ALIGNMENT = 512;
+constexpr int RESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 // What a copy holds on to, so that memory freed too early shows as other numbers and not as a crash.
 struct Pinned {
@@ -78,7 +81,7 @@ API Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     if (const Result error = check_unsafe_call()) return error;
     const size_t taken = round_up(bytes, ALIGNMENT), pages = round_up(taken, PAGE);
     if (taken > total_bytes() - driver.used) return OUT_OF_MEMORY;
-    void* data = mmap(nullptr, pages + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* data = mmap(nullptr, pages + PAGE, PROT_NONE, RESERVED, -1, 0);
     if (data == MAP_FAILED || mprotect(data, pages, PROT_READ | PROT_WRITE)) return OUT_OF_MEMORY;
     *address = (uint64_t)data + pages - taken;
     memset((void*)*address, 0xff, taken);
@@ -90,7 +93,7 @@ API Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 static void free_memory(uint64_t address, size_t bytes) {
     const size_t taken = round_up(bytes, ALIGNMENT), pages = round_up(taken, PAGE);
     // In the place of the memory comes nothing, for good.
-    mmap((void*)(address + taken - pages), pages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap((void*)(address + taken - pages), pages, PROT_NONE, RESERVED | MAP_FIXED, -1, 0);
     driver.used -= taken;
 }
 

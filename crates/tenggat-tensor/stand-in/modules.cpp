@@ -160,8 +160,8 @@ API Result cuFuncGetAttribute(int* value, int attribute, void* handle) {
 }
 
 API Result cuLaunchKernel(
-    void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
-    unsigned shared, void* stream_handle, void** arguments, void** extra) {
+    void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+    unsigned block_z, unsigned shared, void* stream_handle, void** arguments, void** extra) {
     Entry entry;
     if (entry.failure) return entry.failure;
     const auto function = driver.functions.find(handle);

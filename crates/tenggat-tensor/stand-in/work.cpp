@@ -1,5 +1,5 @@
-// When work is done: as late as somebody waits for it, and then in one of several orders, so that who relies on an order
-// that nobody promised sees another one sooner or later.
+// When work is done: as late as somebody waits for it, and then in one of several orders, so that who relies on an
+// order that nobody promised sees another one sooner or later.
 #include "work.hpp"
 
 #include <algorithm>

@@ -94,7 +94,8 @@ mod tests {
     fn gpus_keep_lanes_apart() {
         let Some(device) = check::open_gpu() else { return };
         let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
-        let mut x = number(&device, 0.0);
+        // Lanes hold other numbers at each step.
+        let (mut x, far) = (number(&device, 0.0), number(&device, 5.0));
         let work = || {
             let first = next(&x)?;
             let ((a, b), count) = {
@@ -107,7 +108,7 @@ mod tests {
                     },
                     |count| {
                         *count += 1;
-                        next(&next(&next(&first)?)?)
+                        next(&next(&next(&far)?)?)
                     },
                 )?;
                 (two, count)
@@ -118,7 +119,7 @@ mod tests {
             Ok::<_, Error>(sum)
         };
         let direct = work().unwrap().to_f64().unwrap();
-        assert_eq!(direct, [4.0 + 40.0]);
+        assert_eq!(direct, [4.0 + 80.0]);
         let (sum, recording) = Arc::clone(cuda).record(work).unwrap();
         for _ in 0..6 {
             assert!(recording.replay().unwrap());
