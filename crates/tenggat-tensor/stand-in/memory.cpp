@@ -14,15 +14,15 @@ static const size_t PAGE = sysconf(_SC_PAGESIZE);
 constexpr size_t ALIGNMENT = 512;
 constexpr int RESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
+static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
 // What a copy holds on to, so that memory freed too early shows as other numbers and not as a crash.
 struct Pinned {
-    explicit Pinned(size_t bytes) : bytes(bytes), data(std::aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE)) {}
+    explicit Pinned(size_t bytes) : bytes(bytes), data(std::aligned_alloc(PAGE, round_up(bytes, PAGE))) {}
     ~Pinned() { std::free(data); }
     const size_t bytes;
     void* const data;
 };
-
-static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 // Bytes that the device has.
 static size_t total_bytes() {
