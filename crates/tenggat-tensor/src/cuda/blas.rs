@@ -101,14 +101,15 @@ struct Shape {
     transposed: [bool; 2],
     bias: bool,
     fast: bool,
-    /// Largest power of two that divides every address, up to 256.
-    alignment: u32,
+    /// Largest powers of two that divide the addresses of A, of B, and of C and the bias, up to 256. Each its own: there is
+    /// no way of computing with 32-bit numbers at multiples of 2, as bf16 next to them may lie.
+    alignments: [u32; 3],
 }
 
 impl Shape {
     fn of(p: &Product) -> Self {
         let bias = if let Epilogue::Bias(address) = p.epilogue { address } else { 0 };
-        let addresses = p.a.address | p.b.address | p.c | bias;
+        let alignment = |address: u64| 1 << address.trailing_zeros().min(8);
         Shape {
             extents: [p.rows, p.cols, p.inner],
             types: [p.a.dtype, p.b.dtype, p.c_dtype],
@@ -116,7 +117,7 @@ impl Shape {
             transposed: [p.a.transposed, p.b.transposed],
             bias: bias != 0,
             fast: p.fast,
-            alignment: 1 << addresses.trailing_zeros().min(8),
+            alignments: [p.a.address, p.b.address, p.c | bias].map(alignment),
         }
     }
 }
@@ -325,8 +326,8 @@ impl Blas {
         let found = (|| {
             let described = Described::new(p)?;
             let Described { description, layouts } = &described;
-            let alignment = Shape::of(p).alignment;
-            let algorithm = (self.algorithm(*description, *layouts, alignment))
+            let alignments = Shape::of(p).alignments;
+            let algorithm = (self.algorithm(*description, *layouts, alignments))
                 .map_err(|e| failed("way of computing a product", e))?;
             Ok::<_, Error>(Plan { described, algorithm })
         })();
@@ -338,7 +339,7 @@ impl Blas {
         &self,
         description: sys::cublasLtMatmulDesc_t,
         [a, b, c]: [sys::cublasLtMatrixLayout_t; 3],
-        alignment: u32,
+        [our_a, our_b, our_c]: [u32; 3],
     ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = result::create_matmul_pref()?;
@@ -352,11 +353,12 @@ impl Blas {
                 std::ptr::from_ref(&WORKSPACE).cast(),
                 8,
             )?;
-            for what in [
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            // Its A is our B.
+            for (what, alignment) in [
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, our_b),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, our_a),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, our_c),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, our_c),
             ] {
                 put(what, (&raw const alignment).cast(), 4)?;
             }
