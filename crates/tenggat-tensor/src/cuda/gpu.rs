@@ -17,21 +17,29 @@ use crate::{DType, Error, Result};
 /// A context with its queues of work.
 #[derive(Debug)]
 pub(super) struct Gpu {
-    context: Arc<CudaContext>,
+    // Fields are dropped in this order: the libraries go before the streams and the context that they use.
+    blas: Blas,
+    dnn: Option<Dnn>,
+    /// There from the first time that it is wanted.
+    courier: Mutex<Option<Courier>>,
+    /// Page-locked memory, if the driver has given any.
+    staging: Mutex<Option<Staging>>,
     stream: Arc<CudaStream>,
     /// For recorded work that goes in two lanes.
     side: Arc<CudaStream>,
+    context: Arc<CudaContext>,
     name: String,
     architecture: String,
     /// Modules and the functions that were looked up in them.
     modules: HashMap<&'static str, Loaded<sys::CUmodule>>,
     functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
-    blas: Blas,
-    dnn: Option<Dnn>,
-    /// Page-locked memory, if the driver has given any.
-    staging: Mutex<Option<Staging>>,
-    /// There from the first time that it is wanted.
-    courier: Mutex<Option<Courier>>,
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // The libraries free what they have in the context of this thread. Nothing can be done about one that is gone.
+        let _ = self.bind();
+    }
 }
 
 /// A handle of the driver, which may be used from any thread.
@@ -98,17 +106,17 @@ impl Gpu {
         let staging = Staging::new(&context)
             .inspect_err(|e| note("copies to the GPU are slow without page-locked memory", e));
         let gpu = Gpu {
-            context,
+            blas,
+            dnn: dnn.ok(),
+            courier: Mutex::default(),
+            staging: Mutex::new(staging.ok()),
             stream,
             side,
+            context,
             name,
             architecture,
             modules,
             functions: Mutex::default(),
-            blas,
-            dnn: dnn.ok(),
-            staging: Mutex::new(staging.ok()),
-            courier: Mutex::default(),
         };
         Ok((gpu, notes))
     }

@@ -71,19 +71,21 @@ impl Drop for Region<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use crate::ops::{check, copy};
+    use crate::ops::{check, copy, gemm};
     use crate::{DType, Device, Error, Tensor};
 
     fn number(device: &Device, value: f64) -> Tensor {
         Tensor::from_f64(device, DType::F32, &[value], &[1, 1]).unwrap()
     }
 
-    /// `x + 1`, by way of two tensors that are let go of.
+    /// `x + 1`, by way of tensors that are let go of, and of the library of products.
     fn next(x: &Tensor) -> Result<Tensor, Error> {
-        let (mut one, mut sum) = (x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?);
+        let (mut one, mut more, mut sum) =
+            (x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?);
         one.fill(1.0)?;
-        copy::add_scaled(1.0, x.view(), one.view_mut())?;
-        copy::forward(one.view(), sum.view_mut())?;
+        copy::forward(one.view(), more.view_mut())?;
+        copy::add_scaled(1.0, x.view(), more.view_mut())?;
+        gemm::nn(1.0, more.view(), one.view(), 0.0, sum.view_mut())?;
         Ok(sum)
     }
 
@@ -92,7 +94,8 @@ mod tests {
     fn gpus_keep_lanes_apart() {
         let Some(device) = check::open_gpu() else { return };
         let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
-        let mut x = number(&device, 0.0);
+        // Lanes hold other numbers at each step.
+        let (mut x, far) = (number(&device, 0.0), number(&device, 5.0));
         let work = || {
             let first = next(&x)?;
             let ((a, b), count) = {
@@ -105,7 +108,7 @@ mod tests {
                     },
                     |count| {
                         *count += 1;
-                        next(&next(&next(&first)?)?)
+                        next(&next(&next(&far)?)?)
                     },
                 )?;
                 (two, count)
@@ -116,7 +119,7 @@ mod tests {
             Ok::<_, Error>(sum)
         };
         let direct = work().unwrap().to_f64().unwrap();
-        assert_eq!(direct, [4.0 + 40.0]);
+        assert_eq!(direct, [4.0 + 80.0]);
         let (sum, recording) = Arc::clone(cuda).record(work).unwrap();
         for _ in 0..6 {
             assert!(recording.replay().unwrap());

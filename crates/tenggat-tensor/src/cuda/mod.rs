@@ -20,6 +20,8 @@ mod library;
 mod memory;
 mod recording;
 mod staging;
+#[cfg(all(test, target_os = "linux"))]
+mod stand_in;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -55,7 +57,6 @@ enum Machine {
 }
 
 /// One device.
-#[derive(Debug)]
 pub struct Cuda {
     machine: Machine,
     pool: memory::Pool,
@@ -66,6 +67,13 @@ pub struct Cuda {
     constants: Mutex<HashMap<Vec<i32>, u64>>,
     /// What makes it slower than it could be.
     notes: Mutex<Vec<String>>,
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Everything on a device names it.
+        write!(f, "Cuda({})", self.description())
+    }
 }
 
 impl Cuda {
@@ -217,9 +225,8 @@ impl Cuda {
             return Ok(address);
         }
         self.expect_direct("a new constant")?;
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let address = self.allocate(bytes.len().max(512))?;
-        self.upload(bytes, address)?;
+        let address = self.allocate(constant_bytes(values))?;
+        self.upload(bytemuck::cast_slice(values), address)?;
         constants.insert(values.to_vec(), address);
         Ok(address)
     }
@@ -312,6 +319,23 @@ impl Cuda {
             _ => None,
         }
     }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Tensors and recordings hold the device: all its memory is free by now. The driver would keep it for others that
+        // have the device open.
+        self.trim();
+        let constants = std::mem::take(self.constants.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (values, address) in constants {
+            self.release(address, constant_bytes(&values));
+        }
+    }
+}
+
+/// Bytes that integers for kernels take.
+fn constant_bytes(values: &[i32]) -> usize {
+    size_of_val(values).max(512)
 }
 
 /// NVIDIA's libraries that are found on this machine, the driver's aside.

@@ -15,15 +15,16 @@ pub(super) struct Shape {
     strides: [usize; 3],
     transposed: [bool; 2],
     fast: bool,
-    /// Of the three matrices together.
-    alignment: u32,
+    /// Largest powers of two that divide the addresses of A, of B and of C, up to 256. Each its own: there is no way of
+    /// computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
+    alignments: [u32; 3],
     /// Alignment of the bias if there is one: the library reads it off the address when it chooses a way.
     bias: Option<u32>,
 }
 
-/// Largest power of two that divides all of these addresses, up to 256.
-fn alignment(addresses: &[u64]) -> u32 {
-    1 << addresses.iter().fold(0, |all, address| all | address).trailing_zeros().min(8)
+/// Largest power of two that divides an address, up to 256.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
 }
 
 impl Shape {
@@ -34,9 +35,9 @@ impl Shape {
             strides: [p.a.stride, p.b.stride, p.c_stride],
             transposed: [p.a.transposed, p.b.transposed],
             fast: p.fast,
-            alignment: alignment(&[p.a.address, p.b.address, p.c]),
+            alignments: [p.a.address, p.b.address, p.c].map(alignment),
             bias: match p.epilogue {
-                Epilogue::Bias(address) => Some(alignment(&[address])),
+                Epilogue::Bias(address) => Some(alignment(address)),
                 Epilogue::None => None,
             },
         }
@@ -160,13 +161,15 @@ impl Preference {
         use sys::cublasLtReductionScheme_t as Scheme;
         let preference = Preference(result::create_matmul_pref()?);
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE as u64))?;
-        for what in [
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        // Its A is our B.
+        let [a, b, c] = shape.alignments;
+        for (what, alignment) in [
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
         ] {
-            preference.set(what, &shape.alignment)?;
+            preference.set(what, &alignment)?;
         }
         // Sums that are split over blocks may else meet in C's own type: partial sums in bf16.
         if shape.types[2] != DType::F32 {
@@ -197,6 +200,7 @@ impl Drop for Preference {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Factor;
     use super::super::tests::product;
     use super::*;
 
@@ -215,7 +219,7 @@ mod tests {
     #[test]
     fn shapes_tell_alignments_apart() {
         let shape = Shape::of(&product());
-        assert_eq!((shape.alignment, shape.bias), (256, Some(256)));
+        assert_eq!((shape.alignments, shape.bias), ([256; 3], Some(256)));
         let moved = |bytes: u64| Product {
             epilogue: Epilogue::Bias((4 << 20) + bytes),
             c: (3 << 20) + 16,
@@ -223,10 +227,10 @@ mod tests {
         };
         for (bytes, bias) in [(0, 256), (2, 2), (16, 16), (48, 16)] {
             let shape = Shape::of(&moved(bytes));
-            assert_eq!((shape.alignment, shape.bias), (16, Some(bias)));
+            assert_eq!((shape.alignments, shape.bias), ([256, 256, 16], Some(bias)));
         }
         let bare = Shape::of(&Product { epilogue: Epilogue::None, ..product() });
-        assert_eq!((bare.alignment, bare.bias), (256, None));
+        assert_eq!((bare.alignments, bare.bias), ([256; 3], None));
     }
 
     /// Partial sums are of 32 bits whatever type C has.
@@ -237,7 +241,14 @@ mod tests {
         }
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         for (c_dtype, schemes) in [(DType::BF16, 2), (DType::F32, 7)] {
-            let preference = Preference::new(&Shape::of(&Product { c: 16, c_dtype, ..product() })).unwrap();
+            let preference = Preference::new(&Shape::of(&Product {
+                a: Factor { address: 64, ..product().a },
+                b: Factor { address: 32, ..product().b },
+                c: 16,
+                c_dtype,
+                ..product()
+            }))
+            .unwrap();
             let read = |what, bytes: usize| {
                 let (mut value, mut written) = (0u64, 0);
                 // SAFETY: writes at most so many bytes of the value.
@@ -255,13 +266,13 @@ mod tests {
             };
             assert_eq!(read(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 4), schemes);
             assert_eq!(read(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 8), 32 << 20);
-            for what in [
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            for (what, alignment) in [
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, 32),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, 64),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, 16),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, 16),
             ] {
-                assert_eq!(read(what, 4), 16);
+                assert_eq!(read(what, 4), alignment);
             }
         }
     }

@@ -174,7 +174,10 @@ mod tests {
             nt(-0.7, a.view(), bt.view(), 1.0, second.view_mut().columns(n..2 * n)).unwrap();
             tn(1.0, at.view(), b.view(), 0.5, third.view_mut()).unwrap();
             nt_with_bias(a.view(), bt.view(), bias.view(), fourth.view_mut()).unwrap();
-            vec![("nn", first), ("nt", second), ("tn", third), ("with bias", fourth)]
+            // bf16 that lies at no multiple of 4 bytes, next to 32-bit numbers.
+            let (odd, mut fifth) = (on.randn(&[m, k + 1], 8), on.empty_wide(&[m, n]));
+            nn(1.0, odd.view().columns(1..k + 1), b.view(), 0.0, fifth.view_mut()).unwrap();
+            vec![("nn", first), ("nt", second), ("tn", third), ("with bias", fourth), ("odd", fifth)]
         });
     }
 }
