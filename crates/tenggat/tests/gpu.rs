@@ -1,4 +1,5 @@
-//! Jobs on a GPU that is emulated: the same kernels, compiled as C++.
+//! Jobs on a GPU that is emulated: the same kernels, compiled as C++. And on stand-ins for NVIDIA's libraries, which take the
+//! same path as a real GPU.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,12 +21,12 @@ fn possible() -> bool {
 }
 
 /// Losses of a few steps on a device.
-fn train(folder: &Path, device: &str, more: &str) -> Vec<f64> {
+fn train(folder: &Path, device: &str, more: &str, libraries: Option<&Path>) -> Vec<f64> {
     let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset/train");
     let job = format!(
         "job: extension\nconfig:\n  name: run\n  process:\n    - type: sd_trainer\n      training_folder: {}\n      \
          network: {{type: lora, linear: 4, linear_alpha: 4}}\n      save: {{dtype: bf16}}\n      datasets:\n        \
-         - folder_path: {}\n          resolution: [64]\n      train:\n        batch_size: 2\n        steps: 2\n        \
+         - folder_path: {}\n          resolution: [64]\n      train:\n        batch_size: 2\n        steps: 4\n        \
          lr: 3e-4\n        optimizer: adamw\n        timestep_type: linear\n      model: {{name_or_path: mini, \
          arch: qwen_image{more}}}\n",
         folder.display(),
@@ -33,7 +34,12 @@ fn train(folder: &Path, device: &str, more: &str) -> Vec<f64> {
     );
     let file = folder.join("job.yaml");
     std::fs::write(&file, job).unwrap();
-    let out = tenggat().args(["--device", device, "train"]).arg(&file).output().unwrap();
+    let mut command = tenggat();
+    if let Some(libraries) = libraries {
+        // What is compiled for stand-ins is not to be found by others.
+        command.env("LD_LIBRARY_PATH", libraries).env("XDG_CACHE_HOME", folder.join("cache"));
+    }
+    let out = command.args(["--device", device, "train"]).arg(&file).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}");
     assert!(folder.join("run/run.safetensors").is_file(), "{said}");
@@ -45,6 +51,13 @@ fn train(folder: &Path, device: &str, more: &str) -> Vec<f64> {
     metrics.lines().map(loss).collect()
 }
 
+fn assert_near(got: &[f64], expected: &[f64]) {
+    assert_eq!((got.len(), expected.len()), (4, 4));
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got / expected - 1.0).abs() < 1e-2, "{got} {expected}");
+    }
+}
+
 /// A whole job: encoders, steps, saving. Losses are the CPU's but for the rounding to 8 bits of weights and
 /// activations, a hundredth at most in a model of six blocks.
 #[test]
@@ -52,12 +65,20 @@ fn a_job_on_a_gpu_has_the_losses_of_the_cpu() {
     if !possible() {
         return;
     }
-    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let folders = [(); 4].map(|()| tempfile::tempdir().unwrap());
     let quantised = ", quantize: true, qtype: float8";
-    let expected = train(folders[0].path(), "cpu", quantised);
-    let got = train(folders[1].path(), "emulated", quantised);
-    assert_eq!((got.len(), expected.len()), (2, 2));
-    for (got, expected) in got.into_iter().zip(expected) {
-        assert!((got / expected - 1.0).abs() < 1e-2, "{got} {expected}");
+    let expected = train(folders[0].path(), "cpu", quantised, None);
+    assert_near(&train(folders[1].path(), "emulated", quantised, None), &expected);
+    if cfg!(target_os = "linux") {
+        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenggat-tensor/stand-in/build.sh");
+        let built = Command::new("sh").arg(build).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let libraries = String::from_utf8(built.stdout).unwrap();
+        let libraries = Some(Path::new(libraries.trim()));
+        // Once recorded from the second step on, once with half of the blocks in their file.
+        assert_near(&train(folders[2].path(), "cuda", quantised, libraries), &expected);
+        let offloaded =
+            format!("{quantised}, layer_offloading: true, layer_offloading_transformer_percent: 0.5");
+        assert_near(&train(folders[3].path(), "cuda", &offloaded, libraries), &expected);
     }
 }
