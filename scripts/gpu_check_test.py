@@ -11,9 +11,9 @@ SCRIPT = Path(__file__).with_name("gpu-check")
 CONFIGURATIONS = [
     "bf16",
     "float8",
-    "uint3-recomputed",
-    "uint3-recomputed-rank16",
-    "float8-recomputed-rank16",
+    "uint3-24gb",
+    "uint3-13gb-rank16",
+    "float8-20gb-rank16",
     "bf16-512px",
     "bf16-512px-direct",
 ]
