@@ -28,7 +28,8 @@ const LORA_BYTES: f64 = 12.0;
 const TOKENS: [usize; 2] = [64, 384];
 /// Rows of the work between the products.
 const BETWEEN_ROWS: usize = 256;
-/// Parameters of the optimiser, more than caches near a core hold, as after a whole step; and bytes that it moves for each: gradient twice, weight and both moments both ways.
+/// Parameters of the optimiser, more than caches near a core hold, as after a whole step; and bytes that it moves for each:
+/// gradient twice, weight and both moments both ways.
 const PARAMETERS: usize = 1 << 21;
 const OPTIMISER_BYTES: f64 = 32.0;
 /// Values that are copied: more than caches hold, and what has just been computed.

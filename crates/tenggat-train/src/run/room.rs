@@ -1,8 +1,9 @@
 //! What a run does when a GPU has no room for a step: it makes room and takes the step again.
 //!
-//! First more blocks compute their activations again, half as many keeping them each time, then all of them; then quantised weights stay in
-//! their file, a quarter of the blocks more each time, and come ahead of their use, then when they are used; then batches are cut into micro-batches, whose gradients add up to
-//! the same; then there is nothing left to do but say so. What was found stays for the rest of the run.
+//! First more blocks compute their activations again, half as many keeping them each time: at first with some results kept,
+//! then without. Then quantised weights stay in their file, a quarter of the blocks more each time; they come ahead of their
+//! use, then when they are used. Then batches are cut into micro-batches, whose gradients add up to the same. Then there is
+//! nothing left to do but say so. What was found stays for the rest of the run.
 
 use tenggat_models::qwen_image::transformer::{KeptBlocks, Transformer};
 use tenggat_tensor::Device;
@@ -70,8 +71,8 @@ impl Room {
         Room { device: device.clone(), at_once: None }
     }
 
-    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has changed nothing but gradients, which the next try writes
-    /// anew.
+    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has changed nothing but
+    /// gradients, which the next try writes anew.
     ///
     /// # Errors
     /// As [`Trainer::step`]; if no room can be made, what to change.

@@ -11,7 +11,8 @@ use super::{Inputs, KeptBlocks, Positions, Transformer};
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
-/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and the gradient buffer that they were made with, the adapter's strength included.
+/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and
+/// the gradient buffer that they were made with, the adapter's strength included.
 #[derive(Debug)]
 pub struct Recorded {
     latents: Tensor,
