@@ -296,13 +296,13 @@ impl<'a> Trainer<'a> {
     fn recorded(&mut self, key: &Key, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<Option<f64>> {
         let Some(recorded) = self.passes.recorded(key) else { return Ok(None) };
         let Some(prediction) = recorded.forward(self.model, asked.inputs)? else {
-            self.passes.lost(key);
+            self.passes.lost();
             return Ok(None);
         };
         let (loss, gradient) = asked.loss(&self.objective, prediction)?;
         ended(Part::Forward);
         if !recorded.backward(&gradient)? {
-            self.passes.lost(key);
+            self.passes.lost();
             return Ok(None);
         }
         ended(Part::Backward);

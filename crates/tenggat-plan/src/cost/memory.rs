@@ -78,6 +78,13 @@ impl MemoryPlan {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Bytes of what is there before the first step: weights, adapters, the optimiser's state, and what the program takes.
+    pub fn standing_bytes(&self) -> f64 {
+        use MemoryPart::{Context, Lora, Optimiser, QuantisationScales, RecoveryAdapter, Weights};
+        let standing = [Weights, QuantisationScales, RecoveryAdapter, Lora, Optimiser, Context];
+        standing.into_iter().map(|part| self.part(part)).sum()
+    }
+
     /// Bytes of one part.
     pub fn part(&self, part: MemoryPart) -> f64 {
         self.parts.iter().filter(|(p, _)| *p == part).map(|(_, bytes)| bytes).sum()

@@ -22,19 +22,19 @@ pub(super) fn steps_ahead(
 ) -> Result<Option<u64>> {
     let step = step(job, model, stored, options.device, (0, 0));
     let limit_bytes = job.limits.memory_bytes.or(options.memory_bytes);
-    let machine = machine(options.device, limit_bytes.unwrap_or(f64::INFINITY))?;
+    let live_bytes = options.device.live_bytes() as f64;
+    let machine = machine(options.device, limit_bytes.unwrap_or(f64::INFINITY), live_bytes)?;
     Ok(match step.advised_modulation(&machine, limit_bytes) {
         Modulation::Table { every_steps } => Some(every_steps),
         Modulation::EveryStep => job.model.low_vram.then(|| step.steps_ahead()),
     })
 }
 
-/// The device as planning sees it, of which so much may be used. Of a GPU, what is free or taken by this process.
-fn machine(device: &Device, limit_bytes: f64) -> Result<Machine> {
+/// The device as planning sees it, of which so much may be used: of a GPU, what is free and what a plan counts that is there
+/// already.
+fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machine> {
     Ok(match (device.description(), device.memory()?) {
-        (Some(name), Some((free, _))) if free < usize::MAX => {
-            Machine::gpu(&name, (free + device.live_bytes()) as f64)
-        }
+        (Some(name), Some((free, _))) if free < usize::MAX => Machine::gpu(&name, free as f64 + there_bytes),
         _ => Machine::uncalibrated_cpu("cpu", 1, limit_bytes),
     })
 }
@@ -49,36 +49,42 @@ pub(super) fn kept_blocks(
     options: &Options<'_>,
     show: &mut dyn FnMut(Event),
 ) -> Result<KeptBlocks> {
-    let own_bytes =
-        options.device.memory()?.map(|(free, _)| (free.saturating_add(options.device.live_bytes())) as f64);
-    let may_be_used = job.limits.memory_bytes.or(options.memory_bytes).or(own_bytes);
-    let limit_bytes = match (job.train.checkpointing, may_be_used) {
-        (Checkpointing::Always, _) => return Ok(KeptBlocks::INPUTS),
-        (Checkpointing::Never, _) | (Checkpointing::Auto, None) => return Ok(KeptBlocks::ALL),
-        (Checkpointing::Auto, Some(limit_bytes)) => limit_bytes,
-    };
+    let own_limit_bytes = job.limits.memory_bytes.or(options.memory_bytes);
+    let knows_own = options.device.memory()?.is_some();
+    match job.train.checkpointing {
+        Checkpointing::Always => return Ok(KeptBlocks::INPUTS),
+        Checkpointing::Never => return Ok(KeptBlocks::ALL),
+        Checkpointing::Auto if own_limit_bytes.is_none() && !knows_own => return Ok(KeptBlocks::ALL),
+        Checkpointing::Auto => {}
+    }
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
     step.shape.text_tokens = TextBatch::padded(options.device, data.longest_prompt()) as u64;
-    step.offloaded_blocks = model.offloaded_blocks() as u64;
     if let Some(every_steps) = steps_ahead {
         step.modulation = Modulation::Table { every_steps };
     }
-    let machine = machine(options.device, limit_bytes)?;
-    let mut fitted = fit(&step, &machine, Some(limit_bytes));
-    while !fitted.fits {
-        let Some(said) = room::offload(model) else { break };
-        show(Event::Warning(format!("the GPU is not expected to have room for a step; {said}")));
+    let limit_bytes = own_limit_bytes.unwrap_or(f64::INFINITY);
+    let fitted = loop {
         step.offloaded_blocks = model.offloaded_blocks() as u64;
-        fitted = fit(&step, &machine, Some(limit_bytes));
-    }
-    if !fitted.fits {
-        show(Event::Warning(format!(
-            "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \
-             raise `memory_limit`, or lower the rank, the resolution or the batch size",
-            (fitted.memory.device_bytes() + fitted.memory.host_bytes) / 1e9,
-            limit_bytes / 1e9
-        )));
-    }
+        // What encoders and scores have left in the pool is nobody's.
+        options.device.trim();
+        let there_bytes = step.memory(&machine(options.device, limit_bytes, 0.0)?).standing_bytes();
+        let machine = machine(options.device, limit_bytes, there_bytes)?;
+        let fitted = fit(&step, &machine, own_limit_bytes);
+        if fitted.fits {
+            break fitted;
+        }
+        let Some(said) = room::offload(model) else {
+            let host_bytes = if machine.shares_host_memory { fitted.memory.host_bytes } else { 0.0 };
+            show(Event::Warning(format!(
+                "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \
+                 raise `memory_limit`, or lower the rank, the resolution or the batch size",
+                (fitted.memory.device_bytes() + host_bytes) / 1e9,
+                machine.memory_bytes.min(limit_bytes) / 1e9
+            )));
+            break fitted;
+        };
+        show(Event::Warning(format!("the GPU is not expected to have room for a step; {said}")));
+    };
     let StepConfig { kept_blocks, result_blocks, .. } = fitted.config;
     Ok(KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize })
 }

@@ -9,8 +9,10 @@ use tenggat_tensor::ops::linear::Write;
 
 /// Most recordings that are kept: each holds several thousand kernels' arguments, on the GPU too.
 const MOST: usize = 32;
-/// Times that recordings may lose their memory before none are made any more.
+/// Times that recordings may lose their memory, one soon after the other, before none are made any more.
 const MOST_LOST: usize = 3;
+/// Steps after which another loss is no longer soon: what took the memory, such as sample pictures, comes rarely.
+const SOON: u64 = 50;
 /// By how much loss and gradient norm may differ between the two ways: attention's backward pass adds up in any order.
 const TOLERANCE: f64 = 1e-2;
 
@@ -71,6 +73,7 @@ pub(super) struct Passes {
     /// Whether a recording has come to what the direct way came to.
     is_trusted: bool,
     lost: usize,
+    lost_in_step: u64,
     notes: Vec<String>,
 }
 
@@ -151,10 +154,14 @@ impl Passes {
         }
     }
 
-    /// The device has taken the memory of this recording, and so of all.
-    pub fn lost(&mut self, key: &Key) {
-        self.known.remove(key);
+    /// The device has taken the memory of a recording, and so of all.
+    pub fn lost(&mut self) {
+        self.known.retain(|_, known| !matches!(known, Known::Recorded(_)));
+        if self.step - self.lost_in_step > SOON {
+            self.lost = 0;
+        }
         self.lost += 1;
+        self.lost_in_step = self.step;
         if self.lost >= MOST_LOST {
             self.give_up(Some(
                 "the GPU has no memory for recorded steps; they are taken kernel by kernel".into(),
