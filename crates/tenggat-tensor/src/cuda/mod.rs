@@ -1,7 +1,7 @@
-//! NVIDIA GPUs: memory, kernels and products of one device, in one queue.
+//! NVIDIA GPUs: memory, kernels and products of one device, in one main queue.
 //!
 //! Everything that is asked of a [`Cuda`] is done in the order in which it was asked, some time later; only reading values
-//! back waits. Libraries are found at run time ([`library`]), kernels are compiled when a device is opened and kept on
+//! back waits. Copies that are asked for [`ahead`] go beside that until they are wanted. Libraries are found at run time ([`library`]), kernels are compiled when a device is opened and kept on
 //! disk ([`compile`]).
 //!
 //! A device can also be *emulated*: the same kernels, compiled as C++, run on the processor with host memory in the place

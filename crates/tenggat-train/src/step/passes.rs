@@ -106,7 +106,7 @@ impl Passes {
         self.known.values().filter(|known| matches!(known, Known::Recorded(_))).count()
     }
 
-    /// How often recordings have lost their memory.
+    /// How often recordings have lost their memory, one time soon after the other.
     #[cfg(test)]
     pub fn lost_so_far(&self) -> usize {
         self.lost
@@ -189,5 +189,37 @@ impl Passes {
 
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Losses that follow one another end recording; such as sample pictures cause do not, however many there are.
+    #[test]
+    fn rare_losses_do_not_end_recording() {
+        let key = Key {
+            samples: 1,
+            latents: 4,
+            text: 8,
+            strength: 0,
+            kept: KeptBlocks::ALL,
+            adds: false,
+            has_dropout: false,
+        };
+        let may_record = |steps_between: u64| {
+            let mut passes = Passes::default();
+            for _ in 0..4 {
+                (0..steps_between).for_each(|_| passes.begin_step());
+                passes.lost();
+            }
+            passes.begin_step();
+            passes.way(&key);
+            passes.begin_step();
+            passes.way(&key) == Way::ToBeTried
+        };
+        assert!(may_record(SOON + 1));
+        assert!(!may_record(SOON));
     }
 }

@@ -11,7 +11,7 @@ pub struct KeptBlocks {
     /// Blocks, from the last, whose activations all stay.
     pub whole: usize,
     /// Blocks before those of which the results of the attention and of the MLP stay: a tenth of the activations, with which
-    /// there is about a third less to compute again.
+    /// there is four tenths less to compute again (by the plan; `bench/results/2026-11-28-kept-results.md`).
     pub results: usize,
 }
 

@@ -89,16 +89,21 @@ impl Resident {
             // Else the host's memory would fill with pages of weights that the GPU holds.
             file.expect(Use::Later);
         }
-        Ok(Self::placed(matrix, device, host, Place::Here(there)))
+        Ok(Self::placed(matrix.format(), matrix.shape(), device, host, Place::Here(there)))
     }
 
     /// A matrix that stays with the host and is copied to a GPU for each use.
     pub fn away(matrix: Quantised, device: &Device) -> Self {
-        Self::placed(&matrix.clone(), device, Some(matrix), Place::Away)
+        Self::placed(matrix.format(), matrix.shape(), device, Some(matrix), Place::Away)
     }
 
-    fn placed(matrix: &Quantised, device: &Device, host: Option<Quantised>, place: Place) -> Self {
-        let (format, shape) = (matrix.format(), matrix.shape());
+    fn placed(
+        format: Format,
+        shape: [usize; 2],
+        device: &Device,
+        host: Option<Quantised>,
+        place: Place,
+    ) -> Self {
         Resident { format, shape, device: device.clone(), place: Mutex::new(place), host }
     }
 
