@@ -3,8 +3,8 @@
 //!
 //! ```sh
 //! cargo build --release
-//! cargo run --release -p tenggat-train --example budget_curve -- run curve.jsonl        # about an hour
-//! cargo run --release -p tenggat-train --example budget_curve -- show curve.jsonl curve.png
+//! cargo run --release -p tenggat-bench --bin budget_curve -- run curve.jsonl        # about an hour
+//! cargo run --release -p tenggat-bench --bin budget_curve -- show curve.jsonl curve.png
 //! ```
 //!
 //! `run` takes `--budgets 15,30` (seconds), `--ways 1,2` (lines of the table), `--threads 1`, `--share 1/2` (every second run, for two at a time with half the
@@ -92,7 +92,7 @@ impl Run {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn program() -> PathBuf {

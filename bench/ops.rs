@@ -1,5 +1,5 @@
 //! Every op of the training step at the shapes of a real block, quick enough to run as a whole:
-//! `cargo bench -p tenggat-tensor`.
+//! `cargo bench -p tenggat-bench --bench ops`.
 //!
 //! Shapes: a block of width 512 with 8 heads of 64, 256 image and 64 text tokens, rank 16. Throughput is in
 //! elements of the largest operand, or in multiply-adds for products.

@@ -2,8 +2,8 @@
 //! calibration has not seen (three model sizes, two resolutions, two ranks) and prints both.
 //!
 //! ```sh
-//! cargo run --release -p tenggat-train --example plan_against_measured
-//! RAYON_NUM_THREADS=1 cargo run --release -p tenggat-train --example plan_against_measured -- --processor-time
+//! cargo run --release -p tenggat-bench --bin plan_against_measured
+//! RAYON_NUM_THREADS=1 cargo run --release -p tenggat-bench --bin plan_against_measured -- --processor-time
 //! ```
 //!
 //! Calibration and measurement alternate five times, and the medians are compared. On a machine with other things to

@@ -1,4 +1,4 @@
-//! The whole training step of the mini model, batch 4 at 128², rank 16: `cargo bench -p tenggat-train`.
+//! The whole training step of the mini model, batch 4 at 128², rank 16: `cargo bench -p tenggat-bench --bench step`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn randn(device: &Device, shape: &[usize], seed: u64) -> Tensor {
 
 fn step(c: &mut Criterion) {
     let device = Device::cpu();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/model/transformer");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/mini/model/transformer");
     let precision = Precision { compute: DType::F32, weights: DType::F32 };
     let model = Transformer::load(&folder, &device, precision).unwrap();
     let tokens = GRID.0 * GRID.1;

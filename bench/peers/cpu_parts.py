@@ -4,7 +4,7 @@ Encoding and decoding a picture with the autoencoder, and embedding a caption wi
 model folder in float32. Each side runs in a process of its own; they take turns, as in `cpu_step.py`.
 
 Install:  pip install torch 'diffusers>=0.42' transformers
-Example:  cargo build --release -p tenggat-train --example cpu_parts
+Example:  cargo build --release -p tenggat-bench --bin cpu_parts
           python bench/peers/cpu_parts.py --model assets/mini/model
 """
 import argparse
@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=2, help="runs of a side before the other has its turn")
-    parser.add_argument("--tenggat", default="target/release/examples/cpu_parts", help="the built example")
+    parser.add_argument("--tenggat", default="target/release/cpu_parts", help="the built program")
     arguments = parser.parse_args()
     environment = os.environ | {"RAYON_NUM_THREADS": str(arguments.threads)}
     for part in arguments.parts:

@@ -8,7 +8,7 @@ step is noise, forward, loss, backward and AdamW on the LoRA of every layer of t
   dtype bf16   frozen weights in bfloat16, LoRA in float32; PyTorch under torch.autocast(bfloat16)
 
 Install:  pip install torch 'diffusers>=0.42' peft
-Example:  cargo build --release -p tenggat-train --example cpu_step
+Example:  cargo build --release -p tenggat-bench --bin cpu_step
           python bench/peers/cpu_step.py --dtype f32 --rounds 7
           python bench/peers/cpu_step.py --preset mini
 
@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of a side before the other has its turn")
-    parser.add_argument("--tenggat", default="target/release/examples/cpu_step", help="the built example")
+    parser.add_argument("--tenggat", default="target/release/cpu_step", help="the built program")
     parser.add_argument("--alone", action="store_true", help="tenggat's side only")
     for name, value in DIMENSIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default of mid: {value}")
