@@ -9,6 +9,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY crates crates
 COPY assets assets
 COPY bench bench
+COPY xtask xtask
 # The same sources give the same bytes: no path of the build, no time.
 ENV SOURCE_DATE_EPOCH=0 \
     RUSTFLAGS="--remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo"
