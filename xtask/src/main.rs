@@ -36,16 +36,7 @@ fn steps(task: &str) -> Option<Vec<Step>> {
             Step::cargo("format", &["fmt", "--all", "--check"]),
             Step::cargo(
                 "lints",
-                &[
-                    "clippy",
-                    "--release",
-                    "--workspace",
-                    "--all-targets",
-                    "--locked",
-                    "--",
-                    "-D",
-                    "warnings",
-                ],
+                &["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
             ),
         ],
         "quick" => vec![Step::cargo("quick tests", &["test", "--release", "--locked", "-p", "tenggat-plan"])],

@@ -7,7 +7,6 @@ pub mod hub;
 pub mod lora;
 pub mod model_folder;
 pub mod qwen_image;
-pub mod recovery;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -7,10 +7,10 @@ mod model;
 use std::path::Path;
 
 use model::{Dense, MIXED, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
+use tenggat_models::qwen_image::transformer::recovery::Recovery;
 use tenggat_models::qwen_image::transformer::{
     KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
 };
-use tenggat_models::recovery::Recovery;
 use tenggat_models::weights::{Matrix, Quantisation, Weights};
 use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device, Tensor};

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, TensorView};
 use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora, factors};
+use tenggat_models::qwen_image::transformer::recovery::Recovery;
 use tenggat_models::qwen_image::transformer::{
     Config, Inputs, KeptBlocks, LoadOptions, Positions, Precision, Transformer,
 };
-use tenggat_models::recovery::Recovery;
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
 use tenggat_tensor::ops::linear::{Weight, Write};
 use tenggat_tensor::random::Philox;

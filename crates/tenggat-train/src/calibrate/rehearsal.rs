@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tenggat_models::qwen_image::TextBatch;
+use tenggat_models::qwen_image::layer::{self, Layer};
 use tenggat_models::qwen_image::transformer::{
-    Config, KeptBlocks, Layer, LoadOptions, Positions, Precision, Transformer,
+    Config, KeptBlocks, LoadOptions, Positions, Precision, SINUSOID, Transformer,
 };
 use tenggat_models::{Error, Result};
 use tenggat_plan::{ModelDims, Modulation, Precision as Planned, StepConfig, StepShape};
@@ -19,8 +20,6 @@ use crate::optimiser::{Method, Optimiser};
 use crate::step::{Batch, Trainer};
 use crate::tensor_file::{self, Entry};
 
-/// Width of the sinusoid that the timestep embedding starts from.
-const SINUSOID: usize = 256;
 /// Latent channels; a token has four times as many.
 const LATENT_CHANNELS: usize = 16;
 
@@ -130,18 +129,22 @@ impl Rehearsal {
         linear("norm_out.linear", inner, 2 * inner);
         linear("proj_out", inner, config.in_channels);
         for block in 0..config.num_layers {
-            for layer in Layer::ALL {
-                let (input, output) = layer.dims(inner);
-                let modules = layer.modules();
+            for kind in Layer::ALL {
+                let (input, output) = kind.dims(inner);
+                let modules = kind.modules();
                 for module in modules {
-                    linear(&format!("transformer_blocks.{block}.{module}"), input, output / modules.len());
+                    linear(&layer::module_name(block, module), input, output / modules.len());
                 }
             }
         }
         push("txt_norm.weight".into(), vec![config.joint_attention_dim], 1.0);
         for block in 0..config.num_layers {
             for norm in ["norm_q", "norm_k", "norm_added_q", "norm_added_k"] {
-                push(format!("transformer_blocks.{block}.attn.{norm}.weight"), vec![self.head_dim], 1.0);
+                push(
+                    format!("{}.weight", layer::module_name(block, &format!("attn.{norm}"))),
+                    vec![self.head_dim],
+                    1.0,
+                );
             }
         }
         tensor_file::sort(&mut entries);

@@ -1,5 +1,7 @@
 //! Names of LoRA tensors, in every style that diffusers reads.
 
+use tenggat_models::qwen_image::layer::dotted;
+
 /// Which part of a module a tensor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -36,24 +38,6 @@ const SUFFIXES: [(&str, Part); 9] = [
     (".alpha", Part::Alpha),
 ];
 
-/// Linear layers of a Qwen-Image block, to turn underscores back into dots.
-const LAYERS: [&str; 14] = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "img_mod.1",
-    "txt_mod.1",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-];
-
 /// Module and part of a key; `None` if it is in no style that we know.
 pub(super) fn parse(key: &str) -> Option<(String, Part)> {
     let (stem, part) = SUFFIXES.iter().find_map(|(s, part)| Some((key.strip_suffix(s)?, *part)))?;
@@ -62,14 +46,6 @@ pub(super) fn parse(key: &str) -> Option<(String, Part)> {
     }
     let module = PREFIXES.iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(stem);
     Some((module.to_owned(), part))
-}
-
-/// `transformer_blocks_7_attn_to_out_0` as `transformer_blocks.7.attn.to_out.0`.
-fn dotted(flat: &str) -> Option<String> {
-    let (block, layer) = flat.strip_prefix("transformer_blocks_")?.split_once('_')?;
-    block.parse::<usize>().ok()?;
-    let layer = LAYERS.iter().find(|l| l.replace('.', "_") == layer)?;
-    Some(format!("transformer_blocks.{block}.{layer}"))
 }
 
 #[cfg(test)]
@@ -92,10 +68,6 @@ mod tests {
         ];
         for (key, part) in known {
             assert_eq!(parse(key), Some((module.into(), part)), "{key}");
-        }
-        for layer in LAYERS {
-            let flat = format!("transformer_blocks_12_{}", layer.replace('.', "_"));
-            assert_eq!(dotted(&flat), Some(format!("transformer_blocks.12.{layer}")));
         }
         for key in ["lora_unet_other_7.lora_up.weight", "a.lokr_w1_a", "a.diff", "a.lora_A", ""] {
             assert_eq!(parse(key), None, "{key}");

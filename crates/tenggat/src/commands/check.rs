@@ -133,7 +133,9 @@ fn model(name: &str, found: &mut Findings) -> String {
 fn recovery(name: &str, found: &mut Findings) -> String {
     let path = Path::new(name);
     let opened = if path.is_file() {
-        tenggat_models::recovery::Recovery::open(path).map(|r| r.modules().len()).map_err(|e| e.to_string())
+        tenggat_models::qwen_image::transformer::recovery::Recovery::open(path)
+            .map(|r| r.modules().len())
+            .map_err(|e| e.to_string())
     } else if hub::is_file_name(name) {
         return format!("recovery adapter {name}: the run fetches it unless it is here");
     } else {

@@ -1,37 +1,14 @@
-//! What a pass takes from the numbers of its batch: the timestep embedding, modulation that is worked out ahead of it, and
-//! lengths.
+//! What a pass takes from the noise levels of its batch: the timestep embedding, and modulation that is worked out
+//! ahead of it.
 
 use tenggat_tensor::Tensor;
-use tenggat_tensor::ops::{attention, copy, silu};
+use tenggat_tensor::ops::silu;
 
+use super::conditioned::Conditioned;
+use super::model::Transformer;
 use super::modulation::{Modulation, Streamed, Table};
-use super::{Transformer, config, sinusoid};
+use super::{config, sinusoid};
 use crate::Result;
-
-/// The part of a batch that depends on its noise levels and lengths alone.
-#[derive(Debug)]
-pub(super) struct Conditioned {
-    /// SiLU of the timestep embedding, `[b, c]`.
-    pub silu: Tensor,
-    /// Base modulation of all blocks side by side, `[b, sum of 6c]`, where it is streamed.
-    pub modulation: Option<Tensor>,
-    /// Valid keys of the attention where recorded work reads them, see [`attention::device_lens`].
-    pub key_lens: Option<Tensor>,
-}
-
-impl Conditioned {
-    /// Takes over the values of another batch of as many samples, which has so many valid keys.
-    pub fn copy_from(&mut self, other: &Conditioned, key_lens: &[usize]) -> Result<()> {
-        copy::forward(other.silu.view(), self.silu.view_mut())?;
-        if let (Some(to), Some(from)) = (&mut self.modulation, &other.modulation) {
-            copy::forward(from.view(), to.view_mut())?;
-        }
-        if let Some(to) = &mut self.key_lens {
-            attention::device_lens(key_lens, to)?;
-        }
-        Ok(())
-    }
-}
 
 impl Transformer {
     /// Makes sure that streamed modulation has results for these noise levels, reading its matrices once if any is

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::lora::Candidate;
+use crate::qwen_image::layer::{self, Layer};
 use crate::weights::read_json;
 use crate::{Error, Result};
 
@@ -43,8 +44,6 @@ pub struct Config {
 
 /// Channels of the timestep's sinusoid.
 pub const SINUSOID: usize = 256;
-/// Hidden width of the feed-forward layers over the inner width.
-pub const MLP_RATIO: usize = 4;
 
 impl Config {
     /// The published Qwen-Image: 60 blocks of 24 heads, 20.4 G weights in the blocks.
@@ -117,7 +116,7 @@ impl Config {
                 let (input, output) = layer.dims(inner);
                 let parts = layer.modules();
                 let candidates = parts.iter().map(|part| Candidate {
-                    name: format!("transformer_blocks.{block}.{part}"),
+                    name: layer::module_name(block, part),
                     output: output / parts.len(),
                     trained,
                 });
@@ -125,83 +124,5 @@ impl Config {
             }
         }
         layers
-    }
-}
-
-/// The fused linear layers of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layer {
-    /// Modulation of the image stream.
-    ImgMod,
-    /// Modulation of the text stream.
-    TxtMod,
-    /// Queries, keys and values of the image stream.
-    ImgQkv,
-    /// Queries, keys and values of the text stream.
-    TxtQkv,
-    /// Output projection of the image stream.
-    ImgOut,
-    /// Output projection of the text stream.
-    TxtOut,
-    /// First feed-forward layer of the image stream.
-    ImgMlpIn,
-    /// Second feed-forward layer of the image stream.
-    ImgMlpOut,
-    /// First feed-forward layer of the text stream.
-    TxtMlpIn,
-    /// Second feed-forward layer of the text stream.
-    TxtMlpOut,
-}
-
-impl Layer {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Layer; 10] = [
-        Layer::ImgMod,
-        Layer::TxtMod,
-        Layer::ImgQkv,
-        Layer::TxtQkv,
-        Layer::ImgOut,
-        Layer::TxtOut,
-        Layer::ImgMlpIn,
-        Layer::ImgMlpOut,
-        Layer::TxtMlpIn,
-        Layer::TxtMlpOut,
-    ];
-
-    /// Number of this layer among those of all blocks.
-    pub fn number(self, block: usize) -> usize {
-        block * Self::ALL.len() + self as usize
-    }
-
-    /// Modules whose outputs stand side by side in the fused output, as diffusers names them.
-    pub fn modules(self) -> &'static [&'static str] {
-        match self {
-            Layer::ImgMod => &["img_mod.1"],
-            Layer::TxtMod => &["txt_mod.1"],
-            Layer::ImgQkv => &["attn.to_q", "attn.to_k", "attn.to_v"],
-            Layer::TxtQkv => &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-            Layer::ImgOut => &["attn.to_out.0"],
-            Layer::TxtOut => &["attn.to_add_out"],
-            Layer::ImgMlpIn => &["img_mlp.net.0.proj"],
-            Layer::ImgMlpOut => &["img_mlp.net.2"],
-            Layer::TxtMlpIn => &["txt_mlp.net.0.proj"],
-            Layer::TxtMlpOut => &["txt_mlp.net.2"],
-        }
-    }
-
-    /// Input and fused output width.
-    pub fn dims(self, inner: usize) -> (usize, usize) {
-        match self {
-            Layer::ImgMod | Layer::TxtMod => (inner, 6 * inner),
-            Layer::ImgQkv | Layer::TxtQkv => (inner, 3 * inner),
-            Layer::ImgOut | Layer::TxtOut => (inner, inner),
-            Layer::ImgMlpIn | Layer::TxtMlpIn => (inner, MLP_RATIO * inner),
-            Layer::ImgMlpOut | Layer::TxtMlpOut => (MLP_RATIO * inner, inner),
-        }
-    }
-
-    /// Whether the prediction depends on this layer of the last block, whose text output is thrown away.
-    fn feeds_the_last_image(self) -> bool {
-        !matches!(self, Layer::TxtOut | Layer::TxtMlpIn | Layer::TxtMlpOut)
     }
 }

@@ -3,9 +3,9 @@
 use tenggat_tensor::ops::linear::{self, Weight, Write};
 use tenggat_tensor::{Tensor, View, ViewMut};
 
+use super::recovery::Branch;
 use crate::Result;
 use crate::lora::{Gradients, Part};
-use crate::recovery::Branch;
 
 /// Weight `[out, in]`, bias `[out]`, and what repairs the weight.
 #[derive(Debug)]

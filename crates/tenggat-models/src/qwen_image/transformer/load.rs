@@ -7,33 +7,18 @@ use tenggat_tensor::ops::copy;
 use tenggat_tensor::ops::linear::Weight;
 use tenggat_tensor::{DType, Device};
 
-use super::Transformer;
 use super::block::Block;
-use super::config::{Config, Layer, SINUSOID};
+use super::config::{Config, SINUSOID};
 use super::linear::Linear;
+use super::model::Transformer;
 use super::modulation::{Current, Modulation, ModulationStorage, Streamed};
 use super::offloading::Offloading;
+use super::precision::Precision;
+use super::recovery::Recovery;
 use super::stream::{Layers, Stream};
-use crate::recovery::Recovery;
+use crate::qwen_image::layer::{BLOCKS, Layer, module_name};
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 use crate::{Error, Result};
-
-/// Element types of a loaded model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Precision {
-    /// Activations, biases and norms.
-    pub compute: DType,
-    /// Matrices that are not quantised.
-    pub weights: DType,
-}
-
-impl Precision {
-    /// What models on a device compute in. `narrow`: matrices that are not quantised are kept in bf16, also on a CPU.
-    pub fn on(device: &Device, narrow: bool) -> Self {
-        let compute = device.activations();
-        Precision { compute, weights: if narrow { DType::BF16 } else { compute } }
-    }
-}
 
 /// How a transformer is loaded beyond its element types.
 #[derive(Clone, Copy, Default)]
@@ -122,8 +107,9 @@ impl Loader<'_> {
     fn stream(&self, block: usize, layers: Layers, norms: [&str; 2]) -> Result<Stream> {
         let matrix = |layer| self.config.block_matrix(block, layer);
         let d = self.config.attention_head_dim;
-        let norm =
-            |name: &str| self.source.vector(&format!("transformer_blocks.{block}.attn.{name}.weight"), d);
+        let norm = |name: &str| {
+            self.source.vector(&format!("{}.weight", module_name(block, &format!("attn.{name}"))), d)
+        };
         let (first, second) = (norm(norms[0])?, norm(norms[1])?);
         let mut head_norms = first.empty_like(&[2, d])?;
         copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
@@ -141,12 +127,6 @@ impl Loader<'_> {
         })
     }
 }
-
-/// What the names of all blocks' modules begin with.
-///
-/// Without a recovery adapter the blocks alone are quantised. Deliberate difference: ai-toolkit quantises the ends of the
-/// model too (`toolkit/util/quantize.py`), which are 0.1 % of its weights and stand in every token's way.
-const BLOCKS: &str = "transformer_blocks.";
 
 /// Matrices outside the blocks.
 struct Ends {
@@ -178,7 +158,7 @@ impl Config {
     /// A fused linear layer of a block, as parts of the checkpoint.
     fn block_matrix(&self, block: usize, layer: Layer) -> Matrix {
         let (input, output) = layer.dims(self.inner());
-        let module = |part: &&str| format!("{BLOCKS}{block}.{part}");
+        let module = |part: &&str| module_name(block, part);
         Matrix::stacked(layer.modules().iter().map(module).collect(), input, output)
     }
 
@@ -205,6 +185,8 @@ fn open(
     let checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
     let Some(wanted) = options.quantisation else { return Ok((checkpoint, None)) };
     let recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
+    // Without a recovery adapter only the blocks are quantised. Deliberate difference: ai-toolkit quantises the ends of
+    // the model too (`toolkit/util/quantize.py`), which are 0.1 % of its weights and which every token passes.
     let modules = recovery.as_ref().map_or(Modules::Under(BLOCKS), |r| Modules::Only(r.modules()));
     let progress = options.progress.unwrap_or(&|_, _| {});
     Ok((checkpoint.quantised(wanted, modules, &config.matrices(), progress)?, recovery))

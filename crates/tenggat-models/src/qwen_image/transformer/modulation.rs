@@ -12,8 +12,8 @@ use tenggat_tensor::ops::{copy, linear};
 use tenggat_tensor::{Tensor, ViewMut};
 
 use super::linear::Linear;
+use super::recovery::Branch;
 use crate::Result;
-use crate::recovery::Branch;
 use crate::weights::{Matrix, Source};
 
 /// Whether the modulation matrices stay in memory.

@@ -6,8 +6,10 @@ use tenggat_tensor::cuda::Recording;
 use tenggat_tensor::ops::{attention, copy};
 use tenggat_tensor::{DType, Device, Tensor};
 
-use super::conditioning::Conditioned;
-use super::{Inputs, KeptBlocks, Positions, Transformer};
+use super::conditioned::Conditioned;
+use super::kept::KeptBlocks;
+use super::model::{Inputs, Transformer};
+use super::rope::Positions;
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 

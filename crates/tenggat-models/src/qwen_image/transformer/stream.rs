@@ -11,12 +11,12 @@ use tenggat_tensor::ops::rms_norm_rope::{self, Segment};
 use tenggat_tensor::ops::{copy, gated_residual, gelu, layer_norm_modulate};
 use tenggat_tensor::{Tensor, View, ViewMut};
 
-use super::conditioning::Conditioned;
-use super::config::Layer;
+use super::conditioned::Conditioned;
 use super::linear::{Linear, Trained};
 use super::modulation::Modulation;
 use crate::Result;
 use crate::lora::{Adapter, Gradients};
+use crate::qwen_image::layer::Layer;
 
 /// Frozen weights of one stream.
 #[derive(Debug)]

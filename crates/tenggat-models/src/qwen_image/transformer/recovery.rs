@@ -15,7 +15,7 @@ use tenggat_tensor::ops::kronecker;
 use tenggat_tensor::ops::linear::{self, Weight, Write};
 use tenggat_tensor::{DType, Device, Tensor, View, ViewMut};
 
-use crate::qwen_image::transformer::Layer;
+use crate::qwen_image::layer;
 use crate::weights::{Matrix, Part, Weights};
 use crate::{Error, Result};
 
@@ -135,11 +135,7 @@ impl Recovery {
 /// The dotted name of a module from that of its keys; `None` if it is in no style that we know.
 fn module(stem: &str) -> Option<String> {
     if let Some(flat) = stem.strip_prefix(FLAT_PREFIX) {
-        let (block, layer) = flat.strip_prefix("transformer_blocks_")?.split_once('_')?;
-        block.parse::<usize>().ok()?;
-        let mut layers = Layer::ALL.into_iter().flat_map(|layer| layer.modules());
-        let layer = layers.find(|l| l.replace('.', "_") == layer)?;
-        return Some(format!("transformer_blocks.{block}.{layer}"));
+        return layer::dotted(flat);
     }
     PREFIXES.into_iter().find_map(|prefix| stem.strip_prefix(prefix)).map(str::to_owned)
 }

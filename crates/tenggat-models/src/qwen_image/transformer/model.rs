@@ -1,0 +1,399 @@
+//! The model as a chain of blocks with what stands around it: forward and backward.
+
+use std::sync::Arc;
+
+use tenggat_tensor::ops::quantise::Use;
+use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
+use tenggat_tensor::{Device, Tensor};
+
+use super::block::{Block, Geometry};
+use super::conditioned::Conditioned;
+use super::config::Config;
+use super::kept::{Kept, KeptBlocks};
+use super::linear::Linear;
+use super::modulation::{Current, Modulation};
+use super::offloading::Offloading;
+use super::precision::Precision;
+use super::rope::Positions;
+use super::stream::{Pass, Stream, Trace};
+use crate::lora::{Adapter, Gradients, Kind, Layout, Lora, Rounded};
+use crate::qwen_image::layer::Layer;
+use crate::{Error, Result};
+
+/// Added to the mean square of the text norm.
+const TEXT_NORM_EPS: f64 = 1e-6;
+
+/// The frozen model.
+#[derive(Debug)]
+pub struct Transformer {
+    pub(super) config: Config,
+    pub(super) device: Device,
+    pub(super) precision: Precision,
+    /// Whether products may round their operands to bf16.
+    pub(super) narrow_products: bool,
+    pub(super) image_in: Linear,
+    pub(super) text_norm: Tensor,
+    pub(super) text_in: Linear,
+    pub(super) time_1: Linear,
+    pub(super) time_2: Linear,
+    pub(super) blocks: Vec<Block>,
+    /// Blocks whose weights leave memory after each use.
+    pub(super) offloading: Offloading,
+    pub(super) norm_out: Linear,
+    pub(super) proj_out: Linear,
+    /// Results of streamed modulation.
+    pub(super) modulation: Current,
+}
+
+/// One batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Packed noisy latents, `[b·image tokens, in_channels]`.
+    pub latents: &'a Tensor,
+    /// σ of each sample, 0 to 1.
+    pub sigmas: &'a [f64],
+    /// Text embeddings, `[b·text tokens, joint_attention_dim]`, padded on the right.
+    pub text: &'a Tensor,
+    /// Valid text tokens of each sample.
+    pub text_lens: &'a [usize],
+    /// Tables of [`Transformer::positions`] for this picture size and padded text length.
+    pub positions: &'a Positions,
+}
+
+impl Inputs<'_> {
+    /// Valid keys of each sample in the joint attention: its image, then its text.
+    pub(super) fn key_lens(&self) -> Vec<usize> {
+        let image_tokens = self.positions.image.shape()[0];
+        self.text_lens.iter().map(|n| image_tokens + n).collect()
+    }
+}
+
+/// What [`Transformer::backward`] reads.
+#[derive(Debug)]
+pub struct Tape {
+    geometry: Geometry,
+    conditioned: Arc<Conditioned>,
+    blocks: Vec<Kept>,
+    last: Tensor,
+    modulation: Tensor,
+    stats: Tensor,
+}
+
+impl Transformer {
+    /// Dimensions.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Element types.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Position tables for a picture of `grid` = (rows, columns) patches and texts padded to `text_tokens`.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn positions(&self, grid: (usize, usize), text_tokens: usize) -> Result<Positions> {
+        Positions::new(
+            self.config.axes_dims_rope,
+            grid,
+            text_tokens,
+            &self.device,
+            self.precision.compute.wide(),
+        )
+    }
+
+    /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their dotted names.
+    pub fn lora_layout(&self, kind: impl Into<Kind>, select: impl Fn(&str) -> bool) -> Layout {
+        Layout::new(kind, self.config.lora_layers(), select)
+    }
+
+    /// The predicted velocity, `[b·image tokens, in_channels]`.
+    ///
+    /// # Errors
+    /// The inputs' shapes do not fit, or the device failed.
+    pub fn forward(&self, inputs: Inputs<'_>, lora: Option<&Lora>) -> Result<Tensor> {
+        Ok(self.run(inputs, lora, None, None)?.0)
+    }
+
+    /// [`Transformer::forward`] that keeps what the backward pass needs.
+    ///
+    /// # Errors
+    /// The inputs' shapes do not fit, or the device failed.
+    pub fn forward_for_backward(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        kept: KeptBlocks,
+    ) -> Result<(Tensor, Tape)> {
+        let (out, tape) = self.run(inputs, lora, Some(kept), None)?;
+        let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
+        Ok((out, tape))
+    }
+
+    /// [`Transformer::forward`] that shows its intermediate results by the names of the golden data: `temb`,
+    /// `img_in`, `block0.img_mod`, `block0.hidden_states`, …
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn forward_traced(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        trace: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        Ok(self.run(inputs, lora, None, Some(trace))?.0)
+    }
+
+    fn run(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        kept: Option<KeptBlocks>,
+        mut trace: Option<Trace<'_>>,
+    ) -> Result<(Tensor, Option<Tape>)> {
+        let conditioned = self.conditioned(inputs.sigmas, &mut |name, tensor| {
+            if let Some(trace) = &mut trace {
+                trace(name, tensor);
+            }
+        })?;
+        self.run_conditioned(inputs, Arc::new(conditioned), lora, kept, trace)
+    }
+
+    /// All of a pass but what depends on its noise levels.
+    pub(super) fn run_conditioned(
+        &self,
+        inputs: Inputs<'_>,
+        conditioned: Arc<Conditioned>,
+        lora: Option<&Lora>,
+        kept: Option<KeptBlocks>,
+        mut trace: Option<Trace<'_>>,
+    ) -> Result<(Tensor, Option<Tape>)> {
+        let mut show = |name: &str, tensor: &Tensor| {
+            if let Some(trace) = &mut trace {
+                trace(name, tensor);
+            }
+        };
+        let geometry = self.geometry(&inputs)?;
+        // Latents and embeddings may be kept wider than the model computes.
+        let compute = self.precision.compute;
+        let rounded_to = |t: &Tensor| (t.dtype() != compute).then(|| t.to_dtype(compute)).transpose();
+        let (latents, text) = (rounded_to(inputs.latents)?, rounded_to(inputs.text)?);
+        let inputs = Inputs {
+            latents: latents.as_ref().unwrap_or(inputs.latents),
+            text: text.as_ref().unwrap_or(inputs.text),
+            ..inputs
+        };
+        let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
+        show("img_in", &image);
+        let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
+        let norm = self.text_norm.view();
+        rms_norm::forward(inputs.text.view(), norm, TEXT_NORM_EPS, text_normed.view_mut())?;
+        show("txt_norm", &text_normed);
+        let (mut text, _) = self.text_in.forward(text_normed.view(), None)?;
+        show("txt_in", &text);
+
+        let layers = self.blocks.len();
+        let (kept, mut stay) = (kept.map(|kept| kept.of(layers)), Vec::new());
+        self.expect(self.offloading.next(0), Use::Soon);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
+            self.expect(offloaded.flatten(), Use::Soon);
+            let rounded = self.rounded(lora, i)?;
+            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
+            let pass = Pass { block: i, conditioned: &conditioned, adapter };
+            let (image_out, text_out, tape) =
+                block.forward(pass, &geometry, inputs.positions, image, text)?;
+            // A backward pass begins with the last one.
+            let stays = kept.is_some() && offloaded == Some(None);
+            self.expect((offloaded.is_some() && !stays).then_some(i), Use::Later);
+            tape.trace(i, &mut show);
+            show(&format!("block{i}.hidden_states"), &image_out);
+            image = image_out;
+            text = match text_out {
+                Some(text) => {
+                    show(&format!("block{i}.encoder_hidden_states"), &text);
+                    text
+                }
+                None => Tensor::empty(&self.device, self.precision.compute, &[0, 0])?,
+            };
+            stay.extend(kept.map(|kept| Kept::of(tape, kept, layers - i)));
+        }
+        let (modulation, _) = self.norm_out.forward(conditioned.silu.view(), None)?;
+        let (mut normed, mut stats) =
+            (image.empty_like(image.shape())?, image.empty_wide(&[image.shape()[0], 2])?);
+        layer_norm_modulate::forward(
+            image.view(),
+            modulation.view(),
+            geometry.image_tokens,
+            normed.view_mut(),
+            stats.view_mut(),
+        )?;
+        show("norm_out", &normed);
+        let (out, _) = self.proj_out.forward(normed.view(), None)?;
+        let tape = kept.is_some().then_some(Tape {
+            geometry,
+            conditioned,
+            blocks: stay,
+            last: image,
+            modulation,
+            stats,
+        });
+        Ok((out, tape))
+    }
+
+    /// The gradients of the adapter, and of the latents if `want_dlatents`, from the gradient of the prediction.
+    /// `inputs` and `lora` are those of the forward pass.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or the device failed.
+    pub fn backward(
+        &self,
+        inputs: Inputs<'_>,
+        lora: Option<&Lora>,
+        tape: Tape,
+        dout: &Tensor,
+        mut gradients: Option<Gradients<'_>>,
+        want_dlatents: bool,
+    ) -> Result<Option<Tensor>> {
+        let Tape { geometry, conditioned, blocks, last, modulation, stats } = tape;
+        let dnormed = self.proj_out.backward(last.view(), dout.view(), None)?;
+        let mut dimage = last.empty_like(last.shape())?;
+        dimage.fill(0.0)?;
+        layer_norm_modulate::backward(
+            last.view(),
+            modulation.view(),
+            stats.view(),
+            geometry.image_tokens,
+            dnormed.view(),
+            dimage.view_mut(),
+            None,
+        )?;
+        drop((last, dnormed));
+        let (mut dimage, mut dtext) = (Some(dimage), None);
+        self.expect(self.offloading.last(self.blocks.len()), Use::Soon);
+        for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+            let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
+            self.expect(before, Use::Soon);
+            let rounded = self.rounded(lora, i)?;
+            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
+            let pass = Pass { block: i, conditioned: &conditioned, adapter };
+            let tape = match kept {
+                Kept::All(tape) => tape,
+                Kept::Results(image, text, results) => {
+                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), Some(*results))?)
+                }
+                Kept::Inputs(image, text) => {
+                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), None)?)
+                }
+            };
+            let Some(d) = dimage.take() else { break };
+            (dimage, dtext) = block.backward(
+                pass,
+                &geometry,
+                inputs.positions,
+                &tape,
+                d,
+                dtext.take(),
+                &mut gradients,
+                want_dlatents || i > 0,
+            )?;
+            // The next pass begins with the first one.
+            self.expect(before.is_some().then_some(i), Use::Later);
+        }
+        match dimage {
+            Some(dimage) if want_dlatents => {
+                Ok(Some(self.image_in.backward(inputs.latents.view(), dimage.view(), None)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The adapter's parameters of a block as it multiplies by them, where they are rounded for that. A block at a time: the
+    /// copy of a whole adapter would be half as large as the adapter.
+    fn rounded(&self, lora: Option<&Lora>, block: usize) -> Result<Option<Rounded>> {
+        let Some(lora) = lora else { return Ok(None) };
+        let first = block * Layer::ALL.len();
+        Ok(lora.rounded(first..first + Layer::ALL.len(), self.precision.compute)?)
+    }
+
+    /// Number of blocks whose weights leave memory after each use.
+    pub fn offloaded_blocks(&self) -> usize {
+        self.offloading.blocks()
+    }
+
+    /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from their file for
+    /// every pass from now on. Stops at weights that do not lie in a file, or not as they are multiplied. Returns how many
+    /// blocks were offloaded.
+    pub fn offload(&self, blocks: usize) -> usize {
+        self.offloading.extend(blocks, |i| self.blocks[i].image.release() | self.blocks[i].text.release())
+    }
+
+    /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether that makes room.
+    pub fn stop_reading_ahead(&self) -> bool {
+        let makes_room = self.offloading.stop_ahead();
+        if makes_room {
+            (0..self.blocks.len())
+                .filter(|&i| self.offloading.has(i))
+                .for_each(|i| self.expect(Some(i), Use::Later));
+        }
+        makes_room
+    }
+
+    /// Tells an offloaded block what is to come. While one block is at work, the next is read.
+    fn expect(&self, block: Option<usize>, coming: Use) {
+        let is_told = coming == Use::Later || self.offloading.is_ahead();
+        if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
+            block.image.expect(coming);
+            block.text.expect(coming);
+        }
+    }
+
+    fn geometry(&self, inputs: &Inputs<'_>) -> Result<Geometry> {
+        let batch = inputs.sigmas.len();
+        let image_tokens = inputs.positions.image.shape()[0];
+        let text_tokens = inputs.positions.text.shape()[0];
+        let check = |what: &'static str, expected: [usize; 2], got: &Tensor| {
+            let got = got.view().shape();
+            if got == expected {
+                return Ok(());
+            }
+            Err(Error::Tensor(tenggat_tensor::Error::shape("transformer", what, &expected, &got)))
+        };
+        check("latents", [batch * image_tokens, self.config.in_channels], inputs.latents)?;
+        check("text", [batch * text_tokens, self.config.joint_attention_dim], inputs.text)?;
+        if inputs.text_lens.len() != batch || inputs.text_lens.iter().any(|&n| n > text_tokens) {
+            return Err(Error::Unsupported(format!(
+                "transformer: text lengths {:?} do not fit {batch} samples of {text_tokens} tokens",
+                inputs.text_lens
+            )));
+        }
+        Ok(Geometry {
+            image_tokens,
+            text_tokens,
+            key_lens: inputs.key_lens(),
+            heads: self.config.num_attention_heads,
+            head_dim: self.config.attention_head_dim,
+            narrow: self.narrow_products,
+        })
+    }
+
+    /// Bytes of the frozen matrices in memory, or mapped into it.
+    pub fn weight_bytes(&self) -> usize {
+        let stream = |s: &Stream| {
+            let modulation =
+                if let Modulation::Resident(linear) = &s.modulation { linear.bytes() } else { 0 };
+            modulation + [&s.qkv, &s.out, &s.mlp_in, &s.mlp_out].map(Linear::bytes).iter().sum::<usize>()
+        };
+        let ends =
+            [&self.image_in, &self.text_in, &self.time_1, &self.time_2, &self.norm_out, &self.proj_out];
+        self.blocks.iter().map(|b| stream(&b.image) + stream(&b.text)).sum::<usize>()
+            + ends.map(Linear::bytes).iter().sum::<usize>()
+    }
+}
