@@ -11,7 +11,7 @@ pub mod contest;
 pub mod dataset;
 pub mod draws;
 pub mod ema;
-pub mod job;
+mod from_job;
 pub mod lora_file;
 pub mod metrics;
 mod noise;
@@ -27,3 +27,6 @@ pub mod step_bench;
 mod tensor_file;
 pub mod tensorboard;
 pub mod timesteps;
+
+/// Job files, a crate of their own.
+pub use tenggat_job as job;

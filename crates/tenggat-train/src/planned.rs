@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use tenggat_models::Result;
-use tenggat_models::lora::Kind;
 use tenggat_models::qwen_image::text_encoder::Config as TextConfig;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::qwen_image::vae::VaeConfig;
@@ -13,11 +12,11 @@ use tenggat_plan::{
     BucketShape, ModelDims, Optimiser as PlannedOptimiser, PlanJob, Precision, SampleJob, Surroundings,
     ValidationJob,
 };
-
 use tenggat_tensor::ops::quantise::Format;
 
 use crate::dataset::{self, Batches, Item};
-use crate::job::{FirstRound, Job, Optimiser};
+use crate::from_job;
+use crate::job::{FirstRound, Job, NetworkKind, Optimiser};
 use crate::run::VALIDATION_SHARE;
 
 /// Characters per token of English captions with the Qwen2 vocabulary, as far as that can be said in general.
@@ -131,7 +130,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     if !(job.network.only_if_contains.is_empty() && job.network.ignore_if_contains.is_empty()) {
         notes.push("planned as if every module were trained; leaving some out saves a little".to_owned());
     }
-    if let Kind::Kronecker { .. } = job.network.kind {
+    if let NetworkKind::Lokr { .. } = job.network.kind {
         notes.push(format!("planned as a LoRA of rank {}; a LoKr takes less", job.network.rank));
     }
     let planned = PlanJob {
@@ -142,7 +141,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         accumulation: job.train.gradient_accumulation as u64,
         text_tokens,
         rank: job.network.rank as u64,
-        precision: job.model.quantisation.map_or(unquantised, precision),
+        precision: job.model.quantisation.map_or(unquantised, |qtype| precision(from_job::format(qtype))),
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| RECOVERY_RANK),
         fp8_products: job.model.fp8_products,
         offloaded_share: job.model.offloaded_share,

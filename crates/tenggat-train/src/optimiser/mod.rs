@@ -206,3 +206,34 @@ impl Optimiser {
         self.rule.update(lora, gradients, self.clip.view(), lr, self.steps)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_decides_method_and_numbers() {
+        let read = |train: &str| {
+            let text = format!(
+                "{{job: extension, config: {{name: n, process: [{{type: sd_trainer, network: {{}}, \
+                 datasets: [{{folder_path: p}}], model: {{name_or_path: m, arch: qwen_image}}, train: {{{train}}}}}]}}}}"
+            );
+            job::Job::from_str(&text, "job.yaml".as_ref(), None, &|_| None).unwrap().0
+        };
+        let method = |text: &str| {
+            let job = read(text);
+            Method::of(&job.train.optimiser, job.train.lr)
+        };
+        let adam = AdamWConfig { weight_decay: 0.0, coupled: true, ..AdamWConfig::default() };
+        assert_eq!(method("optimizer: adam"), Method::AdamW(adam));
+        let lion = LionConfig { beta1: 0.8, beta2: 0.9, weight_decay: 5.0 };
+        let text = "optimizer: lion, lr: 0.01, optimizer_params: {betas: [0.8, 0.9], weight_decay: 0.05, decoupled_weight_decay: true}";
+        assert_eq!(method(text), Method::Lion(lion));
+        let adafactor = AdafactorConfig { eps: 1e-20, scale_floor: Some(0.01), ..AdafactorConfig::default() };
+        let text = "optimizer: adafactor, optimizer_params: {eps: [1e-20, 0.01], scale_parameter: true}";
+        assert_eq!(method(text), Method::Adafactor(adafactor));
+        let job = read("optimizer: prodigy, lr: 1e-4, optimizer_params: {d_coef: 2}");
+        let prodigy = ProdigyConfig { d_coef: 2.0, ..ProdigyConfig::default() };
+        assert_eq!(Method::of(&job.train.optimiser, 1.0), Method::Prodigy(prodigy));
+    }
+}

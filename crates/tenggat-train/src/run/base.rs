@@ -11,11 +11,11 @@ use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::DType;
 use tenggat_tensor::ops::linear;
-use tenggat_tensor::ops::quantise::Format;
 
 use super::event::Event;
 use super::{Error, Options, Result, memory, room};
-use crate::job::Job;
+use crate::from_job;
+use crate::job::{Job, Qtype};
 
 /// What is loaded from the model's folder.
 pub(super) struct Base {
@@ -95,8 +95,8 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     Ok(Base { model, vae, text, scheduler: Scheduler::load(&folder.join("scheduler"))?, steps_ahead })
 }
 
-fn quantisation(format: Format, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {
-    Quantisation { format, recovery, cache: cache.map(Path::to_path_buf) }
+fn quantisation(qtype: Qtype, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {
+    Quantisation { format: from_job::format(qtype), recovery, cache: cache.map(Path::to_path_buf) }
 }
 
 fn adapter(name: &str) -> Result<PathBuf> {

@@ -9,6 +9,7 @@ use tenggat_tensor::{DType, Device};
 use super::data::Prepared;
 use super::event::Event;
 use super::{Options, Result, room};
+use crate::from_job;
 use crate::job::{Checkpointing, Job};
 use crate::planned;
 
@@ -107,7 +108,7 @@ fn step(
         },
         rank: job.network.rank as u64,
         precision: match job.model.quantisation {
-            Some(format) => planned::precision(format),
+            Some(qtype) => planned::precision(from_job::format(qtype)),
             None if stored.weights == DType::BF16 => Precision::Bf16,
             None => Precision::F32,
         },

@@ -9,6 +9,7 @@ use tenggat_tensor::ops::loss;
 
 use super::{Error, Event, Options, Result};
 use crate::adapter;
+use crate::from_job;
 use crate::job::{self, Job, Loss, LrScheduler};
 use crate::lora_file;
 use crate::step::Objective;
@@ -16,7 +17,8 @@ use crate::step::Objective;
 /// The adapter that a run begins with, made from the dimensions of the model alone.
 pub(super) fn first_lora(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Lora> {
     let config = Config::read(&options.model.join("transformer"))?;
-    let layout = Layout::new(job.network.kind, config.lora_layers(), |module| job.network.trains(module));
+    let layout =
+        Layout::new(from_job::kind(&job.network), config.lora_layers(), |module| job.network.trains(module));
     if layout.is_empty() {
         return Err(Error::Job(
             "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tenggat_models::lora::Kind;
 use tenggat_models::{hub, model_folder};
 use tenggat_plan::{Plan, PlanOptions, Precision, Trainer, format_duration};
 use tenggat_train::dataset::{self, Item};
-use tenggat_train::job::{self, Job};
+use tenggat_train::job::{self, Job, NetworkKind};
 use tenggat_train::lora_file;
 use tenggat_train::planned::plan_job;
 
@@ -96,9 +95,9 @@ fn summary(job: &Job) -> String {
     let batch = train.batch_size * train.gradient_accumulation;
     let (kind, lr) = (train.optimiser.kind, train.lr);
     let network = match job.network.kind {
-        Kind::LowRank(rank) => format!("LoRA of rank {rank}"),
-        Kind::Kronecker { factor: Some(factor) } => format!("LoKr, factor {factor}"),
-        Kind::Kronecker { factor: None } => "LoKr".into(),
+        NetworkKind::Lora => format!("LoRA of rank {}", job.network.rank),
+        NetworkKind::Lokr { factor: Some(factor) } => format!("LoKr, factor {factor}"),
+        NetworkKind::Lokr { factor: None } => "LoKr".into(),
     };
     format!("{}: {network}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
 }

@@ -33,7 +33,6 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     show_warnings(&warnings);
     job.train.lr = args.lr.unwrap_or(job.train.lr);
     job.network.rank = args.rank.unwrap_or(job.network.rank);
-    job.network.kind = job.network.rank.into();
     // Every demo is a new one.
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };

@@ -1,52 +1,21 @@
-//! Job files: ai-toolkit's YAML or JSON in, a [`Job`] with every value decided out.
-//!
-//! Reading goes text → variables replaced → tree with places → raw structs → keys checked against the tables →
-//! resolved job. Nothing past this module sees a raw value. Keys of ai-toolkit that are not supported are refused by
-//! name if they would change the result, and warned about if not; unknown keys are warned about, which ai-toolkit
-//! does not do. Keys of ours live in the process under `tenggat`: `budget`, `deadline`, `fill`, `margin`,
-//! `memory_limit`, `seed`, `threads`, `resume`, `compat`, `held_out`, `deliver`, `keep_best`,
-//! `lr_times_steps`, `fp8_products`.
-
-mod compare;
-mod compat;
-mod de;
-mod error;
-mod keys;
-mod raw;
-mod resolve;
-mod source;
-mod substitute;
-mod suggest;
-mod tree;
-mod types;
-mod values;
+//! From a file, or its text, to a [`Job`]: text → variables replaced → tree with places → raw structs → keys
+//! checked against the tables → resolved job.
 
 use std::path::Path;
 
-pub use compare::{Change, changes};
-pub use compat::Compat;
-pub use error::{Error, Result, Warning};
-pub use source::{Mark, Place};
-pub use types::{
-    ARCH, Bell, Dataset, Deliver, FirstRound, Job, Limits, Masks, Model, Network, OptimiserConfig,
-    OptimiserParams, Prompt, Push, Sample, Save, Train, Validation,
-};
-pub use values::{
-    Balance, Checkpointing, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType,
-};
-
-use keys::Rule;
-use resolve::Resolver;
-use source::Source;
-use tree::{Entry, Node, Value};
+use crate::keys::{self, Rule};
+use crate::resolve::Resolver;
+use crate::source::{Mark, Source};
+use crate::tree::{Entry, Node, Value};
+use crate::{Error, Job, Result, Warning, de, raw, substitute, suggest};
 
 impl Job {
-    /// Reads a job file, YAML or JSON. `name` replaces `config.name`; `variable` gives the values of `${VAR}`, as
-    /// `|name| std::env::var(name).ok()` does.
+    /// Reads a job file, YAML or JSON. `name` replaces `config.name`; `variable` gives the values of
+    /// `${VAR}`, as `|name| std::env::var(name).ok()` does.
     ///
     /// # Errors
-    /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no sense, or the
-    /// job asks for what this version does not do. The message names file, line, column and key.
+    /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no sense, or
+    /// the job asks for what this version does not do. The message names file, line, column and key.
     pub fn from_file(
         path: &Path,
         name: Option<&str>,
@@ -155,6 +124,3 @@ fn unknown(source: &Source, stray: &de::Stray) -> Warning {
     let message = format!("`{}` is not a known key and has no effect{advice}", stray.entry.key);
     Warning { place: source.place(stray.entry.at), message }
 }
-
-#[cfg(test)]
-mod tests;

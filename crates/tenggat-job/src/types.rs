@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use tenggat_models::lora::Kind;
-use tenggat_tensor::ops::quantise::Format;
-
 use super::Compat;
 use super::values::{
-    Balance, Checkpointing, Loss, LrScheduler, Optimiser, PictureFormat, SaveType, TimestepType,
+    Balance, Bell, Checkpointing, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser,
+    PictureFormat, Qtype, SaveType, TimestepType,
 };
 
 /// Everything that a run is told.
@@ -59,7 +57,7 @@ pub struct Network {
     /// Rank of every module; of no meaning to Kronecker products.
     pub rank: usize,
     /// What is added to a layer.
-    pub kind: Kind,
+    pub kind: NetworkKind,
     /// Only modules whose name contains one of these; all if empty.
     pub only_if_contains: Vec<String>,
     /// No module whose name contains one of these.
@@ -108,16 +106,6 @@ pub struct Save {
     pub keep: u64,
     /// Type of the tensors.
     pub dtype: SaveType,
-}
-
-/// Which LoRA of a run is the finished one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deliver {
-    /// That of the last step.
-    Newest,
-    /// That with the lowest velocity error on the held-out pictures, among those that are measured on the way; the first is
-    /// the one that the run begins with.
-    Best,
 }
 
 /// One set of pictures.
@@ -179,7 +167,8 @@ pub struct Dataset {
 /// Masks of a data set: white counts whole, black as `floor` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Masks {
-    /// Folder with a picture of the same name for each; `None` takes the transparency of the pictures themselves.
+    /// Folder with a picture of the same name for each; `None` takes the transparency of the pictures
+    /// themselves.
     pub folder: Option<PathBuf>,
     /// Exchanges black and white.
     pub inverted: bool,
@@ -198,8 +187,8 @@ pub struct Train {
     pub gradient_accumulation: usize,
     /// Peak learning rate.
     pub lr: f64,
-    /// Product of the peak learning rate and the steps expected in all, which the rate follows as the forecast changes: at
-    /// most [`Train::LR_SPAN`] times `lr`, at least that part of it.
+    /// Product of the peak learning rate and the steps expected in all, which the rate follows as the
+    /// forecast changes: at most [`Train::LR_SPAN`] times `lr`, at least that part of it.
     pub lr_times_steps: Option<f64>,
     /// Optimiser and its numbers.
     pub optimiser: OptimiserConfig,
@@ -235,7 +224,8 @@ pub struct Train {
     pub ema_decay: Option<f64>,
     /// Which blocks compute their activations again rather than keep them.
     pub checkpointing: Checkpointing,
-    /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32 bits.
+    /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32
+    /// bits.
     pub narrow: bool,
 }
 
@@ -257,18 +247,7 @@ pub struct Validation {
     pub sigmas: Vec<f64>,
 }
 
-/// Extra loss weights over the timestep table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bell {
-    /// None.
-    Flat,
-    /// [`crate::timesteps::bell_loss_weights`].
-    Whole,
-    /// [`crate::timesteps::half_bell_loss_weights`].
-    Half,
-}
-
-/// Optimiser and its numbers; `None` is the optimiser's own default, see [`crate::optimiser::Method::of`].
+/// Optimiser and its numbers; `None` is the optimiser's own default, which the training decides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimiserConfig {
     /// Which.
@@ -322,12 +301,13 @@ pub struct Model {
     /// Folder, or name on the Hub.
     pub name_or_path: String,
     /// Format of the frozen transformer, if quantised.
-    pub quantisation: Option<Format>,
+    pub quantisation: Option<Qtype>,
     /// LoRA that repairs the quantised transformer.
     pub recovery_adapter: Option<String>,
     /// Format of the text encoder, if quantised.
-    pub text_quantisation: Option<Format>,
-    /// Whether frozen linears are multiplied in 8-bit floats where the device does that. Such products err by a few percent.
+    pub text_quantisation: Option<Qtype>,
+    /// Whether frozen linears are multiplied in 8-bit floats where the device does that. Such products err by
+    /// a few percent.
     pub fp8_products: bool,
     /// Whether modulation matrices are never kept in memory; otherwise the plan decides.
     pub low_vram: bool,
@@ -353,17 +333,6 @@ pub struct Sample {
     pub format: PictureFormat,
     /// Pictures of a round.
     pub prompts: Vec<Prompt>,
-}
-
-/// The round before the first step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FirstRound {
-    /// At the start of a run, not when it is resumed.
-    AtStart,
-    /// Also when resumed.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// One picture of a round.

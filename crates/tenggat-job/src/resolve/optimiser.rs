@@ -5,12 +5,14 @@ use super::super::values::Optimiser;
 use super::super::{Result, raw};
 use super::{PROCESS, Resolver};
 
-/// Learning rate below which ai-toolkit takes Prodigy's to be meant for another optimiser, and what it sets instead.
+/// Learning rate below which ai-toolkit takes Prodigy's to be meant for another optimiser, and what it sets
+/// instead.
 const PRODIGY_LEAST: f64 = 0.1;
 const PRODIGY_RATE: f64 = 1.0;
 
 impl Resolver<'_> {
-    /// The learning rate; Prodigy's is a factor about 1. Source: ai-toolkit `toolkit/optimizer.py`, `get_optimizer`.
+    /// The learning rate; Prodigy's is a factor about 1. Source: ai-toolkit `toolkit/optimizer.py`,
+    /// `get_optimizer`.
     pub(super) fn rate(&mut self, kind: Optimiser, lr: f64) -> f64 {
         if kind != Optimiser::Prodigy || lr >= PRODIGY_LEAST {
             return lr;

@@ -1,11 +1,35 @@
 //! The named values of a job: what each name stands for, and which are not there yet.
 
-use tenggat_tensor::ops::quantise::Format;
-
 use super::suggest;
-use super::types::Deliver;
 
-/// Where timesteps are drawn from. Tables: [`crate::timesteps`].
+/// What is added to a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkKind {
+    /// `B·A` of the job's rank.
+    Lora,
+    /// A Kronecker product `W₁ ⊗ W₂`.
+    Lokr {
+        /// Wanted small factor of both sides; `None`: as near to the square root as possible.
+        factor: Option<usize>,
+    },
+}
+
+/// How frozen weights are stored: `qtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qtype {
+    /// `uintN`: N-bit unsigned integers in groups of 64 with scale and zero point, 2 ≤ N ≤ 7.
+    Uint(u8),
+    /// `qfloat8`: e4m3 floats, one scale per row, as optimum-quanto rounds them.
+    QFloat8,
+    /// `float8`: e4m3 floats, one scale per row, as torchao rounds them.
+    Float8,
+    /// `qint8`: integers in ±127, one scale per row, as optimum-quanto rounds them.
+    QInt8,
+    /// `int8`: integers in −128…127, one scale per row, as torchao rounds them.
+    Int8,
+}
+
+/// Where timesteps are drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestepType {
     /// Normal numbers through a sigmoid: mostly the middle of the noise range.
@@ -29,6 +53,17 @@ pub enum Balance {
     Content,
     /// The clean end, which decides texture: index = (1 − r³) · 1000.
     Style,
+}
+
+/// Extra loss weights over the timestep table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bell {
+    /// None.
+    Flat,
+    /// A bell over the whole table (`linear_timesteps`).
+    Whole,
+    /// A bell whose noisy half is flat (`linear_timesteps2`).
+    Half,
 }
 
 /// What is minimised.
@@ -88,6 +123,16 @@ pub enum LrScheduler {
     WarmupStableDecay,
 }
 
+/// Which LoRA of a run is the finished one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deliver {
+    /// That of the last step.
+    Newest,
+    /// That with the lowest velocity error on the held-out pictures, among those that are measured on the
+    /// way; the first is the one that the run begins with.
+    Best,
+}
+
 /// Type of a saved tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaveType {
@@ -107,6 +152,17 @@ impl SaveType {
             SaveType::F32 => 4,
         }
     }
+}
+
+/// The round before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstRound {
+    /// At the start of a run, not when it is resumed.
+    AtStart,
+    /// Also when resumed.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// File format of samples.
@@ -212,17 +268,17 @@ pub(super) const SAVE_TYPES: &[Choice<SaveType>] = &[
     is("single", SaveType::F32),
 ];
 
-pub(super) const QUANTISATIONS: &[Choice<Format>] = &[
-    is("qfloat8", Format::QFloat8),
-    is("float8", Format::Float8),
-    is("qint8", Format::QInt8),
-    is("int8", Format::Int8),
-    is("uint2", Format::Uint(2)),
-    is("uint3", Format::Uint(3)),
-    is("uint4", Format::Uint(4)),
-    is("uint5", Format::Uint(5)),
-    is("uint6", Format::Uint(6)),
-    is("uint7", Format::Uint(7)),
+pub(super) const QUANTISATIONS: &[Choice<Qtype>] = &[
+    is("qfloat8", Qtype::QFloat8),
+    is("float8", Qtype::Float8),
+    is("qint8", Qtype::QInt8),
+    is("int8", Qtype::Int8),
+    is("uint2", Qtype::Uint(2)),
+    is("uint3", Qtype::Uint(3)),
+    is("uint4", Qtype::Uint(4)),
+    is("uint5", Qtype::Uint(5)),
+    is("uint6", Qtype::Uint(6)),
+    is("uint7", Qtype::Uint(7)),
     not("uint8", "it leaves the weights as they are; write `quantize: false`"),
     not("qint4", "use uint4"),
     not("qint2", "use uint2"),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::super::raw::TextOrFlag;
-use super::super::types::{Bell, OptimiserConfig, Train, Validation};
+use super::super::types::{OptimiserConfig, Train, Validation};
 use super::super::values::{
-    self, Balance, Checkpointing, Loss, LrScheduler, Optimiser, SaveType, TimestepType,
+    self, Balance, Bell, Checkpointing, Loss, LrScheduler, Optimiser, SaveType, TimestepType,
 };
 use super::super::{Compat, Result, raw};
 use super::{PROCESS, Resolver};

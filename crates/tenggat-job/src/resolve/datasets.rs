@@ -7,8 +7,8 @@ use super::super::{Result, raw};
 use super::{PROCESS, Resolver};
 
 impl Resolver<'_> {
-    /// Every data set of the job; the trigger word, the batch size and the text cache of the job hold for sets that
-    /// say nothing.
+    /// Every data set of the job; the trigger word, the batch size and the text cache of the job hold for
+    /// sets that say nothing.
     pub(super) fn datasets(
         &mut self,
         raw: Vec<raw::Dataset>,

@@ -1,5 +1,5 @@
-//! From a tree to the raw structs: a serde deserializer whose errors know their place, and which reports the keys that
-//! no struct has.
+//! From a tree to the raw structs: a serde deserializer whose errors know their place, and which reports the
+//! keys that no struct has.
 
 use std::cell::RefCell;
 use std::fmt;

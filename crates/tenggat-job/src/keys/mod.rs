@@ -1,5 +1,5 @@
-//! What becomes of every key of ai-toolkit: done, refused with a reason, or without effect. The tables are data, so
-//! that a test can try each of their rows.
+//! What becomes of every key of ai-toolkit: done, refused with a reason, or without effect. The tables are
+//! data, so that a test can try each of their rows.
 
 mod datasets;
 mod model;

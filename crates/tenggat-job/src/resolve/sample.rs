@@ -1,8 +1,8 @@
 //! Samples: prompts, their inline flags and defaults.
 
 use super::super::raw::TextOrFlag;
-use super::super::types::{FirstRound, Prompt, Sample};
-use super::super::values::{self, PictureFormat};
+use super::super::types::{Prompt, Sample};
+use super::super::values::{self, FirstRound, PictureFormat};
 use super::super::{Compat, Result, raw};
 use super::{PROCESS, Resolver};
 

@@ -1,4 +1,5 @@
-//! From the raw structs to the job: defaults, names, limits. Defaults: ai-toolkit `toolkit/config_modules.py`.
+//! From the raw structs to the job: defaults, names, limits. Defaults: ai-toolkit
+//! `toolkit/config_modules.py`.
 
 mod datasets;
 mod optimiser;
@@ -7,15 +8,13 @@ mod train;
 
 use std::path::PathBuf;
 
-use tenggat_models::lora::Kind;
-use tenggat_tensor::ops::quantise::Format;
-
 use super::raw;
 use super::source::{Mark, Source};
 use super::tree::{Node, Value};
 use super::types::*;
-use super::values::{self, Choice, Unchosen};
+use super::values::{self, Choice, Deliver, NetworkKind, Qtype, Unchosen};
 use super::{Compat, Error, Result, Warning};
+use crate::repository::is_repository;
 
 /// Decides; keeps the tree to say where a value is that makes no sense.
 pub(super) struct Resolver<'a> {
@@ -285,7 +284,7 @@ impl Resolver<'_> {
             return Err(self.refused(&at("dropout"), "LoKr has no dropout", "leave it out, or train a LoRA"));
         }
         Ok(Network {
-            kind: if is_lokr { Kind::Kronecker { factor } } else { Kind::LowRank(rank) },
+            kind: if is_lokr { NetworkKind::Lokr { factor } } else { NetworkKind::Lora },
             rank,
             only_if_contains: arguments.only_if_contains.unwrap_or_default().0,
             ignore_if_contains: arguments.ignore_if_contains.unwrap_or_default().0,
@@ -302,7 +301,7 @@ impl Resolver<'_> {
         }
         let path = format!("{PROCESS}.save.hf_repo_id");
         match &raw.hf_repo_id {
-            Some(name) if tenggat_models::hub::Repository::parse(name).is_some() => {
+            Some(name) if is_repository(name) => {
                 Ok(Some(Push { repository: name.clone(), private: raw.hf_private.unwrap_or(false) }))
             }
             other => {
@@ -356,13 +355,13 @@ impl Resolver<'_> {
         }
         let quantise = raw.quantize.unwrap_or(false);
         let quantisation = if quantise {
-            Some(self.choose(&at("qtype"), Some(format), values::QUANTISATIONS, Format::QFloat8)?)
+            Some(self.choose(&at("qtype"), Some(format), values::QUANTISATIONS, Qtype::QFloat8)?)
         } else {
             None
         };
         let text_quantisation = if raw.quantize_te.unwrap_or(quantise) {
             let name = raw.qtype_te.as_deref();
-            Some(self.choose(&at("qtype_te"), name, values::QUANTISATIONS, Format::QFloat8)?)
+            Some(self.choose(&at("qtype_te"), name, values::QUANTISATIONS, Qtype::QFloat8)?)
         } else {
             None
         };
@@ -377,7 +376,7 @@ impl Resolver<'_> {
         }
         // As ai-toolkit does: quanto's tensors do not move between devices.
         let quantisation = quantisation.map(|format| match format {
-            Format::QFloat8 if offloads => Format::Float8,
+            Qtype::QFloat8 if offloads => Qtype::Float8,
             other => other,
         });
         let offloaded_share = if offloads { share } else { 0.0 };

@@ -24,7 +24,8 @@ impl fmt::Display for Change {
     }
 }
 
-/// Keys and sections that leave the training as it is: names and places, what is kept and shown, how long it goes on.
+/// Keys and sections that leave the training as it is: names and places, what is kept and shown, how long it
+/// goes on.
 const NEUTRAL: &[&str] = &[
     "meta",
     "config.name",
@@ -61,7 +62,8 @@ const NEUTRAL: &[&str] = &[
     "config.process[].tenggat.threads",
 ];
 
-/// What differs between two job files, as far as it changes the training. Files that cannot be parsed differ as a whole.
+/// What differs between two job files, as far as it changes the training. Files that cannot be parsed differ
+/// as a whole.
 pub fn changes(was: &str, is: &str) -> Vec<Change> {
     let parse = |text: &str| Node::parse(&Source::new(Path::new("config.yaml"), text), text);
     let (Ok(was), Ok(is)) = (parse(was), parse(is)) else {

@@ -3,8 +3,8 @@
 use super::source::{Mark, Source};
 use super::{Error, Result};
 
-/// Replaces every `${NAME}` by the value that `variable` gives for NAME, comments included, before anything is parsed.
-/// Source: ai-toolkit `toolkit/config.py`, `replace_env_vars_in_string`.
+/// Replaces every `${NAME}` by the value that `variable` gives for NAME, comments included, before anything
+/// is parsed. Source: ai-toolkit `toolkit/config.py`, `replace_env_vars_in_string`.
 ///
 /// # Errors
 /// A variable has no value.

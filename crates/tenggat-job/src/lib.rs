@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+
+mod compare;
+mod compat;
+mod de;
+mod error;
+mod keys;
+mod raw;
+mod read;
+mod repository;
+mod resolve;
+mod source;
+mod substitute;
+mod suggest;
+mod tree;
+mod types;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use compare::{Change, changes};
+pub use compat::Compat;
+pub use error::{Error, Result, Warning};
+pub use repository::is_repository;
+pub use source::{Mark, Place};
+pub use types::{
+    ARCH, Dataset, Job, Limits, Masks, Model, Network, OptimiserConfig, OptimiserParams, Prompt, Push,
+    Sample, Save, Train, Validation,
+};
+pub use values::{
+    Balance, Bell, Checkpointing, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser,
+    PictureFormat, Qtype, SaveType, TimestepType,
+};

@@ -1,0 +1,5 @@
+//! Whole files in, jobs, warnings and errors out.
+
+mod frame;
+mod keys;
+mod whole;
