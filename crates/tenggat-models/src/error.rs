@@ -12,6 +12,12 @@ impl Error {
     }
 }
 
+impl From<tenggat_gpu::Error> for Error {
+    fn from(error: tenggat_gpu::Error) -> Self {
+        Error::Tensor(error.into())
+    }
+}
+
 /// A model that could not be read or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -55,6 +55,18 @@ pub enum Error {
     },
 }
 
+impl From<tenggat_gpu::Error> for Error {
+    fn from(error: tenggat_gpu::Error) -> Self {
+        match error {
+            tenggat_gpu::Error::Failed(why) => Error::Cuda(why),
+            tenggat_gpu::Error::DType { op, dtype } => Error::DType { op, dtype, device: "cuda" },
+            tenggat_gpu::Error::OutOfMemory { bytes, free, total } => {
+                Error::OutOfMemory { bytes, free, total }
+            }
+        }
+    }
+}
+
 impl Error {
     /// A shape mismatch.
     pub fn shape(op: &'static str, what: &'static str, expected: &[usize], got: &[usize]) -> Self {

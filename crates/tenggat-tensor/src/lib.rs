@@ -18,9 +18,7 @@
 //! storage type of frozen weights.
 
 mod cpu;
-pub mod cuda;
 mod device;
-mod dtype;
 mod error;
 pub mod ops;
 pub mod random;
@@ -29,6 +27,6 @@ mod tensor;
 
 pub use cpu::{Element, Real};
 pub use device::Device;
-pub use dtype::DType;
 pub use error::{Error, Result};
+pub use tenggat_gpu::DType;
 pub use tensor::{Tensor, View, ViewMut};

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use tenggat_gpu::{Buffer, Cuda};
+
 use crate::cpu::{self, Element};
-use crate::cuda::{self, Cuda};
 use crate::{DType, Device, Error, Result};
 
 /// Memory of a tensor; goes back to the pool of its device on drop.
@@ -13,7 +14,7 @@ pub(crate) enum Storage {
     /// Host memory.
     Host(cpu::Storage),
     /// Memory of a GPU.
-    Cuda(cuda::Storage),
+    Cuda(Buffer),
 }
 
 impl Storage {
@@ -21,7 +22,7 @@ impl Storage {
     pub fn new(device: &Device, dtype: DType, len: usize) -> Result<Self> {
         Ok(match device {
             Device::Cpu(pool) => Storage::Host(pool.take(dtype, len)),
-            Device::Cuda(cuda) => Storage::Cuda(cuda::Storage::new(cuda, len * dtype.bytes())?),
+            Device::Cuda(cuda) => Storage::Cuda(Buffer::new(cuda, len * dtype.bytes())?),
         })
     }
 
@@ -83,7 +84,7 @@ impl Storage {
                 storage.bytes_mut(dtype, bytes.len() / dtype.bytes())?.copy_from_slice(bytes);
                 Ok(())
             }
-            Storage::Cuda(storage) => storage.cuda().upload(bytes, storage.address()),
+            Storage::Cuda(storage) => Ok(storage.cuda().upload(bytes, storage.address())?),
         }
     }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use tenggat_gpu::{self as gpu, Cuda};
+
 use crate::cpu::{Element, Mat, MatMut};
-use crate::cuda::{self, Cuda};
 use crate::error::expect_shape;
 use crate::storage::Storage;
 use crate::{DType, Device, Error, Result};
@@ -382,11 +383,11 @@ macro_rules! shape_methods {
         }
 
         /// The GPU that holds it, and the matrix as kernels see it.
-        pub(crate) fn cuda(&self, op: &'static str) -> Result<(Arc<Cuda>, cuda::Mat)> {
+        pub(crate) fn cuda(&self, op: &'static str) -> Result<(Arc<Cuda>, gpu::Mat)> {
             let (cuda, address) = self.storage.cuda(op)?;
             let data = address + (self.offset * self.dtype.bytes()) as u64;
-            let (rows, cols) = (cuda::int(self.rows), cuda::int(self.cols));
-            Ok((Arc::clone(cuda), cuda::Mat { data, rows, cols, stride: self.stride as i64 }))
+            let (rows, cols) = (gpu::int(self.rows), gpu::int(self.cols));
+            Ok((Arc::clone(cuda), gpu::Mat { data, rows, cols, stride: self.stride as i64 }))
         }
 
         /// Only these columns.

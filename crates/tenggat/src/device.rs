@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use tenggat_gpu::Options;
 use tenggat_plan::{Machine, parse_bytes};
-use tenggat_tensor::{Device, cuda};
+use tenggat_tensor::Device;
 
 use crate::{assets, processor};
 
@@ -45,10 +46,10 @@ impl FromStr for Choice {
 
 /// How GPUs are opened: libraries from the folders in `TENGGAT_CUDA_LIBRARIES` first, compiled kernels kept in the
 /// cache.
-pub fn options(ordinal: usize) -> anyhow::Result<cuda::Options> {
+pub fn options(ordinal: usize) -> anyhow::Result<Options> {
     let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
     let libraries: Vec<PathBuf> = std::env::split_paths(&folders).collect();
-    Ok(cuda::Options { libraries, cache: Some(assets::cache_folder()?.join("kernels")), ordinal })
+    Ok(Options { libraries, cache: Some(assets::cache_folder()?.join("kernels")), ordinal })
 }
 
 /// Opens the device that is asked for.
@@ -60,7 +61,7 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
         Choice::Cpu => Device::cpu(),
         Choice::Cuda(ordinal) => Device::cuda(&options(ordinal)?)?,
         Choice::Emulated(memory_bytes) => Device::emulated_with(memory_bytes)?,
-        Choice::Auto if cuda::driver_is_there() => match Device::cuda(&options(0)?) {
+        Choice::Auto if tenggat_gpu::driver_is_there() => match Device::cuda(&options(0)?) {
             Ok(device) => device,
             Err(e) => {
                 eprintln!("warning: the GPU is not used: {e}");

@@ -73,7 +73,7 @@ fn a_job_on_a_gpu_has_the_losses_of_the_cpu() {
     let expected = train(folders[0].path(), "cpu", quantised, None);
     assert_near(&train(folders[1].path(), "emulated", quantised, None), &expected);
     if cfg!(target_os = "linux") {
-        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenggat-tensor/stand-in/build.sh");
+        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenggat-gpu/stand-in/build.sh");
         let built = Command::new("sh").arg(build).output().unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         let libraries = String::from_utf8(built.stdout).unwrap();

@@ -2,13 +2,13 @@
 
 use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
 use tenggat_models::weights::Quantisation;
-use tenggat_tensor::{DType, Device, cuda};
+use tenggat_tensor::{DType, Device};
 
 use super::model::{Dense, MIXED, close, folder, gradients, lora};
 
 fn gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-        return Some(Device::cuda(&cuda::Options::default()).unwrap());
+        return Some(Device::cuda(&tenggat_gpu::Options::default()).unwrap());
     }
     match Device::emulated() {
         Ok(device) => Some(device),

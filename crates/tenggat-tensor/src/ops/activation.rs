@@ -1,6 +1,7 @@
-//! Launches of the kernels of `kernels/activation.cuh`: activations of single elements on a GPU.
+//! Launches of the kernels of `activation.cuh`: activations of single elements on a GPU.
 
-use crate::cuda::{Grid, Kernel, Mat, width};
+use tenggat_gpu::{Grid, Kernel, Mat, width};
+
 use crate::{Result, View, ViewMut};
 
 /// Mirrors `Two`.
@@ -16,5 +17,5 @@ pub(super) fn each(op: &'static str, kernel: Kernel, x: View<'_>, y: ViewMut<'_>
     let ((cuda, y_mat), (_, x)) = (y.cuda(op)?, x.cuda(op)?);
     let (wide, v) = width(y.dtype(), &[x, y_mat]);
     let grid = Grid::covering(y.rows() * y.cols() / v);
-    cuda.launch(kernel.wide(wide), &[y.dtype()], grid, Two { x, y: y_mat })
+    Ok(cuda.launch(kernel.wide(wide), &[y.dtype()], grid, Two { x, y: y_mat })?)
 }

@@ -106,7 +106,7 @@ pub fn gpu() -> Option<Device> {
 /// unless `TENGGAT_REQUIRE_CXX` is set.
 pub fn open_gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-        return Some(Device::cuda(&crate::cuda::Options::default()).unwrap());
+        return Some(Device::cuda(&tenggat_gpu::Options::default()).unwrap());
     }
     emulated_gpu(usize::MAX)
 }

@@ -55,7 +55,7 @@ macro_rules! dispatch_real {
 pub(crate) use dispatch_real;
 
 /// All kernels of GPUs.
-pub(crate) const KERNELS: &[&crate::cuda::Module] = &[
+pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &adafactor::cuda::MODULE,
     &adamw8bit::cuda::MODULE,
     &adamw::cuda::MODULE,

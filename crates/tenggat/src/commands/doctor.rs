@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use sysinfo::{Disks, System};
 
-use tenggat_tensor::{Device, cuda};
+use tenggat_tensor::Device;
 
 use crate::assets;
 use crate::device::{self, Choice};
@@ -51,7 +51,7 @@ const LIBRARIES: [(&str, &str); 3] =
 fn gpu(choice: Choice) {
     let ordinal = if let Choice::Cuda(ordinal) = choice { ordinal } else { 0 };
     let opened = device::options(ordinal).map_err(|e| e.to_string()).and_then(|options| {
-        let found = cuda::libraries(&options);
+        let found = tenggat_gpu::preload(&options.libraries);
         for (library, package) in LIBRARIES {
             let path = found
                 .iter()
@@ -60,7 +60,7 @@ fn gpu(choice: Choice) {
             let missing = || format!("not found: `pip install {package}`, or install the CUDA toolkit");
             row(library, &path.unwrap_or_else(missing));
         }
-        if !cuda::driver_is_there() {
+        if !tenggat_gpu::driver_is_there() {
             return Err("none: libcuda.so.1, which comes with NVIDIA's driver, is not there".into());
         }
         Device::cuda(&options).map_err(|e| e.to_string())

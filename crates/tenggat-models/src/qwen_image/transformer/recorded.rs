@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenggat_tensor::cuda::Recording;
+use tenggat_gpu::Graph;
 use tenggat_tensor::ops::{attention, copy};
 use tenggat_tensor::{DType, Device, Tensor};
 
@@ -13,7 +13,7 @@ use super::rope::Positions;
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
-/// Two recordings, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and
+/// Two CUDA graphs, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and
 /// the gradient buffer that they were made with, the adapter's strength included.
 #[derive(Debug)]
 pub struct Recorded {
@@ -23,12 +23,12 @@ pub struct Recorded {
     positions: Positions,
     prediction: Tensor,
     gradient: Tensor,
-    forward: Recording,
-    backward: Recording,
+    forward: Graph,
+    backward: Graph,
 }
 
 impl Recorded {
-    /// Records the two passes of a model on a GPU, neither of which is done. A batch like this one has to have gone through
+    /// Captures the two passes of a model on a GPU, neither of which is done. A batch like this one has to have gone through
     /// the model before. `None` where they cannot be recorded: on a CPU, with dropout, with offloaded weights.
     ///
     /// # Errors
@@ -53,15 +53,15 @@ impl Recorded {
         let positions = inputs.positions.duplicate()?;
         let own = Inputs { latents: &latents, text: &text, positions: &positions, ..inputs };
         let ((prediction, tape), forward) = cuda
-            .record(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), Some(kept), None))?;
+            .capture(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), Some(kept), None))?;
         let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
         let gradient = prediction.empty_like(prediction.shape())?;
         let ((), backward) = cuda
-            .record(|| model.backward(own, Some(lora), tape, &gradient, Some(gradients), false).map(drop))?;
+            .capture(|| model.backward(own, Some(lora), tape, &gradient, Some(gradients), false).map(drop))?;
         Ok(Some(Recorded { latents, text, conditioned, positions, prediction, gradient, forward, backward }))
     }
 
-    /// The forward pass. `None` if the device has taken memory of the recordings, or weights', for something else.
+    /// The forward pass. `None` if the device has taken memory of the graphs, or weights', for something else.
     ///
     /// # Errors
     /// The batch has another shape, or the device failed.

@@ -1,7 +1,8 @@
 //! GPU Adafactor. Nothing is read back: what later passes need of earlier ones stays in the GPU's memory.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use super::{Hyper, State};
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
 use crate::error::expect_dtypes;
 use crate::{DType, Result, Tensor, View, ViewMut};
 
@@ -153,5 +154,5 @@ pub fn step(
         weight_decay: h.weight_decay as f32,
     };
     let (wide, v) = width(DType::F32, &[to, gradient, columns, first]);
-    cuda.launch(UPDATE.wide(wide), &[], Grid::covering(m * n / v), args)
+    Ok(cuda.launch(UPDATE.wide(wide), &[], Grid::covering(m * n / v), args)?)
 }

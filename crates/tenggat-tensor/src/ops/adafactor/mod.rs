@@ -11,7 +11,7 @@ pub(crate) mod cuda;
 
 use super::dispatch_real;
 use crate::error::expect_shape;
-use crate::{Result, View, ViewMut};
+use crate::{Error, Result, View, ViewMut};
 
 /// Settings of one step.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ pub fn step(
         return cuda::step(OP, parameter, gradient, clip, state, hyper);
     }
     dispatch_real!(OP, parameter.dtype(), T => {
-        let first = state.first.map(|(first, beta1)| Ok((first.cpu::<T>(OP)?, beta1))).transpose()?;
+        let first = state.first.map(|(first, beta1)| Ok::<_, Error>((first.cpu::<T>(OP)?, beta1))).transpose()?;
         let (rows, columns) = (state.rows.cpu(OP)?, state.columns.cpu(OP)?);
         cpu::step::<T>(parameter.cpu(OP)?, gradient.cpu(OP)?, clip.cpu(OP)?, (rows, columns, first), hyper);
         Ok(())

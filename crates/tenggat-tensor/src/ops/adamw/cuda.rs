@@ -1,7 +1,8 @@
 //! GPU AdamW.
 
+use tenggat_gpu::{Buffer, Grid, Kernel, Module, int, width};
+
 use super::Hyper;
-use crate::cuda::{Grid, Kernel, Module, Storage, int, width};
 use crate::{DType, Error, Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "adamw", source: include_str!("op.cu") };
@@ -66,13 +67,13 @@ pub fn clip_factor(
 ) -> Result<()> {
     only_f32(op, gradient.dtype())?;
     let (cuda, to) = clip.cuda(op)?;
-    let sums = Storage::new(&cuda, PARTS * size_of::<f32>())?;
+    let sums = Buffer::new(&cuda, PARTS * size_of::<f32>())?;
     let n = (gradient.rows() * gradient.cols()) as i64;
     let args = Squares { x: gradient.cuda(op)?.1.data, n, sums: sums.address() };
     cuda.launch(SQUARES, &[], Grid::blocks(PARTS), args)?;
     let max_norm = max_norm.map_or(-1.0, |norm| norm as f32);
     let args = Clip { sums: sums.address(), parts: int(PARTS), max_norm, clip: to.data };
-    cuda.launch(CLIP, &[], Grid::blocks(1), args)
+    Ok(cuda.launch(CLIP, &[], Grid::blocks(1), args)?)
 }
 
 pub fn step(
@@ -104,5 +105,5 @@ pub fn step(
         eps: h.eps as f32,
     };
     let (wide, v) = width(DType::F32, &[p_mat, g, m, v]);
-    cuda.launch(STEP.wide(wide), &[], Grid::covering(p.cols() / v), args)
+    Ok(cuda.launch(STEP.wide(wide), &[], Grid::covering(p.cols() / v), args)?)
 }

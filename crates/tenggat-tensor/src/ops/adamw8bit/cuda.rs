@@ -1,7 +1,8 @@
 //! GPU AdamW with 8-bit moments.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int};
+
 use super::{BLOCK, Hyper, Moment, SIGNED, UNSIGNED};
-use crate::cuda::{Grid, Kernel, Mat, Module, int};
 use crate::error::expect_dtypes;
 use crate::{DType, Result, View, ViewMut};
 
@@ -70,5 +71,5 @@ pub fn step(
         maps: [*SIGNED.values(), *UNSIGNED.values()],
     };
     let grid = Grid::threads(parameter.cols().div_ceil(BLOCK * PER_BLOCK), BLOCK as u32);
-    cuda.launch(STEP, &[], grid, args)
+    Ok(cuda.launch(STEP, &[], grid, args)?)
 }

@@ -1,8 +1,9 @@
 //! GPU attention: cuDNN's fused kernels for bf16 where they are there, else our own.
 
+use tenggat_gpu::dnn::{self, Dnn};
+use tenggat_gpu::{Buffer, Cuda, Grid, Kernel, Mat, Module, int};
+
 use super::{Layout, Saved};
-use crate::cuda::dnn::{self, Dnn};
-use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, Storage, int};
 use crate::error::expect_shape;
 use crate::ops::gemm;
 use crate::{DType, Error, Result, Tensor, View, ViewMut};
@@ -210,12 +211,12 @@ pub fn forward(
         let operands =
             operands(&cuda, [args.q, args.k, args.v, args.o, args.lse], args.layout.key_lens, layout)?;
         if let Some(bytes) = possible(&cuda, dnn.forward_workspace(shape)) {
-            let workspace = Storage::new(&cuda, bytes)?;
+            let workspace = Buffer::new(&cuda, bytes)?;
             let result = dnn.forward(shape, operands, layout.scale as f32, workspace.address());
             return result.map_err(|e| Error::Cuda(e.to_string()));
         }
     }
-    cuda.launch(FORWARD[width(d)], &[o.dtype()], grid(layout), args)
+    Ok(cuda.launch(FORWARD[width(d)], &[o.dtype()], grid(layout), args)?)
 }
 
 pub fn backward(
@@ -248,7 +249,7 @@ pub fn backward(
         let saved = operands(&cuda, [q, k, v, o, lse], args.layout.key_lens, layout)?;
         let operands =
             dnn::Backward { saved, d_o: args.d_o.data, dq: args.dq.data, dk: args.dk.data, dv: args.dv.data };
-        let workspace = Storage::new(&cuda, bytes)?;
+        let workspace = Buffer::new(&cuda, bytes)?;
         let result = dnn.backward(shape, operands, layout.scale as f32, workspace.address());
         return result.map_err(|e| Error::Cuda(e.to_string()));
     }
@@ -257,5 +258,5 @@ pub fn backward(
     let types = [dq.dtype()];
     cuda.launch(PRODUCTS, &types, Grid::covering(d_o.rows() * layout.heads * 32), args)?;
     cuda.launch(QUERIES[width(d)], &types, grid(layout), args)?;
-    cuda.launch(KEYS[width(d)], &types, grid(layout), args)
+    Ok(cuda.launch(KEYS[width(d)], &types, grid(layout), args)?)
 }

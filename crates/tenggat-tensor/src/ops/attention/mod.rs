@@ -44,7 +44,7 @@ pub struct Layout<'a> {
 /// # Errors
 /// The tensor is of another size, or the device failed.
 pub fn device_lens(key_lens: &[usize], to: &mut Tensor) -> Result<()> {
-    let bytes: Vec<u8> = key_lens.iter().flat_map(|&n| crate::cuda::int(n).to_ne_bytes()).collect();
+    let bytes: Vec<u8> = key_lens.iter().flat_map(|&n| tenggat_gpu::int(n).to_ne_bytes()).collect();
     to.set_bytes(&bytes)
 }
 

@@ -1,7 +1,8 @@
 //! GPU causal attention.
 
+use tenggat_gpu::{Buffer, Grid, Kernel, Mat, Module, int, width};
+
 use super::Layout;
-use crate::cuda::{Grid, Kernel, Mat, Module, Storage, int, width};
 use crate::error::expect_dtypes;
 use crate::{Error, Result, View, ViewMut};
 
@@ -51,7 +52,7 @@ pub fn forward(
             int(end)
         }))
         .collect();
-    let there = Storage::new(&cuda, size_of_val(&starts[..]))?;
+    let there = Buffer::new(&cuda, size_of_val(&starts[..]))?;
     cuda.upload(bytemuck::cast_slice(&starts), there.address())?;
     let args = Forward {
         q: q.cuda(op)?.1,
@@ -69,5 +70,5 @@ pub fn forward(
     let longest = lens.iter().copied().max().unwrap_or(0);
     let mut grid = Grid::threads(longest.div_ceil(QUERIES), THREADS).layers(heads);
     grid.blocks[2] = lens.len() as u32;
-    cuda.launch(FORWARD.wide(wide), &[o.dtype()], grid, args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[o.dtype()], grid, args)?)
 }

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use crate::cuda::{Cuda, Grid, Kernel, Mat, Module, Storage, int};
+use tenggat_gpu::{Buffer, Cuda, Grid, Kernel, Mat, Module, int};
+
 use crate::{DType, Result, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "columns", source: include_str!("op.cu") };
@@ -15,7 +16,7 @@ const CHUNK: usize = 128;
 /// Threads of a block: the 8 warps of `sum_columns`.
 const THREADS: u32 = 256;
 
-/// Mirrors `Parts` of `kernels/columns.cuh`.
+/// Mirrors `Parts` of `columns.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Parts {
@@ -38,7 +39,7 @@ struct Finish {
 /// Partial sums of some samples.
 pub(crate) struct Columns {
     cuda: Arc<Cuda>,
-    storage: Storage,
+    buffer: Buffer,
     tokens: usize,
     cols: usize,
     samples: usize,
@@ -48,7 +49,7 @@ impl Columns {
     /// Room for `n` sums of each of `cols` columns over `tokens` rows of each sample.
     pub fn new(cuda: &Arc<Cuda>, n: usize, samples: usize, tokens: usize, cols: usize) -> Result<Self> {
         let bytes = samples * tokens.div_ceil(CHUNK) * n * cols * size_of::<f32>();
-        Ok(Columns { cuda: Arc::clone(cuda), storage: Storage::new(cuda, bytes)?, tokens, cols, samples })
+        Ok(Columns { cuda: Arc::clone(cuda), buffer: Buffer::new(cuda, bytes)?, tokens, cols, samples })
     }
 
     fn chunks(&self) -> usize {
@@ -58,7 +59,7 @@ impl Columns {
     /// What the first kernel gets.
     pub fn parts(&self) -> Parts {
         let (tokens, cols) = (int(self.tokens), int(self.cols));
-        Parts { sums: self.storage.address(), tokens, cols, chunk: int(CHUNK), chunks: int(self.chunks()) }
+        Parts { sums: self.buffer.address(), tokens, cols, chunk: int(CHUNK), chunks: int(self.chunks()) }
     }
 
     /// Its launch, each thread taking `v` columns.
@@ -69,9 +70,9 @@ impl Columns {
 
     /// Adds up the chunks into `to`, `[samples, n · cols]`.
     pub fn finish(self, op: &'static str, to: ViewMut<'_>) -> Result<()> {
-        let args = Finish { sums: self.storage.address(), to: to.cuda(op)?.1, chunks: int(self.chunks()) };
+        let args = Finish { sums: self.buffer.address(), to: to.cuda(op)?.1, chunks: int(self.chunks()) };
         let grid = Grid::covering(to.cols()).layers(to.rows());
         let dtype: DType = to.dtype();
-        self.cuda.launch(FINISH, &[dtype], grid, args)
+        Ok(self.cuda.launch(FINISH, &[dtype], grid, args)?)
     }
 }

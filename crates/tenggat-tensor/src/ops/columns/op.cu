@@ -1,4 +1,4 @@
-// Second half of sums over tokens: adds up the chunks of `kernels/columns.cuh`.
+// Second half of sums over tokens: adds up the chunks of `columns.cuh`.
 
 template <class T>
 struct Finish {

@@ -1,10 +1,11 @@
 //! GPU convolution: the unfolded input of a slab of output pixels, times the weight.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use super::{Filter, Pictures, Resample, Write};
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
 use crate::error::expect_dtypes;
 use crate::ops::gemm;
-use crate::{DType, Result, Tensor, View, ViewMut};
+use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "conv2d", source: include_str!("op.cu") };
 
@@ -72,10 +73,10 @@ pub(super) fn in_slabs(
         let (wide, _) = width(dtype, &[from]);
         let args = Lengths { x: from, factors: to, root: (x.cols() as f32).sqrt() };
         cuda.launch(LENGTHS.wide(wide), &[dtype], Grid::covering(32 * x.rows()), args)?;
-        Ok(factors)
+        Ok::<_, Error>(factors)
     });
     let factors = factors.transpose()?;
-    let address = |t: Option<&Tensor>| t.map_or(Ok(0), |t| Ok(t.view().cuda(op)?.1.data));
+    let address = |t: Option<&Tensor>| t.map_or(Ok(0), |t| Ok::<_, Error>(t.view().cuda(op)?.1.data));
     let output = filter.resample.output(input);
     let (step, pad, shift) = match filter.resample {
         Resample::Keep => (1, 1, 0),

@@ -1,6 +1,7 @@
 //! GPU copies.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use crate::error::expect_shape;
 use crate::{DType, Error, Result, View, ViewMut};
 
@@ -45,7 +46,12 @@ pub(super) fn each(
     let ((cuda, to_mat), (_, from)) = (to.cuda(op)?, from.cuda(op)?);
     let (wide, v) = width(to.dtype(), &[from, to_mat]);
     let grid = Grid::covering(to.rows() * to.cols() / v);
-    cuda.launch(kernel.wide(wide), &[to.dtype()], grid, Two { from, to: to_mat, factor: factor as f32 })
+    Ok(cuda.launch(
+        kernel.wide(wide),
+        &[to.dtype()],
+        grid,
+        Two { from, to: to_mat, factor: factor as f32 },
+    )?)
 }
 
 pub(super) fn copy(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
@@ -57,11 +63,11 @@ pub(super) fn fill(op: &'static str, value: f64, to: ViewMut<'_>) -> Result<()> 
     let (bytes, gaps) =
         (to.rows() * to.cols() * to.dtype().bytes(), to.rows() > 1 && mat.stride != i64::from(mat.cols));
     if value == 0.0 && !gaps {
-        return cuda.set_bytes(mat.data, 0, bytes);
+        return Ok(cuda.set_bytes(mat.data, 0, bytes)?);
     }
     let (wide, v) = width(to.dtype(), &[mat]);
     let grid = Grid::covering(to.rows() * to.cols() / v);
-    cuda.launch(FILL.wide(wide), &[to.dtype()], grid, Two { from: mat, to: mat, factor: value as f32 })
+    Ok(cuda.launch(FILL.wide(wide), &[to.dtype()], grid, Two { from: mat, to: mat, factor: value as f32 })?)
 }
 
 /// Rounds to another type of float; bytes stay bytes.
@@ -78,5 +84,5 @@ pub(super) fn cast(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<
     };
     let wide = whole(from_mat, types[0]) && whole(to_mat, types[1]);
     let grid = Grid::covering(to.rows() * to.cols() / if wide { 4 } else { 1 });
-    cuda.launch(CAST.wide(wide), &types, grid, Cast { from: from_mat, to: to_mat })
+    Ok(cuda.launch(CAST.wide(wide), &types, grid, Cast { from: from_mat, to: to_mat })?)
 }

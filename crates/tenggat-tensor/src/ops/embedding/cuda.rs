@@ -1,6 +1,7 @@
 //! GPU gather.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, Storage};
+use tenggat_gpu::{Buffer, Grid, Kernel, Mat, Module};
+
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "embedding", source: include_str!("op.cu") };
@@ -21,10 +22,10 @@ const PACK: usize = 4;
 
 pub fn gather(op: &'static str, ids: &[u32], table: View<'_>, y: ViewMut<'_>) -> Result<()> {
     let ((cuda, to), (_, from)) = (y.cuda(op)?, table.cuda(op)?);
-    let numbers = Storage::new(&cuda, size_of_val(ids))?;
+    let numbers = Buffer::new(&cuda, size_of_val(ids))?;
     cuda.upload(bytemuck::cast_slice(ids), numbers.address())?;
     let wide = from.in_packs(table.dtype(), PACK) && to.in_packs(y.dtype(), PACK);
     let grid = Grid::covering(y.rows() * y.cols() / if wide { PACK } else { 1 });
     let args = Gather { ids: numbers.address(), table: from, y: to };
-    cuda.launch(GATHER.wide(wide), &[table.dtype(), y.dtype()], grid, args)
+    Ok(cuda.launch(GATHER.wide(wide), &[table.dtype(), y.dtype()], grid, args)?)
 }

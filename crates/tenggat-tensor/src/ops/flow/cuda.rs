@@ -1,6 +1,7 @@
 //! GPU flow path.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, int};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int};
+
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "flow", source: include_str!("op.cu") };

@@ -1,12 +1,13 @@
 //! GPU gated residual.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use crate::ops::columns::{Columns, Parts};
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module {
     name: "gated_residual",
-    source: concat!(include_str!("../../cuda/kernels/columns.cuh"), include_str!("op.cu")),
+    source: concat!(include_str!("../columns/columns.cuh"), include_str!("op.cu")),
 };
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "gated_residual_forward");
@@ -55,7 +56,7 @@ pub fn forward(
     let args =
         Forward { x: x.cuda(op)?.1, gate: gate.cuda(op)?.1, y: y.cuda(op)?.1, out: to, tokens: int(tokens) };
     let (wide, v) = width(out.dtype(), &[args.x, args.gate, args.y, to]);
-    cuda.launch(FORWARD.wide(wide), &[out.dtype()], Grid::covering(out.rows() * out.cols() / v), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[out.dtype()], Grid::covering(out.rows() * out.cols() / v), args)?)
 }
 
 pub fn backward_input(
@@ -68,7 +69,7 @@ pub fn backward_input(
     let (cuda, to) = dy.cuda(op)?;
     let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens) };
     let (wide, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
-    cuda.launch(INPUT.wide(wide), &[dy.dtype()], Grid::covering(dy.rows() * dy.cols() / v), args)
+    Ok(cuda.launch(INPUT.wide(wide), &[dy.dtype()], Grid::covering(dy.rows() * dy.cols() / v), args)?)
 }
 
 pub fn backward_gate(

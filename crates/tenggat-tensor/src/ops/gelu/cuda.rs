@@ -1,11 +1,9 @@
 //! Kernels of GELU.
 
-use crate::cuda::{Kernel, Module};
+use tenggat_gpu::{Kernel, Module};
 
-pub(crate) const MODULE: Module = Module {
-    name: "gelu",
-    source: concat!(include_str!("../../cuda/kernels/activation.cuh"), include_str!("op.cu")),
-};
+pub(crate) const MODULE: Module =
+    Module { name: "gelu", source: concat!(include_str!("../activation.cuh"), include_str!("op.cu")) };
 
 pub(super) const FORWARD: Kernel = Kernel::new(&MODULE, "gelu_forward");
 pub(super) const BACKWARD: Kernel = Kernel::new(&MODULE, "gelu_backward");

@@ -1,6 +1,7 @@
 //! GPU products.
 
-use crate::cuda::{Epilogue, Factor, Product};
+use tenggat_gpu::{Epilogue, Factor, Product};
+
 use crate::{Result, View, ViewMut};
 
 fn factor(op: &'static str, view: View<'_>, transposed: bool) -> Result<Factor> {
@@ -23,7 +24,7 @@ pub(crate) fn product(
         Some(bias) => Epilogue::Bias(bias.cuda(op)?.1.data),
         None => Epilogue::None,
     };
-    cuda.product(Product {
+    Ok(cuda.product(Product {
         rows: c.rows(),
         cols: c.cols(),
         inner: if a_transposed { a.rows() } else { a.cols() },
@@ -36,5 +37,5 @@ pub(crate) fn product(
         c_stride: mat.stride as usize,
         epilogue,
         fast: false,
-    })
+    })?)
 }

@@ -1,7 +1,8 @@
 //! GPU guidance.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use super::Norm;
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
 use crate::error::expect_dtypes;
 use crate::{Result, View, ViewMut};
 
@@ -36,5 +37,5 @@ pub fn forward(
         keep_norm: (norm == Norm::Conditional).into(),
     };
     let (wide, _) = width(dtype, &[to, from]);
-    cuda.launch(FORWARD.wide(wide), &[dtype], Grid::covering(32 * conditional.rows()), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[dtype], Grid::covering(32 * conditional.rows()), args)?)
 }

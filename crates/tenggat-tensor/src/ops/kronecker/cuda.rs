@@ -1,6 +1,7 @@
 //! GPU products of the small factor with every row.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use crate::error::expect_dtypes;
 use crate::{DType, Result, Tensor, View, ViewMut};
 
@@ -102,7 +103,7 @@ fn multiply(
     };
     let (wide, v) = packs(dtype, k, &[args.from, to_mat]);
     let grid = Grid::covering(to.rows() * rows.div_ceil(OWN) * (k / v));
-    cuda.launch(MULTIPLY.wide(wide), &[w1.dtype(), dtype], grid, args)
+    Ok(cuda.launch(MULTIPLY.wide(wide), &[w1.dtype(), dtype], grid, args)?)
 }
 
 /// `dW₁ = beta · dW₁ + alpha · Σ dY·Tᵀ`: sums of chunks of rows, then their sum.
@@ -134,5 +135,5 @@ pub fn backward_w1(
     let grid = Grid::blocks(l.div_ceil(OWN) * q.div_ceil(OWN)).layers(chunks);
     cuda.launch(PARTIAL.wide(wide), &[dtype], grid, args)?;
     let args = Total { parts: address, dw1: to, chunks: int(chunks), alpha: alpha as f32, beta: beta as f32 };
-    cuda.launch(TOTAL, &[], Grid::covering(l * q), args)
+    Ok(cuda.launch(TOTAL, &[], Grid::covering(l * q), args)?)
 }

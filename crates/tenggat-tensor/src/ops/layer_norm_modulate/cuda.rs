@@ -1,13 +1,14 @@
 //! GPU layer norm and modulation.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use super::EPS;
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
 use crate::ops::columns::{Columns, Parts};
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module {
     name: "layer_norm_modulate",
-    source: concat!(include_str!("../../cuda/kernels/columns.cuh"), include_str!("op.cu")),
+    source: concat!(include_str!("../columns/columns.cuh"), include_str!("op.cu")),
 };
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "layer_norm_forward");
@@ -60,7 +61,7 @@ pub fn forward(
     let (x, modulation, stats) = (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1);
     let args = Forward { x, modulation, y: y_mat, stats, tokens: int(tokens), eps: EPS as f32 };
     let (wide, _) = width(y.dtype(), &[x, modulation, y_mat]);
-    cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)?)
 }
 
 pub fn backward_input(
@@ -77,7 +78,7 @@ pub fn backward_input(
         (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1, dy.cuda(op)?.1);
     let args = Input { x, modulation, stats, dy, dx: dx_mat, tokens: int(tokens) };
     let (wide, _) = width(dx.dtype(), &[x, modulation, dy, dx_mat]);
-    cuda.launch(INPUT.wide(wide), &[dx.dtype()], Grid::blocks(dx.rows()), args)
+    Ok(cuda.launch(INPUT.wide(wide), &[dx.dtype()], Grid::blocks(dx.rows()), args)?)
 }
 
 pub fn backward_modulation(

@@ -256,7 +256,8 @@ fn forward<E: Element + Lane>(
     let (x, y) = (x.cpu::<f32>(op)?, y.cpu::<f32>(op)?);
     let (m, input, out) = (x.rows, x.cols, y.cols);
     let bias = bias.map(|b| b.view().cpu::<f32>(op)).transpose()?;
-    let adapter = adapter.map(|(a, ax)| Ok((Matrices::of(op, &a)?, a, ax.cpu::<f32>(op)?))).transpose()?;
+    let adapter =
+        adapter.map(|(a, ax)| Ok::<_, Error>((Matrices::of(op, &a)?, a, ax.cpu::<f32>(op)?))).transpose()?;
     let mut cost = Parts::<E>::cost(parts, m, input) + Scratch::cost::<f32>(out + WIDTH);
     if let Some((_, adapter, _)) = &adapter {
         cost += Parts::<E>::cost(parts, input, adapter.a.rows()) + members_cost::<E>(adapter, m, parts);
@@ -346,7 +347,7 @@ fn backward<E: Element + Lane>(
     let (weight, parts) = (weight.transpose::<E>()?, weight.parts);
     let dy = dy.cpu::<f32>(op)?;
     let (m, out) = (dy.rows, dy.cols);
-    let dx = dx.map(|(write, dx)| Ok((write == Write::Add, dx.cpu::<f32>(op)?))).transpose()?;
+    let dx = dx.map(|(write, dx)| Ok::<_, Error>((write == Write::Add, dx.cpu::<f32>(op)?))).transpose()?;
     let trained = trained.map(|trained| HostTrained::of(op, trained)).transpose()?;
     let mut cost = Parts::<E>::cost(parts, out, m);
     if let Some(HostTrained { adapter, x, .. }) = &trained {

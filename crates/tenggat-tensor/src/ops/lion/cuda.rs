@@ -1,7 +1,8 @@
 //! GPU Lion.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use super::Hyper;
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
 use crate::error::expect_dtypes;
 use crate::{DType, Result, View, ViewMut};
 
@@ -48,5 +49,5 @@ pub fn step(
         rest2: (1.0 - h.beta2) as f32,
     };
     let (wide, v) = width(DType::F32, &[to, args.gradient, args.m]);
-    cuda.launch(STEP.wide(wide), &[], Grid::covering(n / v), args)
+    Ok(cuda.launch(STEP.wide(wide), &[], Grid::covering(n / v), args)?)
 }

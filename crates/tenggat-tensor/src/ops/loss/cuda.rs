@@ -1,7 +1,8 @@
 //! GPU losses.
 
+use tenggat_gpu::{Buffer, Grid, Kernel, Mat, Module, int};
+
 use super::Loss;
-use crate::cuda::{Grid, Kernel, Mat, Module, Storage, int};
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "loss", source: include_str!("op.cu") };
@@ -60,7 +61,7 @@ pub fn forward_backward(
         let rows = samples.start * tokens..samples.end * tokens;
         let dpred = dpred.reborrow().row_range(rows.clone());
         let (cuda, to) = dpred.cuda(op)?;
-        let sums = Storage::new(&cuda, some.len() * BLOCKS * size_of::<f32>())?;
+        let sums = Buffer::new(&cuda, some.len() * BLOCKS * size_of::<f32>())?;
         let mask = mask.map(|mask| mask.row_range(rows.clone()).cuda(op)).transpose()?;
         let mut args = Backward {
             pred: pred.row_range(rows.clone()).cuda(op)?.1,

@@ -1,7 +1,8 @@
 //! GPU Prodigy. The decision between the passes is the caller's: the first waits for its two sums.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
+
 use super::{Accumulate, Buffers, Update};
-use crate::cuda::{Grid, Kernel, Mat, Module, int, width};
 use crate::error::expect_dtypes;
 use crate::{DType, Result, Tensor, View, ViewMut};
 
@@ -102,5 +103,5 @@ pub fn update(op: &'static str, parameter: ViewMut<'_>, m: View<'_>, v: View<'_>
         decay: (1.0 - h.step_size * h.weight_decay) as f32,
     };
     let (wide, pack) = width(DType::F32, &[to, args.m, args.v]);
-    cuda.launch(UPDATE.wide(wide), &[], Grid::covering(parameter.cols() / pack), args)
+    Ok(cuda.launch(UPDATE.wide(wide), &[], Grid::covering(parameter.cols() / pack), args)?)
 }

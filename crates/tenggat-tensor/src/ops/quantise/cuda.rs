@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tenggat_gpu::{Cuda, Grid, Kernel, Mat, Module, Prefetch, int};
+
 use super::{Bytes, Format, Parts, Quantised, Use, part_bytes};
-use crate::cuda::{Coming, Cuda, Grid, Kernel, Mat, Module, int};
 use crate::error::expect_shape;
 use crate::{DType, Device, Result, Tensor, ViewMut};
 
@@ -54,7 +55,7 @@ enum Place {
     /// In the GPU's memory, to stay.
     Here(Parts<Tensor>),
     /// On their way there, or there, until they are not used for a while.
-    Coming(Parts<Coming>),
+    Coming(Parts<Prefetch>),
     /// With the host.
     Away,
 }
@@ -71,9 +72,9 @@ fn copied(matrix: &Quantised, device: &Device) -> Result<Parts<Tensor>> {
 }
 
 /// Starts to copy the arrays of a matrix to a GPU.
-fn sent(matrix: &Quantised, cuda: &Arc<Cuda>) -> Result<Parts<Coming>> {
+fn sent(matrix: &Quantised, cuda: &Arc<Cuda>) -> Result<Parts<Prefetch>> {
     let Parts { codes, scales, zero_points } = matrix.parts();
-    let sent = |bytes: &Bytes| Coming::new(cuda, bytes.len(), Box::new(bytes.clone()));
+    let sent = |bytes: &Bytes| Prefetch::new(cuda, bytes.len(), Box::new(bytes.clone()));
     Ok(Parts { codes: sent(codes)?, scales: sent(scales)?, zero_points: sent(zero_points)? })
 }
 
@@ -199,19 +200,24 @@ impl Resident {
         let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
         let place = self.place();
         let copied;
-        let Parts { codes, scales, zero_points } = match &*place {
-            Place::Here(Parts { codes, scales, zero_points }) => Parts { codes, scales, zero_points },
-            Place::Coming(Parts { codes, scales, zero_points }) => Parts {
-                codes: codes.arrived()?,
-                scales: scales.arrived()?,
-                zero_points: zero_points.arrived()?,
-            },
+        let addresses = |parts: &Parts<Tensor>| {
+            Ok::<_, crate::Error>([
+                address(&parts.codes)?,
+                address(&parts.scales)?,
+                address(&parts.zero_points)?,
+            ])
+        };
+        let addresses = match &*place {
+            Place::Here(parts) => addresses(parts)?,
+            Place::Coming(Parts { codes, scales, zero_points }) => {
+                [codes.arrived()?.address(), scales.arrived()?.address(), zero_points.arrived()?.address()]
+            }
             Place::Away => {
                 copied = self.copied()?;
-                Parts { codes: &copied.codes, scales: &copied.scales, zero_points: &copied.zero_points }
+                addresses(&copied)?
             }
         };
-        widen(kernel, [address(codes)?, address(scales)?, address(zero_points)?], self.shape, to)
+        widen(kernel, addresses, self.shape, to)
     }
 }
 
@@ -230,7 +236,7 @@ fn widen(
 ) -> Result<()> {
     let (cuda, mat) = to.cuda("dequantise")?;
     let args = Widen { codes, scales, zero_points, rows: rows as i64, cols: int(cols), to: mat };
-    cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)
+    Ok(cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)?)
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@
 //! 4 significant bits: with normally distributed numbers a rounded operand errs by 2.6 % (L2), a product of two by 3.7 %.
 //! Neither speed nor numbers have been measured on a GPU yet.
 
+use tenggat_gpu::{Epilogue, Factor, Grid, Kernel, Mat, Product, int};
+
 use super::cuda::{self, MODULE, Resident};
 use super::{Format, Parts};
-use crate::cuda::{Epilogue, Factor, Grid, Kernel, Mat, Product, int};
 use crate::error::{expect_dtypes, expect_shape};
 use crate::ops::copy;
 use crate::ops::linear::Write;
@@ -256,7 +257,9 @@ fn multiply(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Quantised, float8};
+    use tenggat_gpu::float8;
+
+    use super::super::Quantised;
     use super::*;
     use crate::Device;
     use crate::ops::check::{gpu, randn};

@@ -15,7 +15,6 @@
 
 mod bytes;
 pub(crate) mod cuda;
-pub(crate) mod float8;
 mod format;
 mod fp8;
 mod per_row;

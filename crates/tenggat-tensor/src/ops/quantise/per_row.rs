@@ -7,7 +7,9 @@
 
 use half::bf16;
 
-use super::{Format, float8, round_bf16};
+use tenggat_gpu::float8;
+
+use super::{Format, round_bf16};
 use crate::cpu::{Real, vectorised};
 
 /// Smallest scale of torchao's integers.

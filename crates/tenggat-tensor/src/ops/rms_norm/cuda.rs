@@ -1,6 +1,7 @@
 //! GPU RMS norm.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "rms_norm", source: include_str!("op.cu") };
@@ -21,5 +22,5 @@ pub fn forward(op: &'static str, x: View<'_>, weight: View<'_>, eps: f64, y: Vie
     let (cuda, y_mat) = y.cuda(op)?;
     let args = Forward { x: x.cuda(op)?.1, weight: weight.cuda(op)?.1, y: y_mat, eps: eps as f32 };
     let (wide, _) = width(y.dtype(), &[args.x, args.weight, y_mat]);
-    cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)?)
 }

@@ -1,7 +1,8 @@
 //! GPU head norm and rotary embedding.
 
+use tenggat_gpu::{Grid, Kernel, Mat, Module, int};
+
 use super::{EPS, Segment};
-use crate::cuda::{Grid, Kernel, Mat, Module, int};
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
@@ -85,7 +86,7 @@ pub fn forward(
         segment: segment.into(),
         eps: EPS as f32,
     };
-    cuda.launch(FORWARD, &[q.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)
+    Ok(cuda.launch(FORWARD, &[q.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
 }
 
 pub fn backward(
@@ -105,5 +106,5 @@ pub fn backward(
         dqkv: to,
         segment: segment.into(),
     };
-    cuda.launch(BACKWARD, &[dqkv.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)
+    Ok(cuda.launch(BACKWARD, &[dqkv.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
 }

@@ -1,6 +1,7 @@
 //! GPU rotary embedding.
 
-use crate::cuda::{Grid, Kernel, Mat, Module};
+use tenggat_gpu::{Grid, Kernel, Mat, Module};
+
 use crate::error::expect_dtypes;
 use crate::{Result, View, ViewMut};
 
@@ -26,5 +27,5 @@ pub fn forward(op: &'static str, table: View<'_>, heads: usize, x: ViewMut<'_>) 
     let wide =
         half.is_multiple_of(PACK) && from.in_packs(table.dtype(), PACK) && to.in_packs(x.dtype(), PACK);
     let grid = Grid::covering(x.rows() * heads * half / if wide { PACK } else { 1 });
-    cuda.launch(FORWARD.wide(wide), &[x.dtype()], grid, Forward { table: from, x: to })
+    Ok(cuda.launch(FORWARD.wide(wide), &[x.dtype()], grid, Forward { table: from, x: to })?)
 }

@@ -1,6 +1,7 @@
 //! GPU scale and shift.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use crate::error::expect_dtypes;
 use crate::{Result, View, ViewMut};
 
@@ -29,5 +30,5 @@ pub fn forward(
     let (cuda, to) = y.cuda(op)?;
     let args = Forward { x: x.cuda(op)?.1, scale: scale.cuda(op)?.1, shift: shift.cuda(op)?.1, y: to };
     let (wide, v) = width(y.dtype(), &[args.x, args.scale, args.shift, to]);
-    cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * y.cols() / v), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * y.cols() / v), args)?)
 }

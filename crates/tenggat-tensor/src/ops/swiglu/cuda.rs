@@ -1,6 +1,7 @@
 //! GPU SwiGLU gate.
 
-use crate::cuda::{Grid, Kernel, Mat, Module, width};
+use tenggat_gpu::{Grid, Kernel, Mat, Module, width};
+
 use crate::error::expect_dtypes;
 use crate::{Result, View, ViewMut};
 
@@ -22,5 +23,5 @@ pub fn forward(op: &'static str, x: View<'_>, y: ViewMut<'_>) -> Result<()> {
     let ((cuda, to), n) = (y.cuda(op)?, y.cols());
     let args = Forward { gate: x.columns(0..n).cuda(op)?.1, up: x.columns(n..2 * n).cuda(op)?.1, y: to };
     let (wide, v) = width(y.dtype(), &[args.gate, args.up, to]);
-    cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * n / v), args)
+    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * n / v), args)?)
 }

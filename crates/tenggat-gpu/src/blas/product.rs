@@ -1,0 +1,118 @@
+//! A matrix product as ops ask for it.
+
+use crate::DType;
+
+/// An operand of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Factor {
+    /// First element.
+    pub address: u64,
+    /// bf16 or f32; or bytes, which are e4m3 codes, in both operands.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Whether it is multiplied transposed.
+    pub transposed: bool,
+    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; else 0.
+    pub scales: u64,
+}
+
+/// What is done to the result before it is rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// A row of this type of C is added to every row of the result.
+    Bias(u64),
+}
+
+/// `C = alpha · op(A) · op(B) + beta · C`, then the epilogue. Sums are 32-bit.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Rows of C.
+    pub rows: usize,
+    /// Columns of C.
+    pub cols: usize,
+    /// Length of the sums.
+    pub inner: usize,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Left operand, `[rows, inner]` or transposed.
+    pub a: Factor,
+    /// Right operand, `[inner, cols]` or transposed.
+    pub b: Factor,
+    /// Factor of what C held; if it is 0, C is not read.
+    pub beta: f32,
+    /// First element of C.
+    pub c: u64,
+    /// bf16 or f32.
+    pub c_dtype: DType,
+    /// Elements from one row of C to the next.
+    pub c_stride: usize,
+    /// What is done at the end.
+    pub epilogue: Epilogue,
+    /// Whether sums of 8-bit products may be kept in the tensor cores, which round them to fewer than 24 bits.
+    pub fast: bool,
+}
+
+impl Product {
+    /// Whether it multiplies e4m3 codes.
+    pub fn is_fp8(&self) -> bool {
+        self.a.dtype == DType::U8
+    }
+
+    /// Whether 8-bit operands lie as tensor cores take them: both contiguous along the sums, and all axes along which
+    /// memory runs, the distances of rows and the addresses multiples of 16. The rows of C are free: memory does not run
+    /// along them.
+    pub fn fits_fp8(&self) -> bool {
+        let extents = [self.cols, self.inner, self.a.stride, self.b.stride, self.c_stride];
+        let addresses = [self.a.address, self.b.address, self.c];
+        (self.a.transposed, self.b.transposed) == (false, true)
+            && extents.iter().all(|n| n.is_multiple_of(16))
+            && addresses.iter().all(|address| address.is_multiple_of(16))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn product() -> Product {
+        let factor = |address, transposed| Factor {
+            address,
+            dtype: DType::U8,
+            stride: 64,
+            transposed,
+            scales: address + 4096,
+        };
+        Product {
+            rows: 21,
+            cols: 48,
+            inner: 64,
+            alpha: 1.0,
+            a: factor(1 << 20, false),
+            b: factor(2 << 20, true),
+            beta: 0.0,
+            c: 3 << 20,
+            c_dtype: DType::BF16,
+            c_stride: 48,
+            epilogue: Epilogue::Bias(4 << 20),
+            fast: true,
+        }
+    }
+
+    #[test]
+    fn operands_of_8_bits_lie_as_tensor_cores_take_them() {
+        let product = product();
+        assert!(product.fits_fp8());
+        for wrong in [
+            Product { a: Factor { transposed: true, ..product.a }, ..product },
+            Product { a: Factor { address: product.a.address + 8, ..product.a }, ..product },
+            Product { cols: 40, ..product },
+            Product { inner: 56, ..product },
+            Product { c_stride: 56, ..product },
+        ] {
+            assert!(!wrong.fits_fp8(), "{wrong:?}");
+        }
+    }
+}

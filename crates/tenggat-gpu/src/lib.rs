@@ -1,0 +1,35 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod blas;
+mod buffer;
+mod compile;
+mod copier;
+mod cuda;
+pub mod dnn;
+mod dtype;
+mod emulated;
+mod error;
+pub mod float8;
+mod fork;
+mod gpu;
+mod graph;
+mod kernel;
+mod library;
+mod memory;
+mod prefetch;
+mod staging;
+mod streams;
+
+pub use blas::{Epilogue, Factor, Product};
+pub use buffer::Buffer;
+pub use compile::{ARCHITECTURES, Compiled, compile_all};
+pub use copier::Source;
+pub use cuda::{Cuda, Options};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use fork::Fork;
+pub use graph::{Capture, Graph};
+pub use kernel::{Grid, Kernel, Mat, Module, int, width};
+pub use library::{driver_is_there, preload};
+pub use prefetch::Prefetch;

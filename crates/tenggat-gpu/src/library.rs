@@ -1,0 +1,153 @@
+//! Where NVIDIA's libraries are, and loading them before they are asked for by name.
+//!
+//! The bindings ask the system for `libcudnn.so.9` and the like, and the system's search path is fixed when
+//! the process starts. A library that was loaded from elsewhere before answers to its name, so everything is
+//! loaded here by path, once, and stays. The driver, `libcuda.so.1`, is the system's and not looked for.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+/// The libraries in the order in which they need one another; of each, the file names, best first.
+const LIBRARIES: [&[&str]; 4] = [
+    &["libcudart.so.13", "libcudart.so.12"],
+    &["libnvrtc.so.13", "libnvrtc.so.12"],
+    &["libcublasLt.so.13", "libcublasLt.so.12"],
+    &["libcudnn.so.9"],
+];
+
+/// Loads the libraries and returns what was loaded: a path, or the bare name where the system found the file.
+///
+/// Each is taken from the first place that has it: `folders`, the system's own path, a toolkit (`CUDA_HOME`,
+/// `/usr/local/cuda`), the Python packages of an environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, next to the
+/// `bin` folders on `PATH`). One that is nowhere, or that does not load, is left out: whoever needs it says
+/// so.
+pub fn preload(folders: &[PathBuf]) -> Vec<PathBuf> {
+    let places = places();
+    LIBRARIES.into_iter().flat_map(|names| preload_one(names, folders, &places)).collect()
+}
+
+/// Whether the driver's library is there, so that there may be a GPU.
+pub fn driver_is_there() -> bool {
+    // SAFETY: only asks whether a library can be opened.
+    unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+/// Loads one library, with the parts that it will ask for by name.
+fn preload_one(names: &[&str], folders: &[PathBuf], places: &[PathBuf]) -> Vec<PathBuf> {
+    let from = |folders: &[PathBuf]| {
+        let file = find(names, folders)?;
+        // The compiler opens its headers by a name with the minor version in it, and does not look in its own
+        // folder.
+        let parts = file.parent().map(|folder| starting(folder, "libnvrtc-builtins.so.")).unwrap_or_default();
+        let parts = if names[0].starts_with("libnvrtc") { parts } else { Vec::new() };
+        let loaded: Vec<PathBuf> = parts.into_iter().filter(|part| load(part)).collect();
+        load(&file).then(|| loaded.into_iter().chain([file]).collect())
+    };
+    from(folders)
+        .or_else(|| names.iter().map(PathBuf::from).find(|name| load(name)).map(|name| vec![name]))
+        .or_else(|| from(places))
+        .unwrap_or_default()
+}
+
+/// Loads a library for the rest of the process.
+fn load(file: &Path) -> bool {
+    // SAFETY: loading runs the initialisers of NVIDIA's library, which ask nothing of the process.
+    match unsafe { Library::open(Some(file), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            // Unloading would take the functions away from those who hold them.
+            std::mem::forget(library);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// The first name that one of the folders has, in the first folder that has it.
+fn find(names: &[&str], folders: &[PathBuf]) -> Option<PathBuf> {
+    names
+        .iter()
+        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
+        .find(|file| file.exists())
+}
+
+/// Folders of toolkits and Python environments that may hold libraries, the likeliest first.
+fn places() -> Vec<PathBuf> {
+    let set = |name| env::var_os(name).map(PathBuf::from);
+    let toolkits = set("CUDA_HOME").into_iter().chain([PathBuf::from("/usr/local/cuda")]);
+    let on_path = env::var_os("PATH").unwrap_or_default();
+    let prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(set).chain(
+        env::split_paths(&on_path)
+            .filter(|folder| folder.ends_with("bin"))
+            .filter_map(|folder| folder.parent().map(Path::to_owned)),
+    );
+    toolkits.map(|toolkit| toolkit.join("lib64")).chain(prefixes.flat_map(|prefix| wheels(&prefix))).collect()
+}
+
+/// Library folders of NVIDIA's packages in the Python environment at `prefix`: those for CUDA 13, then those
+/// for 12.
+fn wheels(prefix: &Path) -> Vec<PathBuf> {
+    const PACKAGES: [&str; 5] = ["cu13", "cudnn", "cuda_nvrtc", "cublas", "cuda_runtime"];
+    starting(&prefix.join("lib"), "python3")
+        .into_iter()
+        .flat_map(|python| {
+            ["site-packages", "dist-packages"].map(|packages| python.join(packages).join("nvidia"))
+        })
+        .flat_map(|nvidia| PACKAGES.map(|package| nvidia.join(package).join("lib")))
+        .filter(|folder| folder.is_dir())
+        .collect()
+}
+
+/// What a folder holds whose name starts so, in order of name.
+fn starting(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = (fs::read_dir(folder).into_iter().flatten().flatten())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A newer library in a later folder comes before an older one in the first; of the same, the first
+    /// folder wins.
+    #[test]
+    fn newer_names_win_over_earlier_folders() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folders = [first.path().to_owned(), second.path().to_owned()];
+        let names = ["libx.so.13", "libx.so.12"];
+        assert_eq!(find(&names, &folders), None);
+        fs::write(first.path().join("libx.so.12"), "").unwrap();
+        assert_eq!(find(&names, &folders), Some(first.path().join("libx.so.12")));
+        fs::write(second.path().join("libx.so.13"), "").unwrap();
+        assert_eq!(find(&names, &folders), Some(second.path().join("libx.so.13")));
+        fs::write(first.path().join("libx.so.13"), "").unwrap();
+        assert_eq!(find(&names, &folders), Some(first.path().join("libx.so.13")));
+    }
+
+    #[test]
+    fn packages_of_an_environment_are_found() {
+        let prefix = tempfile::tempdir().unwrap();
+        let nvidia = prefix.path().join("lib/python3.11/site-packages/nvidia");
+        for package in ["cudnn/lib", "cu13/lib", "nvtx/lib"] {
+            fs::create_dir_all(nvidia.join(package)).unwrap();
+        }
+        assert_eq!(wheels(prefix.path()), [nvidia.join("cu13/lib"), nvidia.join("cudnn/lib")]);
+        assert_eq!(wheels(&nvidia), [] as [PathBuf; 0]);
+    }
+
+    /// A file that is no library is passed over.
+    #[test]
+    fn what_does_not_load_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libtenggat-none.so.13");
+        fs::write(&file, "no library").unwrap();
+        assert!(!load(&file));
+        assert!(preload_one(&["libtenggat-none.so.13"], &[folder.path().to_owned()], &[]).is_empty());
+    }
+}

@@ -1,0 +1,220 @@
+//! Device memory, recycled so that a warm training step allocates nothing.
+//!
+//! A CUDA graph ([`graph`](crate::graph)) uses the same addresses at each replay. What it allocated and freed while it was
+//! captured is set aside for graphs alone, of which never two run at once; between two replays its contents mean nothing.
+//! While captured work goes in two streams ([`fork`](crate::fork)), what one of them freed is not given to the other.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::backend::Backend;
+use crate::streams::STREAMS;
+use crate::{Error, Result};
+
+/// Addresses by size class.
+type Lists = HashMap<usize, Vec<u64>>;
+
+#[derive(Debug, Default)]
+struct State {
+    free: Lists,
+    /// Free for graphs alone.
+    set_aside: Lists,
+    /// Addresses that graphs were given.
+    captured: HashSet<u64>,
+    is_capturing: bool,
+    /// Stream that is asked, while there are two.
+    stream: Option<usize>,
+    /// What each stream freed, which the other may still use.
+    by_stream: [Lists; STREAMS],
+    /// Graphs that are alive, and how often all of them had to give up their memory.
+    graphs: usize,
+    era: u64,
+    live_bytes: usize,
+    /// Of both kinds.
+    free_bytes: usize,
+    peak_bytes: usize,
+}
+
+impl State {
+    /// A buffer that nobody holds.
+    fn recycle(&mut self, class: usize) -> Option<u64> {
+        let of_stream = self.stream.map(|stream| &mut self.by_stream[stream]);
+        let set_aside = self.is_capturing.then_some(&mut self.set_aside);
+        let mut lists = of_stream.into_iter().chain(set_aside).chain([&mut self.free]);
+        lists.find_map(|lists| lists.get_mut(&class).and_then(Vec::pop))
+    }
+
+    /// The free list that a buffer belongs on.
+    fn list(&mut self, address: u64, class: usize) -> &mut Vec<u64> {
+        let lists = if self.captured.contains(&address) { &mut self.set_aside } else { &mut self.free };
+        lists.entry(class).or_default()
+    }
+
+    /// Lets everybody have what was set aside.
+    fn share(&mut self) {
+        self.captured.clear();
+        for (class, addresses) in std::mem::take(&mut self.set_aside) {
+            self.free.entry(class).or_default().extend(addresses);
+        }
+    }
+}
+
+/// Free lists by size class.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    state: Mutex<State>,
+}
+
+impl Pool {
+    /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby length share
+    /// buffers. Multiples of 512 bytes, so that the processor's matrix units find their operands aligned.
+    fn size_class(bytes: usize) -> usize {
+        let step = (bytes.next_power_of_two() / 16).max(512);
+        bytes.max(1).div_ceil(step) * step
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere cannot leave the free lists half written: every update below is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer of at least `bytes` bytes: its address, and its size class.
+    pub fn take(&self, backend: &Backend, bytes: usize) -> Result<(u64, usize)> {
+        let class = Self::size_class(bytes);
+        let recycled = self.state().recycle(class);
+        let address = match recycled {
+            Some(address) => address,
+            None => self.allocate(backend, class)?,
+        };
+        let mut state = self.state();
+        if recycled.is_some() {
+            state.free_bytes -= class;
+        }
+        if state.is_capturing {
+            state.captured.insert(address);
+        }
+        state.live_bytes += class;
+        state.peak_bytes = state.peak_bytes.max(state.live_bytes + state.free_bytes);
+        Ok((address, class))
+    }
+
+    /// A new buffer; if there is no room for it, at the cost of recycled buffers of other sizes, then of graphs.
+    fn allocate(&self, backend: &Backend, class: usize) -> Result<u64> {
+        let is_capturing = self.state().is_capturing;
+        let full = |_| {
+            let (free, total) = backend.memory().unwrap_or_default();
+            Error::OutOfMemory { bytes: class, free, total }
+        };
+        match backend.allocate(class) {
+            Ok(address) => return Ok(address),
+            // Nothing is freed while work is being captured that may use it.
+            Err(e) if is_capturing => return Err(full(e)),
+            Err(_) => self.trim(backend),
+        }
+        match backend.allocate(class) {
+            Err(_) if self.end_graphs() => {
+                self.trim(backend);
+                backend.allocate(class).map_err(full)
+            }
+            result => result.map_err(full),
+        }
+    }
+
+    /// The inverse of [`take`](Self::take).
+    pub fn give_back(&self, address: u64, class: usize) {
+        let mut state = self.state();
+        state.live_bytes -= class;
+        state.free_bytes += class;
+        match state.stream {
+            Some(stream) => state.by_stream[stream].entry(class).or_default().push(address),
+            None => state.list(address, class).push(address),
+        }
+    }
+
+    /// From now on this stream takes and gives back; `None`: the streams are joined again.
+    pub fn set_stream(&self, stream: Option<usize>) {
+        let mut state = self.state();
+        state.stream = stream;
+        if stream.is_none() {
+            for (class, addresses) in std::mem::take(&mut state.by_stream).into_iter().flatten() {
+                addresses.into_iter().for_each(|address| state.list(address, class).push(address));
+            }
+        }
+    }
+
+    /// From now on, what is taken is for work that is being captured.
+    pub fn begin_capture(&self) {
+        self.state().is_capturing = true;
+    }
+
+    /// No more is taken for a graph.
+    pub fn end_capture(&self) {
+        let mut state = self.state();
+        state.is_capturing = false;
+        if state.graphs == 0 {
+            state.share();
+        }
+    }
+
+    /// There is one more graph. Returns the era that its addresses belong to.
+    pub fn add_graph(&self) -> u64 {
+        let mut state = self.state();
+        state.graphs += 1;
+        state.era
+    }
+
+    /// The present era: addresses of graphs of earlier ones are no longer theirs.
+    pub fn era(&self) -> u64 {
+        self.state().era
+    }
+
+    /// A graph of some era is dropped.
+    pub fn forget_graph(&self, era: u64) {
+        let mut state = self.state();
+        if state.era == era {
+            state.graphs -= 1;
+            if state.graphs == 0 {
+                state.share();
+            }
+        }
+    }
+
+    /// Takes the memory away from all graphs, which begins a new era. Whether there were any.
+    fn end_graphs(&self) -> bool {
+        let mut state = self.state();
+        let there_were = state.graphs > 0;
+        if there_were {
+            state.era += 1;
+            state.graphs = 0;
+            state.share();
+        }
+        there_were
+    }
+
+    pub fn live_bytes(&self) -> usize {
+        self.state().live_bytes
+    }
+
+    pub fn peak_bytes(&self) -> usize {
+        self.state().peak_bytes
+    }
+
+    /// Bytes of the device's memory that are taken, in use or not.
+    pub fn held_bytes(&self) -> usize {
+        let state = self.state();
+        state.live_bytes + state.free_bytes
+    }
+
+    /// Gives recycled buffers back to the device.
+    pub fn trim(&self, backend: &Backend) {
+        let free = {
+            let mut state = self.state();
+            let free = std::mem::take(&mut state.free);
+            state.free_bytes -= free.iter().map(|(class, addresses)| class * addresses.len()).sum::<usize>();
+            free
+        };
+        for (class, addresses) in free {
+            addresses.into_iter().for_each(|address| backend.release(address, class));
+        }
+    }
+}
