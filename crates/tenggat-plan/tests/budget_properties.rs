@@ -1,4 +1,5 @@
 //! Properties of the budget that hold for any job and any input.
+#![allow(clippy::print_stdout, reason = "tests say what they found")]
 
 use proptest::prelude::*;
 use tenggat_plan::{

@@ -1,4 +1,5 @@
 //! Plans of whole jobs.
+#![allow(clippy::print_stdout, reason = "tests say what they found")]
 
 use std::time::Instant;
 

@@ -7,6 +7,7 @@ use tenggat_gpu::Options;
 use tenggat_plan::{Machine, parse_bytes};
 use tenggat_tensor::Device;
 
+use crate::output::{self, warning};
 use crate::{assets, processor};
 
 /// What `--device` says.
@@ -64,14 +65,14 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
         Choice::Auto if tenggat_gpu::driver_is_there() => match Device::cuda(&options(0)?) {
             Ok(device) => device,
             Err(e) => {
-                eprintln!("warning: the GPU is not used: {e}");
+                output::complaint("warning", &format!("the GPU is not used: {e}"));
                 Device::cpu()
             }
         },
         Choice::Auto => Device::cpu(),
     };
     if let Device::Cuda(gpu) = &device {
-        gpu.notes().iter().for_each(|note| eprintln!("warning: {note}"));
+        gpu.notes().iter().for_each(|note| warning!("{note}"));
     }
     Ok(device)
 }

@@ -5,15 +5,15 @@ mod cli;
 mod commands;
 mod device;
 mod limit;
+mod output;
 mod process;
 mod processor;
 mod progress;
 mod threads;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use tenggat_plan::WallClock;
 
 use cli::{Cli, Command};
@@ -21,12 +21,17 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     // The budget runs from here: loading and caching are part of it.
     let clock = WallClock::start();
-    let cli = Cli::parse();
-    start_logging(cli.verbose);
+    let _closing = output::Closing;
+    output::tell_panics();
+    let cli: Cli = match output::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    output::start_logging(cli.verbose);
     match run(cli, clock) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", told(&error));
+            output::complaint("error", &told(&error));
             ExitCode::from(1)
         }
     }
@@ -48,6 +53,10 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         anyhow::ensure!(threads > 0, "--threads 0: at least one thread is needed");
         threads::start(Some(threads))?;
     }
+    // Runs have a deadline; they do not wait for whoever reads along.
+    if matches!(cli.command, Command::Demo(_) | Command::Train(_) | Command::Task(_)) {
+        output::detach();
+    }
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock, cli.device),
         Command::Train(args) => commands::train(&args, clock, cli.device),
@@ -62,22 +71,9 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Bench(args) => commands::bench(&args, cli.device),
         Command::Doctor => commands::doctor(cli.device),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut script);
+            output::product(&String::from_utf8_lossy(&script))
         }
     }
-}
-
-/// `RUST_LOG` if set; else warnings, with `-v` information and with `-vv` everything.
-fn start_logging(verbose: u8) {
-    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| level.parse().unwrap_or_default());
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .without_time()
-        .init();
 }

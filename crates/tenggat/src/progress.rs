@@ -1,12 +1,12 @@
 //! A run's news on the terminal.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 use tenggat_plan::{Clock, Forecast, Phase, RuledBy};
 use tenggat_train::run::{Contender, Event, Scores, Step};
+
+use crate::output::{self, Bar, say};
 
 /// Seconds between two progress lines when the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -17,8 +17,8 @@ pub struct Progress {
     started: Timestamp,
     /// The deadline as a person reads it.
     deadline: Option<String>,
-    bar: Option<ProgressBar>,
-    quantising: Option<ProgressBar>,
+    bar: Option<Bar>,
+    quantising: Option<Bar>,
     last_line: Option<Instant>,
 }
 
@@ -41,16 +41,16 @@ impl Progress {
                 {
                     bar.finish();
                 }
-                self.say(&format!("{:<14} {seconds:7.1} s", phase.name()));
+                say!("{:<14} {seconds:7.1} s", phase.name());
             }
             Event::Quantised { done, total } => self.quantised(done, total),
-            Event::Warning(text) => self.say(&format!("warning: {text}")),
-            Event::Data { entries, buckets, trainable } => self.say(&format!(
+            Event::Warning(text) => say!("warning: {text}"),
+            Event::Data { entries, buckets, trainable } => say!(
                 "{:<14} {entries} entries in {buckets} {}, {:.2} M trainable parameters",
                 "data",
                 if buckets == 1 { "size" } else { "sizes" },
                 trainable as f64 / 1e6
-            )),
+            ),
             Event::Resumed { steps, ahead_s, deadline_s } => {
                 self.started = moment(self.started, -ahead_s);
                 self.deadline = deadline_s.map(|at_s| time_of_day(moment(self.started, at_s)));
@@ -59,43 +59,34 @@ impl Progress {
                 } else {
                     String::new()
                 };
-                self.say(&format!("{:<14} after {steps} steps{spent}", "going on"));
+                say!("{:<14} after {steps} steps{spent}", "going on");
             }
             Event::Done { steps, advice } => {
-                self.say(&format!("{:<14} this job is finished, {steps} steps; {advice}", "done"));
+                say!("{:<14} this job is finished, {steps} steps; {advice}", "done");
             }
             Event::Forecast(forecast) => self.forecast(&forecast),
             Event::DeadlineMoved { deadline_s, by_s } => {
                 let deadline = time_of_day(moment(self.started, deadline_s));
                 let by = by_s.map_or(String::new(), |s| format!(", {s:+.0} s"));
-                self.say(&format!("{:<14} now {deadline}{by}", "deadline"));
+                say!("{:<14} now {deadline}{by}", "deadline");
                 self.deadline = Some(deadline);
             }
             Event::Step(step) => self.step(&step),
             Event::Saved { path, steps } => tracing::info!("{} holds {steps} steps", path.display()),
             Event::Scored(scores) => self.scores(&scores),
-            Event::Contender(Contender { steps, error, is_best }) => self.say(&format!(
+            Event::Contender(Contender { steps, error, is_best }) => say!(
                 "{:<14} {:.5} after {steps} steps{}",
                 "held-out error",
                 error.total(),
                 if is_best { "" } else { ", no better" }
-            )),
-            Event::Wrote { what, path } => self.say(&format!("{what:<14} {}", path.display())),
-        }
-    }
-
-    fn say(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(line),
-            None => println!("{line}"),
+            ),
+            Event::Wrote { what, path } => say!("{what:<14} {}", path.display()),
         }
     }
 
     fn start_bar(&mut self) {
-        if std::io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template("{bar:28} {pos}/{len}  {msg}");
-            self.bar =
-                Some(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+        if output::shows_bars() {
+            self.bar = Some(Bar::new(0, "{bar:28} {pos}/{len}  {msg}"));
         }
     }
 
@@ -104,9 +95,8 @@ impl Progress {
         let bar = self.quantising.get_or_insert_with(|| quantisation_bar(total));
         bar.set_position(done);
         if done == total {
-            bar.finish_and_clear();
             self.quantising = None;
-            self.say(&format!("{:<14} {:7.2} GB kept for the next time", "quantised", total as f64 / 1e9));
+            say!("{:<14} {:7.2} GB kept for the next time", "quantised", total as f64 / 1e9);
         }
     }
 
@@ -118,9 +108,9 @@ impl Progress {
             RuledBy::Steps => "are asked for",
         };
         let end = forecast.end_s.map_or(String::new(), |s| format!(", ending after {s:.1} s"));
-        self.say(&format!("{:<14} {steps}{speed} {ruled}{end}", "forecast"));
+        say!("{:<14} {steps}{speed} {ruled}{end}", "forecast");
         for note in &forecast.notes {
-            self.say(&format!("{:<14} {note}", "note"));
+            say!("{:<14} {note}", "note");
         }
     }
 
@@ -136,11 +126,11 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(step.total.unwrap_or(step.done));
             bar.set_position(step.done);
-            bar.set_message(text);
+            bar.set_message(&text);
         } else if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
             let total = step.total.map_or("?".into(), |n| n.to_string());
-            println!("step {}/{total}  {text}", step.done);
+            say!("step {}/{total}  {text}", step.done);
         }
     }
 
@@ -149,14 +139,13 @@ impl Progress {
         let picture = scores.picture.total();
         let velocity =
             scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
-        self.say(&format!("{what:<14} held-out picture error {picture:.5}{velocity}"));
+        say!("{what:<14} held-out picture error {picture:.5}{velocity}");
     }
 }
 
 /// A bar over the bytes of a model that is being quantised.
-pub fn quantisation_bar(total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("quantising {bar:28} {bytes}/{total_bytes}, {eta} left");
-    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+pub fn quantisation_bar(total: u64) -> Bar {
+    Bar::new(total, "quantising {bar:28} {bytes}/{total_bytes}, {eta} left")
 }
 
 /// A moment so many seconds after another.

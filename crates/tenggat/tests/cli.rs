@@ -1,44 +1,15 @@
 //! The program from outside: real processes, real files.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-fn tenggat() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tenggat"))
-}
+use common::{job, tenggat, text};
 
 fn pictures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset/train")
-}
-
-/// A job on the mini model in `folder`; `steps` as YAML, for example `steps: 200`.
-fn job(folder: &Path, steps: &str) -> PathBuf {
-    let (out, data) = (folder.display(), pictures());
-    let text = format!(
-        "job: extension
-config:
-  name: fox
-  process:
-    - type: sd_trainer
-      training_folder: {out}
-      training_seed: 5
-      network: {{type: lora, linear: 4, linear_alpha: 4}}
-      save: {{dtype: bf16, save_every: 100, max_step_saves_to_keep: 1}}
-      datasets:
-        - {{folder_path: '{}', resolution: 128, caption_dropout_rate: 0.5}}
-      train: {{batch_size: 1, lr: 1e-3, optimizer: adamw, timestep_type: sigmoid, {steps}}}
-      model: {{name_or_path: mini, arch: qwen_image}}
-",
-        data.display()
-    );
-    let path = folder.join("job.yaml");
-    fs::write(&path, text).unwrap();
-    path
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    common::demo_pictures("train")
 }
 
 #[test]

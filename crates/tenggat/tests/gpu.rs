@@ -1,5 +1,6 @@
 //! Jobs on a GPU that is emulated: the same kernels, compiled as C++. And on stand-ins for NVIDIA's libraries, which take the
 //! same path as a real GPU.
+#![allow(clippy::print_stderr, reason = "tests say what they found")]
 
 use std::path::Path;
 use std::process::Command;

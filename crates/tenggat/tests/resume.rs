@@ -1,5 +1,6 @@
 //! Runs that are cut off and gone on with, from outside: real processes, real kills.
 #![cfg(unix)]
+#![allow(clippy::print_stdout, reason = "tests say what they found")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Quantised transformers against dense ones with the same weights: forward, gradients, recovery adapters, streamed
 //! modulation, and the folder that keeps quantised models.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they found")]
 
 mod gpu;
 mod model;

@@ -1,10 +1,7 @@
 //! `tenggat bench step`: a training step of a model of any size, measured and held against the plan.
 
-use std::time::Duration;
-
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use indicatif::ProgressBar;
 use serde::Serialize;
 use tenggat_models::qwen_image::transformer::{
     Config, KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
@@ -19,6 +16,7 @@ use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
 
 use super::model::locate;
 use crate::device::{self, Choice};
+use crate::output::{self, Bar, note, warning};
 use crate::processor;
 use crate::{assets, process};
 
@@ -193,19 +191,17 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
     let (bench, fit) = chosen(args, &device)?;
     let clock = WallClock::start();
     let product = product_flops_per_s(&device, &clock)?;
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let bar = Bar::spinner();
     bar.set_message("weights");
     let began_s = clock.now_s();
     let model = if args.random_weights { bench.random_model(&device)? } else { load(args, &bench, &device)? };
     let load_s = clock.now_s() - began_s;
-    let say = |line: String| bar.suspend(|| eprintln!("{line}"));
-    say(format!("weights: {:.2} GB in {load_s:.1} s", model.weight_bytes() as f64 / 1e9));
+    note!("weights: {:.2} GB in {load_s:.1} s", model.weight_bytes() as f64 / 1e9);
     let (mut processor, mut before_s) = (Vec::new(), process::processor_s());
     let mut show = |news: News| match news {
         News::Modulation(steps, seconds) => {
             before_s = process::processor_s();
-            say(format!("modulation of {steps} steps: {seconds:.1} s"));
+            note!("modulation of {steps} steps: {seconds:.1} s");
         }
         News::Part(step, part, seconds) => {
             if part == Part::Update {
@@ -213,19 +209,19 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
                 processor.extend(now_s.zip(before_s).map(|(now_s, before_s)| now_s - before_s));
                 before_s = now_s;
             }
-            say(format!("step {step}, {}: {seconds:.1} s", name(part)));
-            bar.set_message(format!("step {step} of {}", args.warm_up + args.steps));
+            note!("step {step}, {}: {seconds:.1} s", name(part));
+            bar.set_message(&format!("step {step} of {}", args.warm_up + args.steps));
         }
     };
     let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
-    bar.finish_and_clear();
-    measured.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+    drop(bar);
+    measured.notes.iter().for_each(|note| warning!("{note}"));
     let processor = processor.get(args.warm_up..).filter(|steps| !steps.is_empty()).map(median);
     let report = report(args, &bench, &fit, &measured, (load_s, product, processor), &device);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
-        print!("{}", table(&report));
+        output::block(&table(&report));
     }
     Ok(())
 }
@@ -258,8 +254,8 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     model.num_layers = args.layers.unwrap_or(model.num_layers);
     let patches = args.resolution / 16;
     if args.fp8_products && !device.fp8_products() {
-        eprintln!(
-            "warning: --fp8-products has no effect: this device does not multiply 8-bit floats with a scale per row"
+        warning!(
+            "--fp8-products has no effect: this device does not multiply 8-bit floats with a scale per row"
         );
     }
     let mut bench = StepBench {
@@ -293,8 +289,8 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     }
     fit.memory = fit.config.memory(&machine);
     if !fit.fits {
-        eprintln!(
-            "warning: about {:.1} GB are needed, more than {:.1} GB",
+        warning!(
+            "about {:.1} GB are needed, more than {:.1} GB",
             fit.memory.device_bytes() / 1e9,
             limit_bytes / 1e9
         );

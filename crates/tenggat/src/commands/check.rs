@@ -14,6 +14,7 @@ use tenggat_train::planned::plan_job;
 use super::plan::job::{facts, on};
 use super::train::{NO_STEPS, default_steps, show_warnings};
 use crate::assets;
+use crate::output::{self, say, warning};
 use crate::processor;
 
 /// `tenggat check`.
@@ -40,7 +41,7 @@ impl Findings {
 
     fn remark(&mut self, text: impl std::fmt::Display) {
         self.remarks += 1;
-        eprintln!("warning: {text}");
+        warning!("{text}");
     }
 }
 
@@ -74,19 +75,19 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         Err(e) => found.problem(format!("no plan: {e:#}")),
     }
     for problem in &found.problems {
-        eprintln!("problem: {problem}");
+        output::complaint("problem", problem);
     }
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let remarks = plural(found.remarks, "warning");
     match found.problems.len() {
-        0 => println!("ok, {remarks}"),
+        0 => say!("ok, {remarks}"),
         n => anyhow::bail!("{}: not fit to run ({}, {remarks})", args.job.display(), plural(n, "problem")),
     }
     Ok(())
 }
 
 fn line(name: &str, text: &str) {
-    println!("{name:<8} {text}");
+    say!("{name:<8} {text}");
 }
 
 fn summary(job: &Job) -> String {

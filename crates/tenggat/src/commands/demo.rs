@@ -10,6 +10,7 @@ use crate::assets;
 use crate::cli;
 use crate::device::Choice;
 use crate::limit::Limited;
+use crate::output::say;
 
 /// The demo's job.
 const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
@@ -37,12 +38,12 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
     let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false, choice)?;
-    println!();
+    say!("");
     if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
         table(before, after);
     }
-    println!("{:<14} {}", "LoRA", summary.lora.display());
-    println!(
+    say!("{:<14} {}", "LoRA", summary.lora.display());
+    say!(
         "{:<14} {} steps of {:.0} ms; {:.1} s of {budget_s:.0} s used",
         "training",
         summary.steps,
@@ -53,9 +54,9 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
 }
 
 fn table(before: &Scores, after: &Scores) {
-    println!("{:<34} {:>9} {:>9} {:>9}", "error on 8 pictures never seen", "bare", "LoRA", "change");
+    say!("{:<34} {:>9} {:>9} {:>9}", "error on 8 pictures never seen", "bare", "LoRA", "change");
     let row = |name: &str, a: f64, b: f64| {
-        println!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));
+        say!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));
     };
     row("picture, 1/4 captioned + 3/4 empty", before.picture.total(), after.picture.total());
     row("  captioned", before.picture.captioned, after.picture.captioned);
@@ -65,5 +66,5 @@ fn table(before: &Scores, after: &Scores) {
         row("  captioned", before.captioned, after.captioned);
         row("  empty prompt", before.empty, after.empty);
     }
-    println!("(mean of {} {})", before.seeds, if before.seeds == 1 { "seed" } else { "seeds" });
+    say!("(mean of {} {})", before.seeds, if before.seeds == 1 { "seed" } else { "seeds" });
 }

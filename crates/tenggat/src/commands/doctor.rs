@@ -9,6 +9,7 @@ use tenggat_tensor::Device;
 
 use crate::assets;
 use crate::device::{self, Choice};
+use crate::output::say;
 
 /// Prints the report.
 pub fn doctor(choice: Choice) -> anyhow::Result<()> {
@@ -82,7 +83,7 @@ fn gpu(choice: Choice) {
 }
 
 fn row(name: &str, value: &str) {
-    println!("{name:<16} {value}");
+    say!("{name:<16} {value}");
 }
 
 fn present(folder: &Path) -> &'static str {

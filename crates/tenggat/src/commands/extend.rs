@@ -9,6 +9,8 @@ use anyhow::bail;
 use clap::Args;
 use tenggat_train::run::deadline::{self, Move};
 
+use crate::output::say;
+
 /// How long to wait for the run's answer: the loop looks between two steps.
 const WAIT: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -40,12 +42,12 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     while began.elapsed() < WAIT {
         if !deadline::is_pending(folder) {
-            println!("the run moves its deadline: {}", args.by);
+            say!("the run moves its deadline: {}", args.by);
             return Ok(());
         }
         thread::sleep(LOOK_EVERY);
     }
-    println!(
+    say!(
         "asked the run to move its deadline: {}. It has not answered within {} s; it looks between two steps, and no \
          more once the last one is done. The request stays in {}",
         args.by,

@@ -9,6 +9,8 @@ use clap::Args;
 use tenggat_train::dataset;
 use tenggat_train::job::Job;
 
+use crate::output::{say, warning};
+
 /// `tenggat init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
@@ -40,11 +42,11 @@ pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     let (job, _) = Job::from_str(&text, &out, None, &|_| None)?;
     let (items, bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
     for bad in &bad {
-        eprintln!("warning: left out: {}", bad.error);
+        warning!("left out: {}", bad.error);
     }
     tenggat_train::atomic::write(&out, text.as_bytes()).with_context(|| out.display().to_string())?;
     let pictures: BTreeSet<&Path> = items.iter().map(|item| item.path.as_path()).collect();
-    println!("{}: {} pictures; try `tenggat check {0}`", out.display(), pictures.len());
+    say!("{}: {} pictures; try `tenggat check {0}`", out.display(), pictures.len());
     Ok(())
 }
 

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::{hub, model_folder};
 use tenggat_train::lora_file;
 
 use crate::assets;
+use crate::output::Bar;
 
 /// The folder of a model: `mini`, a local folder, or a hub repository, fetched with a progress bar. Its files are
 /// checked before any is loaded.
@@ -31,21 +31,14 @@ pub fn locate_file(name: &str) -> anyhow::Result<PathBuf> {
 fn with_bar<T>(
     fetch: impl FnOnce(hub::OnProgress<'_>) -> tenggat_models::Result<T>,
 ) -> tenggat_models::Result<T> {
-    let bar: OnceLock<ProgressBar> = OnceLock::new();
+    let bar: OnceLock<Bar> = OnceLock::new();
     let show = |progress: hub::Progress<'_>| {
-        let bar = bar.get_or_init(|| {
-            let style = ProgressStyle::with_template("{bar:28} {bytes}/{total_bytes} {bytes_per_sec}  {msg}");
-            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
+        let bar = bar.get_or_init(|| Bar::new(0, "{bar:28} {bytes}/{total_bytes} {bytes_per_sec}  {msg}"));
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);
-        bar.set_message(progress.file.to_string());
+        bar.set_message(progress.file);
     };
-    let fetched = fetch(&show);
-    if let Some(bar) = bar.get() {
-        bar.finish_and_clear();
-    }
-    fetched
+    fetch(&show)
 }
 
 /// A LoRA file as an adapter of this model.

@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::ProgressBar;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::ops::quantise::Format;
 
 use super::model::{locate, locate_file};
 use crate::assets;
+use crate::output::{Bar, say};
 use crate::progress::quantisation_bar;
 
 /// `tenggat quantise`.
@@ -40,18 +40,12 @@ pub fn quantise(args: &QuantiseArgs) -> anyhow::Result<()> {
         None => assets::cache_folder()?,
     };
     let folder = locate(&args.model)?.join("transformer");
-    let bar: OnceLock<ProgressBar> = OnceLock::new();
+    let bar: OnceLock<Bar> = OnceLock::new();
     let show = |done, total| bar.get_or_init(|| quantisation_bar(total)).set_position(done);
     let wanted = Quantisation { format, recovery, cache: Some(cache) };
     let file = Transformer::quantise(&folder, &wanted, &show)?;
-    let done = match bar.get() {
-        Some(bar) => {
-            bar.finish_and_clear();
-            "quantised"
-        }
-        None => "there already",
-    };
+    let done = if bar.into_inner().is_some() { "quantised" } else { "there already" };
     let size = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
-    println!("{done:<14} {} ({:.2} GB)", file.display(), size as f64 / 1e9);
+    say!("{done:<14} {} ({:.2} GB)", file.display(), size as f64 / 1e9);
     Ok(())
 }

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use indicatif::ProgressBar;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
@@ -14,6 +13,7 @@ use tenggat_train::painter::{Painter, Request};
 use super::model::{load_lora, locate};
 use crate::cli;
 use crate::device::{self, Choice};
+use crate::output::{Bar, say};
 
 /// Makes the pictures.
 pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
@@ -39,13 +39,13 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
         let guidance = negative.as_ref().map(|text| (text, args.guidance));
         let seed = args.seed + i as u64;
         let request = Request { prompt, guidance, width, height, seed, steps: args.steps };
-        let bar = ProgressBar::new(args.steps as u64);
+        let bar = Bar::new(args.steps as u64, "{wide_bar} {pos}/{len}");
         let mut tick = || {
             bar.inc(1);
             ControlFlow::Continue(())
         };
         let picture = painter.draw(lora.as_ref(), request, &mut tick)?;
-        bar.finish_and_clear();
+        drop(bar);
         let path = numbered(&args.out, i, prompts.len());
         if let Some(picture) = picture {
             let mut parameters =
@@ -55,7 +55,7 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
                 parameters += &format!(", LoRA: {name}, strength {}", args.strength);
             }
             tenggat_train::report::save_picture_with(&picture, 0, &path, &parameters)?;
-            println!("{}", path.display());
+            say!("{}", path.display());
         }
     }
     Ok(())

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
@@ -16,6 +15,7 @@ use tenggat_train::score::{HeldOut, Judge};
 use super::model::{load_lora, locate};
 use crate::assets;
 use crate::device::{self, Choice};
+use crate::output::{self, Bar};
 
 /// Pictures measured at once.
 const AT_ONCE: usize = 4;
@@ -117,9 +117,7 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
         velocity: (args.measure != Measure::Picture).then_some(args.noises),
     };
     let both = u64::from(!args.lora_only) + u64::from(lora.is_some());
-    let style = ProgressStyle::with_template("{msg:5} {bar:28} {percent:>3} %, {eta} left");
-    let bar = ProgressBar::new(both * measures.passes(pictures.len()))
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = Bar::new(both * measures.passes(pictures.len()), "{msg:5} {bar:28} {percent:>3} %, {eta} left");
     let mut tick = |passes| bar.inc(passes);
     bar.set_message("bare");
     let bare = if args.lora_only { None } else { Some(evaluate(judge, &held, None, measures, &mut tick)?) };
@@ -128,13 +126,13 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
         Some(lora) => Some(evaluate(judge, &held, Some(lora), measures, &mut tick)?),
         None => None,
     };
-    bar.finish_and_clear();
+    drop(bar);
     let report =
         Report { model: &args.model, lora: args.lora.as_deref(), pictures: pictures.len(), bare, trained };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
-        print!("{}", table(&report));
+        output::block(&table(&report));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::assets;
 use crate::cli;
 use crate::device::{self, Choice};
 use crate::limit::{self, Limited};
+use crate::output::{say, warning};
 use crate::processor;
 use crate::progress::Progress;
 use crate::threads;
@@ -30,10 +31,10 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
     show_warnings(&warnings);
     if limited.deadline_s.is_none() && default_steps(&mut job) {
-        eprintln!("warning: {NO_STEPS}");
+        warning!("{NO_STEPS}");
     }
     let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, choice)?;
-    println!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+    say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
     Ok(())
 }
 
@@ -93,14 +94,14 @@ fn push(job: &Job, to: &Push, lora: &Path, options: &hub::Options) -> anyhow::Re
     );
     let files = [hub::Upload::File(&name, lora), hub::Upload::Text("README.md", &page)];
     hub::upload(&repository, &files, to.private, options)?;
-    println!("{:<14} {}/{repository}", "uploaded", options.endpoint);
+    say!("{:<14} {}/{repository}", "uploaded", options.endpoint);
     Ok(())
 }
 
 /// Prints what the job file is warned about.
 pub fn show_warnings(warnings: &[Warning]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        warning!("{warning}");
     }
 }
 
@@ -163,7 +164,7 @@ pub fn run_job(
         && let Err(error) = push_in_time(&job, to, &summary, &hub, Instant::now())
     {
         // The LoRA is on disk: the run has not failed.
-        eprintln!("warning: {error:#}");
+        warning!("{error:#}");
     }
     Ok(summary)
 }

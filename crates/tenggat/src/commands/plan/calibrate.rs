@@ -4,6 +4,7 @@ use tenggat_plan::{Clock, WallClock};
 use tenggat_tensor::Device;
 use tenggat_train::calibrate::{self, Finding};
 
+use crate::output::say;
 use crate::processor;
 
 /// Seconds that a calibration takes if nobody says otherwise.
@@ -16,19 +17,19 @@ pub fn calibrate(limit_s: f64) -> anyhow::Result<()> {
         "--time {limit_s} s: expected between 3 seconds and 10 minutes"
     );
     let (name, clock) = (processor::name(), WallClock::start());
-    println!("{name}: measuring for {limit_s:.0} s; other programs make it look slower");
+    say!("{name}: measuring for {limit_s:.0} s; other programs make it look slower");
     let (calibration, findings) =
         calibrate::calibrate(&Device::cpu(), &name, processor::memory_bytes(), &clock, limit_s)?;
-    println!("{:<44} {:>10} {:>12}", "kind of work", "time", "10⁹ a second");
+    say!("{:<44} {:>10} {:>12}", "kind of work", "time", "10⁹ a second");
     for Finding { what, seconds, result, .. } in findings.iter().filter(|f| !f.is_step) {
-        println!("  {what:<42} {:>7.3} ms {:>12.1}", seconds * 1e3, result / 1e9);
+        say!("  {what:<42} {:>7.3} ms {:>12.1}", seconds * 1e3, result / 1e9);
     }
-    println!("{:<44} {:>10} {:>12}", "whole steps", "measured", "predicted");
+    say!("{:<44} {:>10} {:>12}", "whole steps", "measured", "predicted");
     for Finding { what, seconds, result, .. } in findings.iter().filter(|f| f.is_step) {
         let percent = 100.0 * (result / seconds - 1.0);
-        println!("  {what:<42} {:>7.2} ms {:>9.2} ms {percent:>+6.1} %", seconds * 1e3, result * 1e3);
+        say!("  {what:<42} {:>7.2} ms {:>9.2} ms {percent:>+6.1} %", seconds * 1e3, result * 1e3);
     }
     let path = processor::store(&calibration)?;
-    println!("stored in {} after {:.0} s", path.display(), clock.now_s());
+    say!("stored in {} after {:.0} s", path.display(), clock.now_s());
     Ok(())
 }

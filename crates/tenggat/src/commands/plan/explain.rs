@@ -6,6 +6,7 @@ use tenggat_plan::{Span, explain as look_back, recommend_steps};
 
 use super::args::{ExplainArgs, StepsArgs};
 use super::observed::Observed;
+use crate::output::{self, say};
 
 /// Says what became of a run.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
@@ -21,13 +22,13 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
     let explanation = look_back(args.duration, steps, step_s, overhead_s);
     if args.json {
         let all = json!({ "observed": observed, "explanation": explanation });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        output::json(&all)?;
         return Ok(());
     }
     if let Some(observed) = observed {
-        println!("{observed}");
+        say!("{observed}");
     }
-    println!("{explanation}");
+    output::block(&explanation.to_string());
     Ok(())
 }
 
@@ -35,9 +36,9 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
 pub fn steps(args: &StepsArgs) -> anyhow::Result<()> {
     let advice = recommend_steps(args.budget, args.s_per_step, args.overhead.unwrap_or(0.0));
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&advice)?);
+        output::json(&advice)?;
     } else {
-        println!("{} steps\n{}", advice.steps, advice.reason);
+        output::block(&format!("{} steps\n{}", advice.steps, advice.reason));
     }
     Ok(())
 }

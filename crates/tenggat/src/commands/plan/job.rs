@@ -16,6 +16,7 @@ use super::args::JobArgs;
 use super::machines;
 use crate::assets;
 use crate::commands::train::show_warnings;
+use crate::output::{self, say};
 
 /// Plans the job and prints the plans.
 pub fn plan(path: &Path, args: &JobArgs) -> anyhow::Result<()> {
@@ -52,14 +53,15 @@ pub fn plan(path: &Path, args: &JobArgs) -> anyhow::Result<()> {
     };
     if args.json {
         let all = json!({ "job": planned, "plans": plans, "reports": comparisons, "notes": notes });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        output::json(&all)?;
     } else {
-        println!("{}", heading(&job, &planned));
+        output::block(&heading(&job, &planned));
+        say!("");
         show(&plans, &comparisons);
         if plans.len() > 1 {
-            println!();
+            say!("");
         }
-        notes.iter().for_each(|note| println!("note: {note}"));
+        notes.iter().for_each(|note| say!("note: {note}"));
     }
     Ok(())
 }
@@ -151,15 +153,15 @@ fn heading(job: &Job, planned: &PlanJob) -> String {
     if let Some(steps) = planned.steps {
         parts.push(format!("{steps} steps asked for"));
     }
-    format!("{}: {}\n", job.name, parts.join(", "))
+    format!("{}: {}", job.name, parts.join(", "))
 }
 
 fn show(plans: &[Plan], comparisons: &[Comparison]) {
     match plans {
-        [only] => print!("{only}"),
-        several => print!("{}", PlanTable(several)),
+        [only] => output::block(&only.to_string()),
+        several => output::block(&PlanTable(several).to_string()),
     }
     if !comparisons.is_empty() {
-        print!("\n{}", ComparisonTable(comparisons));
+        output::block(&format!("\n{}", ComparisonTable(comparisons)));
     }
 }

@@ -1,0 +1,17 @@
+//! Everything that the program prints. No other place writes to the terminal: lints deny it.
+//!
+//! Three promises hold here for all text, whoever says it. A stream that is closed, full or gone ends
+//! nothing. A reader that stops reading delays no run. Control characters from files and arguments are shown,
+//! not obeyed.
+
+mod bar;
+mod escape;
+mod hooks;
+mod print;
+mod sink;
+
+pub use bar::Bar;
+pub use hooks::{start_logging, tell_panics};
+pub use print::{Closing, aside, block, complaint, json, line, parse, product, shows_bars};
+pub(crate) use print::{note, say, warning};
+pub use sink::detach;
