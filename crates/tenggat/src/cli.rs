@@ -9,6 +9,7 @@ use crate::commands::{
     BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
 };
 use crate::device;
+use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -24,7 +25,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Threads to compute with (default: all cores, or RAYON_NUM_THREADS).
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = whole::<usize>(1, MOST_THREADS as u64))]
     pub threads: Option<usize>,
     /// Device: auto (a GPU if there is one), cpu, cuda, or cuda:1 for the second GPU.
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
@@ -154,10 +155,10 @@ pub struct Demo {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// Peak learning rate.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = learning_rate)]
     pub lr: Option<f64>,
     /// Rank of the LoRA.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
 }
 
@@ -187,7 +188,7 @@ pub struct Sample {
     #[arg(long, value_name = "FILE")]
     pub lora: Option<PathBuf>,
     /// Strength of the LoRA.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = number(-100.0, 100.0))]
     pub strength: f64,
     /// Prompt; give several times for several pictures.
     #[arg(long, required = true)]
@@ -199,10 +200,10 @@ pub struct Sample {
     #[arg(long, value_name = "WxH", default_value = "1024x1024")]
     pub size: String,
     /// Steps of the sampler.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = whole::<usize>(1, MOST_SAMPLER_STEPS as u64))]
     pub steps: usize,
     /// Classifier-free guidance; 1 turns it off and halves the time.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 4.0, allow_negative_numbers = true, value_parser = number(0.0, 100.0))]
     pub guidance: f64,
     /// Seed of the noise; pictures after the first use the numbers after it.
     #[arg(long, default_value_t = 42)]

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod device;
 mod limit;
+mod number;
 mod output;
 mod process;
 mod processor;
@@ -50,9 +51,9 @@ fn told(error: &anyhow::Error) -> String {
 
 fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     if let Some(threads) = cli.threads {
-        anyhow::ensure!(threads > 0, "--threads 0: at least one thread is needed");
         threads::start(Some(threads))?;
     }
+    threads::check_environment()?;
     // Runs have a deadline; they do not wait for whoever reads along.
     if matches!(cli.command, Command::Demo(_) | Command::Train(_) | Command::Task(_)) {
         output::detach();

@@ -16,6 +16,7 @@ use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
 
 use super::model::locate;
 use crate::device::{self, Choice};
+use crate::number::{MOST_RANK, whole};
 use crate::output::{self, Bar, note, warning};
 use crate::processor;
 use crate::{assets, process};
@@ -49,7 +50,7 @@ struct StepArgs {
     #[arg(long)]
     random_weights: bool,
     /// Blocks, in place of the model's; with random weights.
-    #[arg(long, value_name = "N", requires = "random_weights")]
+    #[arg(long, value_name = "N", requires = "random_weights", value_parser = whole::<usize>(1, 1000))]
     layers: Option<usize>,
     /// How frozen matrices are stored: uint2 to uint7, qfloat8, float8, qint8, int8, or bf16.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
@@ -59,16 +60,16 @@ struct StepArgs {
     #[arg(long)]
     fp8_products: bool,
     /// Rank of the LoRA.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     rank: usize,
     /// Side of the square pictures, pixels.
-    #[arg(long, value_name = "PIXELS", default_value_t = 1024)]
+    #[arg(long, value_name = "PIXELS", default_value_t = 1024, value_parser = whole::<usize>(32, 8192))]
     resolution: usize,
     /// Text tokens of the captions.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>(1, 4096))]
     text_tokens: usize,
     /// Pictures per step.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1, 1024))]
     batch: usize,
     /// Optimiser.
     #[arg(long, value_enum, default_value_t = Adam::Adamw)]
@@ -80,7 +81,10 @@ struct StepArgs {
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     modulation: Storage,
     /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of a model.
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights")]
+    #[arg(
+        long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights",
+        value_parser = whole::<usize>(0, 1000)
+    )]
     offloaded_blocks: usize,
     /// Ask a GPU for every kernel by itself, instead of for whole passes that are recorded in the second step.
     #[arg(long)]
@@ -89,10 +93,10 @@ struct StepArgs {
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     memory_limit: Option<f64>,
     /// Steps before those that count.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(0, 1_000_000))]
     warm_up: usize,
     /// Steps that count.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1, 1_000_000))]
     steps: usize,
     /// Print JSON.
     #[arg(long)]
@@ -236,16 +240,6 @@ fn name(part: Part) -> &'static str {
 
 /// The step that the arguments describe, with what the plan chooses for it.
 fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> {
-    ensure!(args.rank > 0, "--rank 0: expected 1 or more");
-    ensure!(args.steps > 0, "--steps 0: expected 1 or more");
-    ensure!(args.batch > 0, "--batch 0: expected 1 or more");
-    ensure!(args.text_tokens > 0, "--text-tokens 0: expected 1 or more");
-    ensure!(args.layers != Some(0), "--layers 0: expected 1 or more");
-    ensure!(
-        (32..=8192).contains(&args.resolution),
-        "--resolution {}: expected 32 to 8192 pixels",
-        args.resolution
-    );
     let format = match args.qtype.as_str() {
         "bf16" => None,
         name => Some(name.parse::<Format>().context("--qtype")?),
@@ -288,6 +282,15 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
         Recompute::False => (fit.config.kept_blocks, fit.config.result_blocks) = (config.dims.layers, 0),
     }
     fit.memory = fit.config.memory(&machine);
+    let needed_bytes = fit.memory.device_bytes() + fit.memory.host_bytes;
+    // Beyond what there is the system ends the process, whatever the limit was.
+    ensure!(
+        !machine.shares_host_memory || machine.memory_bytes <= 0.0 || needed_bytes <= machine.memory_bytes,
+        "about {:.1} GB are needed, and this machine has {:.1} GB; take fewer --layers, a smaller --batch, \
+         --resolution or --qtype",
+        needed_bytes / 1e9,
+        machine.memory_bytes / 1e9
+    );
     if !fit.fits {
         warning!(
             "about {:.1} GB are needed, more than {:.1} GB",

@@ -37,7 +37,7 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
     let painter = Painter { model: &model, vae: &vae, scheduler: &scheduler };
     for (i, prompt) in prompts.iter().enumerate() {
         let guidance = negative.as_ref().map(|text| (text, args.guidance));
-        let seed = args.seed + i as u64;
+        let seed = args.seed.wrapping_add(i as u64);
         let request = Request { prompt, guidance, width, height, seed, steps: args.steps };
         let bar = Bar::new(args.steps as u64, "{wide_bar} {pos}/{len}");
         let mut tick = || {

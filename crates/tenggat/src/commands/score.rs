@@ -15,6 +15,7 @@ use tenggat_train::score::{HeldOut, Judge};
 use super::model::{load_lora, locate};
 use crate::assets;
 use crate::device::{self, Choice};
+use crate::number::number;
 use crate::output::{self, Bar};
 
 /// Pictures measured at once.
@@ -49,10 +50,13 @@ pub struct ScoreArgs {
     #[arg(long, default_value_t = rules::REDRAWING.steps as u64, value_parser = clap::value_parser!(u64).range(1..=1000))]
     steps: u64,
     /// Classifier-free guidance of captioned pictures.
-    #[arg(long, default_value_t = rules::REDRAWING.guidance)]
+    #[arg(
+        long, default_value_t = rules::REDRAWING.guidance, allow_negative_numbers = true,
+        value_parser = number(0.0, 100.0)
+    )]
     guidance: f64,
     /// Share of the noise that pictures are given before they are redrawn: 0.05 to 1.
-    #[arg(long, default_value_t = rules::REDRAWING.denoise, value_parser = share)]
+    #[arg(long, default_value_t = rules::REDRAWING.denoise, value_parser = number(0.05, 1.0))]
     denoise: f64,
     /// Leave the bare model out.
     #[arg(long, requires = "lora")]
@@ -67,13 +71,6 @@ enum Measure {
     Velocity,
     Picture,
     Both,
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.05..=1.0).contains(&share) => Ok(share),
-        _ => Err("expected a number from 0.05 to 1".into()),
-    }
 }
 
 #[derive(Serialize)]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use tenggat_plan::{Span, Trainer};
 
+use crate::number::{MOST_RANK, MOST_STEPS, number, whole};
+
 /// `tenggat plan`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -53,19 +55,19 @@ pub struct JobArgs {
     #[arg(long, value_name = "TRAINER", default_value = "tenggat")]
     pub trainer: Trainer,
     /// Price of the machine per hour, for the price of the run.
-    #[arg(long, value_name = "PRICE")]
+    #[arg(long, value_name = "PRICE", allow_negative_numbers = true, value_parser = number(0.0, 1e6))]
     pub price_per_hour: Option<f64>,
     /// Device memory that may be used, in place of the job's: 24GB, 22.5GiB.
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     pub memory_limit: Option<f64>,
     /// Rank, in place of the job's.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
     /// Steps, in place of the job's.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1, MOST_STEPS))]
     pub steps: Option<u64>,
     /// Resolutions, in place of the job's: 1024, or 512,768,1024.
-    #[arg(long, value_delimiter = ',', value_name = "PIXELS")]
+    #[arg(long, value_delimiter = ',', value_name = "PIXELS", value_parser = whole::<usize>(32, 8192))]
     pub resolution: Vec<usize>,
     /// Print JSON.
     #[arg(long)]
@@ -90,7 +92,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub duration: f64,
     /// Steps asked for; a log may say it too.
-    #[arg(long, required_unless_present = "log")]
+    #[arg(long, required_unless_present = "log", value_parser = whole::<u64>(1, MOST_STEPS))]
     pub steps: Option<u64>,
     /// Seconds per step: 4.5, or 4..6 if it is not known exactly.
     #[arg(long, value_name = "SECONDS", required_unless_present = "log", conflicts_with = "log")]

@@ -23,7 +23,7 @@ pub fn plan(path: &Path, args: &JobArgs) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(path, None, &variable)?;
     show_warnings(&warnings);
-    override_by(&mut job, args)?;
+    override_by(&mut job, args);
     let (facts, model) = facts(&job.model.name_or_path)?;
     let Planned { job: planned, mut notes } = plan_job(&job, &facts, Precision::Bf16);
     notes.extend(model);
@@ -67,12 +67,7 @@ pub fn plan(path: &Path, args: &JobArgs) -> anyhow::Result<()> {
 }
 
 /// What the command line says in place of the job file.
-fn override_by(job: &mut Job, args: &JobArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(args.rank != Some(0), "--rank 0: expected 1 or more");
-    anyhow::ensure!(args.steps != Some(0), "--steps 0: expected 1 or more");
-    if let Some(side) = args.resolution.iter().find(|side| !(32..=8192).contains(*side)) {
-        anyhow::bail!("--resolution {side}: expected 32 to 8192 pixels");
-    }
+fn override_by(job: &mut Job, args: &JobArgs) {
     job.network.rank = args.rank.unwrap_or(job.network.rank);
     job.train.steps = args.steps.or(job.train.steps);
     job.limits.fill |= args.fill;
@@ -80,7 +75,6 @@ fn override_by(job: &mut Job, args: &JobArgs) -> anyhow::Result<()> {
     if !args.resolution.is_empty() {
         job.datasets.iter_mut().for_each(|set| set.resolutions.clone_from(&args.resolution));
     }
-    Ok(())
 }
 
 /// The model of the job if it lies on this machine, else Qwen-Image and a note that says so.
