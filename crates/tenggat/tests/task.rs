@@ -2,6 +2,9 @@
 //!
 //! `cargo test --release -p tenggat --test task -- --ignored` plays the longer ones: limits of 60 and 180 s, 100 kills.
 #![cfg(unix)]
+#![allow(clippy::print_stdout, reason = "tests say what they found")]
+
+mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,34 +12,67 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{demo_pictures, ends, text};
 use safetensors::SafeTensors;
 use tenggat_train::contest::container::picked;
 use zip::write::{SimpleFileOptions, ZipWriter};
-
-fn demo_dataset() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset")
-}
 
 /// The roots of a container.
 struct Container {
     root: tempfile::TempDir,
 }
 
+/// The demo's first `n` pictures and their captions, as entries of an archive.
+fn entries(n: usize) -> Vec<(String, Vec<u8>)> {
+    let mut paths: Vec<_> =
+        fs::read_dir(demo_pictures("train")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let entry = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        (format!("train_data/{name}"), fs::read(&path).unwrap())
+    };
+    paths.into_iter().take(2 * n).map(entry).collect()
+}
+
 impl Container {
     /// With the demo's pictures as the task's archive.
     fn new() -> Self {
+        Self::with(&entries(24))
+    }
+
+    fn with(entries: &[(String, Vec<u8>)]) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let datasets = root.path().join("cache/datasets");
-        fs::create_dir_all(&datasets).unwrap();
-        let mut archive = ZipWriter::new(File::create(datasets.join("t1_tourn.zip")).unwrap());
-        for entry in fs::read_dir(demo_dataset().join("train")).unwrap() {
-            let path = entry.unwrap().path();
-            let name = format!("train_data/{}", path.file_name().unwrap().to_str().unwrap());
-            archive.start_file(name, SimpleFileOptions::default()).unwrap();
-            archive.write_all(&fs::read(path).unwrap()).unwrap();
+        fs::create_dir_all(root.path().join("cache/datasets")).unwrap();
+        let container = Container { root };
+        let mut archive = ZipWriter::new(File::create(container.archive()).unwrap());
+        let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        for (name, bytes) in entries {
+            archive.start_file(name.as_str(), stored).unwrap();
+            archive.write_all(bytes).unwrap();
         }
         archive.finish().unwrap();
-        Container { root }
+        container
+    }
+
+    fn archive(&self) -> PathBuf {
+        self.root.path().join("cache/datasets/t1_tourn.zip")
+    }
+
+    /// Plays it to its end; returns what was said. It must succeed.
+    fn play(&self, limit_s: f64, more: &[&str]) -> String {
+        let mut command = self.command(&self.root.path().join("cache"), limit_s / 3600.0);
+        let output = command.args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    }
+
+    /// Updates in the LoRA that the contest takes.
+    fn steps(&self) -> Option<u64> {
+        let path = picked(&self.output()).ok()??;
+        let bytes = fs::read(path).ok()?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+        let info = header.metadata().as_ref()?.get("training_info")?.clone();
+        serde_json::from_str::<serde_json::Value>(&info).ok()?["step"].as_u64()
     }
 
     fn command(&self, cache: &Path, hours: f64) -> Command {
@@ -108,7 +144,7 @@ fn play(limit_s: u64) -> (f64, f64) {
         .args(["score", "--model", "mini", "--measure", "velocity", "--noises", "4", "--json", "--lora"])
         .arg(&lora)
         .arg("--data")
-        .arg(demo_dataset().join("test"))
+        .arg(demo_pictures("test"))
         .output()
         .unwrap();
     let report: serde_json::Value = serde_json::from_slice(&score.stdout).unwrap();
@@ -183,8 +219,168 @@ fn what_cannot_be_played_is_told_at_once() {
     };
     let message = said(Path::new("/nowhere"));
     assert!(message.contains("/nowhere/datasets/t1_tourn.zip"), "{message}");
-    let cache = container.root.path().join("cache");
-    fs::write(cache.join("datasets/t1_tourn.zip"), "no archive").unwrap();
-    let message = said(&cache);
-    assert!(message.contains("t1_tourn.zip cannot be unpacked"), "{message}");
+    assert!(!container.output().exists());
+}
+
+/// The scorer takes a LoRA that changes nothing for the bare model; a container without a LoRA is out.
+#[test]
+fn an_archive_that_cannot_be_read_still_leaves_a_lora() {
+    for bytes in [b"no archive".as_slice(), b""] {
+        let container = Container::new();
+        fs::write(container.archive(), bytes).unwrap();
+        let said = container.play(18.0, &[]);
+        assert!(said.contains("t1_tourn.zip cannot be unpacked"), "{said}");
+        container.delivered();
+        assert_eq!(container.steps(), Some(0));
+    }
+}
+
+/// A PNG of a few bytes that says it has 100000 × 100000 pixels.
+fn bomb() -> Vec<u8> {
+    let mut png = Vec::new();
+    image::DynamicImage::new_rgb8(1, 1)
+        .write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
+        .unwrap();
+    png[16..24].copy_from_slice(&[0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0]);
+    // The check sum of the header, by the definition in the PNG specification.
+    let mut sum = u32::MAX;
+    for byte in &png[12..29] {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = if sum & 1 == 1 { 0xedb8_8320 ^ (sum >> 1) } else { sum >> 1 };
+        }
+    }
+    png[29..33].copy_from_slice(&(!sum).to_be_bytes());
+    png
+}
+
+#[test]
+fn bad_entries_are_named_and_left_out() {
+    let mut all = entries(3);
+    let evil = "train_data/\u{1b}]0;x\u{7}\u{202e}.png".to_owned();
+    all.extend([
+        ("train_data/spoilt.png".to_owned(), b"spoilt in the archive".to_vec()),
+        ("train_data/bomb.png".to_owned(), bomb()),
+        (evil, b"no picture".to_vec()),
+        ("train_data/bomb.txt".to_owned(), b"large".to_vec()),
+    ]);
+    let container = Container::with(&all);
+    let mut bytes = fs::read(container.archive()).unwrap();
+    let at = bytes.windows(6).position(|window| window == b"spoilt").unwrap();
+    let at = at + bytes[at..].windows(9).position(|window| window == b"spoilt in").unwrap();
+    bytes[at] = b'S';
+    fs::write(container.archive(), bytes).unwrap();
+    let said = container.play(18.0, &[]);
+    for part in [
+        "left out: spoilt.png of ",
+        "bomb.png is no whole picture",
+        r"\u{1b}]0;x\u{7}\u{202e}.png",
+        "3 to train on",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains('\u{1b}') && !said.contains('\u{202e}'), "{said:?}");
+    container.delivered();
+    assert!(container.steps().unwrap() > 0, "{said}");
+}
+
+#[test]
+fn a_single_picture_is_trained_on() {
+    let container = Container::with(&entries(1));
+    let said = container.play(18.0, &[]);
+    assert!(said.contains("1 to train on, 0 held out") && !said.contains("warning"), "{said}");
+    container.delivered();
+    assert!(container.steps().unwrap() > 0, "{said}");
+    // Nothing is left but what is uploaded.
+    assert!(!container.root.path().join("work/t1-repo").exists());
+    assert!(!container.output().join("resume.state").exists());
+}
+
+#[test]
+fn hours_that_are_too_few_leave_a_lora() {
+    for limit_s in [0.001, 0.5, 2.0] {
+        let container = Container::with(&entries(2));
+        container.play(limit_s, &[]);
+        container.delivered();
+    }
+}
+
+/// Starts a task of few pictures, whose newest LoRA is delivered, and kills it when it has delivered one with
+/// steps.
+fn killed() -> (Container, u64) {
+    let container = Container::with(&entries(4));
+    let mut child = container.start(Duration::from_secs(300));
+    let began = Instant::now();
+    while container.steps().unwrap_or(0) == 0 || !container.output().join("resume.state").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(began.elapsed().as_secs() < 280, "nothing was saved");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let steps = container.steps().unwrap();
+    assert!(steps > 0);
+    (container, steps)
+}
+
+/// What lies in the folder that is uploaded, and beside it.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_task_that_is_started_again_goes_on() {
+    let (container, before) = killed();
+    let said = container.play(18.0, &[]);
+    assert!(said.contains("going on") && !said.contains("warning"), "{said}");
+    container.delivered();
+    assert!(container.steps().unwrap() > before, "{said}");
+    assert_eq!(names(&container.root.path().join("checkpoints/t1")), ["repo"]);
+    assert!(!names(&container.output()).iter().any(|name| name.contains(".old-") || name.contains("state")));
+}
+
+#[test]
+fn a_task_that_is_started_again_never_delivers_less() {
+    let (container, before) = killed();
+    // No time for anything.
+    container.play(1.2, &[]);
+    assert!(container.steps().unwrap() >= before);
+    // Without its state, and with a job that changed: the weights are gone on with.
+    for more in [&[][..], &["--lr", "1e-4"], &["--rank", "4"]] {
+        let _ = fs::remove_file(container.output().join("resume.state"));
+        let said = container.play(18.0, more);
+        let after = container.steps().unwrap();
+        assert!(after > before, "{more:?}, {before}, {after}: {said}");
+        assert_eq!(names(&container.root.path().join("checkpoints/t1")), ["repo"], "{said}");
+    }
+    // The archive is gone bad meanwhile.
+    let before = container.steps();
+    fs::write(container.archive(), "no archive").unwrap();
+    container.play(18.0, &[]);
+    assert_eq!(container.steps(), before);
+}
+
+#[test]
+fn pictures_lie_where_nobody_else_gets_in() {
+    let container = Container::with(&entries(2));
+    let (temporary, trap) = (container.root.path().join("tmp"), container.root.path().join("trap"));
+    fs::create_dir(&temporary).unwrap();
+    fs::create_dir(&trap).unwrap();
+    let user = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&trap).unwrap());
+    // Somebody else was first.
+    std::os::unix::fs::symlink(&trap, temporary.join(format!("tenggat-task-{user}"))).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenggat"));
+    command.args(["task", "--task-id", "t1", "--model", "mini", "--model-type", "qwen-image"]);
+    command.args(["--expected-repo-name", "repo", "--hours-to-complete", "0.004", "--dataset-zip"]);
+    command.arg(container.archive()).arg("--checkpoints-root").arg(container.root.path().join("checkpoints"));
+    let mut child = command.env("TMPDIR", &temporary).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(ends(&mut child, Duration::from_secs(120)).success());
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("is not used: it is a link"), "{said}");
+    container.delivered();
+    assert!(names(&trap).is_empty());
 }

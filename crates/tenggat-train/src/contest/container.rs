@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
+use crate::{lora_file, run};
 
 /// Folders that the container is given, all movable for tests.
 #[derive(Debug, Clone)]
@@ -12,8 +13,6 @@ pub struct Roots {
     pub cache: PathBuf,
     /// What is uploaded at the end: `/app/checkpoints`.
     pub checkpoints: PathBuf,
-    /// Room for unpacked pictures and caches.
-    pub work: PathBuf,
 }
 
 /// A task as the container's arguments name it.
@@ -121,6 +120,40 @@ pub fn picked(folder: &Path) -> std::io::Result<Option<PathBuf>> {
     Ok(picked.map(|name| folder.join(name)))
 }
 
+/// Makes a folder of results ready to be gone on with: files under the names of LoRAs that cannot be read as
+/// such get `.broken` behind their names, so that neither the training nor the contest takes them. Returns
+/// the new names.
+///
+/// # Errors
+/// A file cannot be renamed.
+pub fn set_broken_aside(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut broken = Vec::new();
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in entries.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors")) {
+        if matches!(lora_file::load(&path), Err(lora_file::Error::Format { .. })) {
+            let mut name = path.clone().into_os_string();
+            name.push(".broken");
+            std::fs::rename(&path, &name)?;
+            broken.push(name.into());
+        }
+    }
+    Ok(broken)
+}
+
+/// Removes what a run is gone on with: the optimiser's state, which may be many times as large as the LoRA
+/// and is of no use to whoever gets the folder.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn remove_state(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(run::STATE) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +171,7 @@ mod tests {
     fn places_follow_the_contract() {
         let root = tempfile::tempdir().unwrap();
         let cache = root.path().join("cache");
-        let roots = Roots { cache: cache.clone(), checkpoints: "/app/checkpoints".into(), work: "/w".into() };
+        let roots = Roots { cache: cache.clone(), checkpoints: "/app/checkpoints".into() };
         let message = roots.dataset(&task()).unwrap_err().to_string();
         assert!(message.contains("datasets/t1_tourn.zip"), "{message}");
         assert!(roots.model(&task()).unwrap_err().to_string().contains("models/Qwen--Qwen-Image"));
@@ -182,5 +215,18 @@ mod tests {
         assert_eq!(name().unwrap(), "other.safetensors");
         touch("last.safetensors");
         assert_eq!(name().unwrap(), "last.safetensors");
+    }
+    #[test]
+    fn what_is_no_lora_is_set_aside_and_the_state_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["last.safetensors", "resume.state", "config.yaml"] {
+            std::fs::write(folder.path().join(name), "cut off").unwrap();
+        }
+        let broken = set_broken_aside(folder.path()).unwrap();
+        assert_eq!(broken, [folder.path().join("last.safetensors.broken")]);
+        assert_eq!(picked(folder.path()).unwrap(), None);
+        remove_state(folder.path()).unwrap();
+        assert!(!folder.path().join("resume.state").exists() && folder.path().join("config.yaml").exists());
+        assert!(set_broken_aside(&folder.path().join("none")).unwrap().is_empty());
     }
 }

@@ -45,6 +45,20 @@ pub enum Error {
         /// Those that cannot be used, and why.
         bad: Vec<String>,
     },
+    /// A folder that somebody else may have laid out.
+    #[error("the folder {} is not used: {reason}; remove it, or give a --work-root", folder.display())]
+    NotOurs {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The same task has been started and has not ended.
+    #[error("this task is under way already, in {}; wait for its end or stop it", folder.display())]
+    UnderWay {
+        /// The folder of its pictures.
+        folder: PathBuf,
+    },
     /// A file that cannot be read or written.
     #[error("cannot {doing} {}: {source}", path.display())]
     File {

@@ -10,8 +10,9 @@ pub mod evaluate;
 mod pictures;
 pub mod rules;
 mod split;
+pub mod work;
 
-pub use archive::unpack;
+pub use archive::{Unpacked, unpack};
 pub use error::{Error, Result};
 pub use pictures::test_pictures;
 pub use split::{Split, split};

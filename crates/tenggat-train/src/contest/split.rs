@@ -1,5 +1,6 @@
 //! Pictures of a task as the scorer will see its own, parted into those to train on and those to measure on.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
@@ -16,7 +17,7 @@ const HELD_OUT_ONE_IN: usize = 10;
 const FEWEST_TO_SPLIT: usize = 5;
 
 /// Folders of prepared pictures.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Split {
     /// Pictures to train on.
     pub train: PathBuf,
@@ -40,8 +41,11 @@ pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) 
     let read: Vec<_> = paths
         .par_iter()
         .map(|path| {
-            let caption = dataset::read_caption(path, ".txt")?.unwrap_or_default();
-            Ok::<_, dataset::Error>((path, scaled(path, long_side)?, caption))
+            // A decoder that panics costs one picture, not the task.
+            let read = || Ok((path, scaled(path, long_side)?, caption_of(path)?));
+            catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+                Err(dataset::Error::Picture { path: path.clone(), reason: "its decoder failed".into() })
+            })
         })
         .collect();
     let bad = read.iter().filter_map(|r| r.as_ref().err()).map(ToString::to_string).collect();
@@ -78,6 +82,10 @@ pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) 
     })?;
     let held_out = (held > 0).then_some(held_out);
     Ok(Split { train, held_out, pictures: (good.len() - held, held), bad, trigger_in_captions })
+}
+
+fn caption_of(picture: &Path) -> dataset::Result<String> {
+    Ok(dataset::read_caption(picture, ".txt")?.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -142,9 +150,12 @@ mod tests {
     #[test]
     fn few_pictures_are_all_trained_on() {
         let root = tempfile::tempdir().unwrap();
-        pictures(&root.path().join("from"), 4);
-        let split = split(&root.path().join("from"), &root.path().join("into"), 64, None).unwrap();
-        assert_eq!((split.pictures, split.held_out), ((4, 0), None));
+        for n in [1, 4] {
+            let (from, into) = (root.path().join(format!("from{n}")), root.path().join(format!("into{n}")));
+            pictures(&from, n);
+            let split = split(&from, &into, 64, None).unwrap();
+            assert_eq!((split.pictures, split.held_out), ((n, 0), None));
+        }
         std::fs::create_dir(root.path().join("none")).unwrap();
         let message = super::split(&root.path().join("none"), root.path(), 64, None).unwrap_err().to_string();
         assert!(message.contains("none"), "{message}");

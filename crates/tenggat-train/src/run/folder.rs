@@ -30,10 +30,15 @@ impl RunFolder {
         Ok(RunFolder { path: path.to_path_buf(), name: name.to_string(), numbered })
     }
 
-    /// Whether a folder holds LoRA files.
+    /// Whether a folder holds LoRA files; one of no step, which is there so that there is one, is no result.
     pub fn holds_results(path: &Path) -> bool {
         let Ok(entries) = fs::read_dir(path) else { return false };
-        entries.flatten().any(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
+        let is_result = |path: &Path| {
+            path.extension().is_some_and(|x| x == "safetensors")
+                && !(path.ends_with(LAST)
+                    && crate::lora_file::load(path).is_ok_and(|file| file.step() == Some(0)))
+        };
+        entries.flatten().any(|e| is_result(&e.path()))
     }
 
     /// Renames a folder to `<folder>.old-1` or the next free number, which is returned.

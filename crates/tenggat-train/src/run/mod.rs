@@ -109,6 +109,21 @@ pub struct Summary {
     pub chosen: Option<(Contender, Contender)>,
 }
 
+/// Writes a LoRA that changes nothing as [`LAST`], unless there is one by that name: whatever goes wrong
+/// later, there is a file. It is made from the job and the dimensions of the model alone; [`run`] takes it
+/// for no result.
+///
+/// # Errors
+/// The model's dimensions cannot be read, the job trains nothing, or the file cannot be written.
+pub fn deliver_untrained(job: &Job, model: &Path) -> Result<()> {
+    let last = job.folder.join(LAST);
+    if last.exists() {
+        return Ok(());
+    }
+    let lora = first_lora(job, model, &Device::cpu(), &mut |_| {})?;
+    Saver::new(job, None, None).save(&lora, &last, 0)
+}
+
 /// Share of the time left that the sample pictures before the first step may take.
 const FIRST_SAMPLES_SHARE: f64 = 0.1;
 
@@ -156,7 +171,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         let text = "`deliver: best` needs pictures to measure on; name their folder as `held_out`, beside it";
         return Err(Error::Job(text.into()));
     }
-    let mut lora = first_lora(job, options, show)?;
+    let mut lora = first_lora(job, options.model, options.device, show)?;
     if let Start::FromLora(file, _) = &start {
         lora_file::start_from(file, &mut lora)?;
     }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tenggat_plan::Clock;
 
 use super::Options;
-use super::folder::RunFolder;
+use super::folder::{LAST, RunFolder};
 use super::state_file::{End, STATE, Saved};
 use crate::job::{self, Job};
 use crate::lora_file::{self, LoraFile};
@@ -127,7 +127,8 @@ pub(super) fn unix_s() -> f64 {
 /// A folder with LoRA files alone, as ai-toolkit leaves it.
 fn of_weights(job: &Job, warn: &mut dyn FnMut(String)) -> Start {
     let folder = &job.folder;
-    let newest = RunFolder::numbered_in(folder, &job.name).pop();
+    let last = || Some((0, folder.join(LAST))).filter(|(_, path)| path.exists());
+    let newest = RunFolder::numbered_in(folder, &job.name).pop().or_else(last);
     let Some((named, path)) = newest else {
         return Start::Aside(format!("because it has no {STATE} and no numbered LoRA to go on with"));
     };

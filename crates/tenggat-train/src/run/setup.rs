@@ -1,13 +1,15 @@
 //! From a job to what is trained, how, and what is minimised.
 
+use std::path::Path;
+
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Layout, Lora};
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_plan::{Schedule, Shape, Warmup};
-use tenggat_tensor::DType;
 use tenggat_tensor::ops::loss;
+use tenggat_tensor::{DType, Device};
 
-use super::{Error, Event, Options, Result};
+use super::{Error, Event, Result};
 use crate::adapter;
 use crate::from_job;
 use crate::job::{self, Job, Loss, LrScheduler};
@@ -15,8 +17,13 @@ use crate::lora_file;
 use crate::step::Objective;
 
 /// The adapter that a run begins with, made from the dimensions of the model alone.
-pub(super) fn first_lora(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Lora> {
-    let config = Config::read(&options.model.join("transformer"))?;
+pub(super) fn first_lora(
+    job: &Job,
+    model: &Path,
+    device: &Device,
+    show: &mut dyn FnMut(Event),
+) -> Result<Lora> {
+    let config = Config::read(&model.join("transformer"))?;
     let layout =
         Layout::new(from_job::kind(&job.network), config.lora_layers(), |module| job.network.trains(module));
     if layout.is_empty() {
@@ -24,7 +31,7 @@ pub(super) fn first_lora(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(
             "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),
         ));
     }
-    let mut lora = adapter::initialise(layout, job.seed, options.device, DType::F32)?;
+    let mut lora = adapter::initialise(layout, job.seed, device, DType::F32)?;
     if let Some(path) = &job.network.pretrained {
         let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
         if lacking > 0 {
