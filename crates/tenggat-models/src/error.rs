@@ -10,6 +10,11 @@ impl Error {
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Error::Tensor(tenggat_tensor::Error::OutOfMemory { .. }))
     }
+
+    /// Whether nothing went wrong, but somebody asked for the end.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Error::Interrupted | Error::Hub(crate::hub::HubError::Interrupted))
+    }
 }
 
 impl From<tenggat_gpu::Error> for Error {
@@ -73,6 +78,9 @@ pub enum Error {
         /// Shape in the file.
         got: Vec<usize>,
     },
+    /// Somebody asked for the end, see [`Interrupt`](crate::Interrupt).
+    #[error("interrupted")]
+    Interrupted,
     /// Something asked for that this version does not do.
     #[error("{0}")]
     Unsupported(String),

@@ -4,9 +4,11 @@
 pub mod dropout;
 mod error;
 pub mod hub;
+mod interrupt;
 pub mod lora;
 pub mod model_folder;
 pub mod qwen_image;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use interrupt::Interrupt;

@@ -26,6 +26,31 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     write_with(to, |file| io::copy(&mut source, file).map(drop))
 }
 
+/// Gives a file a second name in place of what is there; copies it where the file system has no links. Files are replaced,
+/// never rewritten, so that the two names have nothing more to do with each other.
+///
+/// # Errors
+/// As [`write`].
+pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = match to.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let beside = folder.join(format!("{PREFIX}{}-{name}", std::process::id()));
+    let _ = fs::remove_file(&beside);
+    if fs::hard_link(from, &beside).is_err() {
+        return copy(from, to);
+    }
+    let renamed = fs::rename(&beside, to);
+    // Two names of one file are not renamed over each other: the system leaves both.
+    let _ = fs::remove_file(&beside);
+    renamed?;
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
 /// Writes a file with what `fill` puts out.
 ///
 /// # Errors
@@ -93,6 +118,23 @@ mod tests {
         let other = folder.path().join("b.txt");
         copy(&path, &other).unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_link_replaces_a_file_and_lives_its_own_life() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&from, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        for _ in 0..2 {
+            link(&from, &to).unwrap();
+            assert_eq!(fs::read(&to).unwrap(), b"new");
+            assert_eq!(names(folder.path()), ["a", "b"]);
+        }
+        write(&to, b"newer").unwrap();
+        assert_eq!(fs::read(&from).unwrap(), b"new");
+        assert!(link(&folder.path().join("none"), &to).is_err());
+        assert_eq!(fs::read(&to).unwrap(), b"newer");
     }
 
     #[test]

@@ -44,6 +44,21 @@ impl Entry<'_> {
         };
         Entry { name, dtype, shape, bytes: bytes.into() }
     }
+
+    /// Whether all values are finite numbers in the type that they are stored in; integers are.
+    pub fn is_finite(&self) -> bool {
+        // Without an early end, so that the loop is vectorised: almost every tensor is read to its end.
+        fn all<const N: usize>(bytes: &[u8], is_finite: impl Fn([u8; N]) -> bool) -> bool {
+            bytes.as_chunks::<N>().0.iter().fold(true, |all, &value| all & is_finite(value))
+        }
+        match self.dtype {
+            Dtype::F64 => all(&self.bytes, |b| f64::from_le_bytes(b).is_finite()),
+            Dtype::F32 => all(&self.bytes, |b| f32::from_le_bytes(b).is_finite()),
+            Dtype::F16 => all(&self.bytes, |b| f16::from_le_bytes(b).is_finite()),
+            Dtype::BF16 => all(&self.bytes, |b| bf16::from_le_bytes(b).is_finite()),
+            _ => true,
+        }
+    }
 }
 
 /// Puts tensors in the order of the file.
@@ -107,6 +122,22 @@ pub(crate) fn floats(view: &safetensors::tensor::TensorView<'_>) -> Result<Vec<f
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_that_overflow_their_type_are_not_finite() {
+        use SaveType::{Bf16, F16, F32};
+        let is_finite =
+            |value, dtype| Entry::floats("a".into(), vec![3], &[1.0, value, -2.0], dtype).is_finite();
+        for dtype in [F16, Bf16, F32] {
+            assert!(is_finite(65504.0, dtype));
+            assert!([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].iter().all(|&bad| !is_finite(bad, dtype)));
+        }
+        assert!(!is_finite(65520.0, F16) && is_finite(65520.0, Bf16));
+        assert!(!is_finite(f32::MAX, Bf16) && is_finite(f32::MAX, F32));
+        let integers =
+            Entry { name: String::new(), dtype: Dtype::U8, shape: vec![1], bytes: vec![255].into() };
+        assert!(integers.is_finite());
+    }
 
     #[test]
     fn files_are_read_back_and_equal_byte_for_byte() {

@@ -14,7 +14,7 @@ use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done: the LoRA is on disk, whole (also after an interrupt, which saves first)
+  0  done: the LoRA is on disk, whole (also after an interrupt, which first saves what was trained)
   1  failed: the message says what is wrong, where, and what to do
   2  the command line was not understood";
 
@@ -52,7 +52,12 @@ Examples:
   tenggat train my_job.yaml --name second_try
 
 The same command again goes on with a run that was cut off, or longer with a finished one if the job asks for more
-steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.")]
+steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.
+
+Signals:
+  SIGINT (Ctrl-C), SIGTERM, SIGXCPU  save what was trained and end, within seconds; a second one ends at once
+  SIGHUP (the terminal was closed)   with a budget or a deadline: train on until then; else save and end
+  SIGUSR1                            save now, and go on")]
     Train(Train),
     /// Look a job over without running it: data sets, pictures, model, plan.
     #[command(after_help = "\
@@ -82,6 +87,9 @@ Examples:
     /// Play a task of the timed contest: an archive of pictures in, `last.safetensors` out before the hours are over.
     #[command(after_help = "\
 The exit code is 0 once there is a LoRA, whatever goes wrong later.
+
+SIGTERM and SIGINT (Ctrl-C) save what was trained and end, within seconds; a second one ends at once. SIGHUP (the
+terminal was closed) changes nothing: the hours are the end. SIGUSR1 saves now, and goes on.
 
 Example:
   tenggat task --task-id t1 --model Qwen/Qwen-Image --dataset-zip t1.zip --model-type qwen-image \\

@@ -10,6 +10,7 @@ mod output;
 mod process;
 mod processor;
 mod progress;
+mod signals;
 mod threads;
 
 use std::process::ExitCode;

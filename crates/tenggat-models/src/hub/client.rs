@@ -15,6 +15,8 @@ use super::{HubError, Options, Repository};
 const MAX_HOPS: usize = 8;
 /// Requests that fail in a row before giving up.
 pub(super) const ATTEMPTS: u32 = 5;
+/// Part of a pause after which somebody may have asked for the end.
+const NAP: Duration = Duration::from_millis(100);
 
 /// What the hub says of a file before sending it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,11 @@ impl<'a> Client<'a> {
             config = config.proxy(None);
         }
         Client { agent: config.build().into(), options }
+    }
+
+    /// The way on, unless somebody asked for the end.
+    pub fn check(&self) -> Result<(), HubError> {
+        if self.options.interrupt.is_requested() { Err(HubError::Interrupted) } else { Ok(()) }
     }
 
     /// Asks for a file's metadata; `None` if the repository has no such file.
@@ -180,12 +187,18 @@ impl<'a> Client<'a> {
 
     /// Waits before another try; each wait is twice the one before.
     pub fn pause(&self, failures: u32) {
-        std::thread::sleep(self.options.retry_pause * 2u32.pow(failures.saturating_sub(1).min(6)));
+        let mut left = self.options.retry_pause * 2u32.pow(failures.saturating_sub(1).min(6));
+        while !left.is_zero() && !self.options.interrupt.is_requested() {
+            let part = left.min(NAP);
+            std::thread::sleep(part);
+            left -= part;
+        }
     }
 
     fn request(&self, url: &str, from: Option<u64>, head: bool) -> Result<(Response<Body>, Seen), HubError> {
         let mut failures = 0;
         loop {
+            self.check()?;
             let reason = match self.request_once(url, from, head) {
                 Ok(answer) => match answer.0.status().as_u16() {
                     // Overloaded or restarting: worth another try.

@@ -64,12 +64,13 @@ fn complete(
     }
     let (mut failures, mut furthest) = (0, partial.len());
     while partial.len() < file.bytes {
+        client.check()?;
         let reason = match client.get(repository, file, partial.len()) {
             Ok(mut content) => {
                 if content.from != partial.len() {
                     clear(partial, arrived)?;
                 }
-                match receive(&mut content.reader, file, partial, arrived)? {
+                match receive(client, &mut content.reader, (file, partial), arrived)? {
                     Ok(()) if partial.len() >= file.bytes => break,
                     Ok(()) => format!("the connection ended after {} of {} bytes", partial.len(), file.bytes),
                     Err(reason) => reason,
@@ -97,13 +98,14 @@ fn complete(
 
 /// Appends what a connection brings. The outer error is the disk's, the inner one the connection's.
 fn receive(
+    client: &Client<'_>,
     reader: &mut dyn Read,
-    file: &RemoteFile,
-    partial: &mut Partial,
+    (file, partial): (&RemoteFile, &mut Partial),
     arrived: &dyn Fn(i64),
 ) -> Result<Result<(), String>, HubError> {
     let mut buffer = vec![0; 1 << 18];
     loop {
+        client.check()?;
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(Ok(())),
             Ok(n) => {

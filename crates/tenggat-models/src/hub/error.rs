@@ -117,6 +117,9 @@ pub enum HubError {
         /// Commit of a later one.
         to: String,
     },
+    /// Somebody asked for the end. What has arrived is kept.
+    #[error("interrupted; what has arrived is kept, run again to go on")]
+    Interrupted,
     /// The cache could not be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {

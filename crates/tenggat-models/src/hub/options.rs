@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::Interrupt;
+
 /// Settings of a fetch; [`Options::from_env`] reads them as all Hugging Face libraries do.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Options {
@@ -16,6 +18,8 @@ pub struct Options {
     pub offline: bool,
     /// Pause before the first repetition of a failed request; doubles with each further one.
     pub retry_pause: Duration,
+    /// Ends a fetch early.
+    pub interrupt: Interrupt,
 }
 
 impl std::fmt::Debug for Options {
@@ -61,6 +65,7 @@ impl Options {
             token: get("HF_TOKEN").or_else(stored).filter(|t| !t.is_empty()),
             offline: on("HF_HUB_OFFLINE"),
             retry_pause: Duration::from_secs(1),
+            interrupt: Interrupt::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::text_encoder::TextEncoder;
 use super::transformer::Precision;
 use super::{PromptTemplate, TextBatch, Tokenizer};
 use crate::weights::{Progress, Quantisation};
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 
 /// Most tokens that go through the encoder at once: enough to keep it busy, and half a gigabyte of activations with
 /// the published encoder.
@@ -32,10 +32,11 @@ impl PromptEncoder {
     /// # Errors
     /// A file is missing or malformed, or the variant is not supported.
     pub fn load(model: &Path, device: &Device, precision: Precision) -> Result<Self> {
-        Self::load_with(model, device, precision, None, &|_, _| {})
+        Self::load_with(model, device, precision, None, &|_, _| {}, &Interrupt::default())
     }
 
-    /// The same with a quantised text encoder; `progress` is told how far a first quantisation has come.
+    /// The same with a quantised text encoder; `progress` is told how far a first quantisation has come, and `interrupt` ends
+    /// loading, and later encoding, early.
     ///
     /// # Errors
     /// As [`PromptEncoder::load`]; or the folder of quantised models cannot be written to.
@@ -45,12 +46,13 @@ impl PromptEncoder {
         precision: Precision,
         quantisation: Option<&Quantisation>,
         progress: Progress<'_>,
+        interrupt: &Interrupt,
     ) -> Result<Self> {
         let encoder = model.join("text_encoder");
         Ok(PromptEncoder {
             tokenizer: Tokenizer::load(&model.join("tokenizer"))?,
             template: PromptTemplate::load(model)?,
-            encoder: TextEncoder::load_with(&encoder, device, precision, quantisation, progress)?,
+            encoder: TextEncoder::load_with(&encoder, device, precision, quantisation, progress, interrupt)?,
         })
     }
 

@@ -9,7 +9,7 @@ use tenggat_tensor::ops::quantise::{self, Bytes, Format, Parts, Quantised};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::{Matrix, Part, Progress, QuantisedFile, Source, Weights};
-use crate::Result;
+use crate::{Interrupt, Result};
 
 /// How matrices are quantised.
 #[derive(Debug, Clone)]
@@ -35,6 +35,7 @@ pub struct Checkpoint {
     dense: DType,
     quantised: Option<(Format, Modules)>,
     file: Option<QuantisedFile>,
+    interrupt: Interrupt,
 }
 
 /// Which modules are quantised.
@@ -60,7 +61,15 @@ impl Checkpoint {
         compute: DType,
         dense: DType,
     ) -> Self {
-        Checkpoint { weights, device: device.clone(), prefix, compute, dense, quantised: None, file: None }
+        let (device, interrupt) = (device.clone(), Interrupt::default());
+        Checkpoint { weights, device, prefix, compute, dense, quantised: None, file: None, interrupt }
+    }
+
+    /// The same; reading and quantising end with [`Error::Interrupted`](crate::Error::Interrupted) before the next matrix
+    /// once that is asked for.
+    #[must_use]
+    pub fn interrupted_by(self, interrupt: &Interrupt) -> Self {
+        Checkpoint { interrupt: interrupt.clone(), ..self }
     }
 
     /// The same with quantised matrices. If there is a folder to keep them in, `matrices` (all of the model) are
@@ -110,6 +119,7 @@ impl Checkpoint {
 
     /// Quantises a matrix from the checkpoint, a few rows at a time.
     pub(super) fn quantise(&self, matrix: &Matrix, format: Format) -> Result<Parts<Vec<u8>>> {
+        self.interrupt.check()?;
         let mut out = quantise::part_bytes(format, matrix.output(), matrix.input).map(|n| vec![0u8; n]);
         for (part, to) in matrix.placed() {
             self.quantise_part(matrix, part, format, to.start, &mut out)?;
@@ -180,6 +190,7 @@ impl Checkpoint {
 
 impl Source for Checkpoint {
     fn matrix(&self, matrix: &Matrix) -> Result<Weight> {
+        self.interrupt.check()?;
         let Some(format) = self.format(matrix) else {
             return Ok(Weight::Dense(self.dense(matrix)?));
         };

@@ -68,6 +68,7 @@ impl Case {
             token: None,
             offline: false,
             retry_pause: Duration::from_millis(1),
+            interrupt: Interrupt::default(),
         };
         Case { server, options, _cache: cache }
     }

@@ -6,6 +6,8 @@ const FIRST_BY_SHARE: f64 = 0.05;
 const ENDS_PER_BUDGET: f64 = 0.2;
 /// Shortest interval, as a share of the budget.
 const SHORTEST_SHARE: f64 = 0.02;
+/// Without a budget the first save is done so many seconds after the training began.
+const FIRST_BY_S: f64 = 60.0;
 /// Longest stretch whose loss is bearable, in seconds ...
 const BEARABLE_S: f64 = 600.0;
 /// ... unless saving that often would take more than this share of the time.
@@ -28,7 +30,7 @@ pub(super) fn interval_s(budget_s: Option<f64>, save_s: f64) -> f64 {
 
 /// Seconds after the start of training at which the first save should begin, so that it ends by 5 % of the budget.
 pub(super) fn first_after_s(budget_s: Option<f64>, save_s: f64, step_s: f64) -> f64 {
-    let by_s = budget_s.map_or(BEARABLE_S, |b| (b * FIRST_BY_SHARE).min(BEARABLE_S));
+    let by_s = budget_s.map_or(FIRST_BY_S, |b| (b * FIRST_BY_SHARE).min(BEARABLE_S));
     // A save can only begin between two steps, so the step that would run past the moment counts too.
     (by_s - 1.25 * save_s - step_s).max(0.2 * by_s)
 }
@@ -55,5 +57,6 @@ mod tests {
             let begins_s = first_after_s(Some(budget_s), save_s, step_s);
             assert!(begins_s + step_s + save_s <= 0.05 * budget_s);
         }
+        assert_eq!(first_after_s(None, 0.8, 1.0), 58.0);
     }
 }

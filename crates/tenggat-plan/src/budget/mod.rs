@@ -186,6 +186,11 @@ impl Budget {
         self.steps_done
     }
 
+    /// Whether all steps that were asked for are done. Never where the time alone ends the run.
+    pub fn has_all_steps(&self) -> bool {
+        self.steps_left(None).0 == Some(0)
+    }
+
     /// Progress of the learning-rate schedule at the last step that was run; store it for resuming.
     pub fn progress(&self) -> f64 {
         self.progress

@@ -43,6 +43,16 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A weight is infinite or not a number in the type that it is stored in.
+    #[error("{} is not written: `{key}` is not finite as {dtype}", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        key: String,
+        /// Type in the file.
+        dtype: safetensors::Dtype,
+    },
     /// The weights could not be put on the device.
     #[error(transparent)]
     Tensor(#[from] tenggat_tensor::Error),
@@ -85,10 +95,15 @@ pub struct Info<'a> {
 /// (ai-toolkit writes 9999999999, which float16 cannot hold). Tensors are rounded to the job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
 ///
 /// # Errors
-/// The file cannot be written, or a matrix has not the length that its module says.
+/// The file cannot be written, a matrix has not the length that its module says, or a weight is not finite: such a file
+/// never replaces another.
 pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> {
     let entries = entries(modules, info.job.save.dtype)
         .map_err(|reason| Error::Format { path: path.into(), reason })?;
+    if let Some(bad) = entries.par_iter().find_any(|entry| !entry.is_finite()) {
+        let (path, key, dtype) = (path.into(), bad.name.clone(), bad.dtype);
+        return Err(Error::NotFinite { path, key, dtype });
+    }
     tensor_file::write(path, &metadata::of(info, &entries), &entries).map_err(|source| Error::File {
         action: "write",
         path: path.into(),
@@ -131,6 +146,14 @@ fn shapes(rank: usize, input: usize, output: usize, split: Option<[usize; 2]>) -
     match split {
         None => [[rank, input], [output, rank]],
         Some([l, q]) => [[l, q], [output / l.max(1), input / q.max(1)]],
+    }
+}
+
+impl LoraFile {
+    /// Whether all weights are finite numbers.
+    pub fn is_finite(&self) -> bool {
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        self.modules.iter().all(|module| finite(&module.a) && finite(&module.b))
     }
 }
 

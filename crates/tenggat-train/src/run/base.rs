@@ -34,6 +34,7 @@ pub(super) struct Base {
 /// A part cannot be read, or the recovery adapter is not there.
 pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Base> {
     let (folder, device) = (options.model, options.device);
+    let interrupt = options.stop.interrupt();
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
     let recovery = job.model.recovery_adapter.as_deref().map(adapter).transpose()?;
     let base = job.model.quantisation.map(|format| stored(format, recovery));
@@ -70,6 +71,7 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
             fp8_products: job.model.fp8_products,
             offloaded_blocks,
             progress: Some(&progress),
+            interrupt: Some(interrupt),
         };
         Transformer::load_with(&transformer, device, precision, options)
     };
@@ -88,9 +90,10 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     };
     let mut tell = |event| (show.borrow_mut())(event);
     let vae = room::beside(&model, device, &mut tell, || Vae::load(&folder.join("vae"), device, DType::F32))?;
+    let vae = vae.interrupted_by(interrupt);
     let text_precision = Precision::on(device, text.is_some());
     let text = room::beside(&model, device, &mut tell, || {
-        PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress)
+        PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress, interrupt)
     })?;
     Ok(Base { model, vae, text, scheduler: Scheduler::load(&folder.join("scheduler"))?, steps_ahead })
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
+use tenggat_models::Interrupt;
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, patchify};
 use tenggat_tensor::{DType, Device, Tensor};
@@ -27,6 +28,8 @@ pub(super) struct Encoders<'a> {
     pub text_width: usize,
     /// Folder of the model, whose weights name the caches.
     pub model: &'a Path,
+    /// Ends encoding before the next picture.
+    pub interrupt: &'a Interrupt,
 }
 
 /// Something that was left out or could not be kept; the run goes on.
@@ -56,6 +59,7 @@ impl Encoders<'_> {
             let mut pixels = Vec::new();
             let mut is_whole = Vec::new();
             for &item in group {
+                self.interrupt.check()?;
                 let read = dataset::load_pixels(item);
                 is_whole.push(read.is_ok());
                 match read {

@@ -49,9 +49,29 @@ pub enum Error {
         /// Learning rate of that step.
         lr: f64,
     },
+    /// An update ruined the weights.
+    #[error(
+        "step {step}: the update made the weights infinite or not a number{as_stored} (learning rate {lr:e}), so they are \
+         not saved; {kept}. Lower the learning rate and train again"
+    )]
+    NotFinite {
+        /// The step of the last update.
+        step: u64,
+        /// Its learning rate.
+        lr: f64,
+        /// Of which type they are infinite, if they are not in full precision.
+        as_stored: String,
+        /// What is on disk.
+        kept: String,
+    },
 }
 
 impl Error {
+    /// Whether nothing went wrong, but somebody asked for the end.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Error::Model(e) if e.is_interrupted())
+    }
+
     pub(super) fn file(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Error::File { action, path: path.to_path_buf(), source }
     }

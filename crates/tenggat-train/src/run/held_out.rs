@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tenggat_models::Interrupt;
 use tenggat_models::qwen_image::PromptEncoder;
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_tensor::Device;
@@ -19,9 +20,8 @@ const AT_ONCE: usize = 2;
 pub(super) fn load(
     folder: &Path,
     job: &Job,
-    device: &Device,
-    vae: &Vae,
-    text: &PromptEncoder,
+    (device, vae, text): (&Device, &Vae, &PromptEncoder),
+    interrupt: &Interrupt,
 ) -> Result<(Vec<HeldOut>, Vec<Bad>)> {
     let Some(first_set) = job.datasets.first() else {
         return Err(Error::Job("the job has no data set".into()));
@@ -34,6 +34,7 @@ pub(super) fn load(
     let (items, mut bad) = dataset::load(&[set], job.compat, job.seed)?;
     let mut pictures = Vec::new();
     for item in &items {
+        interrupt.check()?;
         match dataset::load_pixels(item) {
             Ok(pixels) => pictures.push(Picture {
                 caption: item.captions.first().cloned().unwrap_or_default(),

@@ -19,12 +19,12 @@ mod saving;
 mod scoring;
 mod setup;
 mod state_file;
+mod stop;
 mod training;
 mod validation;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use tenggat_plan::{Clock, FinishReason, Phase};
 use tenggat_tensor::Device;
@@ -33,6 +33,7 @@ pub use error::{Error, Result};
 pub use event::{Contender, Event, Scores, Step};
 pub use folder::LAST;
 pub use state_file::STATE;
+pub use stop::Stop;
 pub(crate) use validation::SHARE as VALIDATION_SHARE;
 
 use crate::dataset;
@@ -59,6 +60,7 @@ use saving::Saver;
 use scoring::Scoring;
 use setup::{first_lora, max_grad_norm, objective, schedule};
 use state_file::End;
+use stop::unless_interrupted;
 use training::{State, Training};
 use validation::Validation;
 
@@ -86,15 +88,17 @@ pub struct Options<'a> {
     pub report: bool,
     /// Moves what an earlier run left aside, instead of going on with it.
     pub start_over: bool,
-    /// Set by a signal: finish the step, save, and end.
-    pub stop: &'a AtomicBool,
+    /// How the end, or a save, is asked for meanwhile.
+    pub stop: &'a Stop,
 }
 
 /// What came out of a run.
 #[derive(Debug, Clone)]
 pub struct Summary {
-    /// The finished LoRA.
+    /// The newest LoRA. Where the run was interrupted before its first update, none may be there.
     pub lora: PathBuf,
+    /// Whether somebody asked for the end before it was due.
+    pub interrupted: bool,
     /// Updates in it.
     pub steps: u64,
     /// Seconds per step, on average.
@@ -129,10 +133,31 @@ const FIRST_SAMPLES_SHARE: f64 = 0.1;
 
 /// Runs a job. A run of the same job that was cut off is gone on with, so that it ends as if it had not been.
 ///
+/// Once [`Options::stop`] asks for the end, whatever is under way ends within moments, and what was trained is saved.
+///
 /// # Errors
 /// The model, the pictures or the folder of the results cannot be used, or the training diverges. What was saved
 /// before stays on disk.
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
+    options.stop.set_has_deadline(options.deadline_s.is_some());
+    let mut before = 0;
+    match run_phases(job, options, &mut before, show) {
+        // Before the training began, so that there is nothing to save.
+        Err(e) if e.is_interrupted() => {
+            let left_s = options.deadline_s.map(|s| s - options.clock.now_s());
+            Ok(Summary::interrupted(job, before, left_s))
+        }
+        result => result,
+    }
+}
+
+/// [`run`]; `before` becomes the number of steps that were done earlier.
+fn run_phases(
+    job: &Job,
+    options: &Options<'_>,
+    before: &mut u64,
+    show: &mut dyn FnMut(Event),
+) -> Result<Summary> {
     let method = Method::of(&job.train.optimiser, job.train.lr);
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
@@ -158,6 +183,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let deadline_s = options.deadline_s.map(|s| s + moved_s);
     let options = &Options { clock, deadline_s, ..*options };
     let steps_before = start.steps();
+    *before = steps_before;
+    let interrupt = options.stop.interrupt();
     if steps_before > 0 {
         show(Event::Resumed { steps: steps_before, ahead_s, deadline_s });
     }
@@ -194,6 +221,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
             text: &text,
             text_width: model.config().joint_attention_dim,
             model: options.model,
+            interrupt,
         };
         let mut remarks = Vec::new();
         let (data, broken) = Prepared::new(items, job, &encoders, &mut remarks)?;
@@ -206,7 +234,7 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
         let mut held = None;
         if let Some(path) = held_out {
-            let (pictures, broken) = held_out::load(path, job, options.device, &vae, &text)?;
+            let (pictures, broken) = held_out::load(path, job, (options.device, &vae, &text), interrupt)?;
             for bad in broken {
                 show(Event::Warning(format!("left out of the held-out pictures: {}", bad.error)));
             }
@@ -216,7 +244,8 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         let sampling = Sampling::new(job, &text, painter, clock)?;
         let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
         let encoders = (options.device, &vae, &text);
-        let (validation, broken) = Validation::new(job.train.validation.as_ref(), judge, encoders)?;
+        let (validation, broken) =
+            Validation::new(job.train.validation.as_ref(), judge, encoders, interrupt)?;
         for bad in broken {
             show(Event::Warning(format!("left out of the validation pictures: {}", bad.error)));
         }
@@ -323,68 +352,97 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
         requests,
         sampling,
         folder,
+        stop: options.stop,
+        saved: steps_before,
     };
     let train_began_s = clock.now_s();
     budget.phase_started(Phase::Train, train_began_s);
     show(Event::PhaseStarted(Phase::Train));
-    let end = training.run(&mut state, &mut budget, options, show)?;
+    let mut end = training.run(&mut state, &mut budget, options, show);
+    let steps = budget.steps_done();
+    if let (Ok(_), Some(diverged)) = (&end, state.diverged(steps)) {
+        end = Err(diverged);
+    }
+    if matches!(end, Err(Error::Diverged { .. })) && !last.exists() {
+        // Finite, and better than nothing.
+        let saved = training.saver.save(state.best(), &last, steps);
+        saved.map_err(|e| training.explained(&state, e))?;
+    }
+    let end = end?;
+    let interrupted = end.is_none();
+    if interrupted && steps == steps_before {
+        return Ok(Summary::interrupted(job, steps, budget.deadline_s().map(|s| s - clock.now_s())));
+    }
     let (mut sampling, mut choice) = (training.sampling.take(), training.choice.take());
-    let Training { saver, mut metrics, folder, .. } = training;
+    let is_saved = training.saved == steps && choice.is_none() && steps > 0 && last.exists();
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
     show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });
 
-    let steps = budget.steps_done();
     budget.phase_started(Phase::FinalSave, clock.now_s());
-    let lora = folder.finished();
-    match &mut choice {
-        None => saver.save(state.best(), &last, steps)?,
+    let lora = training.folder.finished();
+    let saved = match &mut choice {
+        // The newest numbered one has it as a second name.
+        None if is_saved => Ok(()),
+        None => training.saver.save(state.best(), &last, steps),
         Some(choice) => {
-            let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
-            choice.settle(state.best(), steps, (&saver, &folder), &mut may_go_on, show)?;
+            let mut may_go_on =
+                |part| !options.stop.is_requested() && budget.allows_part(clock.now_s(), part);
+            let to = (&training.saver, &training.folder);
+            choice.settle(state.best(), steps, to, &mut may_go_on, show)
         }
-    }
+    };
+    saved.map_err(|e| training.explained(&state, e))?;
+    let Training { saver, mut metrics, folder, .. } = training;
     if lora != last {
-        crate::atomic::copy(&last, &lora).map_err(|e| Error::file("write", &lora, e))?;
+        crate::atomic::link(&last, &lora).map_err(|e| Error::file("write", &lora, e))?;
     }
     let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
     // The LoRA is safe; what goes wrong now is no reason to say that the run failed.
     if let Err(e) = metrics.sync().and_then(|()| saver.save_state(&state, &budget, clock.now_s(), end)) {
         show(Event::Warning(format!("the state of the run is not kept: {e}; it cannot be gone on with")));
     }
+    options.stop.set_unsaved(false);
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
 
     if let Some(sampling) = &mut sampling
         && !sampling.has_drawn(steps)
+        && !options.stop.is_requested()
         && budget.allows(Phase::FinalSample, clock.now_s())
     {
         budget.phase_started(Phase::FinalSample, clock.now_s());
         let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
-        sampling.round(state.best(), steps, &folder, &mut may_go_on, show)?;
+        unless_interrupted(sampling.round(state.best(), steps, &folder, &mut may_go_on, show))?;
         budget.phase_finished(Phase::FinalSample, clock.now_s());
     }
     if let Some(scoring) = &mut scoring
+        && !options.stop.is_requested()
         && budget.allows(Phase::ScoreAfter, clock.now_s())
     {
         budget.phase_started(Phase::ScoreAfter, clock.now_s());
         show(Event::PhaseStarted(Phase::ScoreAfter));
-        scoring.after(state.best(), &mut budget)?;
+        unless_interrupted(scoring.after(state.best(), &mut budget))?;
         let seconds = budget.phase_finished(Phase::ScoreAfter, clock.now_s()).unwrap_or(0.0);
         show(Event::PhaseFinished { phase: Phase::ScoreAfter, seconds });
     }
     if options.report && budget.allows(Phase::Report, clock.now_s()) {
         budget.phase_started(Phase::Report, clock.now_s());
-        let pictures = scoring.as_ref().map(Scoring::redrawn).unwrap_or_default();
+        // The loss curve is quickly drawn, the sheet is not.
+        let scored = scoring.as_ref().filter(|_| !options.stop.is_requested());
+        let pictures = scored.map(Scoring::redrawn).unwrap_or_default();
         report::write(job, &folder, &state.curve, &pictures, show)?;
         budget.phase_finished(Phase::Report, clock.now_s());
     }
     let mut compared = None;
     if let Some(scoring) = &mut scoring {
-        scoring.fill(state.best(), &mut budget)?;
+        if !options.stop.is_requested() {
+            unless_interrupted(scoring.fill(state.best(), &mut budget))?;
+        }
         compared = scoring.compared();
         match compared {
             Some((_, trained)) => show(Event::Scored(trained)),
+            None if options.stop.is_requested() => {}
             None => show(Event::Warning("no time was left to score the LoRA; it is saved".into())),
         }
     }
@@ -392,15 +450,23 @@ pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Res
     let left_s = budget.deadline_s().map(|s| s - clock.now_s());
     let taken = steps.saturating_sub(steps_before).max(1);
     let chosen = choice.as_ref().map(Choice::first_and_best);
-    Ok(Summary { lora, steps, step_s: trained_s / taken as f64, left_s, before, after, chosen })
+    let step_s = trained_s / taken as f64;
+    Ok(Summary { lora, interrupted, steps, step_s, left_s, before, after, chosen })
 }
 
 impl Summary {
+    /// Of a run that was asked to end before it had made an update; `steps` are those of an earlier part of it.
+    pub fn interrupted(job: &Job, steps: u64, left_s: Option<f64>) -> Self {
+        let done = Summary::done(&job.folder, &job.name, steps, left_s);
+        Summary { lora: job.folder.join(LAST), interrupted: true, ..done }
+    }
+
     /// Of a run that had been finished before.
     fn done(folder: &Path, name: &str, steps: u64, left_s: Option<f64>) -> Self {
         let finished = folder.join(format!("{name}.safetensors"));
         let newest = || RunFolder::numbered_in(folder, name).pop().map(|(_, path)| path);
         let lora = if finished.exists() { finished } else { newest().unwrap_or(finished) };
-        Summary { lora, steps, step_s: 0.0, left_s, before: None, after: None, chosen: None }
+        let interrupted = false;
+        Summary { lora, interrupted, steps, step_s: 0.0, left_s, before: None, after: None, chosen: None }
     }
 }

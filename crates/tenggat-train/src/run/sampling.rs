@@ -1,7 +1,8 @@
 //! Sample pictures of a run: before the first step, every so many steps, and of the finished LoRA.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image::RgbImage;
@@ -35,6 +36,8 @@ pub(super) struct Sampling<'a> {
     prompts: Vec<(&'a Prompt, TextBatch, Option<TextBatch>)>,
     /// Steps of the last whole round.
     last_round: Option<u64>,
+    /// A round that an earlier part of the run had begun, and its pictures.
+    begun: Option<(u64, BTreeMap<usize, PathBuf>)>,
     /// Pictures of the round before the first step.
     untrained: Vec<RgbImage>,
     sheet_time: PartTime,
@@ -75,6 +78,7 @@ impl<'a> Sampling<'a> {
             format,
             prompts,
             last_round: None,
+            begun: None,
             untrained: Vec::new(),
             sheet_time: PartTime::default(),
         }))
@@ -83,6 +87,29 @@ impl<'a> Sampling<'a> {
     /// Whether the last whole round was of the LoRA after so many steps.
     pub fn has_drawn(&self, steps: u64) -> bool {
         self.last_round == Some(steps)
+    }
+
+    /// Takes a round for drawn whose pictures an earlier part of the run has left in the folder, if all are there. What is
+    /// there of another is not drawn again.
+    pub fn take_over(&mut self, steps: u64, folder: &RunFolder) {
+        let found = self.found(steps, folder);
+        if found.len() == self.prompts.len() {
+            self.last_round = Some(steps);
+        } else {
+            self.begun = Some((steps, found));
+        }
+    }
+
+    /// Pictures of the round after so many steps, by their numbers.
+    fn found(&self, steps: u64, folder: &RunFolder) -> BTreeMap<usize, PathBuf> {
+        let entries = std::fs::read_dir(folder.file(FOLDER)).into_iter().flatten().flatten();
+        let number = |path: &Path| -> Option<usize> {
+            let (_, own) = path.file_stem()?.to_str()?.split_once("__")?;
+            own.strip_prefix(&format!("{steps:09}_"))?.parse().ok().filter(|&n| n < self.prompts.len())
+        };
+        let has_extension = |path: &Path| path.extension().is_some_and(|own| own == self.extension());
+        let pictures = entries.map(|entry| entry.path()).filter(|path| has_extension(path));
+        pictures.filter_map(|path| Some((number(&path)?, path))).collect()
     }
 
     /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as `may_go_on`
@@ -101,8 +128,14 @@ impl<'a> Sampling<'a> {
     ) -> Result<bool> {
         let pictures = folder.file(FOLDER);
         std::fs::create_dir_all(&pictures).map_err(|e| Error::file("make the folder", &pictures, e))?;
+        let begun = self.begun.take().filter(|(at, _)| *at == steps).map(|(_, pictures)| pictures);
         let mut drawn = Vec::new();
         for (number, (prompt, text, negative)) in self.prompts.iter().enumerate() {
+            let there = begun.as_ref().and_then(|pictures| image::open(pictures.get(&number)?).ok());
+            if let Some(picture) = there {
+                drawn.push(picture.to_rgb8());
+                continue;
+            }
             let adapter = with_strength(lora, prompt.strength)?;
             let request = Request {
                 prompt: text,
@@ -161,7 +194,7 @@ impl<'a> Sampling<'a> {
         Ok(sheet::save(&sheet, &path)?)
     }
 
-    fn path(&self, folder: &std::path::Path, steps: u64, number: usize) -> PathBuf {
+    fn path(&self, folder: &Path, steps: u64, number: usize) -> PathBuf {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         folder.join(format!("{}__{steps:09}_{number}.{}", since.as_millis(), self.extension()))
     }

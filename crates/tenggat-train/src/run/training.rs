@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
+use safetensors::Dtype;
 use tenggat_models::qwen_image::Scheduler;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_plan::{Budget, Clock, Decision, FinishReason, Position, SampleVerdict, Schedule};
+use tenggat_tensor::Tensor;
 
 use super::choice::Choice;
 use super::data::Prepared;
@@ -16,11 +17,13 @@ use super::folder::{LAST, RunFolder};
 use super::room::Room;
 use super::sampling::Sampling;
 use super::saving::Saver;
+use super::stop::{Stop, unless_interrupted};
 use super::validation::Validation;
 use super::{Error, Options, Result};
 use crate::draws::{Draws, NoiseLevels};
 use crate::ema::Ema;
 use crate::job::{Job, Train};
+use crate::lora_file;
 use crate::metrics::{Metrics, Record};
 use crate::report::Point;
 use crate::step::{Batch, Outcome, Part, Trainer};
@@ -28,6 +31,8 @@ use crate::tensorboard::TensorBoard;
 
 /// Steps in a row without a usable loss after which a run is given up.
 const MAX_UNUSABLE: u64 = 20;
+/// Of so many at its end a run is not said to have succeeded: a single one may be a bad batch.
+const MAX_UNUSABLE_AT_END: u64 = 3;
 /// Weight of the newest loss in the smoothed one.
 const SMOOTHING: f64 = 0.02;
 /// Steps after which the first forecast is worth showing.
@@ -56,6 +61,9 @@ pub(super) struct Training<'a, 's> {
     /// The batches of a step to come, drawn while a GPU is at work on the one before.
     pub drawn: Option<(u64, Vec<Batch>)>,
     pub sampling: Option<Sampling<'s>>,
+    pub stop: &'a Stop,
+    /// Steps in the newest LoRA or state on disk.
+    pub saved: u64,
 }
 
 /// The trained state.
@@ -65,16 +73,29 @@ pub(super) struct State<'a> {
     pub curve: Vec<Point>,
     smoothed: f64,
     unusable: u64,
+    /// Step and learning rate of the last update.
+    last_update: Option<(u64, f64)>,
 }
 
 impl<'a> State<'a> {
     pub fn new(trainer: Trainer<'a>, ema: Option<Ema>) -> Self {
-        State { trainer, ema, curve: Vec::new(), smoothed: f64::NAN, unusable: 0 }
+        State { trainer, ema, curve: Vec::new(), smoothed: f64::NAN, unusable: 0, last_update: None }
     }
 
     /// The adapter that is saved and scored: the average if there is one.
     pub fn best(&self) -> &tenggat_models::lora::Lora {
         self.ema.as_ref().map_or(self.trainer.lora(), Ema::average)
+    }
+
+    /// Whether the last updates were skipped, so that what the weights are worth is in doubt.
+    pub fn is_skipping(&self) -> bool {
+        self.unusable > 0
+    }
+
+    /// The error of a run whose last updates were all skipped.
+    pub fn diverged(&self, step: u64) -> Option<Error> {
+        let lr = self.last_update.map_or(0.0, |(_, lr)| lr);
+        (self.unusable >= MAX_UNUSABLE_AT_END).then_some(Error::Diverged { step, times: self.unusable, lr })
     }
 }
 
@@ -87,34 +108,115 @@ impl Training<'_, '_> {
         options: &Options<'_>,
         show: &mut dyn FnMut(Event),
     ) -> Result<Option<FinishReason>> {
-        while !options.stop.load(Ordering::Relaxed) {
+        let clock = options.clock;
+        unless_interrupted(self.finish_round(state, budget, clock, show))?;
+        while !self.stop.is_requested() {
             let bucket = self.data.bucket(self.first_batch(budget.steps_done()));
-            self.requests.answer(budget, options.clock.now_s(), show);
-            match budget.decide(options.clock.now_s(), bucket) {
+            self.requests.answer(budget, clock.now_s(), show);
+            self.stop.set_has_deadline(budget.deadline_s().is_some());
+            match budget.decide(clock.now_s(), bucket) {
                 Decision::Finish(reason) => {
-                    self.tell_end(reason, budget, options.clock, show);
+                    self.tell_end(reason, budget, clock, show);
                     return Ok(Some(reason));
                 }
                 Decision::SaveLast => {
-                    self.save_last(state, budget, options.clock, show)?;
+                    unless_interrupted(self.save_last(state, budget, clock, show))?;
                 }
                 Decision::Step { progress, .. } => {
-                    let step = budget.steps_done();
-                    let began_s = options.clock.now_s();
-                    let lr =
-                        self.peak_lr(budget, began_s) * self.schedule.factor(Position { step, progress });
-                    let outcome = self.step(state, step, lr, show)?;
-                    let now_s = options.clock.now_s();
-                    budget.observe_step(now_s, bucket, now_s - began_s);
-                    state.take_in(step, outcome, lr, show)?;
-                    let val_loss = self.validate(state, budget, options.clock, show)?;
-                    self.log(state, outcome, val_loss, lr, bucket, (began_s, now_s), budget, show);
-                    self.save_numbered(state, budget, options.clock, show)?;
-                    self.sample(state, budget, options.clock, show)?;
+                    unless_interrupted(self.turn(state, (bucket, progress), budget, clock, show))?;
                 }
+            }
+            if self.stop.takes_save() && self.saved < budget.steps_done() {
+                unless_interrupted(self.save_last(state, budget, clock, show))?;
             }
         }
         Ok(None)
+    }
+
+    /// One step and what follows from it.
+    fn turn(
+        &mut self,
+        state: &mut State<'_>,
+        (bucket, progress): (usize, f64),
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let (step, began_s) = (budget.steps_done(), clock.now_s());
+        let lr = self.peak_lr(budget, began_s) * self.schedule.factor(Position { step, progress });
+        let outcome = self.step(state, step, lr, show)?;
+        let now_s = clock.now_s();
+        budget.observe_step(now_s, bucket, now_s - began_s);
+        if outcome.updated {
+            self.stop.set_unsaved(true);
+        }
+        self.take_in(state, step, outcome, lr, show)?;
+        // The step is done and has its line, whatever is asked for meanwhile.
+        let val_loss = unless_interrupted(self.validate(state, budget, clock, show))?.flatten();
+        self.log(state, outcome, val_loss, lr, bucket, (began_s, now_s), budget, show);
+        self.save_numbered(state, budget, clock, show)?;
+        self.sample(state, budget, clock, show)
+    }
+
+    /// Draws the pictures of a round that an earlier part of the run was cut off in.
+    fn finish_round(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let done = budget.steps_done();
+        if let Some(sampling) = &mut self.sampling
+            && done > 0
+            && !sampling.has_drawn(done)
+        {
+            sampling.take_over(done, &self.folder);
+            self.sample(state, budget, clock, show)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a step to the loss curve; gives up after too many steps without a usable loss, and at once if the update before
+    /// this step ruined the weights.
+    fn take_in(
+        &self,
+        state: &mut State<'_>,
+        step: u64,
+        outcome: Outcome,
+        lr: f64,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        // Ruined weights have no loss, so that good steps need not be looked at.
+        if !outcome.updated && !state.is_skipping() && !is_finite(&state.trainer.lora().parameters)? {
+            return Err(self.not_finite(state, String::new()));
+        }
+        state.take_in(step, outcome, lr, show)
+    }
+
+    /// What a save failed of; of weights that are not finite, which update made them so.
+    pub fn explained(&self, state: &State<'_>, error: Error) -> Error {
+        match error {
+            Error::LoraFile(lora_file::Error::NotFinite { dtype, .. }) => {
+                let as_stored = if dtype == Dtype::F32 { String::new() } else { format!(" as {dtype}") };
+                self.not_finite(state, as_stored)
+            }
+            other => other,
+        }
+    }
+
+    /// The error of weights that are not finite.
+    fn not_finite(&self, state: &State<'_>, as_stored: String) -> Error {
+        let (step, lr) = state.last_update.unwrap_or_default();
+        let last = self.folder.file(LAST);
+        let kept = if last.exists() {
+            let steps = lora_file::load(&last).ok().and_then(|file| file.step());
+            let steps = steps.map_or(String::new(), |steps| format!(" of step {steps}"));
+            format!("{} is the last good one{steps}", last.display())
+        } else {
+            "nothing had been saved before".into()
+        };
+        Error::NotFinite { step, lr, as_stored, kept }
     }
 
     /// What the user should know about an end that was not planned, or that came before the first forecast.
@@ -274,13 +376,21 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let began_s = clock.now_s();
+        if state.is_skipping() {
+            // Better none than one that may be worth nothing; the next is due as if this had been written.
+            budget.observe_save(began_s, 0.0);
+            return Ok(());
+        }
+        if self.choice.is_some() {
+            // Measuring may take long.
+            self.keep_state(state, budget, clock, show);
+        }
         if let Some(choice) = &mut self.choice {
             let steps = budget.steps_done();
             let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
             let contender = choice.measure(state.best(), steps, &mut may_go_on)?;
             contender.iter().for_each(|contender| show(Event::Contender(*contender)));
             if !contender.is_some_and(|contender| contender.is_best) {
-                self.keep_state(state, budget, clock, show);
                 let now_s = clock.now_s();
                 budget.observe_save(now_s, now_s - began_s);
                 return Ok(());
@@ -311,7 +421,8 @@ impl Training<'_, '_> {
         Ok(Some(loss))
     }
 
-    /// The file that the job asks for every so many steps, if there is time for it.
+    /// The file that the job asks for every so many steps, if there is time for it. None while updates are being skipped: it
+    /// would push out one that is worth more. None after the last step: the finished LoRA is the same.
     fn save_numbered(
         &mut self,
         state: &State<'_>,
@@ -323,7 +434,8 @@ impl Training<'_, '_> {
         // ai-toolkit counts from 0 and saves after the update, so that its files hold one update more than they say.
         let named = if self.job.compat.step_names { done.saturating_sub(1) } else { done };
         let due = every > 0 && named > 0 && named.is_multiple_of(every);
-        if !due || !budget.allows_save(clock.now_s()) {
+        let is_last = budget.has_all_steps();
+        if !due || is_last || state.is_skipping() || !budget.allows_save(clock.now_s()) {
             return Ok(());
         }
         let path = self.folder.numbered(named);
@@ -342,13 +454,18 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let (done, plan) = (budget.steps_done(), &self.job.sample);
-        let Some(sampling) = &mut self.sampling else { return Ok(()) };
-        if plan.every == 0 || !done.is_multiple_of(plan.every) || done < plan.start_step {
+        if self.sampling.is_none()
+            || plan.every == 0
+            || !done.is_multiple_of(plan.every)
+            || done < plan.start_step
+        {
             return Ok(());
         }
         let began_s = clock.now_s();
         let why = match budget.allows_samples(began_s) {
             SampleVerdict::Go => {
+                self.save_before(state, budget, clock, show)?;
+                let Some(sampling) = &mut self.sampling else { return Ok(()) };
                 let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
                 sampling.round(state.best(), done, &self.folder, &mut may_go_on, show)?;
                 let now_s = clock.now_s();
@@ -363,6 +480,25 @@ impl Training<'_, '_> {
         Ok(())
     }
 
+    /// Saves what no file holds yet before something that may take long: the newest LoRA, or where the best is to be
+    /// delivered, the state alone.
+    fn save_before(
+        &mut self,
+        state: &State<'_>,
+        budget: &mut Budget,
+        clock: &dyn Clock,
+        show: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        if self.saved == budget.steps_done() || state.is_skipping() {
+            return Ok(());
+        }
+        if self.choice.is_some() {
+            self.keep_state(state, budget, clock, show);
+            return Ok(());
+        }
+        self.save_last(state, budget, clock, show)
+    }
+
     /// Writes the state of the run, if it is kept. The LoRA is safe without it, so that a failure is no more than told.
     fn keep_state(
         &mut self,
@@ -374,14 +510,22 @@ impl Training<'_, '_> {
         // The state counts on the lines of its steps.
         let kept =
             self.metrics.sync().and_then(|()| self.saver.save_state(state, budget, clock.now_s(), None));
-        if let Err(e) = kept {
-            show(Event::Warning(format!(
+        match kept {
+            Ok(()) if self.job.resume => self.has_saved(budget),
+            Ok(()) => {}
+            Err(e) => show(Event::Warning(format!(
                 "the state of the run is not kept: {e}; an interrupted run would begin anew"
-            )));
+            ))),
         }
     }
 
-    /// Writes a LoRA and the state of the run; the time since `began_s` counts for it.
+    fn has_saved(&mut self, budget: &Budget) {
+        self.saved = budget.steps_done();
+        self.stop.set_unsaved(false);
+    }
+
+    /// Writes a LoRA and the state of the run; the time since `began_s` counts for it. `last.safetensors` is the same
+    /// afterwards, except where it is to be the best.
     fn save(
         &mut self,
         path: &Path,
@@ -390,13 +534,26 @@ impl Training<'_, '_> {
         clock: &dyn Clock,
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        self.saver.save(state.best(), path, budget.steps_done())?;
+        let saved = self.saver.save(state.best(), path, budget.steps_done());
+        saved.map_err(|e| self.explained(state, e))?;
+        let last = self.folder.file(LAST);
+        if self.choice.is_none() {
+            if path != last {
+                crate::atomic::link(path, &last).map_err(|e| Error::file("write", &last, e))?;
+            }
+            self.has_saved(budget);
+        }
         self.keep_state(state, budget, clock, show);
         let now_s = clock.now_s();
         budget.observe_save(now_s, now_s - began_s);
         show(Event::Saved { path: path.to_path_buf(), steps: budget.steps_done() });
         Ok(())
     }
+}
+
+/// Whether all values are finite numbers.
+fn is_finite(values: &Tensor) -> Result<bool> {
+    Ok(values.to_f32()?.iter().fold(true, |all, v| all & v.is_finite()))
 }
 
 impl State<'_> {
@@ -412,6 +569,7 @@ impl State<'_> {
             show(Event::Warning(text));
             return Ok(());
         }
+        self.last_update = Some((step + 1, lr));
         self.add(Point { step: step + 1, loss: outcome.loss, lr });
         Ok(())
     }
@@ -420,6 +578,7 @@ impl State<'_> {
     pub fn take_back(&mut self, records: &[Record]) {
         for record in records {
             if record.loss.is_finite() && record.grad_norm.is_finite() {
+                self.last_update = Some((record.step, record.lr));
                 self.add(Point { step: record.step, loss: record.loss, lr: record.lr });
             } else {
                 self.unusable += 1;

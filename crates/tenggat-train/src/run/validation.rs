@@ -2,6 +2,7 @@
 //! Source: ai-toolkit `jobs/process/BaseSDTrainProcess.py`, `setup_validation` and `validate`; latents are means of the
 //! VAE's posterior, as in training.
 
+use tenggat_models::Interrupt;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::PromptEncoder;
 use tenggat_models::qwen_image::vae::Vae;
@@ -39,10 +40,12 @@ impl<'a> Validation<'a> {
         config: Option<&'a job::Validation>,
         judge: Judge<'a>,
         (device, vae, text): (&Device, &Vae, &PromptEncoder),
+        interrupt: &Interrupt,
     ) -> Result<(Option<Self>, Vec<Bad>)> {
         let Some(config) = config else { return Ok((None, Vec::new())) };
         let (mut pictures, mut bad) = (Vec::new(), Vec::new());
         for (path, prompt) in &config.items {
+            interrupt.check()?;
             match dataset::load_whole(path, config.resolution) {
                 Ok((size, rgb)) => pictures.push(Picture { caption: prompt.clone(), size, rgb }),
                 Err(error) => bad.push(Bad { path: path.clone(), error: Box::new(error) }),

@@ -5,18 +5,20 @@ use tenggat_plan::{Clock, WallClock};
 use tenggat_train::job::Job;
 use tenggat_train::run::Scores;
 
-use super::train::{run_job, show_warnings};
+use super::train::{run_job, show_interrupted, show_warnings};
 use crate::assets;
 use crate::cli;
 use crate::device::Choice;
 use crate::limit::Limited;
 use crate::output::say;
+use crate::signals;
 
 /// The demo's job.
 const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
 
 /// Trains, scores before and after, and draws the pictures.
 pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
+    let stop = signals::listen()?;
     let budget_s = tenggat_plan::parse_duration_s(&args.budget)?;
     let assets = assets::mini()?;
     let out = std::path::absolute(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
@@ -37,7 +39,11 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     // Every demo is a new one.
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
-    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false, choice)?;
+    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false, (choice, &stop))?;
+    show_interrupted(&job, &summary);
+    if summary.steps == 0 {
+        return Ok(());
+    }
     say!("");
     if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
         table(before, after);

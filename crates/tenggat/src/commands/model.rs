@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use anyhow::Context;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::Transformer;
-use tenggat_models::{hub, model_folder};
+use tenggat_models::{Interrupt, hub, model_folder};
 use tenggat_train::lora_file;
 
 use crate::assets;
@@ -15,17 +15,27 @@ use crate::output::Bar;
 /// The folder of a model: `mini`, a local folder, or a hub repository, fetched with a progress bar. Its files are
 /// checked before any is loaded.
 pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
+    locate_unless(name_or_path, &Interrupt::default())
+}
+
+/// The same; a download ends once that is asked for.
+pub fn locate_unless(name_or_path: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
     if name_or_path == assets::MINI {
         return Ok(assets::mini()?.join("model"));
     }
-    let folder = with_bar(|show| hub::locate(name_or_path, &hub::Options::from_env(), show))?;
+    let folder = with_bar(|show| hub::locate(name_or_path, &options(interrupt), show))?;
     model_folder::check(&folder)?;
     Ok(folder)
 }
 
-/// A file given by its path, or as `org/name/file` of the hub, fetched with a progress bar.
-pub fn locate_file(name: &str) -> anyhow::Result<PathBuf> {
-    Ok(with_bar(|show| hub::locate_file(name, &hub::Options::from_env(), show))?)
+/// A file given by its path, or as `org/name/file` of the hub, fetched with a progress bar; a download ends once that is
+/// asked for.
+pub fn locate_file(name: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+    Ok(with_bar(|show| hub::locate_file(name, &options(interrupt), show))?)
+}
+
+fn options(interrupt: &Interrupt) -> hub::Options {
+    hub::Options { interrupt: interrupt.clone(), ..hub::Options::from_env() }
 }
 
 fn with_bar<T>(

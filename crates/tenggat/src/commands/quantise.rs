@@ -9,10 +9,11 @@ use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::ops::quantise::Format;
 
-use super::model::{locate, locate_file};
+use super::model::{locate_file, locate_unless};
 use crate::assets;
 use crate::output::{Bar, say};
 use crate::progress::quantisation_bar;
+use crate::signals;
 
 /// `tenggat quantise`.
 #[derive(Debug, Args)]
@@ -34,16 +35,19 @@ pub fn quantise(args: &QuantiseArgs) -> anyhow::Result<()> {
         None => (args.qtype.trim(), None),
     };
     let format = format.parse::<Format>().context("--qtype")?;
-    let recovery = adapter.map(locate_file).transpose().context("accuracy recovery adapter")?;
+    let stop = signals::listen()?;
+    let interrupt = stop.interrupt();
+    let recovery =
+        adapter.map(|name| locate_file(name, interrupt)).transpose().context("accuracy recovery adapter")?;
     let cache = match &args.cache {
         Some(folder) => folder.clone(),
         None => assets::cache_folder()?,
     };
-    let folder = locate(&args.model)?.join("transformer");
+    let folder = locate_unless(&args.model, interrupt)?.join("transformer");
     let bar: OnceLock<Bar> = OnceLock::new();
     let show = |done, total| bar.get_or_init(|| quantisation_bar(total)).set_position(done);
     let wanted = Quantisation { format, recovery, cache: Some(cache) };
-    let file = Transformer::quantise(&folder, &wanted, &show)?;
+    let file = Transformer::quantise(&folder, &wanted, &show, interrupt)?;
     let done = if bar.into_inner().is_some() { "quantised" } else { "there already" };
     let size = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
     say!("{done:<14} {} ({:.2} GB)", file.display(), size as f64 / 1e9);

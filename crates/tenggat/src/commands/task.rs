@@ -10,15 +10,17 @@ use tenggat_train::contest::container::{self, Roots, Task};
 use tenggat_train::contest::work::Work;
 use tenggat_train::contest::{Split, rules, split, unpack};
 use tenggat_train::job::{self, Job, Warning};
-use tenggat_train::{lora_file, run};
+use tenggat_train::lora_file;
+use tenggat_train::run::{self, Stop};
 
-use super::train::{run_job, show_warnings};
+use super::train::{run_job, show_interrupted, show_warnings};
 use crate::assets;
 use crate::device::Choice;
 use crate::limit::Limited;
 use crate::number::{MOST_RANK, learning_rate, number, whole};
 use crate::output::{self, say, warning};
 use crate::processor;
+use crate::signals;
 
 /// The job, unless another is given.
 const PRESET: &str = include_str!("../../../../assets/contest/task.yaml");
@@ -101,14 +103,19 @@ pub fn task(args: &TaskArgs, clock: WallClock, choice: Choice) -> anyhow::Result
         checkpoints: std::path::absolute(&args.checkpoints_root).context("--checkpoints-root")?,
     };
     let output = roots.output(&task);
+    let stop = signals::listen()?;
+    stop.set_has_deadline(true);
     // A panic is a bug, but not one that may cost the LoRA that is there.
-    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock, choice)));
+    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock, (choice, &stop))));
     let problem = match ended {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error),
         Err(_) => Some(anyhow::anyhow!("the training ended by a bug in this program")),
     };
-    let delivered = container::picked(&output).ok().flatten().filter(|path| lora_file::load(path).is_ok());
+    let delivered = container::picked(&output)
+        .ok()
+        .flatten()
+        .filter(|path| lora_file::load(path).is_ok_and(|file| file.is_finite()));
     match (delivered, problem) {
         (Some(path), problem) => {
             if let Some(problem) = problem {
@@ -128,7 +135,7 @@ fn train(
     task: &Task,
     roots: &Roots,
     clock: WallClock,
-    choice: Choice,
+    (choice, stop): (Choice, &Stop),
 ) -> anyhow::Result<()> {
     let is_mini = args.model == assets::MINI;
     let model = if is_mini { assets::mini()?.join("model") } else { roots.model(task)? };
@@ -152,7 +159,7 @@ fn train(
 
     let work = Work::open(args.work_root.as_deref(), task)?;
     work.remark.iter().for_each(|remark| warning!("{remark}"));
-    let pictures = prepare(&archive, work.path(), side, args.trigger_word.as_deref())?;
+    let pictures = prepare(&archive, work.path(), side, args.trigger_word.as_deref(), stop)?;
     maker.choices.consider(pictures.pictures.0);
     if let Some(lr) = args.lr {
         (maker.choices.lr, maker.choices.lr_times_steps) = (lr, None);
@@ -176,7 +183,8 @@ fn train(
     }
     // The hours count from each start of the container: what is left of them is known outside alone.
     let limited = Limited { clock, deadline_s: Some(deadline_s), is_moment: true };
-    let summary = run_job(&job, None, &limited, false, choice)?;
+    let summary = run_job(&job, None, &limited, false, (choice, stop))?;
+    show_interrupted(&job, &summary);
     if summary.left_s.is_none_or(|left_s| left_s < LEFT_AT_THE_END * hours * 3600.0) {
         container::remove_state(&output)?;
     }
@@ -194,10 +202,17 @@ fn train(
 }
 
 /// Unpacks the archive and parts its pictures; those that cannot be used are named.
-fn prepare(archive: &Path, work: &Path, side: usize, trigger: Option<&str>) -> anyhow::Result<Split> {
+fn prepare(
+    archive: &Path,
+    work: &Path,
+    side: usize,
+    trigger: Option<&str>,
+    stop: &Stop,
+) -> anyhow::Result<Split> {
     let folder = work.join("archive");
     let unpacked = unpack(archive, &folder)?;
     unpacked.bad.iter().for_each(|bad| warning!("left out: {bad}"));
+    stop.interrupt().check()?;
     let pictures = split(&folder, work, side, trigger)?;
     // The scaled ones are all that is needed, and the disk may be small.
     let _ = std::fs::remove_dir_all(&folder);

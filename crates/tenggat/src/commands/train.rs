@@ -1,20 +1,17 @@
 //! `tenggat train`, and what `tenggat demo` shares with it.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tenggat_models::hub;
+use tenggat_models::{Interrupt, hub};
 use tenggat_plan::WallClock;
 use tenggat_tensor::Device;
 use tenggat_train::job::{Job, Push, Warning};
-use tenggat_train::run::{self, Options, Summary};
+use tenggat_train::run::{self, Options, Stop, Summary};
 
-use super::model::{locate, locate_file};
+use super::model::{locate_file, locate_unless};
 use crate::assets;
 use crate::cli;
 use crate::device::{self, Choice};
@@ -22,10 +19,12 @@ use crate::limit::{self, Limited};
 use crate::output::{say, warning};
 use crate::processor;
 use crate::progress::Progress;
+use crate::signals;
 use crate::threads;
 
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
+    let stop = signals::listen()?;
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
@@ -33,9 +32,24 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     if limited.deadline_s.is_none() && default_steps(&mut job) {
         warning!("{NO_STEPS}");
     }
-    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, choice)?;
-    say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, (choice, &stop))?;
+    show_interrupted(&job, &summary);
+    if summary.steps > 0 || summary.lora.exists() {
+        say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+    }
     Ok(())
+}
+
+/// Tells a run that was asked to end how it stands, and how it goes on.
+pub fn show_interrupted(job: &Job, summary: &Summary) {
+    if !summary.interrupted {
+        return;
+    }
+    let next = if job.resume && summary.steps > 0 { "goes on from there" } else { "begins anew" };
+    match summary.steps {
+        0 => say!("{:<14} before the first step; there is nothing to save", "interrupted"),
+        steps => say!("{:<14} after {steps} steps, saved; the same command {next}", "interrupted"),
+    }
 }
 
 /// What is said of a job that [`default_steps`] completes.
@@ -105,27 +119,37 @@ pub fn show_warnings(warnings: &[Warning]) {
     }
 }
 
+/// The model's folder, fetched if need be, and the recovery adapter with it, whose path the job has from now on.
+fn fetch(job: &mut Job, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+    let model = locate_unless(&job.model.name_or_path, interrupt)?;
+    if let Some(adapter) = &mut job.model.recovery_adapter {
+        let found = locate_file(adapter, interrupt)
+            .with_context(|| format!("accuracy recovery adapter {adapter}"))?;
+        *adapter = found.display().to_string();
+    }
+    Ok(model)
+}
+
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<tenggat_models::Error>().is_some_and(tenggat_models::Error::is_interrupted)
+    })
+}
+
 /// Runs a job with a display, stopping early but whole at an interrupt.
 pub fn run_job(
     job: &Job,
     held_out: Option<&Path>,
     limited: &Limited,
     start_over: bool,
-    choice: Choice,
+    (choice, stop): (Choice, &Stop),
 ) -> anyhow::Result<Summary> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second signal ends the process at once, should saving itself hang.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("cannot listen to signals")?;
-    }
-    let model = locate(&job.model.name_or_path)?;
+    stop.set_has_deadline(limited.deadline_s.is_some());
     let mut job = job.clone();
-    if let Some(adapter) = &mut job.model.recovery_adapter {
-        let found = locate_file(adapter).with_context(|| format!("accuracy recovery adapter {adapter}"))?;
-        *adapter = found.display().to_string();
-    }
+    let model = match fetch(&mut job, stop.interrupt()) {
+        Err(error) if is_interrupted(&error) => return Ok(Summary::interrupted(&job, 0, None)),
+        model => model?,
+    };
     let device = device::open(choice)?;
     let kept = assets::cache_folder()?;
     // Fails if --threads has started them already, which counts more.
@@ -156,10 +180,14 @@ pub fn run_job(
             held_out,
             report: true,
             start_over,
-            stop: &stop,
+            stop,
         };
         run::run(&job, &options, &mut |event| progress.show(event))
     })?;
+    if stop.is_requested() {
+        // An upload takes as long as it takes.
+        return Ok(summary);
+    }
     if let Some(to) = &job.push
         && let Err(error) = push_in_time(&job, to, &summary, &hub, Instant::now())
     {

@@ -8,7 +8,7 @@ use super::layer::{Layer, Linear};
 use super::{Config, TextEncoder};
 use crate::qwen_image::transformer::Precision;
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 
 const CLASS: &str = "Qwen2_5_VLForConditionalGeneration";
 
@@ -96,11 +96,11 @@ impl TextEncoder {
     /// # Errors
     /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
-        Self::load_with(folder, device, precision, None, &|_, _| {})
+        Self::load_with(folder, device, precision, None, &|_, _| {}, &Interrupt::default())
     }
 
     /// The same with quantised linear layers; the embeddings stay as they are. `progress` is told how far a first
-    /// quantisation has come.
+    /// quantisation has come; `interrupt` ends loading, and later encoding, early.
     ///
     /// # Errors
     /// As [`TextEncoder::load`]; or the folder of quantised models cannot be written to.
@@ -110,6 +110,7 @@ impl TextEncoder {
         precision: Precision,
         quantisation: Option<&Quantisation>,
         progress: Progress<'_>,
+        interrupt: &Interrupt,
     ) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, CLASS)?;
@@ -122,7 +123,8 @@ impl TextEncoder {
         })?;
         let shape = [config.vocab_size, config.hidden_size];
         let embedding = weights.tensor(&format!("{prefix}{table}"), &shape, device, precision.weights)?;
-        let mut source = Checkpoint::new(weights, prefix, device, precision.compute, precision.weights);
+        let source = Checkpoint::new(weights, prefix, device, precision.compute, precision.weights);
+        let mut source = source.interrupted_by(interrupt);
         let indices = 0..config.num_hidden_layers;
         if let Some(wanted) = quantisation {
             let matrices: Vec<Matrix> =
@@ -136,6 +138,7 @@ impl TextEncoder {
             norm: source.vector("norm.weight", config.hidden_size)?,
             compute: precision.compute,
             config,
+            interrupt: interrupt.clone(),
         })
     }
 }

@@ -10,7 +10,7 @@ mod load;
 use tenggat_tensor::ops::{embedding, rms_norm};
 use tenggat_tensor::{DType, Tensor};
 
-use crate::Result;
+use crate::{Interrupt, Result};
 pub use config::Config;
 use layer::Layer;
 
@@ -23,6 +23,7 @@ pub struct TextEncoder {
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
+    interrupt: Interrupt,
 }
 
 impl TextEncoder {
@@ -55,6 +56,7 @@ impl TextEncoder {
         embedding::forward(&sequences.concat(), self.embedding.view(), x.view_mut())?;
         trace(0, &x);
         for (i, layer) in self.layers.iter().enumerate() {
+            self.interrupt.check()?;
             layer.forward(&self.config, &rope, &lens, &mut x)?;
             trace(i + 1, &x);
         }

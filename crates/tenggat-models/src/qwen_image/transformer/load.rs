@@ -18,7 +18,7 @@ use super::recovery::Recovery;
 use super::stream::{Layers, Stream};
 use crate::qwen_image::layer::{BLOCKS, Layer, module_name};
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 
 /// How a transformer is loaded beyond its element types.
 #[derive(Clone, Copy, Default)]
@@ -40,6 +40,8 @@ pub struct LoadOptions<'a> {
     pub offloaded_blocks: usize,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
+    /// Ends loading, and later every pass through the model, early; `None`: nothing does.
+    pub interrupt: Option<&'a Interrupt>,
 }
 
 struct Loader<'a> {
@@ -183,6 +185,10 @@ fn open(
 ) -> Result<(Checkpoint, Option<Recovery>)> {
     let weights = Weights::open(folder, "QwenImageTransformer2DModel")?;
     let checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
+    let checkpoint = match options.interrupt {
+        Some(interrupt) => checkpoint.interrupted_by(interrupt),
+        None => checkpoint,
+    };
     let Some(wanted) = options.quantisation else { return Ok((checkpoint, None)) };
     let recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
     // Without a recovery adapter only the blocks are quantised. Deliberate difference: ai-toolkit quantises the ends of
@@ -224,12 +230,17 @@ impl Transformer {
     /// there. `wanted` names a folder to keep it in.
     ///
     /// # Errors
-    /// As [`Transformer::load_with`]; `wanted` names no folder.
-    pub fn quantise(folder: &Path, wanted: &Quantisation, progress: Progress<'_>) -> Result<PathBuf> {
+    /// As [`Transformer::load_with`]; `wanted` names no folder; somebody asked for the end.
+    pub fn quantise(
+        folder: &Path,
+        wanted: &Quantisation,
+        progress: Progress<'_>,
+        interrupt: &Interrupt,
+    ) -> Result<PathBuf> {
         let config = Config::read(folder)?;
         let precision = Precision { compute: DType::F32, weights: DType::BF16 };
-        let options =
-            LoadOptions { quantisation: Some(wanted), progress: Some(progress), ..LoadOptions::default() };
+        let (quantisation, progress, interrupt) = (Some(wanted), Some(progress), Some(interrupt));
+        let options = LoadOptions { quantisation, progress, interrupt, ..LoadOptions::default() };
         let (checkpoint, _) = open(folder, &config, &Device::cpu(), precision, options)?;
         let path = checkpoint.kept().map(Path::to_path_buf);
         path.ok_or_else(|| Error::Unsupported("no folder is named to keep the quantised model in".into()))
@@ -285,6 +296,7 @@ impl Transformer {
             offloading,
             blocks,
             config,
+            interrupt: options.interrupt.cloned().unwrap_or_default(),
         })
     }
 }

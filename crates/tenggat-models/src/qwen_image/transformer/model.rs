@@ -18,7 +18,7 @@ use super::rope::Positions;
 use super::stream::{Pass, Stream, Trace};
 use crate::lora::{Adapter, Gradients, Kind, Layout, Lora, Rounded};
 use crate::qwen_image::layer::Layer;
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 
 /// Added to the mean square of the text norm.
 const TEXT_NORM_EPS: f64 = 1e-6;
@@ -43,6 +43,8 @@ pub struct Transformer {
     pub(super) proj_out: Linear,
     /// Results of streamed modulation.
     pub(super) modulation: Current,
+    /// Ends a pass before its next block.
+    pub(super) interrupt: Interrupt,
 }
 
 /// One batch.
@@ -203,6 +205,7 @@ impl Transformer {
         let (kept, mut stay) = (kept.map(|kept| kept.of(layers)), Vec::new());
         self.expect(self.offloading.next(0), Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
+            self.interrupt.check()?;
             let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
             self.expect(offloaded.flatten(), Use::Soon);
             let rounded = self.rounded(lora, i)?;
@@ -279,6 +282,7 @@ impl Transformer {
         let (mut dimage, mut dtext) = (Some(dimage), None);
         self.expect(self.offloading.last(self.blocks.len()), Use::Soon);
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+            self.interrupt.check()?;
             let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
             self.expect(before, Use::Soon);
             let rounded = self.rounded(lora, i)?;

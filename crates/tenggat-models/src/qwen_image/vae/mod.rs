@@ -24,7 +24,7 @@ use tenggat_tensor::ops::{copy, scale_shift};
 use tenggat_tensor::{DType, Device, Error as TensorError, Tensor};
 
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Interrupt, Result};
 pub use config::VaeConfig;
 use decoder::Decoder;
 use encoder::Encoder;
@@ -48,6 +48,7 @@ pub struct Vae {
     normalise: [Tensor; 2],
     denormalise: [Tensor; 2],
     tile_above_pixels: usize,
+    interrupt: Interrupt,
 }
 
 impl Vae {
@@ -75,7 +76,15 @@ impl Vae {
             denormalise: [row(&|_, std| std)?, row(&|mean, _| mean)?],
             tile_above_pixels: usize::MAX,
             config,
+            interrupt: Interrupt::default(),
         })
+    }
+
+    /// The same; encoding and decoding end with [`Error::Interrupted`] before the next picture or tile once that is asked
+    /// for.
+    #[must_use]
+    pub fn interrupted_by(self, interrupt: &Interrupt) -> Self {
+        Vae { interrupt: interrupt.clone(), ..self }
     }
 
     /// The configuration.
@@ -194,8 +203,12 @@ impl Vae {
         let mut result: Option<Tensor> = None;
         for first in (0..size.count).step_by(group) {
             let count = group.min(size.count - first);
+            self.interrupt.check()?;
             let part = if tiled {
-                tiling::map(x, first, units, |tile| each(tile.view(), layers::pictures(&tile)))?
+                tiling::map(x, first, units, |tile| {
+                    self.interrupt.check()?;
+                    each(tile.view(), layers::pictures(&tile))
+                })?
             } else {
                 let rows = first * rows_in..(first + count) * rows_in;
                 each(x.view().row_range(rows), Pictures { count, ..size })?
