@@ -11,7 +11,7 @@ use serde_json::json;
 use server::{Behaviour, Server, sha256};
 use tempfile::TempDir;
 use tenggat_models::hub::{Options, Progress, locate};
-use tenggat_models::{Result, model_folder};
+use tenggat_models::{Interrupt, Result, model_folder};
 
 /// A whole model of small files, with the transformer in two large shards.
 fn files() -> BTreeMap<String, Vec<u8>> {
