@@ -55,7 +55,8 @@ The same command again goes on with a run that was cut off, or longer with a fin
 steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.
 
 Signals:
-  SIGINT (Ctrl-C), SIGTERM, SIGXCPU  save what was trained and end, within seconds; a second one ends at once
+  SIGINT (Ctrl-C), SIGTERM           save what was trained and end, within seconds; the second one ends at once
+  SIGXCPU                            save what was trained and end
   SIGHUP (the terminal was closed)   with a budget or a deadline: train on until then; else save and end
   SIGUSR1                            save now, and go on")]
     Train(Train),
@@ -88,7 +89,7 @@ Examples:
     #[command(after_help = "\
 The exit code is 0 once there is a LoRA, whatever goes wrong later.
 
-SIGTERM and SIGINT (Ctrl-C) save what was trained and end, within seconds; a second one ends at once. SIGHUP (the
+SIGTERM and SIGINT (Ctrl-C) save what was trained and end, within seconds; the second one ends at once. SIGHUP (the
 terminal was closed) changes nothing: the hours are the end. SIGUSR1 saves now, and goes on.
 
 Example:

@@ -18,11 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks at whether everything is saved by now.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Listens from now on, for as long as the process lives.
+/// Listens from now on, for as long as the process lives. `status` is the exit status of a process that has to be ended in
+/// the middle of something.
 ///
 /// # Errors
 /// The system allows no handlers or no thread.
-pub fn listen() -> anyhow::Result<Stop> {
+pub fn listen(status: i32) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     let again = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -31,12 +32,12 @@ pub fn listen() -> anyhow::Result<Stop> {
             .and_then(|_| flag::register(signal, Arc::clone(&again)))
             .context("cannot listen to signals")?;
     }
-    start(&stop, again).context("cannot listen to signals")?;
+    start(&stop, again, status).context("cannot listen to signals")?;
     Ok(stop)
 }
 
 #[cfg(unix)]
-fn start(stop: &Stop, _: Arc<AtomicBool>) -> std::io::Result<()> {
+fn start(stop: &Stop, _: Arc<AtomicBool>, status: i32) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGUSR1, SIGXCPU};
 
     let mut wanted = vec![SIGINT, SIGTERM, SIGXCPU, SIGUSR1];
@@ -57,7 +58,7 @@ fn start(stop: &Stop, _: Arc<AtomicBool>) -> std::io::Result<()> {
             if stop.is_requested() && !watched {
                 let stop = stop.clone();
                 // Without the thread the run ends as well, if not as surely in time.
-                watched = std::thread::Builder::new().spawn(move || end_in_time(&stop)).is_ok();
+                watched = std::thread::Builder::new().spawn(move || end_in_time(&stop, status)).is_ok();
             }
         }
     };
@@ -65,26 +66,26 @@ fn start(stop: &Stop, _: Arc<AtomicBool>) -> std::io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn start(stop: &Stop, asked: Arc<AtomicBool>) -> std::io::Result<()> {
+fn start(stop: &Stop, asked: Arc<AtomicBool>, status: i32) -> std::io::Result<()> {
     let stop = stop.clone();
     let hear = move || {
         while !asked.load(std::sync::atomic::Ordering::Relaxed) {
             std::thread::sleep(LOOK_EVERY);
         }
         stop.request();
-        end_in_time(&stop);
+        end_in_time(&stop, status);
     };
     std::thread::Builder::new().name("signals".into()).spawn(hear).map(drop)
 }
 
 /// Ends a process that is stuck in something long, such as a picture of many pixels or a server that does not answer, as
 /// soon as no trained step would be lost.
-fn end_in_time(stop: &Stop) {
+fn end_in_time(stop: &Stop, status: i32) {
     std::thread::sleep(PATIENCE);
     while stop.has_unsaved() {
         std::thread::sleep(LOOK_EVERY);
     }
     // Standard error may be gone with its terminal.
-    let _ = writeln!(std::io::stderr(), "interrupted; everything that was trained is saved");
-    low_level::exit(0);
+    let _ = writeln!(std::io::stderr(), "interrupted; what was trained, if anything, is saved");
+    low_level::exit(status);
 }

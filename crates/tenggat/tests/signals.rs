@@ -419,7 +419,7 @@ fn weights_that_are_not_finite_are_never_saved() {
         // It is finite in 32 bits alone.
         ("1e10", 15, "float16", 1, "", &[]),
         // It is finite, and the loss after it never is.
-        ("1e30", 15, "bf16", 2, "", &[("last", 1)]),
+        ("1e30", 15, "bf16", 2, "", &[("last", 15)]),
         ("1e30", 15, "bf16", 1, "", &[("fox_000000001", 1), ("last", 1)]),
         ("1e38", 15, "bf16", 2, &deliver, &[("last", 0)]),
     ];
@@ -433,20 +433,19 @@ fn weights_that_are_not_finite_are_never_saved() {
     }
 }
 
+/// A rate at which the weights grow until there is no loss any more: what was saved while there was one stays.
 #[test]
-fn a_good_lora_outlives_weights_that_outgrow_their_type() {
-    let job = Job::new(
-        "steps: 400",
-        "      save: {save_every: 2, dtype: float16, max_step_saves_to_keep: 2}\n",
-        "",
-    );
+fn a_good_lora_outlives_a_divergence() {
+    let save = "      save: {save_every: 2, dtype: float16, max_step_saves_to_keep: 2}\n";
+    let job = Job::new("steps: 400", save, "");
     job.rewrite("lr: 1e-3", "lr: 1e3");
     let (said, success) = job.run(&[]);
-    assert!(!success && said.contains("as F16") && said.contains("is the last good one"), "{said}");
+    assert!(!success && said.contains("ower the learning rate"), "{said}");
     let left = loras(&job);
     let newest = left.iter().map(|(_, steps)| *steps).max().unwrap();
-    assert!(newest >= 2 && newest < 400 && left.len() == 3, "{left:?}");
-    assert_eq!(left.iter().find(|(name, _)| name == "last").unwrap().1, newest);
+    assert!((2..100).contains(&newest) && job.steps() >= newest, "{left:?}");
+    assert!(left.contains(&("last".to_owned(), newest)), "{left:?}");
+    assert!(!job.file("fox.safetensors").exists(), "{said}");
 }
 
 #[test]

@@ -366,3 +366,15 @@ fn uploads_go_to_the_store_and_become_one_commit() {
     assert_eq!((&lines[1]["value"]["oid"], &lines[1]["value"]["size"]), (&oid.into(), &300_000.into()));
     assert_eq!(lines[2]["value"]["content"], "IyBGb3g=");
 }
+
+#[test]
+fn a_fetch_ends_when_asked_and_goes_on_later() {
+    let case = Case::new(|_| {});
+    let interrupt = Interrupt::default();
+    let options = Options { interrupt: interrupt.clone(), ..case.options.clone() };
+    // Asked for as soon as the first bytes are here.
+    let error = locate("org/model", &options, &|_| interrupt.request()).unwrap_err();
+    assert!(error.is_interrupted(), "{error}");
+    let folder = case.fetch().unwrap();
+    assert!(model_folder::check(&folder).is_ok());
+}

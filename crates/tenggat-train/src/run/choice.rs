@@ -7,6 +7,7 @@ use tenggat_plan::{Clock, PartTime};
 use super::event::{Contender, Event};
 use super::folder::{LAST, RunFolder};
 use super::saving::Saver;
+use super::stop::unless_interrupted;
 use super::{Error, Result};
 use crate::score::{self, HeldOut, Judge, LEVELS, Prompt};
 
@@ -111,7 +112,7 @@ impl<'a> Choice<'a> {
         let (last, numbered) = (folder.file(LAST), folder.numbered(steps));
         let was_there = numbered.exists();
         saver.save(lora, &numbered, steps)?;
-        let wins = match self.measure(lora, steps, may_go_on)? {
+        let wins = match unless_interrupted(self.measure(lora, steps, may_go_on))?.flatten() {
             Some(contender) => {
                 show(Event::Contender(contender));
                 contender.is_best

@@ -18,7 +18,7 @@ const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
 
 /// Trains, scores before and after, and draws the pictures.
 pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
-    let stop = signals::listen()?;
+    let stop = signals::listen(0)?;
     let budget_s = tenggat_plan::parse_duration_s(&args.budget)?;
     let assets = assets::mini()?;
     let out = std::path::absolute(&args.out).with_context(|| format!("--out {}", args.out.display()))?;

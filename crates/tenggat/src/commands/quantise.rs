@@ -35,7 +35,7 @@ pub fn quantise(args: &QuantiseArgs) -> anyhow::Result<()> {
         None => (args.qtype.trim(), None),
     };
     let format = format.parse::<Format>().context("--qtype")?;
-    let stop = signals::listen()?;
+    let stop = signals::listen(1)?;
     let interrupt = stop.interrupt();
     let recovery =
         adapter.map(|name| locate_file(name, interrupt)).transpose().context("accuracy recovery adapter")?;

@@ -103,7 +103,7 @@ pub fn task(args: &TaskArgs, clock: WallClock, choice: Choice) -> anyhow::Result
         checkpoints: std::path::absolute(&args.checkpoints_root).context("--checkpoints-root")?,
     };
     let output = roots.output(&task);
-    let stop = signals::listen()?;
+    let stop = signals::listen(0)?;
     stop.set_has_deadline(true);
     // A panic is a bug, but not one that may cost the LoRA that is there.
     let ended = catch_unwind(AssertUnwindSafe(|| train(args, &task, &roots, clock, (choice, &stop))));

@@ -24,7 +24,7 @@ use crate::threads;
 
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
-    let stop = signals::listen()?;
+    let stop = signals::listen(0)?;
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
