@@ -225,6 +225,55 @@ fn what_was_trained_is_saved_in_every_phase_of_training() {
     }
 }
 
+#[test]
+fn a_step_is_kept_whose_validation_is_given_up() {
+    let sigmas = vec!["0.5"; 5000].join(", ");
+    let validation = format!(
+        "steps: 1000000, validation_config: {{validate_every_n_steps: 3, resolution: 64, validation_sigmas: [{sigmas}],
+        validation_items: [{{image_path: SET/bell.png}}]}}"
+    );
+    let job = Job::new(
+        &validation.replace("SET/bell.png", &demo_dataset("test").join("PICTURE").to_string_lossy()),
+        "",
+        "",
+    );
+    let picture = fs::read_dir(demo_dataset("test")).unwrap().map(|entry| entry.unwrap().path());
+    let picture = picture.filter(|path| path.extension().is_some_and(|x| x == "png")).min().unwrap();
+    job.rewrite("PICTURE", picture.file_name().unwrap().to_str().unwrap());
+    let mut run = job.start(&[]);
+    run.wait_until("training", |run| run.said().contains("trainable parameters"));
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(job.steps(), 0, "the validation after the first step is over: {}", run.said());
+    print!("validation, ");
+    let said = run.end("-TERM");
+    assert!(said.contains("after 1 steps, saved") && job.steps() == 1, "{said}");
+    assert_eq!(steps_of(&job.file("last.safetensors")), 1);
+}
+
+#[test]
+fn the_newest_is_kept_while_it_is_measured_for_the_best() {
+    let job = Job::new(
+        "steps: 1000000",
+        "",
+        &format!("held_out: '{}', deliver: best", demo_dataset("test").display()),
+    );
+    let mut run = job.start(&[]);
+    run.wait_until("step 3", |_| job.steps() >= 3);
+    run.signal("-USR1");
+    run.wait_until("a state", |_| job.file("resume.state").exists());
+    std::thread::sleep(Duration::from_millis(100));
+    print!("measuring, ");
+    let said = run.end("-TERM");
+    let steps = job.steps();
+    assert!(said.contains(&format!("after {steps} steps, saved")), "{said}");
+    assert_eq!(loras(&job).iter().map(|(_, steps)| *steps).max(), Some(steps));
+    let (said, success) = {
+        job.rewrite("steps: 1000000", &format!("steps: {}", steps + 2));
+        job.run(&[])
+    };
+    assert!(success && said.contains(&format!("after {steps} steps")), "{said}");
+}
+
 /// Even a process that is killed in the middle of a picture has lost nothing; the pictures come when it goes on.
 #[test]
 fn a_save_precedes_a_round_of_samples_and_a_lost_round_is_drawn_again() {
