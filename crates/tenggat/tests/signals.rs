@@ -1,5 +1,7 @@
 //! Signals from outside: whatever a run is doing, it is gone within seconds, and what it trained is on disk.
 #![cfg(unix)]
+// How long each end took is of interest.
+#![allow(clippy::print_stdout)]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

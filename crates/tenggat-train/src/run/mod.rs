@@ -353,7 +353,7 @@ fn run_phases(
         sampling,
         folder,
         stop: options.stop,
-        saved: steps_before,
+        saved: None,
     };
     let train_began_s = clock.now_s();
     budget.phase_started(Phase::Train, train_began_s);
@@ -374,7 +374,7 @@ fn run_phases(
         return Ok(Summary::interrupted(job, steps, budget.deadline_s().map(|s| s - clock.now_s())));
     }
     let (mut sampling, mut choice) = (training.sampling.take(), training.choice.take());
-    let is_saved = training.saved == steps && choice.is_none() && steps > 0 && last.exists();
+    let is_saved = training.saved == Some(steps) && choice.is_none();
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
     show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });

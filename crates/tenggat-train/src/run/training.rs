@@ -62,8 +62,8 @@ pub(super) struct Training<'a, 's> {
     pub drawn: Option<(u64, Vec<Batch>)>,
     pub sampling: Option<Sampling<'s>>,
     pub stop: &'a Stop,
-    /// Steps in the newest LoRA or state on disk.
-    pub saved: u64,
+    /// Steps in what this process has saved last, `last.safetensors` or, where that is to be the best, the state.
+    pub saved: Option<u64>,
 }
 
 /// The trained state.
@@ -126,7 +126,7 @@ impl Training<'_, '_> {
                     unless_interrupted(self.turn(state, (bucket, progress), budget, clock, show))?;
                 }
             }
-            if self.stop.takes_save() && self.saved < budget.steps_done() {
+            if self.stop.takes_save() && self.saved != Some(budget.steps_done()) {
                 unless_interrupted(self.save_last(state, budget, clock, show))?;
             }
         }
@@ -211,8 +211,8 @@ impl Training<'_, '_> {
         let last = self.folder.file(LAST);
         let kept = if last.exists() {
             let steps = lora_file::load(&last).ok().and_then(|file| file.step());
-            let steps = steps.map_or(String::new(), |steps| format!(" of step {steps}"));
-            format!("{} is the last good one{steps}", last.display())
+            let steps = steps.map_or("good weights".into(), |steps| format!("those of step {steps}"));
+            format!("{} still holds {steps}", last.display())
         } else {
             "nothing had been saved before".into()
         };
@@ -489,7 +489,7 @@ impl Training<'_, '_> {
         clock: &dyn Clock,
         show: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        if self.saved == budget.steps_done() || state.is_skipping() {
+        if self.saved == Some(budget.steps_done()) || state.is_skipping() {
             return Ok(());
         }
         if self.choice.is_some() {
@@ -520,7 +520,7 @@ impl Training<'_, '_> {
     }
 
     fn has_saved(&mut self, budget: &Budget) {
-        self.saved = budget.steps_done();
+        self.saved = Some(budget.steps_done());
         self.stop.set_unsaved(false);
     }
 
