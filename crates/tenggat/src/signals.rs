@@ -3,7 +3,6 @@
 //! SIGINT, SIGTERM and SIGXCPU end a run, which saves what it has trained; so does SIGHUP where there is no deadline.
 //! SIGUSR1 saves. A second SIGINT or SIGTERM ends the process at once.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -12,6 +11,8 @@ use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 use tenggat_train::run::Stop;
+
+use crate::output::warning;
 
 /// A phase is given so long to come to an end by itself once that is asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,7 +86,12 @@ fn end_in_time(stop: &Stop, status: i32) {
     while stop.has_unsaved() {
         std::thread::sleep(LOOK_EVERY);
     }
-    // Standard error may be gone with its terminal.
-    let _ = writeln!(std::io::stderr(), "interrupted; what was trained, if anything, is saved");
+    // Somebody may hold standard error, or not read what comes: nobody waits for that.
+    let told = std::thread::Builder::new().spawn(|| {
+        warning!("interrupted in the middle of something; what was trained, if anything, is saved")
+    });
+    if told.is_ok() {
+        std::thread::sleep(LOOK_EVERY);
+    }
     low_level::exit(status);
 }
