@@ -9,6 +9,7 @@
 //! Calibration and measurement alternate five times, and the medians are compared. On a machine with other things to
 //! do, wall-clock time is as much theirs as ours; `--processor-time` with one thread counts only what this process used
 //! (Linux).
+#![allow(clippy::print_stdout, reason = "what it measured is its output")]
 
 use std::fs;
 

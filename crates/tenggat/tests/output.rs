@@ -285,6 +285,8 @@ fn what_files_and_arguments_say_is_shown_and_not_obeyed() {
     let module = format!("diffusion_model.transformer_blocks.0.{EVIL}.lora_A.weight");
     let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 1], &[0; 4]).unwrap();
     fs::write(&lora, safetensors::serialize([(module, tensor)], None).unwrap()).unwrap();
+    let data =
+        evil("data.yaml", whole.replace("folder_path: '", "folder_path: \"no\\e[2J\\x9b\", mask_path: '"));
     let job = path.display().to_string();
     let lora = lora.display().to_string();
     let argument = format!("x{EVIL}");
@@ -295,7 +297,7 @@ fn what_files_and_arguments_say_is_shown_and_not_obeyed() {
         &["check", &name],
         &["train", &name],
         &["check", &key],
-        &["plan", &name, "--json"],
+        &["plan", &data, "--json"],
         &["check", &file],
         &["sample", "--model", "mini", "--prompt", "x", "--steps", "1", "--size", "32x32", "--lora", &lora],
         &["train", &argument, &format!("--{EVIL}")],

@@ -82,10 +82,11 @@ pub fn write_through(stream: Stream, text: &str) -> io::Result<()> {
 fn write_to(stream: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
     loop {
         let tried =
-            if bytes.is_empty() { stream.flush() } else { stream.write(bytes).map(|n| bytes = &bytes[n..]) };
+            if bytes.is_empty() { stream.flush().map(|()| None) } else { stream.write(bytes).map(Some) };
         match tried {
-            Ok(()) if bytes.is_empty() => return stream.flush(),
-            Ok(()) => {}
+            Ok(None) => return Ok(()),
+            Ok(Some(0)) => return Err(ErrorKind::WriteZero.into()),
+            Ok(Some(n)) => bytes = &bytes[n..],
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
             Err(e) => return Err(e),

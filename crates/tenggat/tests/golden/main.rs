@@ -2,6 +2,7 @@
 //!
 //! The folder is `tests/fixtures` of the repository, or the one that `TENGGAT_GOLDEN` names. Dimensions are read
 //! from the files, so that any set made by the same generator runs unchanged.
+#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "tests say what they found")]
 
 mod fixture;
 mod lora_file;
