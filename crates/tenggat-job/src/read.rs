@@ -1,6 +1,8 @@
 //! From a file, or its text, to a [`Job`]: text → variables replaced → tree with places → raw structs → keys
 //! checked against the tables → resolved job.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use crate::keys::{self, Rule};
@@ -8,6 +10,23 @@ use crate::resolve::Resolver;
 use crate::source::{Mark, Source};
 use crate::tree::{Entry, Node, Value};
 use crate::{Error, Job, Result, Warning, de, raw, substitute, suggest};
+
+/// Most bytes of a job file.
+const LARGEST: u64 = 16 << 20;
+
+/// The text of a regular file of a bounded size: a pipe or a device would keep the program waiting for ever.
+fn text_of(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        let reason = format!("it has more than {} MB, too much for a job", LARGEST >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(text)
+}
 
 impl Job {
     /// Reads a job file, YAML or JSON. `name` replaces `config.name`; `variable` gives the values of
@@ -21,8 +40,7 @@ impl Job {
         name: Option<&str>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<(Job, Vec<Warning>)> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let text = text_of(path).map_err(|source| Error::Read { path: path.into(), source })?;
         Job::from_str(&text, path, name, variable)
     }
 
@@ -123,4 +141,22 @@ fn unknown(source: &Source, stray: &de::Stray) -> Warning {
     };
     let message = format!("`{}` is not a known key and has no effect{advice}", stray.entry.key);
     Warning { place: source.place(stray.entry.at), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_a_bounded_size_are_jobs() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| Job::from_file(path, None, &|_| None).unwrap_err().to_string();
+        let error = refused(folder.path());
+        assert!(error.contains("cannot read the job") && error.contains("it is no regular file"), "{error}");
+        let large = folder.path().join("large.yaml");
+        std::fs::write(&large, " ".repeat(LARGEST as usize + 1)).unwrap();
+        assert!(refused(&large).contains("it has more than 16 MB"));
+        #[cfg(unix)]
+        assert!(refused(Path::new("/dev/zero")).contains("it is no regular file"));
+    }
 }
