@@ -121,7 +121,7 @@ pub struct Planned {
 pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planned {
     let mut notes = Vec::new();
     let (buckets, text_tokens) = match dataset::load(&job.datasets, job.compat, job.seed) {
-        Ok((items, _)) => shapes(job, &items, facts),
+        Ok(loaded) => shapes(job, &loaded.items, facts),
         Err(e) => {
             notes.push(format!("{e}; planned as {UNKNOWN_PICTURES} square pictures per data set"));
             (squares(job), UNKNOWN_TOKENS)
@@ -298,7 +298,7 @@ mod tests {
     fn captions_are_counted_as_they_will_be_padded() {
         let facts = ModelFacts::qwen_image();
         let (job, _) = demo("128", 1);
-        let (items, _) = dataset::load(&job.datasets, job.compat, job.seed).unwrap();
+        let items = dataset::load(&job.datasets, job.compat, job.seed).unwrap().items;
         let item = |caption: &str, rate: f64| Item {
             captions: vec![caption.to_owned()],
             dropped: String::new(),

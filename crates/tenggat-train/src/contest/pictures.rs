@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use image::{ImageReader, RgbImage};
+use image::RgbImage;
 
 use crate::dataset::{self, Error, Filter, Result};
 use crate::score::Picture;
@@ -29,9 +29,7 @@ fn read(path: &Path, long_side: usize) -> Result<Picture> {
     let (size, rgb) = scaled(path, long_side)?;
     let caption = dataset::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
     let Some(caption) = caption else {
-        let text = path.with_extension("txt");
-        let reason = format!("it has no caption; write one into {}", text.display());
-        return Err(Error::Picture { path: path.into(), reason });
+        return Err(Error::Uncaptioned { path: path.into() });
     };
     Ok(Picture { caption, size, rgb })
 }
@@ -39,10 +37,7 @@ fn read(path: &Path, long_side: usize) -> Result<Picture> {
 /// One picture as the scorer sees it: width and height, and its bytes `[h, w, 3]`.
 pub(super) fn scaled(path: &Path, long_side: usize) -> Result<((usize, usize), Vec<u8>)> {
     let unusable = |reason: String| Error::Picture { path: path.into(), reason };
-    let reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|source| Error::Read { path: path.into(), source })?;
-    let picture = reader.decode().map_err(|e| unusable(e.to_string()))?.into_rgb8();
+    let picture = dataset::as_stored(path)?.into_rgb8();
     let scaled = scaled_size(picture.width() as usize, picture.height() as usize, long_side);
     let size = (scaled.0 / DIVISIBLE_BY * DIVISIBLE_BY, scaled.1 / DIVISIBLE_BY * DIVISIBLE_BY);
     if size.0 == 0 || size.1 == 0 {

@@ -1,12 +1,13 @@
 //! Which parts of a picture count. Source: ai-toolkit `toolkit/dataloader_mixins.py`, `load_mask_image`; its random
 //! blur, by up to half a percent of the shorter side, is left out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageDecoder, RgbImage, imageops};
+use image::{RgbImage, imageops};
 
 use super::picture::{self, Filter};
-use super::{Error, Item, Result, scan};
+use super::{Error, Item, Result, decode, scan};
 use crate::job::Masks;
 
 /// Where the mask of a picture is, and how it is read.
@@ -22,23 +23,57 @@ pub struct Mask {
     pub floor: f64,
 }
 
-impl Mask {
-    /// The mask of a picture; `None` if its set has none for it, so that all of it counts.
-    pub(super) fn of(picture: &Path, masks: &Masks) -> Option<Mask> {
-        let path = match &masks.folder {
-            None => picture.to_path_buf(),
-            Some(folder) => {
-                let stem = picture.file_stem()?.to_os_string();
-                let named = |extension: &str| {
-                    let mut name = stem.clone();
-                    name.push(extension);
-                    folder.join(name)
-                };
-                let extensions = scan::EXTENSIONS.iter().map(|extension| format!(".{extension}"));
-                extensions.map(|extension| named(&extension)).find(|path| path.is_file())?
+/// The masks of a data set.
+pub(super) struct Finder<'a> {
+    masks: &'a Masks,
+    /// The folder or list of the pictures.
+    set: &'a Path,
+    /// Files of the mask folder by their path inside of it, without extension.
+    files: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl<'a> Finder<'a> {
+    /// Looks through the mask folder, if there is one.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(super) fn new(masks: &'a Masks, set: &'a Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        if let Some(folder) = &masks.folder {
+            let unread = |source| Error::Masks { path: folder.clone(), source };
+            std::fs::read_dir(folder).map_err(unread)?;
+            let rank = |path: &Path| {
+                let own = scan::extension(path);
+                scan::EXTENSIONS.iter().position(|e| own.as_deref() == Some(*e))
+            };
+            let mut found = scan::pictures(folder, false, None)?.pictures;
+            // Where several have one name, the kind that upstream looks for first.
+            found.sort_by_key(|found| rank(&found.path));
+            for mask in found {
+                let inside = mask.path.strip_prefix(folder).unwrap_or(&mask.path).with_extension("");
+                files.entry(inside).or_insert(mask.path);
             }
+        }
+        Ok(Finder { masks, set, files })
+    }
+
+    /// The mask of a picture: the file of its name in the mask folder, in the same folder inside of it or, as upstream
+    /// has it, right in it. `None` if there is none, so that all of the picture counts.
+    pub(super) fn of(&self, picture: &Path) -> Option<Mask> {
+        let masks = self.masks;
+        let path = if masks.folder.is_none() {
+            picture.to_path_buf()
+        } else {
+            let inside = picture.strip_prefix(self.set).ok().map(|path| path.with_extension(""));
+            let nested = inside.and_then(|inside| self.files.get(&inside));
+            nested.or_else(|| self.files.get(Path::new(picture.file_stem()?)))?.clone()
         };
         Some(Mask { path, of_alpha: masks.folder.is_none(), inverted: masks.inverted, floor: masks.floor })
+    }
+
+    /// A file of the mask folder, to show what its names look like.
+    pub(super) fn example(&self) -> Option<&Path> {
+        self.files.values().next().map(PathBuf::as_path)
     }
 }
 
@@ -72,10 +107,7 @@ pub fn load_mask(item: &Item) -> Result<Option<Vec<f32>>> {
 
 /// The mask as a grey picture, upright.
 fn grey(mask: &Mask) -> Result<RgbImage> {
-    let mut decoder = picture::decoder(&mask.path)?;
-    let orientation = decoder.orientation().map_err(|e| Error::picture(&mask.path, e))?;
-    let mut whole = DynamicImage::from_decoder(decoder).map_err(|e| Error::picture(&mask.path, e))?;
-    whole.apply_orientation(orientation);
+    let whole = decode::upright(&mask.path)?;
     let invert = |value: u8| if mask.inverted { 255 - value } else { value };
     let one = |value: u8| image::Rgb([value; 3]);
     if mask.of_alpha {
@@ -100,7 +132,7 @@ mod tests {
     fn weights(folder: &Path, masks: &Masks) -> Option<Vec<f32>> {
         let path = folder.join("a.png");
         let crop = Crop { scaled: (4, 2), x: 1, y: 0, width: 3, height: 2 };
-        let mask = Mask::of(&path, masks);
+        let mask = Finder::new(masks, folder).unwrap().of(&path);
         load_mask(&Item { path, crop, mask, ..tests::item() }).unwrap()
     }
 
@@ -123,8 +155,42 @@ mod tests {
         assert_eq!(of(false, 0.0), expected(&|g| g / 255.0));
         assert_eq!(of(true, 0.0), expected(&|g| (255.0 - g) / 255.0));
         assert_eq!(of(false, 0.5), expected(&|g| 0.5 + 0.5 * g / 255.0));
-        let none = Masks { folder: Some(folder.path().join("none")), inverted: false, floor: 0.0 };
+        std::fs::rename(masks.join("a.png"), masks.join("b.png")).unwrap();
+        let none = Masks { folder: Some(masks.clone()), inverted: false, floor: 0.0 };
         assert_eq!(weights(folder.path(), &none), None);
+        let missing = Masks { folder: Some(folder.path().join("msaks")), ..none };
+        let error = Finder::new(&missing, folder.path()).err().unwrap().to_string();
+        assert!(error.contains("msaks") && error.contains("check `mask_path`"), "{error}");
+    }
+
+    #[test]
+    fn masks_are_found_by_name_in_the_same_folder_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (set, masks) = (folder.path().join("pics"), folder.path().join("m"));
+        for name in ["sub/a.png", "a.png", "b.JPG", "c.webp", "c.png", "deep/d.png"] {
+            let path = masks.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let wanted = Masks { folder: Some(masks.clone()), inverted: false, floor: 0.0 };
+        let finder = Finder::new(&wanted, &set).unwrap();
+        let of = |name: &str| {
+            let mask = finder.of(&set.join(name))?;
+            Some(mask.path.strip_prefix(&masks).unwrap().to_str().unwrap().to_owned())
+        };
+        let cases = [
+            ("sub/a.jpg", Some("sub/a.png")),
+            ("a.jpg", Some("a.png")),
+            ("other/a.jpg", Some("a.png")),
+            ("b.png", Some("b.JPG")),
+            ("c.png", Some("c.png")),
+            ("deep/d.png", Some("deep/d.png")),
+            ("d.png", None),
+            ("e.png", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(of(name).as_deref(), expected, "{name}");
+        }
     }
 
     #[test]

@@ -7,8 +7,13 @@
 pub mod batches;
 mod bucket;
 mod caption;
+mod decode;
+mod file;
+mod jpeg;
 mod mask;
+mod orientation;
 mod picture;
+mod remarks;
 mod scan;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +23,8 @@ use tenggat_tensor::random::Philox;
 
 pub use batches::Batches;
 pub use bucket::{Crop, DIVISIBLE_BY, bucket};
+pub(crate) use decode::as_stored;
+pub(crate) use file::open as open_file;
 pub use mask::{Mask, load_mask};
 pub(crate) use picture::{Filter, resize};
 pub use picture::{load_pixels, load_whole, size};
@@ -47,9 +54,29 @@ pub enum Error {
         /// The decoder's reason.
         reason: String,
     },
+    /// A picture without a caption, where one is needed.
+    #[error("{} has no caption; write one into {}", path.display(), path.with_extension("txt").display())]
+    Uncaptioned {
+        /// The picture.
+        path: PathBuf,
+    },
     /// A caption that cannot be read.
     #[error("the caption {} is not UTF-8 text; save it as UTF-8", path.display())]
     Caption {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A mask folder that cannot be read.
+    #[error("cannot read the masks in {}: {source}; check `mask_path`", path.display())]
+    Masks {
+        /// The folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A picture of a kind that is not read.
+    #[error("{} is of a kind that is not read; save it as PNG or JPEG", path.display())]
+    Kind {
         /// The file.
         path: PathBuf,
     },
@@ -62,7 +89,7 @@ pub enum Error {
         reason: String,
     },
     /// A data set without a usable picture.
-    #[error("{} has no usable picture (jpg, jpeg, png or webp){}; check `folder_path`", path.display(), unusable(bad))]
+    #[error("{} has no usable picture (jpg, png, webp, gif, tiff or bmp){}; check `folder_path`", path.display(), unusable(bad))]
     Empty {
         /// The folder or list.
         path: PathBuf,
@@ -145,70 +172,122 @@ impl Item {
     }
 }
 
-/// Every item of every data set, and the pictures that were left out.
+/// What data sets hold.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// What is trained on.
+    pub items: Vec<Item>,
+    /// Pictures that were left out.
+    pub bad: Vec<Bad>,
+    /// What the user should know of the rest, a sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// Every item of every data set.
 ///
 /// Order: data sets as listed, their resolutions, repeats, paths sorted; mirrored copies follow the originals of their
 /// data set and resolution. Captions that vary are drawn from `seed`.
 ///
 /// # Errors
 /// A folder cannot be read, or a data set has no usable picture.
-pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Item>, Vec<Bad>)> {
-    let (mut items, mut bad) = (Vec::new(), Vec::new());
+pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
     for (index, set) in sets.iter().enumerate() {
-        let captions =
-            Captions { set, upstream_spaces: compat.caption_spaces, random: Philox::new(seed ^ CAPTIONS) };
-        let mut pictures = Vec::new();
-        let mut unusable = Vec::new();
-        for (i, found) in scan::pictures(&set.path, set.short_captions)?.into_iter().enumerate() {
-            match read(set, &captions, &found, i as u64) {
-                Ok((size, texts)) => pictures.push((found.path, size, texts)),
-                Err(error) => unusable.push(Bad { path: found.path, error: Box::new(error) }),
-            }
+        load_set(index, set, compat, seed, &mut loaded)?;
+    }
+    Ok(loaded)
+}
+
+/// A picture that can be used.
+struct Usable {
+    path: PathBuf,
+    /// Width and height, scaled as the data set says.
+    size: (usize, usize),
+    captions: Vec<String>,
+    /// Whether somebody wrote a caption for it.
+    is_captioned: bool,
+    mask: Option<Mask>,
+}
+
+fn load_set(index: usize, set: &job::Dataset, compat: Compat, seed: u64, loaded: &mut Loaded) -> Result<()> {
+    let captions =
+        Captions { set, upstream_spaces: compat.caption_spaces, random: Philox::new(seed ^ CAPTIONS) };
+    let masks = set.masks.as_ref().map(|masks| mask::Finder::new(masks, &set.path)).transpose()?;
+    let mask_folder = set.masks.as_ref().and_then(|masks| masks.folder.as_deref());
+    let listing = scan::pictures(&set.path, set.short_captions, mask_folder)?;
+    let read: Vec<Result<Usable>> = listing
+        .pictures
+        .par_iter()
+        .enumerate()
+        .map(|(i, found)| read(set, &captions, masks.as_ref(), found, i as u64))
+        .collect();
+    let (mut usable, mut bad) = (Vec::new(), Vec::new());
+    for (found, read) in listing.pictures.iter().zip(read) {
+        match read {
+            Ok(one) => usable.push(one),
+            Err(error) => bad.push(Bad { path: found.path.clone(), error: Box::new(error) }),
         }
-        if pictures.is_empty() {
-            return Err(Error::Empty { path: set.path.clone(), bad: unusable });
-        }
-        bad.extend(unusable);
-        for &resolution in &set.resolutions {
-            let item = |(path, (width, height), texts): &(PathBuf, (usize, usize), Vec<String>)| Item {
-                path: path.clone(),
-                captions: texts.clone(),
-                dropped: captions.dropped(),
-                dropout_rate: set.caption_dropout_rate,
-                crop: if set.square_crop {
-                    Crop::to_square(*width, *height, resolution)
-                } else {
-                    Crop::to_bucket(*width, *height, resolution)
-                },
-                flip_x: false,
-                flip_y: false,
-                loss_multiplier: set.loss_multiplier,
-                mask: set.masks.as_ref().and_then(|masks| Mask::of(path, masks)),
-                is_reg: set.is_reg,
-                network_weight: set.network_weight,
-                dataset: index,
-                resolution,
-                batch_size: set.batch_size,
-            };
-            let start = items.len();
-            (0..set.num_repeats).for_each(|_| items.extend(pictures.iter().map(item)));
-            if set.flip_x {
-                let copies: Vec<Item> = items[start..].to_vec();
-                items.extend(copies.into_iter().map(|i| Item { flip_x: true, ..i }));
-            }
-            if set.flip_y {
-                let copies: Vec<Item> = items[start..].to_vec();
-                items.extend(copies.into_iter().map(|i| Item { flip_y: true, ..i }));
-            }
-            if set.random_crop && !set.square_crop {
-                let random = Philox::new(seed ^ CROPS);
-                for (number, item) in items.iter_mut().enumerate().skip(start) {
-                    item.crop = item.crop.moved(random, number as u64);
-                }
+    }
+    if usable.is_empty() {
+        let kind = |path: PathBuf| Bad { error: Box::new(Error::Kind { path: path.clone() }), path };
+        bad.extend(listing.unread.into_iter().map(kind));
+        return Err(Error::Empty { path: set.path.clone(), bad });
+    }
+    loaded.bad.extend(bad);
+    loaded.remarks.extend(remarks::of(set, &usable, &listing, masks.as_ref()));
+    for &resolution in &set.resolutions {
+        let start = loaded.items.len();
+        add_items(index, set, &usable, (resolution, &captions.dropped()), &mut loaded.items);
+        if set.random_crop && !set.square_crop {
+            let random = Philox::new(seed ^ CROPS);
+            for (number, item) in loaded.items.iter_mut().enumerate().skip(start) {
+                item.crop = item.crop.moved(random, number as u64);
             }
         }
     }
-    Ok((items, bad))
+    Ok(())
+}
+
+/// How the pictures of a data set are cut, from width, height and resolution.
+fn crop_of(set: &job::Dataset) -> fn(usize, usize, usize) -> Crop {
+    if set.square_crop { Crop::to_square } else { Crop::to_bucket }
+}
+
+/// The items of a data set at one resolution.
+fn add_items(
+    index: usize,
+    set: &job::Dataset,
+    usable: &[Usable],
+    (resolution, dropped): (usize, &str),
+    items: &mut Vec<Item>,
+) {
+    let crop = crop_of(set);
+    let item = |picture: &Usable| Item {
+        path: picture.path.clone(),
+        captions: picture.captions.clone(),
+        dropped: dropped.to_owned(),
+        dropout_rate: set.caption_dropout_rate,
+        crop: crop(picture.size.0, picture.size.1, resolution),
+        flip_x: false,
+        flip_y: false,
+        loss_multiplier: set.loss_multiplier,
+        mask: picture.mask.clone(),
+        is_reg: set.is_reg,
+        network_weight: set.network_weight,
+        dataset: index,
+        resolution,
+        batch_size: set.batch_size,
+    };
+    let start = items.len();
+    (0..set.num_repeats).for_each(|_| items.extend(usable.iter().map(item)));
+    if set.flip_x {
+        let copies: Vec<Item> = items[start..].to_vec();
+        items.extend(copies.into_iter().map(|i| Item { flip_x: true, ..i }));
+    }
+    if set.flip_y {
+        let copies: Vec<Item> = items[start..].to_vec();
+        items.extend(copies.into_iter().map(|i| Item { flip_y: true, ..i }));
+    }
 }
 
 /// Paths of every picture under a folder, sorted.
@@ -216,7 +295,7 @@ pub fn load(sets: &[job::Dataset], compat: Compat, seed: u64) -> Result<(Vec<Ite
 /// # Errors
 /// A folder cannot be read.
 pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(scan::pictures(folder, false)?.into_iter().map(|found| found.path).collect())
+    Ok(scan::pictures(folder, false, None)?.pictures.into_iter().map(|found| found.path).collect())
 }
 
 /// Decodes every picture, and every mask, of a list of items and returns those that are not whole: [`load`] reads
@@ -242,32 +321,57 @@ const CROPS: u64 = 0x0063_726f_7073_2121;
 /// Keeps the numbers drawn for captions apart from those drawn elsewhere.
 const CAPTIONS: u64 = 0x6361_7074_696f_6e73;
 
-/// Size, scaled as the data set says, and captions of a picture.
+/// Most bytes of a caption.
+const LONGEST_CAPTION: u64 = 1 << 20;
+
+/// Reads the header of a picture and its caption.
 fn read(
     set: &job::Dataset,
     captions: &Captions<'_>,
+    masks: Option<&mask::Finder<'_>>,
     found: &scan::Found,
     stream: u64,
-) -> Result<((usize, usize), Vec<String>)> {
+) -> Result<Usable> {
     let (width, height) = size(&found.path)?;
     let scaled = |side: usize| ((side as f64 * set.scale) as usize).max(1);
+    let crop = crop_of(set);
+    for &resolution in &set.resolutions {
+        let (wide, high) = (scaled(width), scaled(height));
+        if !picture::can_be_resized_to((wide, high))
+            || !picture::can_be_resized_to(crop(wide, high, resolution).scaled)
+        {
+            let reason = format!("it is too long and narrow to be resized: {width} × {height}");
+            return Err(Error::picture(&found.path, reason));
+        }
+    }
     let file = match &found.caption {
         Some(caption) => Some(caption.clone()),
         None => read_caption(&found.path, &set.caption_ext)?,
     };
-    Ok(((scaled(width), scaled(height)), captions.of(file.as_deref(), stream)))
+    Ok(Usable {
+        path: found.path.clone(),
+        size: (scaled(width), scaled(height)),
+        captions: captions.of(file.as_deref(), stream),
+        is_captioned: file.is_some_and(|text| !text.trim().is_empty()),
+        mask: masks.and_then(|masks| masks.of(&found.path)),
+    })
 }
 
 /// The text beside a picture, in a file of its name with this extension; `None` if there is no such file.
 pub(crate) fn read_caption(picture: &Path, extension: &str) -> Result<Option<String>> {
-    let mut name = picture.file_stem().unwrap_or_default().to_os_string();
-    name.push(extension);
-    let path = picture.with_file_name(name);
-    match std::fs::read(&path) {
+    let path = caption_path(picture, extension);
+    match file::read(&path, LONGEST_CAPTION) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| Error::Caption { path }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path, source }),
     }
+}
+
+/// Where the caption of a picture is looked for.
+fn caption_path(picture: &Path, extension: &str) -> PathBuf {
+    let mut name = picture.file_stem().unwrap_or_default().to_os_string();
+    name.push(extension);
+    picture.with_file_name(name)
 }
 
 /// Puts a list in an order drawn from a stream (Fisher and Yates).

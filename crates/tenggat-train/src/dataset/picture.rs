@@ -3,30 +3,21 @@
 use std::path::Path;
 
 use fast_image_resize as fir;
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, imageops};
+use image::{RgbImage, imageops};
 
-use super::{Error, Item, Result};
+use super::{Error, Item, Result, decode};
 
-/// Width and height of a picture after its EXIF orientation; reads the header alone.
+/// Width and height of a picture after its orientation; reads the header alone.
 ///
 /// # Errors
 /// The file cannot be read or is no picture.
 pub fn size(path: &Path) -> Result<(usize, usize)> {
-    let mut decoder = decoder(path)?;
-    let (width, height) = decoder.dimensions();
-    let orientation = decoder.orientation().map_err(|e| Error::picture(path, e))?;
-    use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-    let turned = matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH);
-    let (width, height) = if turned { (height, width) } else { (width, height) };
-    if width == 0 || height == 0 {
-        return Err(Error::Picture { path: path.into(), reason: "it has no pixels".into() });
-    }
-    Ok((width as usize, height as usize))
+    decode::size(path)
 }
 
 /// Pixels of a training picture, `[height, width, 3]` of the item's crop, red first, from −1 to 1.
 ///
-/// Turned upright by its EXIF orientation, made RGB (transparency is left out, not blended), mirrored, resized with
+/// Turned upright, made RGB (transparency is left out, not blended), mirrored, resized with
 /// Pillow's antialiased bicubic filter (a = −0.5), cut. Source: ai-toolkit `toolkit/dataloader_mixins.py`,
 /// `load_and_process_image`.
 ///
@@ -66,20 +57,9 @@ pub fn load_whole(path: &Path, resolution: usize) -> Result<((usize, usize), Vec
     Ok((size, scaled.into_raw()))
 }
 
-pub(super) fn decoder(path: &Path) -> Result<impl ImageDecoder> {
-    let reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|source| Error::Read { path: path.into(), source })?;
-    reader.into_decoder().map_err(|e| Error::picture(path, e))
-}
-
 /// The picture, upright, as RGB.
 pub(super) fn open(path: &Path) -> Result<RgbImage> {
-    let mut decoder = decoder(path)?;
-    let orientation = decoder.orientation().map_err(|e| Error::picture(path, e))?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| Error::picture(path, e))?;
-    picture.apply_orientation(orientation);
-    Ok(picture.into_rgb8())
+    Ok(decode::upright(path)?.into_rgb8())
 }
 
 /// Antialiased filters of Pillow.
@@ -91,12 +71,24 @@ pub(crate) enum Filter {
     Lanczos,
 }
 
+/// Whether a size is one that there is memory for. A picture of one row would otherwise become as high as a bucket, and
+/// as many times wider.
+pub(super) fn can_be_resized_to((width, height): (usize, usize)) -> bool {
+    width.checked_mul(height).is_some_and(|pixels| pixels as u64 <= decode::MOST_PIXELS)
+}
+
 /// Resizes as Pillow does.
+///
+/// # Errors
+/// The size is one that there is no memory for.
 pub(crate) fn resize(
     picture: RgbImage,
     (width, height): (usize, usize),
     filter: Filter,
 ) -> std::result::Result<RgbImage, String> {
+    if !can_be_resized_to((width, height)) {
+        return Err(format!("it is too long and narrow: {width} × {height} after resizing"));
+    }
     let (w, h) = (width as u32, height as u32);
     if picture.dimensions() == (w, h) {
         return Ok(picture);
@@ -241,6 +233,15 @@ mod tests {
                 assert!(near, "{name} at {x}, {y}: {got:?}, expected {colour:?}");
             }
         }
+    }
+
+    #[test]
+    fn no_picture_is_resized_without_bounds() {
+        let row = RgbImage::new(200_000, 1);
+        let crop = Crop::to_bucket(200_000, 1, 1024);
+        let error = resize(row, crop.scaled, Filter::Bicubic).map(drop).unwrap_err();
+        assert!(error.starts_with("it is too long and narrow: 6400000 × 32"), "{error}");
+        assert!(!can_be_resized_to((usize::MAX, 2)) && can_be_resized_to((12_000, 9_000)));
     }
 
     #[test]

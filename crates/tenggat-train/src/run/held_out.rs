@@ -31,7 +31,7 @@ pub(super) fn load(
     (set.flip_x, set.flip_y, set.num_repeats) = (false, false, 1);
     (set.caption_dropout_rate, set.token_dropout_rate, set.shuffle_tokens) = (0.0, 0.0, false);
     set.resolutions.truncate(1);
-    let (items, mut bad) = dataset::load(&[set], job.compat, job.seed)?;
+    let dataset::Loaded { items, mut bad, .. } = dataset::load(&[set], job.compat, job.seed)?;
     let mut pictures = Vec::new();
     for item in &items {
         interrupt.check()?;

@@ -210,7 +210,8 @@ fn run_phases(
     }
 
     // Pictures that cannot be read are told before the model is read, which may take minutes.
-    let (items, mut bad) = dataset::load(&job.datasets, job.compat, job.seed)?;
+    let dataset::Loaded { items, mut bad, remarks } = dataset::load(&job.datasets, job.compat, job.seed)?;
+    remarks.into_iter().for_each(|remark| show(Event::Warning(remark)));
     let Base { model, vae, text, scheduler, steps_ahead } =
         phases.time(Phase::Load, show, |show| base::load(job, options, show))?;
 

@@ -153,13 +153,14 @@ fn recovery(name: &str, found: &mut Findings) -> String {
 /// Reads a data set and decodes all of its pictures.
 fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
     let path = set.path.display();
-    let (items, bad) = match dataset::load(std::slice::from_ref(set), job.compat, job.seed) {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            found.problem(e);
-            return format!("{path} cannot be used");
-        }
-    };
+    let dataset::Loaded { items, bad, remarks } =
+        match dataset::load(std::slice::from_ref(set), job.compat, job.seed) {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                found.problem(e);
+                return format!("{path} cannot be used");
+            }
+        };
     let broken = dataset::broken(&items);
     let is_whole = |item: &&Item| !broken.iter().any(|bad| bad.path == item.path);
     let mut told = BTreeSet::new();
@@ -171,14 +172,7 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
     if pictures.is_empty() {
         found.problem(format!("{path} has no whole picture"));
     }
-    let uncaptioned: BTreeSet<&Path> = whole
-        .iter()
-        .filter(|item| item.captions.iter().all(|caption| caption.trim().is_empty()))
-        .map(|item| item.path.as_path())
-        .collect();
-    if !uncaptioned.is_empty() {
-        found.remark(format!("{path}: {} pictures have no caption", uncaptioned.len()));
-    }
+    remarks.iter().for_each(|remark| found.remark(remark));
     let sizes: BTreeSet<(usize, usize)> = whole.iter().map(|i| (i.crop.width, i.crop.height)).collect();
     let sizes: Vec<String> = sizes.iter().map(|(w, h)| format!("{w}×{h}")).collect();
     let shown = match sizes.len() {
