@@ -92,6 +92,34 @@ fn caches_lie_beside_the_pictures_and_a_broken_picture_is_left_out() {
     let before = fs::read(&latent).unwrap();
     fs::write(&latent, "spoilt").unwrap();
     assert!(first == run() && fs::read(&latent).unwrap() == before, "a spoilt cache is not made again");
+    // Another image under the same name, as old as the first.
+    let time = set.join("fox.png").metadata().unwrap().modified().unwrap();
+    fs::copy(set.join("bell.png"), set.join("fox.png")).unwrap();
+    fs::File::options().append(true).open(set.join("fox.png")).unwrap().set_modified(time).unwrap();
+    let changed = run();
+    assert!(first != changed, "the latent of the old image was used");
+    fs::remove_dir_all(set.join("_latent_cache")).unwrap();
+    assert!(run() == changed, "a run from an empty cache differs");
+}
+
+/// What `check` says of a data set, `train` says as well.
+#[test]
+fn captions_and_images_that_are_left_out_are_told_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = some_pictures(folder.path());
+    fs::rename(set.join("fox.txt"), set.join("fox.caption")).unwrap();
+    fs::write(set.join("IMG_1.HEIC"), "").unwrap();
+    let path = job(folder.path(), "steps: 1");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace(&pictures().display().to_string(), &set.display().to_string())).unwrap();
+    for command in ["check", "train"] {
+        let output = tenggat().arg(command).arg(&path).output().unwrap();
+        let said = text(&output);
+        assert!(output.status.success(), "{said}");
+        for part in ["beside fox.png lies fox.caption", "asks for fox.txt", "(heic): IMG_1.HEIC"] {
+            assert!(said.contains(part), "{command}: {part}: {said}");
+        }
+    }
 }
 
 #[test]

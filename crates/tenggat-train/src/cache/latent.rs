@@ -1,9 +1,12 @@
 //! Latents of pictures.
 
+use std::path::Path;
+
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use super::{ENCODER, Settings, Usage, name};
+use super::kept::{self, ENCODER, SOURCE};
+use super::{Settings, Unfit, Usage, name, source};
 use crate::dataset::Item;
 use crate::python_json;
 use crate::tensor_file::Entry;
@@ -62,9 +65,11 @@ pub fn latents<E>(
     mut encode: impl FnMut(&[&Item]) -> Result<Vec<Option<Latent>>, E>,
 ) -> Result<(Vec<Option<Latent>>, Usage), E> {
     let mut usage = Usage::default();
-    let mut found: Vec<Option<Latent>> =
-        items.iter().map(|item| if on_disk(item) { read(item, channels, settings) } else { None }).collect();
-    usage.read = found.iter().flatten().count();
+    let kept = items.iter().filter(|item| on_disk(item));
+    let sources = source::digests(kept.map(|item| item.path.as_path()));
+    let source = |item: &Item| sources.get(item.path.as_path()).map(String::as_str);
+    let wanted = |item: &Item| source(item).filter(|_| on_disk(item));
+    let mut found = from_disk(items, channels, settings, wanted, &mut usage);
     let missing: Vec<usize> = (0..items.len()).filter(|&i| found[i].is_none()).collect();
     let size = |i: usize| (items[i].crop.width, items[i].crop.height);
     let mut sizes: Vec<_> = missing.iter().map(|&i| size(i)).collect();
@@ -78,7 +83,7 @@ pub fn latents<E>(
                 let Some(mut latent) = latent else { continue };
                 if on_disk(items[i]) {
                     super::rounded(&mut latent.values, settings.dtype);
-                    write(items[i], &latent, settings, &mut usage);
+                    write(items[i], &latent, settings, source(items[i]), &mut usage);
                 }
                 usage.encoded += 1;
                 found[i] = Some(latent);
@@ -88,15 +93,55 @@ pub fn latents<E>(
     Ok((found, usage))
 }
 
-fn read(item: &Item, channels: usize, settings: Settings<'_>) -> Option<Latent> {
-    let bytes = super::read(&name::latent_path(item), settings.encoder)?;
-    let tensors = SafeTensors::deserialize(&bytes).ok()?;
-    let (shape, values) = super::values(&tensors, KEY)?;
-    let (height, width) = (item.crop.height / FACTOR, item.crop.width / FACTOR);
-    (shape == [channels, height, width]).then_some(Latent { channels, height, width, values })
+/// Latents from their files, of items that have a source.
+fn from_disk<'s>(
+    items: &[&Item],
+    channels: usize,
+    settings: Settings<'_>,
+    source: impl Fn(&Item) -> Option<&'s str>,
+    usage: &mut Usage,
+) -> Vec<Option<Latent>> {
+    let mut found = Vec::with_capacity(items.len());
+    let mut unnamed = Vec::new();
+    for &item in items {
+        let path = name::latent_path(item);
+        let read = source(item).map(|source| read(&path, item, channels, settings, source));
+        match &read {
+            Some(Ok((_, false))) => unnamed.push((item.path.as_path(), path)),
+            Some(Err(Unfit::Changed)) => usage.changed.push(item.path.clone()),
+            Some(Err(Unfit::Damaged)) => usage.damaged += 1,
+            _ => {}
+        }
+        found.push(read.and_then(Result::ok).map(|(latent, _)| latent));
+    }
+    usage.read = found.iter().flatten().count();
+    usage.younger = source::younger(&unnamed);
+    for list in [&mut usage.changed, &mut usage.younger] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    found
 }
 
-fn write(item: &Item, latent: &Latent, settings: Settings<'_>, usage: &mut Usage) {
+/// The latent of a file, and whether the file names what it was made from.
+fn read(
+    path: &Path,
+    item: &Item,
+    channels: usize,
+    settings: Settings<'_>,
+    source: &str,
+) -> Result<(Latent, bool), Unfit> {
+    let kept = kept::read(path, settings.encoder, Some(source))?;
+    let tensors = SafeTensors::deserialize(&kept.bytes).map_err(|_| Unfit::Damaged)?;
+    let (shape, values) = kept::values(&tensors, KEY).ok_or(Unfit::Damaged)?;
+    let (height, width) = (item.crop.height / FACTOR, item.crop.width / FACTOR);
+    if shape != [channels, height, width] {
+        return Err(Unfit::Missing);
+    }
+    Ok((Latent { channels, height, width, values }, kept.is_ours))
+}
+
+fn write(item: &Item, latent: &Latent, settings: Settings<'_>, source: Option<&str>, usage: &mut Usage) {
     let mut metadata: Vec<(String, String)> = name::latent_info(item)
         .into_iter()
         .map(|(key, value)| match value {
@@ -108,13 +153,13 @@ fn write(item: &Item, latent: &Latent, settings: Settings<'_>, usage: &mut Usage
     metadata.push(("software".into(), python_json::dumps(&software)));
     metadata.push(("format".into(), "pt".into()));
     metadata.push((ENCODER.into(), settings.encoder.into()));
+    metadata.extend(source.map(|digest| (SOURCE.into(), digest.into())));
     usage.write(&name::latent_path(item), &metadata, vec![latent.entry(settings.dtype)]);
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::path::Path;
 
     use super::*;
     use crate::dataset::Crop;
@@ -128,10 +173,10 @@ mod tests {
     }
 
     fn items(folder: &Path, sizes: &[(usize, usize)]) -> Vec<Item> {
-        let item = |(i, &(w, h)): (usize, &(usize, usize))| Item {
-            path: folder.join(format!("{i}.png")),
-            crop: Crop::to_bucket(w, h, 128),
-            ..crate::dataset::tests::item()
+        let item = |(i, &(w, h)): (usize, &(usize, usize))| {
+            let path = folder.join(format!("{i}.png"));
+            std::fs::write(&path, format!("picture {i}")).unwrap();
+            Item { path, crop: Crop::to_bucket(w, h, 128), ..crate::dataset::tests::item() }
         };
         sizes.iter().enumerate().map(item).collect()
     }
@@ -227,6 +272,58 @@ mod tests {
         with(vec![16, 8, 8], vec![0.5; 1024], "latent");
         let (taken, usage, _) = run(&items, settings("a"), true);
         assert_eq!((usage.read, taken[0].values[7]), (1, 0.5));
+    }
+
+    #[test]
+    fn another_picture_under_the_same_name_is_encoded_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let items = items(folder.path(), &[(64, 64), (64, 64)]);
+        run(&items, settings("a"), true);
+        // Of the same length, and with the time of the first.
+        let path = &items[1].path;
+        let time = path.metadata().unwrap().modified().unwrap();
+        std::fs::write(path, "picture X").unwrap();
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
+        let (_, usage, _) = run(&items, settings("a"), true);
+        assert_eq!((usage.read, usage.encoded, &usage.changed[..]), (1, 1, std::slice::from_ref(path)));
+        let (_, usage, _) = run(&items, settings("a"), true);
+        assert_eq!((usage.read, usage.changed.len(), usage.damaged), (2, 0, 0));
+    }
+
+    #[test]
+    fn pictures_younger_than_the_files_of_others_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let items = items(folder.path(), &[(64, 64)]);
+        let path = name::latent_path(&items[0]);
+        let entry = Entry::floats("latent".into(), vec![16, 8, 8], &[0.5; 1024], SaveType::F32);
+        crate::tensor_file::write(&path, &[], &[entry]).unwrap();
+        let (_, usage, _) = run(&items, settings("a"), true);
+        assert_eq!((usage.read, usage.younger.len()), (1, 0));
+        let later = path.metadata().unwrap().modified().unwrap() + std::time::Duration::from_secs(60);
+        std::fs::File::options().append(true).open(&items[0].path).unwrap().set_modified(later).unwrap();
+        let (_, usage, _) = run(&items, settings("a"), true);
+        assert_eq!((usage.read, usage.younger), (1, vec![items[0].path.clone()]));
+    }
+
+    /// Every flipped bit is either noticed, or in a part of the header that nothing is read from.
+    #[test]
+    fn flipped_bits_never_change_a_latent() {
+        let folder = tempfile::tempdir().unwrap();
+        let items = items(folder.path(), &[(64, 64)]);
+        let good = run(&items, settings("a"), true).0;
+        let path = name::latent_path(&items[0]);
+        let whole = std::fs::read(&path).unwrap();
+        let mut noticed = 0;
+        let places: Vec<usize> = (0..1200).step_by(5).chain((1200..whole.len()).step_by(1999)).collect();
+        for &at in &places {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            let (latents, usage, _) = run(&items, settings("a"), true);
+            assert_eq!(latents, good, "byte {at}");
+            noticed += usage.encoded;
+        }
+        assert!(noticed * 4 > places.len(), "{noticed} of {}", places.len());
     }
 
     #[test]

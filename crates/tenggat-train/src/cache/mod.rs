@@ -1,19 +1,26 @@
 //! Latents and text embeddings kept on disk between runs, in ai-toolkit's places and format.
 //!
-//! The encoders are passed in as closures. A cache file that is missing, cut short, of another shape, not of numbers, or made by
-//! other weights is made again. A folder that cannot be written to costs time in the next run and is no error.
+//! The encoders are passed in as closures. A cache file that is missing, cut short, of another shape, not of numbers,
+//! damaged, or made from another image or by other weights is made again. A folder that cannot be written to costs time
+//! in the next run and is no error.
+//!
+//! ai-toolkit's files say neither which image nor which weights they were made from. They are read; where an image is
+//! younger than such a file, the user is told.
 //!
 //! Upstream keeps one random sample of the VAE's posterior for each picture; we keep its mean. Files of either kind
 //! are read.
 
+mod kept;
 mod latent;
 mod name;
+mod source;
 mod text;
 mod weights_name;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kept::Unfit;
 pub use latent::{Latent, latents};
 pub use name::{latent_path, text_path};
 pub use text::{Embedding, Request, texts};
@@ -41,12 +48,26 @@ pub struct Usage {
     pub read: usize,
     /// Encoded.
     pub encoded: usize,
+    /// Files that were made anew because they are damaged.
+    pub damaged: usize,
+    /// Pictures that are others than those their files were made from.
+    pub changed: Vec<PathBuf>,
+    /// Pictures that are younger than their files, which do not say what they were made from.
+    pub younger: Vec<PathBuf>,
+    /// Pictures whose embeddings of another program are there and cannot be used, and why.
+    pub misfits: Option<(usize, Misfit)>,
     /// The first file that could not be written; no other was tried after it.
     pub unwritten: Option<(PathBuf, io::Error)>,
 }
 
-/// Key of the encoder's name in the metadata.
-const ENCODER: &str = "tenggat_encoder";
+/// Why embeddings that are there are not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit {
+    /// They are of ai-toolkit's spelling of the same captions.
+    Spaces,
+    /// They are of other captions.
+    Text,
+}
 
 impl Usage {
     /// Writes a file unless one has failed before.
@@ -55,25 +76,12 @@ impl Usage {
             return;
         }
         tensor_file::sort(&mut entries);
-        if let Err(e) = tensor_file::write(path, metadata, &entries) {
+        let mut metadata = metadata.to_vec();
+        metadata.push((kept::CHECKSUM.into(), kept::checksum(&entries)));
+        if let Err(e) = tensor_file::write(path, &metadata, &entries) {
             self.unwritten = Some((path.into(), e));
         }
     }
-}
-
-/// Bytes of a cache file that is whole and not of other weights.
-fn read(path: &Path, encoder: &str) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(path).ok()?;
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).ok()?;
-    let named = header.metadata().as_ref().and_then(|m| m.get(ENCODER));
-    named.is_none_or(|name| name == encoder).then_some(bytes)
-}
-
-/// Values of a tensor in a cache file, and its shape; all of them numbers.
-fn values(tensors: &safetensors::SafeTensors<'_>, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
-    let view = tensors.tensor(name).ok()?;
-    let values = tensor_file::floats(&view).ok()?;
-    values.iter().all(|v| v.is_finite()).then(|| (view.shape().to_vec(), values))
 }
 
 /// Values as they come back from a file.

@@ -17,6 +17,9 @@ const LATENTS: &str = "_latent_cache";
 /// Folder of text embeddings, beside the pictures.
 const TEXTS: &str = "_t_e_cache";
 
+/// Length of the hash of a name and of what follows it.
+pub(super) const HASH_AND_END: usize = "0123456789abcdefghijkl.safetensors".len();
+
 /// What a latent depends on, in upstream's words; sorted by key, as it is hashed.
 pub(super) fn latent_info(item: &Item) -> Map<String, Value> {
     let crop = item.crop;

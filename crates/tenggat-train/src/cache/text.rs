@@ -1,11 +1,12 @@
 //! Embeddings of captions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::{ENCODER, Settings, Usage, name};
+use super::kept::{self, ENCODER};
+use super::{Misfit, Settings, Unfit, Usage, name};
 use crate::tensor_file::{self, Entry};
 
 /// Name of the embedding, `[1, tokens, width]`.
@@ -51,21 +52,22 @@ pub fn texts<E>(
     let mut without_file = Vec::new();
     let mut missing = BTreeSet::new();
     for request in requests {
-        let kept = if request.on_disk { read(request, width, settings) } else { None };
-        match kept {
-            Some(embedding) => {
+        match request.on_disk.then(|| read(request, width, settings)) {
+            Some(Ok(embedding)) => {
                 // Where files disagree, the first counts.
                 found.entry(request.caption.into()).or_insert(embedding);
+                continue;
             }
-            None => {
-                if request.on_disk {
-                    without_file.push(request);
-                }
-                missing.insert(request.caption);
+            Some(Err(unfit)) => {
+                usage.damaged += usize::from(unfit == Unfit::Damaged);
+                without_file.push(request);
             }
+            None => {}
         }
+        missing.insert(request.caption);
     }
     usage.read = found.len();
+    usage.misfits = misfits(&without_file).filter(|(_, why)| *why == Misfit::Spaces || usage.read == 0);
     let missing: Vec<&str> = missing.into_iter().filter(|caption| !found.contains_key(*caption)).collect();
     let to_disk: BTreeSet<&str> = without_file.iter().map(|r| r.caption).collect();
     for group in missing.chunks(settings.at_once.max(1)) {
@@ -85,20 +87,58 @@ pub fn texts<E>(
     Ok((found, usage))
 }
 
-fn read(request: &Request<'_>, width: usize, settings: Settings<'_>) -> Option<Embedding> {
-    let bytes = super::read(&name::text_path(request.picture, request.caption), settings.encoder)?;
-    let tensors = SafeTensors::deserialize(&bytes).ok()?;
-    let (shape, mut values) = super::values(&tensors, EMBEDDING)?;
-    let &[1, padded, own] = &shape[..] else { return None };
+/// Whether embeddings of another program lie where these are missing, for how many pictures, and why they do not fit.
+fn misfits(missing: &[&Request<'_>]) -> Option<(usize, Misfit)> {
+    let mut folders: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    let (mut spaced, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for request in missing {
+        let path = name::text_path(request.picture, request.caption);
+        let (Some(folder), Some(stem)) = (path.parent(), request.picture.file_stem()) else { continue };
+        let names = folders.entry(folder.to_path_buf()).or_insert_with(|| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        });
+        let start = format!("{}_", stem.to_string_lossy());
+        let length = start.len() + name::HASH_AND_END;
+        let mut own = names.range(start.clone()..).take_while(|name| name.starts_with(&start));
+        if !path.exists() && own.any(|name| name.len() == length) {
+            others.insert(request.picture);
+        }
+        let is_there = |caption: &String| name::text_path(request.picture, caption).exists();
+        if upstream_spellings(request.caption).iter().any(is_there) {
+            spaced.insert(request.picture);
+        }
+    }
+    match (spaced.len(), others.len()) {
+        (0, 0) => None,
+        (0, n) => Some((n, Misfit::Text)),
+        (n, _) => Some((n, Misfit::Spaces)),
+    }
+}
+
+/// How ai-toolkit may spell a caption: with two spaces behind a comma, and with the end of the file's line.
+fn upstream_spellings(caption: &str) -> Vec<String> {
+    let commas = caption.replace(',', ", ");
+    let spellings = [&commas[..], caption]
+        .into_iter()
+        .flat_map(|text| ["", "\n", "\r\n", " "].into_iter().map(move |end| format!("{text}{end}")));
+    spellings.filter(|text| text != caption).collect()
+}
+
+fn read(request: &Request<'_>, width: usize, settings: Settings<'_>) -> Result<Embedding, Unfit> {
+    let kept = kept::read(&name::text_path(request.picture, request.caption), settings.encoder, None)?;
+    let tensors = SafeTensors::deserialize(&kept.bytes).map_err(|_| Unfit::Damaged)?;
+    let (shape, mut values) = kept::values(&tensors, EMBEDDING).ok_or(Unfit::Damaged)?;
+    let &[1, padded, own] = &shape[..] else { return Err(Unfit::Missing) };
     let tokens = match tensors.tensor(MASK) {
-        Ok(mask) => ones(&mask).filter(|_| mask.shape() == [1, padded])?,
+        Ok(mask) => ones(&mask).filter(|_| mask.shape() == [1, padded]).ok_or(Unfit::Damaged)?,
         Err(_) => padded,
     };
     if own != width || tokens == 0 {
-        return None;
+        return Err(Unfit::Missing);
     }
     values.truncate(tokens * width);
-    Some(Embedding { tokens, width, values })
+    Ok(Embedding { tokens, width, values })
 }
 
 /// Number of ones at the start of a mask; `None` if there is a one after a zero, or another type of mask.
@@ -176,6 +216,38 @@ mod tests {
         let c = folder.path().join("c.png");
         let (_, usage, asked) = run(&[requests[0], request(&c, "red")], SETTINGS);
         assert!(asked.is_empty() && usage.encoded == 0 && name::text_path(&c, "red").is_file());
+    }
+
+    #[test]
+    fn embeddings_that_do_not_fit_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a.png"), folder.path().join("b.png"));
+        let write = |picture: &Path, caption: &str| run(&[request(picture, caption)], SETTINGS);
+        assert_eq!(write(&a, "red,  ripe\n").1.misfits, None);
+        write(&b, "green");
+        // As ai-toolkit spells it, another text, and what fits.
+        let (_, usage, _) = run(&[request(&a, "red, ripe"), request(&b, "green")], SETTINGS);
+        assert_eq!(usage.misfits, Some((1, Misfit::Spaces)));
+        // A caption that was edited is no news, a folder of which nothing is of use is.
+        let (_, usage, _) = run(&[request(&a, "blue"), request(&b, "green")], SETTINGS);
+        assert_eq!(usage.misfits, None);
+        let (_, usage, _) = run(&[request(&a, "yellow"), request(&b, "black")], SETTINGS);
+        assert_eq!(usage.misfits, Some((2, Misfit::Text)));
+        assert_eq!(run(&[request(&a, "yellow"), request(&b, "black")], SETTINGS).1.misfits, None);
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let a = folder.path().join("a.png");
+        let good = run(&[request(&a, "red")], SETTINGS).0;
+        let path = name::text_path(&a, "red");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 40;
+        bytes[last] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let (found, usage, _) = run(&[request(&a, "red")], SETTINGS);
+        assert_eq!((found, usage.damaged, usage.encoded), (good, 1, 1));
     }
 
     #[test]

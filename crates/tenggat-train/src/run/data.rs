@@ -57,7 +57,7 @@ impl Prepared {
                 firsts.push(item);
             }
         }
-        let (latents, mut bad) = encoders.latents(&firsts, &job.datasets, remarks)?;
+        let (latents, mut bad) = encoders.latents(&firsts, job, remarks)?;
         let is_encoded =
             |item: &Item| latent_of.get(&picture_of(item)).is_some_and(|&i| latents[i].is_some());
         let mut masks = Vec::new();
@@ -81,7 +81,7 @@ impl Prepared {
             }
         }
         let latents_of = items.iter().filter_map(|item| latent_of.get(&picture_of(item)).copied()).collect();
-        let prompts = encoders.prompts(&items, &job.datasets, remarks)?;
+        let prompts = encoders.prompts(&items, job, remarks)?;
         let mut buckets: Vec<(usize, usize)> = items.iter().map(size_of).collect();
         buckets.sort_unstable();
         buckets.dedup();
