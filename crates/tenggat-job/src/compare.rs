@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::keys::{self, Rule};
 use super::source::Source;
+use super::substitute;
 use super::tree::{Node, Value};
 
 /// A key that says something else than before.
@@ -65,7 +66,11 @@ const NEUTRAL: &[&str] = &[
 /// What differs between two job files, as far as it changes the training. Files that cannot be parsed differ
 /// as a whole.
 pub fn changes(was: &str, is: &str) -> Vec<Change> {
-    let parse = |text: &str| Node::parse(&Source::new(Path::new("config.yaml"), text), text);
+    // Secrets are stored as `${NAME}`, which is not YAML everywhere.
+    let parse = |text: &str| {
+        let text = substitute::bare(text);
+        Node::parse(&Source::new(Path::new("config.yaml"), &text), &text)
+    };
     let (Ok(was), Ok(is)) = (parse(was), parse(is)) else {
         let unreadable = || "another file".to_owned();
         return vec![Change { key: "config.yaml".into(), was: unreadable(), is: unreadable() }];

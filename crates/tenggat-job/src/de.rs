@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
+use super::keys::Range;
 use super::source::Mark;
 use super::tree::{Entry, Node, Value};
 
@@ -15,20 +16,25 @@ pub(super) struct Stray {
     /// Sections from the root on, with `[]` for list items: `config.process[].train.lr`.
     pub path: String,
     pub entry: Entry,
-    /// The keys that the section has.
+    /// The keys that the section can have.
     pub known: &'static [&'static str],
+    /// The keys that it has in the file.
+    pub beside: Vec<String>,
 }
 
 /// What was found besides the values.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub strays: Vec<Stray>,
+    /// Every value that does not fit. Optional fields of [`lenient`] structs are then empty, so that one
+    /// reading finds them all.
+    pub misfits: Vec<Misfit>,
     /// Every section met, and its keys.
     pub sections: Vec<(String, &'static [&'static str])>,
 }
 
 /// A value that does not fit its struct.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Misfit {
     pub message: String,
     pub at: Option<Mark>,
@@ -38,38 +44,69 @@ pub(super) struct Misfit {
 /// Name of the newtype that takes one value or a list of them.
 pub(super) const ONE_OR_MANY: &str = "OneOrMany";
 
-/// Reads a `T` from a tree.
-pub(super) fn read<'de, T: de::Deserialize<'de>>(node: &'de Node) -> Result<(T, Findings), Misfit> {
+/// What the numbers of a key may be, by its path; `None` for a key that has none.
+pub(super) type Ranges = fn(&str) -> Option<Range>;
+
+/// Reads a `T` from a tree. A number without a range is a misfit, so that no numeric key can lack one.
+pub(super) fn read<'de, T: de::Deserialize<'de>>(
+    node: &'de Node,
+    ranges: Ranges,
+) -> Result<(T, Findings), Misfit> {
     let findings = RefCell::new(Findings::default());
-    let value = T::deserialize(Reader { node, path: "", findings: &findings })?;
+    let value = T::deserialize(Reader { node, path: "", findings: &findings, ranges })?;
     Ok((value, findings.into_inner()))
 }
 
+/// An optional field that is empty if its value does not fit; the misfit is among the [`Findings`].
+pub(super) fn lenient<'de, D: de::Deserializer<'de>, T: de::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Ok(<Option<T> as de::Deserialize>::deserialize(deserializer).unwrap_or(None))
+}
+
+#[derive(Clone, Copy)]
 struct Reader<'de, 'p> {
     node: &'de Node,
     path: &'p str,
     findings: &'p RefCell<Findings>,
+    ranges: Ranges,
 }
 
 impl Reader<'_, '_> {
     fn expected(&self, what: &str) -> Misfit {
-        Misfit::new(format!("expected {what}, got {}", self.node.value.describe()))
-            .located(self.node.at, self.path)
+        self.misfit(format!("expected {what}, got {}", self.node.value.describe()))
+    }
+
+    fn misfit(&self, message: String) -> Misfit {
+        self.located(Misfit::new(message))
     }
 
     fn place<T>(&self, result: Result<T, Misfit>) -> Result<T, Misfit> {
-        result.map_err(|e| e.located(self.node.at, self.path))
+        result.map_err(|misfit| self.located(misfit))
+    }
+
+    /// Keeps the innermost place, and notes the misfit when it gets one.
+    fn located(&self, misfit: Misfit) -> Misfit {
+        if misfit.at.is_some() {
+            return misfit;
+        }
+        let misfit = Misfit { at: Some(self.node.at), path: self.path.into(), ..misfit };
+        self.findings.borrow_mut().misfits.push(misfit.clone());
+        misfit
+    }
+
+    /// A number that the key may have.
+    fn in_range(&self, value: f64) -> Result<f64, Misfit> {
+        let Some(range) = (self.ranges)(self.path) else {
+            return Err(self.misfit("this number has no range in the key tables".into()));
+        };
+        range.check(value).map_err(|message| self.misfit(message))
     }
 }
 
 impl Misfit {
     fn new(message: String) -> Self {
         Misfit { message, at: None, path: String::new() }
-    }
-
-    /// Keeps the innermost place.
-    fn located(self, at: Mark, path: &str) -> Self {
-        if self.at.is_some() { self } else { Misfit { at: Some(at), path: path.into(), ..self } }
     }
 }
 
@@ -91,14 +128,16 @@ macro_rules! integers {
     ($($method:ident $visit:ident $type:ty),*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
             let whole = match self.node.value {
-                Value::Int(i) => Some(i),
+                Value::Int(i) => i,
                 // 1e3 is a float to YAML and a number of steps to its author.
-                Value::Float(x) if x.fract() == 0.0 && x.abs() < 1e15 => Some(x as i128),
+                Value::Float(x) if x.fract() == 0.0 && x.abs() < 1e15 => x as i128,
                 _ => return Err(self.expected("a whole number")),
             };
-            match whole.and_then(|i| <$type>::try_from(i).ok()) {
-                Some(i) => self.place(visitor.$visit(i)),
-                None => Err(self.expected(if <$type>::MIN == 0 { "a number from 0 on" } else { "a smaller number" })),
+            self.in_range(whole as f64)?;
+            match <$type>::try_from(whole) {
+                Ok(i) => self.place(visitor.$visit(i)),
+                Err(_) if <$type>::MIN == 0 => Err(self.expected("a number from 0 on")),
+                Err(_) => Err(self.expected("a smaller number")),
             }
         }
     )*};
@@ -126,12 +165,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let value = match &self.node.value {
             Value::Bool(b) => Some(*b),
-            // The truth values of YAML 1.1, which ai-toolkit's parser reads.
-            Value::Text(text) => match text.to_lowercase().as_str() {
-                "yes" | "on" => Some(true),
-                "no" | "off" => Some(false),
-                _ => None,
-            },
+            Value::Text(text) => super::raw::truth(text),
             _ => None,
         };
         match value {
@@ -144,8 +178,8 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         match self.node.value {
-            Value::Int(i) => self.place(visitor.visit_f64(i as f64)),
-            Value::Float(x) if x.is_finite() => self.place(visitor.visit_f64(x)),
+            Value::Int(i) => self.place(visitor.visit_f64(self.in_range(i as f64)?)),
+            Value::Float(x) if x.is_finite() => self.place(visitor.visit_f64(self.in_range(x)?)),
             _ => Err(self.expected("a number")),
         }
     }
@@ -167,7 +201,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         match self.node.value {
             Value::Null => visitor.visit_none(),
-            _ => visitor.visit_some(self),
+            _ => self.place(visitor.visit_some(self)),
         }
     }
 
@@ -185,7 +219,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let Value::List(items) = &self.node.value else { return Err(self.expected("a list")) };
         let path = format!("{}[]", self.path);
-        visitor.visit_seq(Items { items: items.iter(), path: &path, findings: self.findings })
+        visitor.visit_seq(Items { items: items.iter(), path: &path, reader: self })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
@@ -203,7 +237,9 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         let mut findings = self.findings.borrow_mut();
         findings.sections.push((self.path.into(), fields));
         for entry in entries.iter().filter(|e| !fields.contains(&e.key.as_str())) {
-            findings.strays.push(Stray { path: self.join(&entry.key), entry: entry.clone(), known: fields });
+            let beside = entries.iter().map(|e| e.key.clone()).collect();
+            let path = self.join(&entry.key);
+            findings.strays.push(Stray { path, entry: entry.clone(), known: fields, beside });
         }
         drop(findings);
         self.deserialize_map(visitor)
@@ -230,7 +266,7 @@ impl<'de> IntoDeserializer<'de, Misfit> for Reader<'de, '_> {
 struct Items<'de, 'p> {
     items: std::slice::Iter<'de, Node>,
     path: &'p str,
-    findings: &'p RefCell<Findings>,
+    reader: Reader<'de, 'p>,
 }
 
 impl<'de> SeqAccess<'de> for Items<'de, '_> {
@@ -238,7 +274,7 @@ impl<'de> SeqAccess<'de> for Items<'de, '_> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
         self.items
             .next()
-            .map(|node| seed.deserialize(Reader { node, path: self.path, findings: self.findings }))
+            .map(|node| seed.deserialize(Reader { node, path: self.path, ..self.reader }))
             .transpose()
     }
 }
@@ -261,7 +297,7 @@ impl<'de> MapAccess<'de> for Entries<'de, '_> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Misfit> {
         let entry = self.current.ok_or_else(|| Misfit::new("a value without a key".into()))?;
         let path = self.reader.join(&entry.key);
-        seed.deserialize(Reader { node: &entry.node, path: &path, findings: self.reader.findings })
+        seed.deserialize(Reader { node: &entry.node, path: &path, ..*self.reader })
     }
 }
 
@@ -295,6 +331,10 @@ mod tests {
 
     fn parse(text: &str) -> Node {
         Node::parse(&Source::new(Path::new("job.yaml"), text), text).unwrap()
+    }
+
+    fn read<'de, T: Deserialize<'de>>(tree: &'de Node) -> Result<(T, Findings), Misfit> {
+        super::read(tree, |_| Some(Range::new(f64::MIN, f64::MAX)))
     }
 
     #[test]
@@ -341,5 +381,34 @@ mod tests {
         let strays: Vec<_> = findings.strays.iter().map(|s| (s.path.as_str(), s.entry.at.line)).collect();
         assert_eq!(strays, [("step", 1), ("inner[].onn", 3)]);
         assert_eq!(findings.strays[1].known, ["on"]);
+    }
+    #[test]
+    fn a_number_needs_a_range_and_keeps_to_it() {
+        let (tree, one) = (parse("{steps: 7, lr: 2}"), |_: &str| Some(Range::new(0.0, 5.0)));
+        let error = super::read::<Outer>(&tree, |path| (path == "lr").then(|| Range::new(0.0, 5.0)));
+        assert_eq!(error.unwrap_err().message, "this number has no range in the key tables");
+        let error = super::read::<Outer>(&tree, one).unwrap_err();
+        assert_eq!(
+            (error.path.as_str(), error.message.as_str()),
+            ("steps", "7 is out of range; expected 0 to 5")
+        );
+    }
+
+    #[test]
+    fn lenient_fields_let_one_reading_find_every_misfit() {
+        #[derive(Debug, Deserialize, PartialEq, Default)]
+        #[serde(default)]
+        struct Lenient {
+            #[serde(deserialize_with = "lenient")]
+            steps: Option<u64>,
+            #[serde(deserialize_with = "lenient")]
+            lr: Option<f64>,
+            #[serde(deserialize_with = "lenient")]
+            name: Option<String>,
+        }
+        let (read, findings) = read::<Lenient>(&parse("{steps: -1, lr: 0.5, name: [1]}")).unwrap();
+        assert_eq!(read, Lenient { steps: None, lr: Some(0.5), name: None });
+        let paths: Vec<_> = findings.misfits.iter().map(|m| m.path.as_str()).collect();
+        assert_eq!(paths, ["steps", "name"]);
     }
 }

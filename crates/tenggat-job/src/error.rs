@@ -57,6 +57,12 @@ pub enum Error {
         /// What to do.
         instead: String,
     },
+    /// Several of them.
+    #[error("{} things are wrong:\n{}", errors.len(), listed(errors))]
+    Several {
+        /// In the order of the file; at least two.
+        errors: Vec<Error>,
+    },
     /// A key that no job can do without.
     #[error("{place}: `{key}` is missing; {hint}\n{}", place.excerpt())]
     Missing {
@@ -67,6 +73,59 @@ pub enum Error {
         /// What to write.
         hint: &'static str,
     },
+}
+
+impl Error {
+    /// All errors as one, in the order of the file; `None` if there are none.
+    pub(crate) fn of(mut errors: Vec<Error>) -> Option<Error> {
+        errors.sort_by_key(|error| error.place().map(|place| place.mark));
+        match errors.len() {
+            0 | 1 => errors.pop(),
+            _ => Some(Error::Several { errors }),
+        }
+    }
+
+    /// Where it is, if that is a place in the file.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Error::Read { .. } => None,
+            Error::Variable { place, .. }
+            | Error::Syntax { place, .. }
+            | Error::Value { place, .. }
+            | Error::Refused { place, .. }
+            | Error::Missing { place, .. } => Some(place),
+            Error::Several { errors } => errors.first()?.place(),
+        }
+    }
+
+    /// Puts what `hide` makes of them in the place of all texts that come from the file.
+    pub(crate) fn hide(&mut self, hide: &dyn Fn(&str) -> String) {
+        let mut texts: Vec<&mut String> = Vec::new();
+        match self {
+            Error::Read { .. } => {}
+            Error::Several { errors } => errors.iter_mut().for_each(|error| error.hide(hide)),
+            Error::Missing { place, .. } | Error::Variable { place, .. } => place.hide(hide),
+            Error::Syntax { place, message } => {
+                place.hide(hide);
+                texts.push(message);
+            }
+            Error::Value { place, key, message } => {
+                place.hide(hide);
+                texts.extend([key, message]);
+            }
+            Error::Refused { place, key, why, .. } => {
+                place.hide(hide);
+                texts.extend([key, why]);
+            }
+        }
+        for text in texts {
+            *text = hide(text);
+        }
+    }
+}
+
+fn listed(errors: &[Error]) -> String {
+    errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
 }
 
 fn named(key: &str) -> String {
@@ -80,6 +139,14 @@ pub struct Warning {
     pub place: Place,
     /// What, and what to do.
     pub message: String,
+}
+
+impl Warning {
+    /// As [`Error::hide`].
+    pub(crate) fn hide(&mut self, hide: &dyn Fn(&str) -> String) {
+        self.place.hide(hide);
+        self.message = hide(&self.message);
+    }
 }
 
 impl fmt::Display for Warning {

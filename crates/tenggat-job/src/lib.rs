@@ -2,8 +2,10 @@
 
 mod compare;
 mod compat;
+mod config;
 mod de;
 mod error;
+mod file;
 mod keys;
 mod raw;
 mod read;
@@ -22,6 +24,8 @@ mod tests;
 pub use compare::{Change, changes};
 pub use compat::Compat;
 pub use error::{Error, Result, Warning};
+pub use keys::Range;
+pub use read::range;
 pub use repository::is_repository;
 pub use source::{Mark, Place};
 pub use types::{

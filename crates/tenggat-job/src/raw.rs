@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::de::lenient;
 use super::tree::{Node, Value};
 
 /// A section that is kept as it is.
@@ -28,7 +29,7 @@ macro_rules! sections {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, Deserialize)]
         #[serde(default)]
-        pub(super) struct $name { $(pub $field: Option<$type>),* }
+        pub(super) struct $name { $(#[serde(deserialize_with = "lenient")] pub $field: Option<$type>),* }
     )*};
 }
 
@@ -77,8 +78,9 @@ sections! {
         steps: u64, batch_size: u64, lr: f64, optimizer: String, optimizer_params: OptimizerParams,
         lr_scheduler: String, lr_scheduler_params: SchedulerParams, dtype: String, timestep_type: String,
         content_or_style: String, linear_timesteps: bool, linear_timesteps2: bool, loss_type: String,
-        min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64, max_grad_norm: f64,
-        gradient_checkpointing: TextOrFlag, noise_offset: f64, reg_weight: f64, max_loss: f64,
+        min_denoising_steps: u64, max_denoising_steps: u64, gradient_accumulation: u64,
+        gradient_accumulation_steps: u64, max_grad_norm: f64, gradient_checkpointing: TextOrFlag,
+        noise_offset: f64, reg_weight: f64, max_loss: f64,
         validation_config: Validation, ema_config: Ema, seed: u64, cache_text_embeddings: bool,
         unload_text_encoder: bool, disable_sampling: bool, skip_first_sample: bool, force_first_sample: bool,
     }
@@ -122,6 +124,15 @@ sections! {
         budget: String, deadline: String, fill: bool, keep_best: bool, margin: String, memory_limit: String,
         seed: u64, compat: OneOrMany<String>, threads: u64, resume: bool, held_out: String, deliver: String,
         lr_times_steps: f64, fp8_products: bool,
+    }
+}
+
+/// The truth value that a text stands for in YAML 1.1, which ai-toolkit's parser reads.
+pub(super) fn truth(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "yes" | "on" => Some(true),
+        "no" | "off" => Some(false),
+        _ => None,
     }
 }
 

@@ -1,31 +1,19 @@
 //! From a file, or its text, to a [`Job`]: text → variables replaced → tree with places → raw structs → keys
 //! checked against the tables → resolved job.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
-use crate::keys::{self, Rule};
+use crate::keys::{self, PATHS, Rule};
 use crate::resolve::Resolver;
 use crate::source::{Mark, Source};
+use crate::substitute::{self, Expanded};
 use crate::tree::{Entry, Node, Value};
-use crate::{Error, Job, Result, Warning, de, raw, substitute, suggest};
+use crate::{Error, Job, Range, Result, Warning, config, de, file, raw, suggest};
 
-/// Most bytes of a job file.
-const LARGEST: u64 = 16 << 20;
-
-/// The text of a regular file of a bounded size: a pipe or a device would keep the program waiting for ever.
-fn text_of(path: &Path) -> io::Result<String> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
-    }
-    let mut text = String::new();
-    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST {
-        let reason = format!("it has more than {} MB, too much for a job", LARGEST >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(text)
+/// What the numbers of a key may be, for flags that say the same as a key. The path starts in the process:
+/// `network.linear`, `train.lr`.
+pub fn range(key: &str) -> Option<Range> {
+    keys::number(&format!("config.process[].{key}"))
 }
 
 impl Job {
@@ -34,13 +22,14 @@ impl Job {
     ///
     /// # Errors
     /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no sense, or
-    /// the job asks for what this version does not do. The message names file, line, column and key.
+    /// the job asks for what this version does not do. The message names file, line, column and key of everything
+    /// that is wrong.
     pub fn from_file(
         path: &Path,
         name: Option<&str>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<(Job, Vec<Warning>)> {
-        let text = text_of(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let text = file::text(path).map_err(|source| Error::Read { path: path.into(), source })?;
         Job::from_str(&text, path, name, variable)
     }
 
@@ -54,37 +43,81 @@ impl Job {
         name: Option<&str>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<(Job, Vec<Warning>)> {
-        let text = substitute::variables(&Source::new(path, text), text, variable)?;
-        let source = Source::new(path, &text);
-        let mut tree = Node::parse(&source, &text)?;
-        let written = tree.get("config").and_then(|c| c.get("name")).map(|n| n.value.clone());
-        let name = name.map(String::from);
-        if let Some(name) = name.clone().or(match written {
-            Some(Value::Text(text)) => Some(text),
-            _ => None,
-        }) {
-            tree.replace("[name]", &name);
+        let expanded = substitute::variables(&Source::new(path, text), text, variable)?;
+        let read = parsed(&expanded, path, name);
+        if expanded.secrets.is_empty() {
+            return read;
         }
-        let mut warnings = Vec::new();
-        tree.entries(&mut |entry| warnings.extend(repeated(&source, entry)));
-        let (file, findings) = de::read::<raw::File>(&tree).map_err(|misfit| Error::Value {
-            place: source.place(misfit.at.unwrap_or(Mark { line: 1, column: 1 })).into(),
-            key: misfit.path,
-            message: misfit.message,
-        })?;
-        Resolver { source: &source, tree: &tree, warnings: &mut warnings }.architecture(&file)?;
-        check_rules(&source, &tree, "", &mut warnings)?;
-        for stray in findings.strays.iter().filter(|s| rule(&s.path).is_none()) {
-            warnings.push(unknown(&source, stray));
+        let hide = |text: &str| expanded.secrets.hide(text);
+        match read {
+            Ok((mut job, mut warnings)) => {
+                expanded.secrets.hide_entries(&mut job.meta);
+                warnings.iter_mut().for_each(|warning| warning.hide(&hide));
+                Ok((job, warnings))
+            }
+            Err(mut error) => {
+                error.hide(&hide);
+                Err(error)
+            }
         }
-        let job = Resolver { source: &source, tree: &tree, warnings: &mut warnings }.job(
-            file,
-            text.clone(),
-            name,
-        )?;
-        warnings.sort_by_key(|w| w.place.mark);
-        Ok((job, warnings))
     }
+}
+
+fn parsed(expanded: &Expanded, path: &Path, name: Option<&str>) -> Result<(Job, Vec<Warning>)> {
+    let source = Source::new(path, &expanded.text);
+    let mut tree = Node::parse(&source, &expanded.text)?;
+    let written = tree.get("config").and_then(|c| c.get("name")).map(|n| n.value.clone());
+    let name = name.map(String::from);
+    if let Some(name) = name.clone().or(match written {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }) {
+        tree.replace("[name]", &name);
+    }
+    let misfit = |misfit: de::Misfit| Error::Value {
+        place: source.place(misfit.at.unwrap_or(Mark { line: 1, column: 1 })).into(),
+        key: misfit.path,
+        message: misfit.message,
+    };
+    let (file, findings) = de::read::<raw::File>(&tree, keys::number).map_err(misfit)?;
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    tree.entries(&mut |entry| warnings.extend(repeated(&source, entry)));
+    let mut of_another = Vec::new();
+    let (ignored, none) = (&mut Vec::new(), &[]);
+    let mut resolver =
+        Resolver { source: &source, tree: &tree, warnings: ignored, errors: &mut of_another, wrong: none };
+    if !resolver.is_ours(&file)
+        && let Some(error) = Error::of(of_another)
+    {
+        return Err(error);
+    }
+    let mut wrong: Vec<String> = findings.misfits.iter().map(|misfit| misfit.path.clone()).collect();
+    errors.extend(findings.misfits.into_iter().map(misfit));
+    Checker { source: &source, warnings: &mut warnings, errors: &mut errors }.keys(&tree, "");
+    for stray in findings.strays.iter().filter(|s| rule(&s.path).is_none()) {
+        match keys::meant(&stray.path).filter(|key| !stray.beside.iter().any(|beside| beside == key)) {
+            Some(key) => {
+                errors.push(of_other_trainer(&source, stray, key));
+                let section = stray.path.rsplit_once('.').map_or("", |(section, _)| section);
+                wrong.push(format!("{section}.{key}"));
+            }
+            None => warnings.push(unknown(&source, stray)),
+        }
+    }
+    let mut resolver = Resolver {
+        source: &source,
+        tree: &tree,
+        warnings: &mut warnings,
+        errors: &mut errors,
+        wrong: &wrong,
+    };
+    let mut job = resolver.job(file, expanded.stored.clone(), name);
+    if let Some(error) = Error::of(errors) {
+        return Err(error);
+    }
+    job.config = config::text(&expanded.stored, &job.name);
+    warnings.sort_by_key(|w| w.place.mark);
+    Ok((job, warnings))
 }
 
 fn repeated(source: &Source, entry: &Entry) -> Option<Warning> {
@@ -102,40 +135,81 @@ fn rule(path: &str) -> Option<&'static keys::Key> {
     keys::find(section, name)
 }
 
-/// Goes through every key of every section: refuses, or warns of keys without effect.
-fn check_rules(source: &Source, node: &Node, path: &str, warnings: &mut Vec<Warning>) -> Result<()> {
-    match &node.value {
-        Value::List(items) => {
-            let path = format!("{path}[]");
-            items.iter().try_for_each(|item| check_rules(source, item, &path, warnings))
-        }
-        Value::Map(entries) => entries.iter().try_for_each(|entry| {
-            let Some(key) = keys::find(path, &entry.key) else { return Ok(()) };
-            let path = if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
-            match key.rule {
-                Rule::Supported => check_rules(source, &entry.node, &path, warnings),
-                _ if key.is_harmless(&entry.node.value) => Ok(()),
-                Rule::NoEffect(why) => {
-                    let message = format!("`{}` has no effect: {why}", entry.key);
-                    warnings.push(Warning { place: source.place(entry.at), message });
-                    Ok(())
-                }
-                Rule::Refused(why, instead) => Err(Error::Refused {
-                    place: source.place(entry.at).into(),
-                    key: path,
-                    why: why.into(),
-                    instead: instead.into(),
-                }),
+/// Goes through every key of every section.
+struct Checker<'a> {
+    source: &'a Source,
+    warnings: &'a mut Vec<Warning>,
+    errors: &'a mut Vec<Error>,
+}
+
+impl Checker<'_> {
+    /// Refuses keys, and warns of those without effect.
+    fn keys(&mut self, node: &Node, path: &str) {
+        match &node.value {
+            Value::List(items) => {
+                let path = format!("{path}[]");
+                items.iter().for_each(|item| self.keys(item, &path));
             }
-        }),
-        _ => Ok(()),
+            Value::Map(entries) => entries.iter().for_each(|entry| self.key(entry, path)),
+            _ => {}
+        }
+    }
+
+    fn key(&mut self, entry: &Entry, section: &str) {
+        let Some(key) = keys::find(section, &entry.key) else { return };
+        let path = if section.is_empty() { entry.key.clone() } else { format!("{section}.{}", entry.key) };
+        let place = || self.source.place(entry.at);
+        match key.rule {
+            Rule::Supported => {
+                if let Value::Text(text) = &entry.node.value {
+                    self.text(entry, &path, text);
+                }
+                self.keys(&entry.node, &path);
+            }
+            _ if key.is_harmless(&entry.node.value) => {}
+            Rule::NoEffect(why) => {
+                let message = format!("`{}` has no effect: {why}", entry.key);
+                self.warnings.push(Warning { place: place(), message });
+            }
+            Rule::Refused(why, instead) => self.errors.push(Error::Refused {
+                place: place().into(),
+                key: path,
+                why: why.into(),
+                instead: instead.into(),
+            }),
+        }
+    }
+
+    /// A text that says something else than its author means.
+    fn text(&mut self, entry: &Entry, path: &str, text: &str) {
+        let place = self.source.place(entry.node.at);
+        if PATHS.contains(&entry.key.as_str()) && text.contains(char::is_control) {
+            let message = format!(
+                "{text:?} holds control characters; in double quotes a backslash begins an escape, so write \
+                 paths in single quotes, or with `/`"
+            );
+            self.errors.push(Error::Value { place: place.into(), key: path.into(), message });
+        } else if text == "None" || text == "none" {
+            let message = format!("`{}: {text}` is a text; to say nothing, write `null`", entry.key);
+            self.warnings.push(Warning { place, message });
+        }
+    }
+}
+
+fn of_other_trainer(source: &Source, stray: &de::Stray, key: &str) -> Error {
+    Error::Refused {
+        place: source.place(stray.entry.at).into(),
+        key: stray.path.clone(),
+        why: "ai-toolkit has no such key and passes over it".into(),
+        instead: format!("write `{key}`"),
     }
 }
 
 fn unknown(source: &Source, stray: &de::Stray) -> Warning {
     let section = stray.path.rsplit_once('.').map_or("", |(section, _)| section);
     let others = keys::sections().filter(|s| s.path == section).flat_map(|s| s.keys).map(|k| k.name);
-    let advice = match suggest::nearest(&stray.entry.key, stray.known.iter().copied().chain(others)) {
+    let near = suggest::nearest(&stray.entry.key, stray.known.iter().copied().chain(others));
+    let advice = match near.or_else(|| keys::meant(&stray.path)) {
         Some(near) => format!("; did you mean `{near}`?"),
         None => String::new(),
     };

@@ -36,14 +36,29 @@ impl Source {
         Source { path: path.into(), lines: text.lines().map(String::from).collect() }
     }
 
+    /// The line of a mark; empty if there is none.
+    pub(super) fn line(&self, mark: Mark) -> &str {
+        mark.line.checked_sub(1).and_then(|i| self.lines.get(i)).map_or("", String::as_str)
+    }
+
     /// The place of a mark.
     pub(super) fn place(&self, mark: Mark) -> Place {
-        let line = mark.line.checked_sub(1).and_then(|i| self.lines.get(i)).cloned().unwrap_or_default();
-        Place { path: self.path.to_path_buf(), mark, line }
+        Place { path: self.path.to_path_buf(), mark, line: self.line(mark).to_owned() }
     }
 }
 
 impl Place {
+    /// Puts what `hide` makes of it in the place of the line.
+    pub(super) fn hide(&mut self, hide: impl Fn(&str) -> String) {
+        let before: String = self.line.chars().take(self.mark.column.saturating_sub(1)).collect();
+        let (hidden, line) = (hide(&before), hide(&self.line));
+        // The caret stays where it was if what is hidden begins before it and ends behind it.
+        if line.starts_with(&hidden) {
+            self.mark.column = hidden.chars().count() + 1;
+        }
+        self.line = line;
+    }
+
     /// The line, numbered, and a caret under the word that starts at the column.
     pub fn excerpt(&self) -> String {
         let number = self.mark.line.to_string();

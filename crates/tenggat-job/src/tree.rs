@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+
+use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned};
 
 use super::source::{Mark, Source};
 use super::{Error, Result};
@@ -50,6 +51,8 @@ impl Node {
             // `y` is a caption; the reader of truth values knows yes, no, on and off.
             strict_booleans: true,
             with_snippet: false,
+            // Refused where they are read, with the name of their key.
+            non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
             // Reading recurses, with 30 kB of stack for a level where nothing is optimised.
             budget: serde_saphyr::budget! { max_depth: MOST_LEVELS },
         };
@@ -57,7 +60,8 @@ impl Node {
             let mark = error.location().map_or(Mark { line: 1, column: 1 }, |l| mark(&l));
             let message = error.without_snippet().to_string();
             // The place is told before the message.
-            let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+            let message = message.split(" at line ").next().unwrap_or(&message);
+            let message = in_own_words(message, source.line(mark));
             Error::Syntax { place: source.place(mark).into(), message }
         })
     }
@@ -130,6 +134,7 @@ impl Value {
     pub(super) fn same(&self, other: &Value) -> bool {
         match (self, other) {
             (Value::Int(i), Value::Float(x)) | (Value::Float(x), Value::Int(i)) => *i as f64 == *x,
+            (Value::Float(a), Value::Float(b)) => a == b || a.is_nan() && b.is_nan(),
             (Value::List(a), Value::List(b)) => {
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.value.same(&b.value))
             }
@@ -137,6 +142,19 @@ impl Value {
             _ => self == other,
         }
     }
+}
+
+/// What the parser says, in words that fit a job.
+fn in_own_words(message: &str, line: &str) -> String {
+    if message.contains("multiple") && message.contains("document") {
+        return "several YAML documents, with `---` between them; write one file for each job".into();
+    }
+    let quoted = line.contains('"') && line.contains('\\');
+    if quoted && !message.contains("document") {
+        let hint = "in double quotes a backslash begins an escape; write paths in single quotes, or with `/`";
+        return format!("{message}; {hint}");
+    }
+    message.to_owned()
 }
 
 fn mark(location: &serde_saphyr::Location) -> Mark {

@@ -15,8 +15,11 @@ pub struct Job {
     pub name: String,
     /// Folder of the results: `training_folder/name`.
     pub folder: PathBuf,
-    /// The job file as it was read, variables replaced; to be kept as `config.yaml`.
+    /// The job file as it was read, variables replaced but for secret ones; what a resumed run is compared
+    /// by.
     pub text: String,
+    /// The same for `config.yaml`, so that Python's YAML reads numbers as numbers.
+    pub config: String,
     /// Word that stands for what is learnt.
     pub trigger_word: Option<String>,
     /// Seed of everything drawn.
@@ -96,7 +99,7 @@ pub struct Push {
 /// How results are kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Save {
-    /// Steps between two numbered files.
+    /// Steps between two numbered files; 0 writes none.
     pub every: u64,
     /// Whether the LoRA with the lowest validation loss is kept as `<name>_best.safetensors`.
     pub best: bool,
@@ -323,7 +326,7 @@ pub const ARCH: &str = "qwen_image";
 pub struct Sample {
     /// Whether there are any.
     pub enabled: bool,
-    /// Steps between two rounds.
+    /// Steps between two rounds; 0 draws none on the way.
     pub every: u64,
     /// First step with a round.
     pub start_step: u64,

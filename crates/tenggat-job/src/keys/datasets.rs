@@ -1,6 +1,9 @@
 //! Keys of the data sets.
 
-use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::key::{
+    FACTOR, LEAVE_OUT, NONE, OFF, SHARE, STRENGTH, Section, no_effect, real, refused, supported, whole,
+};
+use super::range::Range;
 
 const EDIT: &str = "edit models are not supported";
 const PICTURES: &str = "only pictures are trained";
@@ -17,30 +20,30 @@ pub(super) const SECTIONS: &[Section] = &[Section {
         supported("caption_ext", "txt"),
         supported("caption_type", "txt"),
         supported("trigger_word", "p3r5on"),
-        supported("resolution", "[512, 768]"),
-        supported("num_repeats", "2"),
-        supported("caption_dropout_rate", "0.05"),
+        whole("resolution", "[512, 768]", 32, 8192),
+        whole("num_repeats", "2", 1, 10_000),
+        real("caption_dropout_rate", "0.05", SHARE),
         supported("flip_x", "true"),
         supported("flip_y", "true"),
         supported("cache_latents", "true"),
         supported("cache_latents_to_disk", "true"),
         supported("cache_text_embeddings", "true"),
-        supported("scale", "0.5"),
+        real("scale", "0.5", Range::new(0.0, 100.0).above()),
         supported("square_crop", "true"),
-        supported("batch_size", "2"),
-        supported("loss_multiplier", "0.5"),
+        whole("batch_size", "2", 1, 1024),
+        real("loss_multiplier", "0.5", FACTOR),
         supported("shuffle_tokens", "true"),
-        supported("token_dropout_rate", "0.1"),
-        supported("keep_tokens", "1"),
+        real("token_dropout_rate", "0.1", SHARE),
+        whole("keep_tokens", "1", 0, 10_000),
         supported("random_crop", "true"),
-        supported("network_weight", "0.5"),
+        real("network_weight", "0.5", STRENGTH),
         supported("is_reg", "true"),
         supported("mask_path", "masks"),
         supported("alpha_mask", "true"),
-        supported("mask_min_value", "0.2"),
+        real("mask_min_value", "0.2", SHARE),
         supported("invert_mask", "true"),
         supported("random_triggers", "[a, b]"),
-        supported("random_triggers_max", "2"),
+        whole("random_triggers_max", "2", 1, 10_000),
         supported("use_short_captions", "true"),
         no_effect("type", &["image", "sd"], "slider", PICTURES),
         refused(

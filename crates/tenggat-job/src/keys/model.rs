@@ -1,6 +1,6 @@
 //! Keys of the model section.
 
-use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::key::{LEAVE_OUT, NONE, OFF, SHARE, Section, no_effect, real, refused, supported};
 
 const MEMORY: &str = "tenggat plans memory by itself";
 const OTHER_MODELS: &str = "it belongs to other model families";
@@ -22,7 +22,7 @@ pub(super) const SECTIONS: &[Section] = &[Section {
         supported("low_vram", "true"),
         no_effect("auto_memory", OFF, "true", MEMORY),
         supported("layer_offloading", "true"),
-        supported("layer_offloading_transformer_percent", "0.5"),
+        real("layer_offloading_transformer_percent", "0.5", SHARE),
         no_effect("layer_offloading_text_encoder_percent", &["1"], "0.5", MEMORY),
         no_effect(
             "quantize_kwargs",

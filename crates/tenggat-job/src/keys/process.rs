@@ -1,6 +1,10 @@
 //! Keys of the file, the process, the network, saving, logging and samples.
 
-use super::{Key, LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::key::{
+    BELOW_ONE, COUNT, Key, LEAVE_OUT, NONE, OFF, STRENGTH, Section, no_effect, real, refused, supported,
+    whole,
+};
+use super::range::Range;
 
 const PICTURES: &str = "only pictures are trained";
 const OTHER_MODELS: &str = "it belongs to other model families";
@@ -30,16 +34,16 @@ pub(super) const SECTIONS: &[Section] = &[
                 "whole matrices are not trained",
                 "use a higher rank",
             ),
-            supported("rank_dropout", "0.1"),
-            supported("module_dropout", "0.1"),
+            real("rank_dropout", "0.1", BELOW_ONE),
+            real("module_dropout", "0.1", BELOW_ONE),
         ],
     },
     Section {
         path: "config.process[].save",
         keys: &[
-            supported("save_every", "250"),
+            whole("save_every", "250", 0, COUNT),
             supported("dtype", "bf16"),
-            supported("max_step_saves_to_keep", "4"),
+            whole("max_step_saves_to_keep", "4", 0, COUNT),
             supported("save_format", "safetensors"),
             supported("push_to_hub", "false"),
             supported("hf_repo_id", "me/lora"),
@@ -49,7 +53,7 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         path: "config.process[].logging",
         keys: &[
-            supported("log_every", "10"),
+            whole("log_every", "10", 0, COUNT),
             no_effect("verbose", OFF, "true", "set RUST_LOG to see more"),
             refused(
                 "use_wandb",
@@ -68,13 +72,13 @@ pub(super) const SECTIONS: &[Section] = &[
         path: "config.process[].sample.samples[]",
         keys: &[
             supported("prompt", "a pear"),
-            supported("width", "512"),
-            supported("height", "512"),
+            whole("width", "512", 32, 8192),
+            whole("height", "512", 32, 8192),
             supported("neg", "blurry"),
-            supported("seed", "7"),
-            supported("guidance_scale", "4"),
-            supported("sample_steps", "20"),
-            supported("network_multiplier", "0.5"),
+            whole("seed", "7", i64::MIN, i64::MAX as u64),
+            real("guidance_scale", "4", Range::new(-100.0, 1000.0)),
+            whole("sample_steps", "20", 1, 1000),
+            real("network_multiplier", "0.5", STRENGTH),
             refused("ctrl_img", NONE, "a.png", "edit models are not supported", LEAVE_OUT),
             refused("ctrl_img_1", NONE, "a.png", "edit models are not supported", LEAVE_OUT),
             refused("ctrl_img_2", NONE, "a.png", "edit models are not supported", LEAVE_OUT),
@@ -92,15 +96,15 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("deadline", "2030-01-01T00:00:00Z"),
             supported("held_out", "test"),
             supported("deliver", "newest"),
-            supported("lr_times_steps", "0.1"),
+            real("lr_times_steps", "0.1", Range::new(1e-9, 1e9)),
             supported("keep_best", "true"),
             supported("fill", "true"),
             supported("margin", "2s"),
             supported("memory_limit", "22GB"),
             supported("fp8_products", "true"),
-            supported("seed", "7"),
+            whole("seed", "7", 0, u64::MAX),
             supported("compat", "[caption-spaces]"),
-            supported("threads", "2"),
+            whole("threads", "2", 1, 1024),
             supported("resume", "false"),
         ],
     },
@@ -111,12 +115,12 @@ const PROCESS: &[Key] = &[
     supported("training_folder", "output"),
     supported("log_dir", "logs"),
     supported("trigger_word", "p3r5on"),
-    supported("training_seed", "42"),
+    whole("training_seed", "42", 0, u64::MAX),
     supported("network", "{type: lora}"),
     supported("save", "{}"),
     supported("logging", "{}"),
     supported("datasets", "[{folder_path: pictures}]"),
-    supported("train", "{}"),
+    supported("train", "{lr: 1e-4}"),
     supported("model", "{name_or_path: model, arch: qwen_image}"),
     supported("sample", "{}"),
     supported("tenggat", "{}"),
@@ -149,18 +153,18 @@ const PROCESS: &[Key] = &[
 
 const NETWORK: &[Key] = &[
     supported("type", "lora"),
-    supported("linear", "16"),
-    supported("rank", "16"),
-    supported("linear_alpha", "16"),
-    supported("alpha", "16"),
+    whole("linear", "16", 1, 4096),
+    whole("rank", "16", 1, 4096),
+    real("linear_alpha", "16", Range::new(0.0, 1e6)),
+    real("alpha", "16", Range::new(0.0, 1e6)),
     supported("network_kwargs", "{}"),
     supported("pretrained_lora_path", "start.safetensors"),
-    supported("dropout", "0.1"),
+    real("dropout", "0.1", BELOW_ONE),
     no_effect("conv", &["0", "16"], "8", "Qwen-Image's transformer has no convolutions"),
     no_effect("conv_alpha", &["0", "16"], "8", "Qwen-Image's transformer has no convolutions"),
     no_effect("transformer_only", &["true"], "false", "nothing outside the transformer is trained"),
     supported("lokr_full_rank", "true"),
-    supported("lokr_factor", "8"),
+    whole("lokr_factor", "8", -1, 65_536),
     no_effect("old_lokr_format", OFF, "true", "files have the newer keys, which ai-toolkit reads too"),
     refused("all_layers", OFF, "true", "only layers of the blocks are trained", LEAVE_OUT),
     no_effect("layer_offloading", OFF, "true", "tenggat plans memory by itself"),
@@ -169,18 +173,18 @@ const NETWORK: &[Key] = &[
 ];
 
 const SAMPLE: &[Key] = &[
-    supported("sample_every", "250"),
-    supported("sample_start_step", "100"),
-    supported("width", "1024"),
-    supported("height", "768"),
+    whole("sample_every", "250", 0, COUNT),
+    whole("sample_start_step", "100", 0, COUNT),
+    whole("width", "1024", 32, 8192),
+    whole("height", "768", 32, 8192),
     supported("prompts", "[a pear]"),
     supported("samples", "[{prompt: a pear}]"),
     supported("neg", "blurry"),
-    supported("seed", "42"),
+    whole("seed", "42", i64::MIN, i64::MAX as u64),
     supported("walk_seed", "true"),
-    supported("guidance_scale", "4"),
-    supported("sample_steps", "25"),
-    supported("network_multiplier", "0.5"),
+    real("guidance_scale", "4", Range::new(-100.0, 1000.0)),
+    whole("sample_steps", "25", 1, 1000),
+    real("network_multiplier", "0.5", STRENGTH),
     supported("format", "png"),
     no_effect(
         "sampler",

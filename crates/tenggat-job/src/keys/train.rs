@@ -1,6 +1,10 @@
 //! Keys of the training section.
 
-use super::{LEAVE_OUT, NONE, OFF, Section, no_effect, refused, supported};
+use super::key::{
+    BELOW_ONE, COUNT, Key, LEAVE_OUT, NONE, OFF, POSITIVE, RATE, SHARE, Section, no_effect, real, refused,
+    supported, whole,
+};
+use super::range::Range;
 
 const OTHER_MODELS: &str = "it belongs to other model families";
 const CHANGES_LOSS: &str = "this change of the training target is not done";
@@ -13,21 +17,21 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         path: "config.process[].train.optimizer_params",
         keys: &[
-            supported("betas", "[0.9, 0.95]"),
-            supported("eps", "1e-8"),
-            supported("weight_decay", "0.01"),
-            supported("min_8bit_size", "0"),
+            real("betas", "[0.9, 0.95]", BELOW_ONE),
+            real("eps", "1e-8", Range::new(0.0, 1e3)),
+            real("weight_decay", "0.01", Range::new(0.0, 1e3)),
+            whole("min_8bit_size", "0", 0, u64::MAX),
             supported("decoupled_weight_decay", "true"),
-            supported("beta3", "0.99"),
+            real("beta3", "0.99", BELOW_ONE),
             supported("decouple", "false"),
             supported("use_bias_correction", "true"),
             supported("safeguard_warmup", "true"),
-            supported("d0", "1e-5"),
-            supported("d_coef", "0.5"),
-            supported("growth_rate", "1.02"),
-            supported("beta1", "0.9"),
-            supported("clip_threshold", "0.5"),
-            supported("decay_rate", "-0.6"),
+            real("d0", "1e-5", POSITIVE),
+            real("d_coef", "0.5", POSITIVE),
+            real("growth_rate", "1.02", Range::new(0.0, f64::MAX).above()),
+            real("beta1", "0.9", BELOW_ONE),
+            real("clip_threshold", "0.5", POSITIVE),
+            real("decay_rate", "-0.6", Range::new(-100.0, 0.0)),
             supported("scale_parameter", "true"),
             refused("relative_step", OFF, "true", RELATIVE, "leave the key out and set `train.lr`"),
             refused("warmup_init", OFF, "true", RELATIVE, "leave the key out and set `train.lr`"),
@@ -55,10 +59,10 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         path: "config.process[].train.lr_scheduler_params",
         keys: &[
-            supported("num_warmup_steps", "100"),
-            supported("warmup_steps", "100"),
-            supported("eta_min", "1e-6"),
-            supported("num_cycles", "3"),
+            whole("num_warmup_steps", "100", 0, COUNT),
+            whole("warmup_steps", "100", 0, COUNT),
+            real("eta_min", "1e-6", RATE),
+            whole("num_cycles", "3", 1, 1_000_000),
             no_effect("total_iters", NONE, "1000", "the schedule spans the run"),
             no_effect("T_max", NONE, "1000", "the schedule spans the run"),
             no_effect("T_0", NONE, "1000", "the schedule spans the run; `num_cycles` divides it"),
@@ -68,7 +72,7 @@ pub(super) const SECTIONS: &[Section] = &[
         path: "config.process[].train.ema_config",
         keys: &[
             supported("use_ema", "true"),
-            supported("ema_decay", "0.99"),
+            real("ema_decay", "0.99", SHARE),
             refused(
                 "use_feedback",
                 OFF,
@@ -83,9 +87,9 @@ pub(super) const SECTIONS: &[Section] = &[
         path: "config.process[].train.validation_config",
         keys: &[
             supported("validation_items", "[{image_path: a.png}]"),
-            supported("resolution", "768"),
-            supported("validate_every_n_steps", "50"),
-            supported("validation_sigmas", "[0.9, 0.5]"),
+            whole("resolution", "768", 32, 8192),
+            whole("validate_every_n_steps", "50", 0, COUNT),
+            real("validation_sigmas", "[0.9, 0.5]", SHARE),
         ],
     },
     Section {
@@ -95,10 +99,10 @@ pub(super) const SECTIONS: &[Section] = &[
     Section { path: "config.process[].train", keys: TRAIN },
 ];
 
-const TRAIN: &[super::Key] = &[
-    supported("steps", "2000"),
-    supported("batch_size", "2"),
-    supported("lr", "1e-4"),
+const TRAIN: &[Key] = &[
+    whole("steps", "2000", 1, COUNT),
+    whole("batch_size", "2", 1, 1024),
+    real("lr", "1e-4", RATE),
     supported("optimizer", "adamw8bit"),
     supported("optimizer_params", "{weight_decay: 0.01}"),
     supported("lr_scheduler", "cosine"),
@@ -109,15 +113,15 @@ const TRAIN: &[super::Key] = &[
     supported("linear_timesteps", "true"),
     supported("linear_timesteps2", "true"),
     supported("loss_type", "mse"),
-    supported("min_denoising_steps", "100"),
-    supported("max_denoising_steps", "900"),
-    supported("gradient_accumulation", "2"),
-    supported("max_grad_norm", "0.5"),
+    whole("min_denoising_steps", "100", 0, 1000),
+    whole("max_denoising_steps", "900", 1, 1000),
+    whole("gradient_accumulation", "2", 1, 65_536),
+    real("max_grad_norm", "0.5", Range::new(0.0, 1e9)),
     supported("gradient_checkpointing", "false"),
-    supported("noise_offset", "0.05"),
-    supported("reg_weight", "0.5"),
+    real("noise_offset", "0.05", Range::new(0.0, 100.0)),
+    real("reg_weight", "0.5", Range::new(0.0, 1e3)),
     supported("ema_config", "{use_ema: true}"),
-    supported("seed", "42"),
+    whole("seed", "42", 0, u64::MAX),
     supported("cache_text_embeddings", "true"),
     supported("unload_text_encoder", "false"),
     supported("disable_sampling", "true"),
@@ -125,13 +129,7 @@ const TRAIN: &[super::Key] = &[
     supported("force_first_sample", "true"),
     no_effect("noise_scheduler", &["flowmatch"], "ddpm", "Qwen-Image is trained by flow matching"),
     refused("num_train_timesteps", &["1000"], "500", "timesteps are tables of 1000 entries", LEAVE_OUT),
-    refused(
-        "gradient_accumulation_steps",
-        &["1"],
-        "4",
-        "in ai-toolkit only the last of these batches counts",
-        "write `gradient_accumulation`",
-    ),
+    whole("gradient_accumulation_steps", "2", 1, 65_536),
     no_effect("unet_lr", NONE, "1e-5", "`lr` holds for the whole LoRA, in ai-toolkit too"),
     no_effect("text_encoder_lr", NONE, "1e-5", "the text encoder is not trained"),
     no_effect("refiner_lr", NONE, "1e-5", OTHER_MODELS),
@@ -153,7 +151,7 @@ const TRAIN: &[super::Key] = &[
         "a run that is gone on with knows its steps",
         "leave the key out; running the job again goes on",
     ),
-    supported("max_loss", "1.0"),
+    real("max_loss", "1.0", Range::new(0.0, 1e9)),
     no_effect("max_loss_debug", OFF, "true", "set RUST_LOG to see more"),
     supported("validation_config", "{resolution: 512}"),
     refused("next_sample_timesteps", &["8"], "4", CHANGES_LOSS, LEAVE_OUT),

@@ -2,28 +2,25 @@
 
 use std::path::PathBuf;
 
-use super::super::types::{Dataset, Masks};
-use super::super::{Result, raw};
-use super::{PROCESS, Resolver};
+use super::resolver::{PROCESS, Resolver};
+use crate::{Dataset, Masks, file, raw};
 
 impl Resolver<'_> {
     /// Every data set of the job; the trigger word, the batch size and the text cache of the job hold for
     /// sets that say nothing.
     pub(super) fn datasets(
         &mut self,
-        raw: Vec<raw::Dataset>,
+        raw: Option<Vec<raw::Dataset>>,
         trigger: &Option<String>,
         batch_size: usize,
         cached_text: bool,
-    ) -> Result<Vec<Dataset>> {
+    ) -> Vec<Dataset> {
+        let raw = raw.unwrap_or_default();
         if raw.is_empty() {
-            return Err(self.missing("config.process[0].datasets", "name at least one `folder_path`"));
-        }
-        if raw.iter().all(|set| set.is_reg == Some(true)) {
+            self.missing("config.process[0].datasets", "name at least one `folder_path`");
+        } else if raw.iter().all(|set| set.is_reg == Some(true)) {
             let path = format!("{PROCESS}.datasets[0].is_reg");
-            return Err(
-                self.wrong(&path, "every data set is one for regularisation; expected one to learn from")
-            );
+            self.wrong(&path, "every data set is one for regularisation; expected one to learn from");
         }
         let cached = raw.iter().filter(|d| d.cache_text_embeddings == Some(true)).count();
         if cached > 0 && cached < raw.len() && !cached_text {
@@ -44,77 +41,71 @@ impl Resolver<'_> {
         trigger: &Option<String>,
         batch_size: usize,
         cached_text: bool,
-    ) -> Result<Dataset> {
+    ) -> Dataset {
         let here = format!("{PROCESS}.datasets[{index}]");
         let at = |key: &str| format!("{here}.{key}");
-        let path = raw
-            .dataset_path
-            .or(raw.folder_path)
-            .filter(|p| !p.is_empty())
-            .ok_or_else(|| self.wrong(&here, "no `folder_path`; name the folder of the pictures"))?;
+        let path = raw.dataset_path.or(raw.folder_path).filter(|p| !p.is_empty()).unwrap_or_else(|| {
+            self.wrong(&at("folder_path"), "no `folder_path`; name the folder of the pictures");
+            String::new()
+        });
         let extension = raw.caption_type.or(raw.caption_ext).unwrap_or_else(|| "txt".into());
-        let mut resolutions = Vec::new();
-        for side in raw.resolution.map_or_else(|| vec![512], |r| r.0) {
-            resolutions.push(self.within(&at("resolution"), side as f64, 32.0, 8192.0)? as usize);
-        }
+        let resolutions = raw.resolution.map_or_else(|| vec![512], |r| r.0);
         if resolutions.is_empty() {
-            return Err(self.wrong(&at("resolution"), "an empty list; expected numbers such as 512 or 1024"));
+            self.wrong(&at("resolution"), "an empty list; expected numbers such as 512 or 1024");
         }
-        let rate = |key: &str, value: Option<f64>| self.within(&at(key), value.unwrap_or(0.0), 0.0, 1.0);
-        let positive = |key: &str, value: Option<f64>| match value.unwrap_or(1.0) {
-            x if x > 0.0 => Ok(x),
-            x => Err(self.wrong(&at(key), format!("{x} is out of range; expected more than 0"))),
-        };
         let masks = match (raw.alpha_mask, raw.mask_path.filter(|p| !p.is_empty())) {
             (Some(true), _) => Some(None),
             (_, Some(folder)) => Some(Some(PathBuf::from(folder))),
             _ => None,
         };
-        let floor = rate("mask_min_value", raw.mask_min_value)?;
+        let floor = raw.mask_min_value.unwrap_or(0.0);
         let inverted = raw.invert_mask.unwrap_or(false);
         let masks = masks.map(|folder| Masks { folder, inverted, floor });
         let is_reg = raw.is_reg.unwrap_or(false);
-        let random_triggers = self.random_triggers(&at("random_triggers"), raw.random_triggers)?;
-        Ok(Dataset {
+        let random_triggers = self.random_triggers(&at("random_triggers"), raw.random_triggers);
+        Dataset {
             path: PathBuf::from(path),
             caption_ext: if extension.starts_with('.') { extension } else { format!(".{extension}") },
             default_caption: raw.default_caption,
             trigger_word: raw.trigger_word.filter(|t| !t.trim().is_empty()).or_else(|| trigger.clone()),
-            caption_dropout_rate: rate("caption_dropout_rate", raw.caption_dropout_rate)?,
-            token_dropout_rate: rate("token_dropout_rate", raw.token_dropout_rate)?,
+            caption_dropout_rate: raw.caption_dropout_rate.unwrap_or(0.0),
+            token_dropout_rate: raw.token_dropout_rate.unwrap_or(0.0),
             keep_tokens: raw.keep_tokens.unwrap_or(0) as usize,
             shuffle_tokens: raw.shuffle_tokens.unwrap_or(false),
-            resolutions,
-            num_repeats: self.count(&at("num_repeats"), raw.num_repeats, 1)?,
+            resolutions: resolutions.into_iter().map(|side| side as usize).collect(),
+            num_repeats: raw.num_repeats.unwrap_or(1) as usize,
             flip_x: raw.flip_x.unwrap_or(false),
             flip_y: raw.flip_y.unwrap_or(false),
-            scale: positive("scale", raw.scale)?,
+            scale: raw.scale.unwrap_or(1.0),
             square_crop: raw.square_crop.unwrap_or(false),
-            batch_size: self.count(&at("batch_size"), raw.batch_size, batch_size)?,
+            batch_size: raw.batch_size.map_or(batch_size, |n| n as usize),
             random_crop: raw.random_crop.unwrap_or(false),
             loss_multiplier: raw.loss_multiplier.unwrap_or(1.0),
             network_weight: raw.network_weight.unwrap_or(1.0),
             is_reg,
             masks,
-            random_triggers_max: self
-                .count(&at("random_triggers_max"), raw.random_triggers_max, 1)?
-                .min(random_triggers.len()),
+            random_triggers_max: (raw.random_triggers_max.unwrap_or(1) as usize).min(random_triggers.len()),
             random_triggers,
             short_captions: raw.use_short_captions.unwrap_or(false),
             // Memory holds them for the run in any case.
             cache_latents_to_disk: raw.cache_latents_to_disk.unwrap_or(false),
             cache_text_to_disk: cached_text,
-        })
+        }
     }
 
     /// Words as they are listed, or the lines of a file.
-    fn random_triggers(&self, path: &str, raw: Option<raw::OneOrMany<String>>) -> Result<Vec<String>> {
+    fn random_triggers(&mut self, path: &str, raw: Option<raw::OneOrMany<String>>) -> Vec<String> {
         let words = raw.unwrap_or_default().0;
-        let [only] = &words[..] else { return Ok(words) };
+        let [only] = &words[..] else { return words };
         if !std::path::Path::new(only).is_file() {
-            return Ok(words);
+            return words;
         }
-        let text = std::fs::read_to_string(only).map_err(|e| self.wrong(path, format!("{only}: {e}")))?;
-        Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
+        match file::text(std::path::Path::new(only)) {
+            Ok(text) => text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect(),
+            Err(e) => {
+                self.wrong(path, format!("{only}: {e}"));
+                words
+            }
+        }
     }
 }

@@ -1,87 +1,87 @@
 //! `train.optimizer_params`: which numbers an optimiser has, and within which limits.
 
-use super::super::types::OptimiserParams;
-use super::super::values::Optimiser;
-use super::super::{Result, raw};
-use super::{PROCESS, Resolver};
+use super::resolver::{PROCESS, Resolver};
+use crate::values::Optimiser;
+use crate::{OptimiserParams, raw};
 
 /// Learning rate below which ai-toolkit takes Prodigy's to be meant for another optimiser, and what it sets
 /// instead.
 const PRODIGY_LEAST: f64 = 0.1;
 const PRODIGY_RATE: f64 = 1.0;
 
+/// Above this only Prodigy trains anything but noise.
+const RATE_MOST: f64 = 0.1;
+
 impl Resolver<'_> {
     /// The learning rate; Prodigy's is a factor about 1. Source: ai-toolkit `toolkit/optimizer.py`,
     /// `get_optimizer`.
-    pub(super) fn rate(&mut self, kind: Optimiser, lr: f64) -> f64 {
-        if kind != Optimiser::Prodigy || lr >= PRODIGY_LEAST {
-            return lr;
-        }
-        let message = format!(
-            "{lr:e} is no rate for prodigy, which finds its own and multiplies it by this; {PRODIGY_RATE} is used, as ai-toolkit does"
-        );
-        self.warn(&format!("{PROCESS}.train.lr"), message);
-        PRODIGY_RATE
+    pub(super) fn rate(&mut self, kind: Optimiser, lr: f64, is_given: bool) -> f64 {
+        let path = format!("{PROCESS}.train.lr");
+        let message = match kind {
+            Optimiser::Prodigy if lr < PRODIGY_LEAST => {
+                let message = format!(
+                    "{lr:e} is no rate for prodigy, which finds its own and multiplies it by this; \
+                     {PRODIGY_RATE} is used, as ai-toolkit does"
+                );
+                self.warn(&path, message);
+                return PRODIGY_RATE;
+            }
+            Optimiser::Prodigy => return lr,
+            _ if !is_given => {
+                format!("`lr` is missing; ai-toolkit's {lr:e} learns next to nothing, try 1e-4")
+            }
+            _ if lr == 0.0 => "with a learning rate of 0 nothing is learnt; try 1e-4".into(),
+            _ if lr > RATE_MOST => {
+                format!(
+                    "a learning rate of {lr} destroys what the model knows; is a minus missing, as in 1e-4?"
+                )
+            }
+            _ => return lr,
+        };
+        self.warn(&path, message);
+        lr
     }
 
-    pub(super) fn optimiser_params(
-        &mut self,
-        kind: Optimiser,
-        raw: raw::OptimizerParams,
-    ) -> Result<OptimiserParams> {
+    pub(super) fn optimiser_params(&mut self, kind: Optimiser, raw: raw::OptimizerParams) -> OptimiserParams {
         self.warn_of_strangers(kind, &raw);
         let at = |key: &str| format!("{PROCESS}.train.optimizer_params.{key}");
-        let within = |key: &str, value: Option<f64>, low: f64, high: f64| {
-            value.map(|v| self.within(&at(key), v, low, high)).transpose()
-        };
-        let share = |key: &str, value: Option<f64>| match value {
-            Some(v) if !(0.0..1.0).contains(&v) => {
-                Err(self.wrong(&at(key), format!("{v}: expected a number from 0 to below 1")))
-            }
-            other => Ok(other),
-        };
-        let above_zero = |key: &str, value: Option<f64>| match value {
-            Some(v) if v.is_nan() || v <= 0.0 => {
-                Err(self.wrong(&at(key), format!("{v}: expected a number above 0")))
-            }
-            other => Ok(other),
-        };
         let betas = match raw.betas.as_deref() {
             None => None,
-            Some(&[a, b]) if (0.0..1.0).contains(&a) && (0.0..1.0).contains(&b) => Some((a, b)),
+            Some(&[a, b]) => Some((a, b)),
             Some(other) => {
-                let message = format!("{other:?}: expected two numbers from 0 to below 1");
-                return Err(self.wrong(&at("betas"), message));
+                self.wrong(&at("betas"), format!("{other:?}: expected two numbers from 0 to below 1"));
+                None
             }
         };
-        let eps = match raw.eps.as_ref().map(|eps| eps.0.as_slice()) {
+        let (eps, second_eps) = match raw.eps.as_ref().map(|eps| eps.0.as_slice()) {
             None => (None, None),
             Some(&[eps]) => (Some(eps), None),
             Some(&[eps, floor]) if kind == Optimiser::Adafactor => (Some(eps), Some(floor)),
             Some(other) => {
                 let expected = if kind == Optimiser::Adafactor { "one number or two" } else { "one number" };
-                return Err(self.wrong(&at("eps"), format!("{other:?}: expected {expected}")));
+                self.wrong(&at("eps"), format!("{other:?}: expected {expected}"));
+                (None, None)
             }
         };
-        Ok(OptimiserParams {
+        OptimiserParams {
             betas,
-            eps: within("eps", eps.0, 0.0, f64::INFINITY)?,
-            second_eps: within("eps", eps.1, 0.0, f64::INFINITY)?,
-            weight_decay: within("weight_decay", raw.weight_decay, 0.0, f64::INFINITY)?,
+            eps,
+            second_eps,
+            weight_decay: raw.weight_decay,
             min_8bit_size: raw.min_8bit_size.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             decoupled_weight_decay: raw.decoupled_weight_decay,
-            beta3: share("beta3", raw.beta3)?,
+            beta3: raw.beta3,
             decouple: raw.decouple,
             use_bias_correction: raw.use_bias_correction,
             safeguard_warmup: raw.safeguard_warmup,
-            d0: above_zero("d0", raw.d0)?,
-            d_coef: above_zero("d_coef", raw.d_coef)?,
-            growth_rate: above_zero("growth_rate", raw.growth_rate)?,
-            beta1: share("beta1", raw.beta1)?,
-            clip_threshold: above_zero("clip_threshold", raw.clip_threshold)?,
-            decay_rate: within("decay_rate", raw.decay_rate, f64::NEG_INFINITY, 0.0)?,
+            d0: raw.d0,
+            d_coef: raw.d_coef,
+            growth_rate: raw.growth_rate,
+            beta1: raw.beta1,
+            clip_threshold: raw.clip_threshold,
+            decay_rate: raw.decay_rate,
             scale_parameter: raw.scale_parameter,
-        })
+        }
     }
 
     /// Warns of numbers that this optimiser does not have; ai-toolkit fails on them.

@@ -1,10 +1,9 @@
 //! Samples: prompts, their inline flags and defaults.
 
-use super::super::raw::TextOrFlag;
-use super::super::types::{Prompt, Sample};
-use super::super::values::{self, FirstRound, PictureFormat};
-use super::super::{Compat, Result, raw};
-use super::{PROCESS, Resolver};
+use super::resolver::{PROCESS, Resolver};
+use crate::raw::{self, TextOrFlag};
+use crate::values::{self, FirstRound, PictureFormat};
+use crate::{Compat, Prompt, Sample, keys};
 
 /// Qwen-Image needs sides divisible by this.
 const SIDE: usize = 32;
@@ -17,7 +16,7 @@ impl Resolver<'_> {
         train: &raw::Train,
         trigger: &Option<String>,
         compat: Compat,
-    ) -> Result<Sample> {
+    ) -> Sample {
         let at = |key: &str| format!("{PROCESS}.sample.{key}");
         let present = raw.is_some();
         let raw = raw.unwrap_or_default();
@@ -33,11 +32,11 @@ impl Resolver<'_> {
         };
         let mut prompts = Vec::with_capacity(items.len());
         for (i, item) in items.iter().enumerate() {
-            prompts.push(self.prompt(&at(&format!("{key}[{i}]")), &raw, item, i, trigger, compat)?);
+            prompts.push(self.prompt(&at(&format!("{key}[{i}]")), &raw, item, i, trigger, compat));
         }
-        Ok(Sample {
+        Sample {
             enabled: present && !prompts.is_empty() && train.disable_sampling != Some(true),
-            every: self.count(&at("sample_every"), raw.sample_every, 100)? as u64,
+            every: raw.sample_every.unwrap_or(100),
             start_step: raw.sample_start_step.unwrap_or(0),
             first: match (train.skip_first_sample, train.force_first_sample) {
                 (_, Some(true)) => FirstRound::Always,
@@ -49,9 +48,9 @@ impl Resolver<'_> {
                 raw.format.as_deref(),
                 values::PICTURE_FORMATS,
                 PictureFormat::Jpeg,
-            )?,
+            ),
             prompts,
-        })
+        }
     }
 
     fn prompt(
@@ -62,7 +61,7 @@ impl Resolver<'_> {
         index: usize,
         trigger: &Option<String>,
         compat: Compat,
-    ) -> Result<Prompt> {
+    ) -> Prompt {
         let walked = |seed: i64| match section.walk_seed {
             Some(true) if seed >= 0 => seed.saturating_add(index as i64),
             _ => seed,
@@ -76,11 +75,11 @@ impl Resolver<'_> {
         let mut prompt = Prompt {
             text: String::new(),
             negative,
-            width: self.count(path, item.width.or(section.width), 512)?,
-            height: self.count(path, item.height.or(section.height), 512)?,
+            width: item.width.or(section.width).unwrap_or(512) as usize,
+            height: item.height.or(section.height).unwrap_or(512) as usize,
             seed: u64::try_from(item.seed.unwrap_or_else(|| walked(section.seed.unwrap_or(0)))).ok(),
             guidance_scale: item.guidance_scale.or(section.guidance_scale).unwrap_or(7.0),
-            steps: self.count(path, item.sample_steps.or(section.sample_steps), 20)?,
+            steps: item.sample_steps.or(section.sample_steps).unwrap_or(20) as usize,
             strength: item.network_multiplier.or(section.network_multiplier).unwrap_or(1.0),
         };
         let written = item.prompt.clone().unwrap_or_default();
@@ -89,38 +88,58 @@ impl Resolver<'_> {
             None => (written.as_str(), ""),
         };
         for flag in flags.split("--").filter(|f| !f.trim().is_empty()) {
-            self.flag(path, &mut prompt, flag.trim())?;
+            self.flag(path, &mut prompt, flag.trim());
         }
         prompt.text = text.replace("[trigger]", trigger.as_deref().unwrap_or_default());
-        for (name, side) in [("width", &mut prompt.width), ("height", &mut prompt.height)] {
-            let rounded = *side / SIDE * SIDE;
-            if rounded == 0 {
-                return Err(self.wrong(path, format!("a {name} of {side} pixels; expected {SIDE} or more")));
-            }
-            *side = rounded;
-        }
-        Ok(prompt)
+        prompt.width = prompt.width / SIDE * SIDE;
+        prompt.height = prompt.height / SIDE * SIDE;
+        prompt
     }
 
     /// One inline flag, `w 1024`. Source: ai-toolkit `toolkit/config_modules.py`, `_process_prompt_string`.
-    fn flag(&mut self, path: &str, prompt: &mut Prompt, flag: &str) -> Result<()> {
+    fn flag(&mut self, path: &str, prompt: &mut Prompt, flag: &str) {
         let (name, value) = flag.split_once(char::is_whitespace).unwrap_or((flag, ""));
         let value = value.trim();
-        let bad = |what: &str| self.wrong(path, format!("`--{name} {value}`: expected {what}"));
-        match name {
-            "w" | "width" => prompt.width = value.parse().map_err(|_| bad("a whole number"))?,
-            "h" | "height" => prompt.height = value.parse().map_err(|_| bad("a whole number"))?,
-            "d" | "seed" => {
-                prompt.seed = u64::try_from(value.parse::<i64>().map_err(|_| bad("a whole number"))?).ok();
+        let done = match name {
+            "w" | "width" => whole("width", value).map(|n| prompt.width = n),
+            "h" | "height" => whole("height", value).map(|n| prompt.height = n),
+            "d" | "seed" => value
+                .parse::<i64>()
+                .map(|seed| prompt.seed = u64::try_from(seed).ok())
+                .map_err(|_| "expected a whole number".into()),
+            "s" | "steps" => whole("sample_steps", value).map(|n| prompt.steps = n),
+            "l" | "cfg" => real("guidance_scale", value).map(|x| prompt.guidance_scale = x),
+            "m" | "network_multiplier" => real("network_multiplier", value).map(|x| prompt.strength = x),
+            "n" | "neg" => {
+                prompt.negative = Some(value.into());
+                Ok(())
             }
-            "s" | "steps" => {
-                prompt.steps = value.parse().ok().filter(|&n| n > 0).ok_or_else(|| bad("1 or more"))?;
+            _ => {
+                self.warn(path, format!("`--{name}` in a prompt has no effect"));
+                Ok(())
             }
-            "l" | "cfg" => prompt.guidance_scale = value.parse().map_err(|_| bad("a number"))?,
-            "m" | "network_multiplier" => prompt.strength = value.parse().map_err(|_| bad("a number"))?,
-            "n" | "neg" => prompt.negative = Some(value.into()),
-            _ => self.warn(path, format!("`--{name}` in a prompt has no effect")),
+        };
+        if let Err(message) = done {
+            self.wrong(path, format!("`--{name} {value}`: {message}"));
         }
-        Ok(())
+    }
+}
+
+/// The number of an inline flag, within what its key may be.
+fn whole(key: &str, text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    in_range(key, number as f64)?;
+    Ok(number)
+}
+
+/// As [`whole`], of a number with a fraction.
+fn real(key: &str, text: &str) -> Result<f64, String> {
+    in_range(key, text.parse().map_err(|_| "expected a number".to_owned())?)
+}
+
+fn in_range(key: &str, value: f64) -> Result<f64, String> {
+    match keys::number(&format!("config.process[].sample.{key}")) {
+        Some(range) => range.check(value),
+        None => Err("this number has no range in the key tables".into()),
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn file_with(section: &str, body: &str) -> String {
         ("train.ema_config", ""),
         ("train.validation_config.validation_items[]", "image_path: p, "),
         ("train.validation_config", ""),
-        ("train", ""),
+        ("train", "lr: 1e-4, "),
     ];
     let paths: Vec<(String, &str)> = required.iter().map(|(k, v)| (at(k), *v)).collect();
     for (path, base) in &paths {

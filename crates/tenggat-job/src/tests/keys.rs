@@ -52,6 +52,10 @@ fn every_key_does_what_its_row_says() {
             if section.path.ends_with("optimizer_params") {
                 let with = format!("train: {{{}, optimizer_params", optimiser_with(key.name));
                 text = text.replace("train: {optimizer_params", &with);
+                // The last of two equal keys counts.
+                if with.contains("lr: 1") {
+                    text = text.replace("lr: 1e-4", "lr: 1");
+                }
             }
             let row = format!("{}.{}", section.path, key.name);
             match (key.rule, told(&text)) {
@@ -86,7 +90,7 @@ fn tables_and_structs_name_the_same_keys() {
     let text = file_with("", "meta: {a: 1}");
     let source = Source::new(Path::new("a"), &text);
     let tree = Node::parse(&source, &text).unwrap();
-    let (_, findings) = de::read::<raw::File>(&tree).unwrap();
+    let (_, findings) = de::read::<raw::File>(&tree, keys::number).unwrap();
     for (path, fields) in &findings.sections {
         let supported: Vec<_> = keys::sections()
             .filter(|s| s.path == path)

@@ -2,4 +2,8 @@
 
 mod frame;
 mod keys;
+mod mutations;
+mod numbers;
+mod refusals;
+mod secrets;
 mod whole;

@@ -38,7 +38,7 @@ fn a_typical_job_is_read_without_a_warning() {
 }
 
 /// What ai-toolkit's web page saves when only paths, the model and a prompt are filled in.
-const FROM_THE_PAGE: &str = r#"{"job": "extension", "config": {"name": "first", "process": [{
+pub(super) const FROM_THE_PAGE: &str = r#"{"job": "extension", "config": {"name": "first", "process": [{
     "type": "diffusion_trainer", "training_folder": "output", "sqlite_db_path": "./aitk_db.db", "device": "cuda",
     "trigger_word": null, "performance_log_every": 10,
     "network": {"type": "lora", "linear": 32, "linear_alpha": 32, "conv": 16, "conv_alpha": 16,
@@ -123,13 +123,15 @@ fn the_same_job_as_json_is_the_same_job() {
     let source = Source::new(Path::new("a"), TYPICAL);
     let json = Node::parse(&source, TYPICAL).unwrap().to_json();
     let read = job(&serde_json::to_string_pretty(&json).unwrap());
-    assert_eq!(Job { text: String::new(), ..read }, Job { text: String::new(), ..yaml });
+    let without = |job| Job { text: String::new(), config: String::new(), ..job };
+    assert_eq!(without(read), without(yaml));
 }
 
 #[test]
 fn what_is_not_written_has_upstreams_default() {
     let small = "job: extension\nconfig:\n  name: n\n  process:\n    - type: sd_trainer\n      \
-                 datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      train:\n";
+                 datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      \
+                 network: {}\n      train:\n";
     let job = job(small);
     assert_eq!((job.network.rank, job.save.every, job.save.keep), (4, 1000, 5));
     assert_eq!((job.train.lr, job.train.max_grad_norm, job.train.batch_size), (1e-6, 1.0, 1));
@@ -273,7 +275,7 @@ fn offloading_takes_a_share_of_the_blocks_and_torchaos_float8() {
     let half = "layer_offloading: true\n        layer_offloading_transformer_percent: 0.5";
     assert_eq!(model(half).unwrap().offloaded_share, 0.5);
     let error = model(&half.replace("0.5", "50")).unwrap_err().to_string();
-    assert!(error.contains("from 0 to 1"), "{error}");
+    assert!(error.contains("50 is out of range; expected 0 to 1"), "{error}");
     let qfloat8 = with("qtype: \"uint3|", "qtype: \"qfloat8|");
     let format = |text: &str| parse(text).unwrap().0.model.quantisation;
     assert_eq!(format(&qfloat8), Some(Qtype::QFloat8));
