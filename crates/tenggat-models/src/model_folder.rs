@@ -11,6 +11,30 @@ use crate::{Error, Result};
 /// Pipelines that can be trained, with their published repositories.
 const PIPELINES: [(&str, &str); 1] = [("QwenImagePipeline", "Qwen/Qwen-Image, Qwen/Qwen-Image-2512")];
 
+/// Repositories of other families, by how their names begin, in lower case.
+const OTHERS: [(&str, &str); 13] = [
+    ("qwen/qwen-image-edit", "Qwen-Image-Edit, which changes pictures"),
+    ("qwen/qwen-image-layered", "Qwen-Image-Layered, which takes pictures apart"),
+    ("black-forest-labs/", "FLUX"),
+    ("ostris/flex", "Flex"),
+    ("lodestones/chroma", "Chroma"),
+    ("stabilityai/", "Stable Diffusion"),
+    ("runwayml/stable-diffusion", "Stable Diffusion"),
+    ("tongyi-mai/", "Z-Image"),
+    ("wan-ai/", "Wan"),
+    ("hidream-ai/", "HiDream"),
+    ("alpha-vllm/lumina", "Lumina"),
+    ("omnigen2/", "OmniGen2"),
+    ("lightricks/", "LTX"),
+];
+
+/// The family of a published model that is not Qwen-Image, as far as its repository's name tells. Of a folder,
+/// [`ModelIndex::components`] tells for certain.
+pub fn other_family(repository: &str) -> Option<&'static str> {
+    let name = repository.to_lowercase();
+    OTHERS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, family)| *family)
+}
+
 /// A part of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Component {
@@ -205,6 +229,18 @@ mod tests {
 
     fn message(folder: &Path) -> String {
         check(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn published_models_of_other_families_are_known_by_name() {
+        for other in ["Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-dev", "stabilityai/sdxl-turbo"] {
+            assert!(other_family(other).is_some(), "{other}");
+        }
+        for own in
+            ["Qwen/Qwen-Image", "Qwen/Qwen-Image-2512", "me/Qwen-Image-Edit-like", "models/black-forest-labs"]
+        {
+            assert_eq!(other_family(own), None, "{own}");
+        }
     }
 
     #[test]

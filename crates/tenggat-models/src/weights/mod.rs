@@ -11,6 +11,7 @@ mod stored;
 
 pub use checkpoint::{Checkpoint, Modules, Quantisation};
 pub use folder::{Weights, shard_names};
+pub(crate) use json::dimension;
 pub use json::read_json;
 pub use matrix::{Matrix, Part, Source};
 pub use quantised_file::{Progress, QuantisedFile};

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::weights::read_json;
+use crate::weights::{dimension, read_json};
 use crate::{Error, Result};
 
 /// What the text path needs of `text_encoder/config.json`.
@@ -106,15 +106,16 @@ impl Config {
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: rope.and_then(|r| r.rope_theta).or(raw.rope_theta).unwrap_or(1e6),
         };
-        for (key, value) in [
-            ("hidden_size", config.hidden_size),
-            ("num_attention_heads", config.num_attention_heads),
-            ("num_key_value_heads", config.num_key_value_heads),
-            ("head_dim", config.head_dim),
+        for (key, value, least, most) in [
+            ("vocab_size", config.vocab_size, 0, 1 << 24),
+            ("hidden_size", config.hidden_size, 1, 1 << 16),
+            ("intermediate_size", config.intermediate_size, 0, 1 << 20),
+            ("num_hidden_layers", config.num_hidden_layers, 0, 1024),
+            ("num_attention_heads", config.num_attention_heads, 1, 1024),
+            ("num_key_value_heads", config.num_key_value_heads, 1, 1024),
+            ("head_dim", config.head_dim, 1, 4096),
         ] {
-            if value == 0 {
-                return Err(format!("`{key}` must be at least 1"));
-            }
+            dimension(key, value, least, most)?;
         }
         if !config.head_dim.is_multiple_of(2) {
             return Err(format!("`head_dim` is {}; rotary embedding needs an even number", config.head_dim));

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::lora::Candidate;
 use crate::qwen_image::layer::{self, Layer};
-use crate::weights::read_json;
+use crate::weights::{dimension, read_json};
 use crate::{Error, Result};
 
 /// `transformer/config.json`.
@@ -82,9 +82,7 @@ impl Config {
                 return refuse(format!("`{key}: true` is a variant of Qwen-Image that is not supported"));
             }
         }
-        if config.num_layers == 0 || config.num_attention_heads == 0 || config.patch_size == 0 {
-            return refuse("num_layers, num_attention_heads and patch_size must be at least 1".into());
-        }
+        config.dimensions().map_err(|reason| Error::format(&path, reason))?;
         let rope: usize = config.axes_dims_rope.iter().sum();
         if rope != config.attention_head_dim || config.axes_dims_rope.iter().any(|d| d % 2 == 1) {
             return refuse(format!(
@@ -99,6 +97,19 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// Every dimension on its own. The limits are several times those of the largest model.
+    fn dimensions(&self) -> std::result::Result<(), String> {
+        dimension("num_layers", self.num_layers, 1, 512)?;
+        dimension("num_attention_heads", self.num_attention_heads, 1, 256)?;
+        dimension("attention_head_dim", self.attention_head_dim, 2, 512)?;
+        dimension("joint_attention_dim", self.joint_attention_dim, 1, 32_768)?;
+        dimension("in_channels", self.in_channels, 1, 16_384)?;
+        dimension("out_channels", self.out_channels, 1, 16_384)?;
+        dimension("patch_size", self.patch_size, 1, 32)?;
+        self.axes_dims_rope.iter().try_for_each(|&d| dimension("axes_dims_rope", d, 0, 512))?;
+        dimension("num_attention_heads × attention_head_dim", self.inner(), 2, 16_384)
     }
 
     /// Width of the residual streams.
@@ -124,5 +135,35 @@ impl Config {
             }
         }
         layers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_that_no_model_has_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = serde_json::json!({
+            "num_layers": 6, "num_attention_heads": 3, "attention_head_dim": 64, "joint_attention_dim": 128,
+            "in_channels": 64, "out_channels": 16, "patch_size": 2, "axes_dims_rope": [8, 28, 28],
+        });
+        let read = |config: &serde_json::Value| {
+            std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+            Config::read(folder.path())
+        };
+        assert_eq!(read(&whole).unwrap().inner(), 192);
+        for (key, value) in whole.as_object().unwrap() {
+            for absurd in [0, 1 << 31, u64::MAX] {
+                let mut config = whole.clone();
+                config[key] = match value {
+                    serde_json::Value::Array(_) => serde_json::json!([absurd, 28, 28]),
+                    _ => absurd.into(),
+                };
+                let error = read(&config).unwrap_err().to_string();
+                assert!(error.contains(key.as_str()), "{key} {absurd}: {error}");
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::weights::read_json;
+use crate::weights::{dimension, read_json};
 use crate::{Error, Result};
 
 /// Model class that this module reads.
@@ -95,6 +95,7 @@ impl VaeConfig {
                 return Err(format!("{name} is {value}; expected a positive number below {MOST}"));
             }
         }
+        dimension("num_res_blocks", self.num_res_blocks, 0, 64)?;
         if let Some(narrow) = self.dim_mult[1..].iter().find(|&&m| self.base_dim * m < 2) {
             return Err(format!(
                 "a level has {} channel, too few for the decoder to halve",
