@@ -2,6 +2,7 @@
 
 mod frame;
 mod keys;
+mod mutant;
 mod mutations;
 mod numbers;
 mod refusals;
