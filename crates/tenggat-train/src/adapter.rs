@@ -1,12 +1,28 @@
 //! A new adapter's first values.
 
 use tenggat_models::lora::{Layout, Lora};
+use tenggat_models::qwen_image::transformer::Config;
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Result, Tensor};
 
+use crate::from_job;
+use crate::job::Network;
+
 /// Random stream of the initial values.
 const STREAM: u64 = 0x10_7a;
+
+/// Where the matrices lie of the adapter that a job asks for.
+///
+/// # Errors
+/// The job's patterns leave no module that the loss depends on, so that nothing would be trained.
+pub fn layout(network: &Network, config: &Config) -> std::result::Result<Layout, &'static str> {
+    let layout = Layout::new(from_job::kind(network), config.lora_layers(), |module| network.trains(module));
+    if layout.modules().iter().any(|module| module.trained) {
+        return Ok(layout);
+    }
+    Err("no module is trained: `only_if_contains` or `ignore_if_contains` leaves none")
+}
 
 /// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength 1; of a
 /// Kronecker product, W₁ alike over its own columns, W₂ zero.
@@ -33,6 +49,30 @@ pub fn initialise(layout: Layout, seed: u64, device: &Device, dtype: DType) -> R
 mod tests {
     use super::*;
     use tenggat_models::lora::Candidate;
+
+    #[test]
+    fn patterns_that_leave_nothing_to_train_are_refused() {
+        let mut config = Config::qwen_image();
+        config.num_layers = 2;
+        let trains = |only: &[&str], ignore: &[&str]| {
+            let owned = |parts: &[&str]| parts.iter().map(|part| part.to_string()).collect();
+            let network = Network {
+                kind: crate::job::NetworkKind::Lora,
+                rank: 1,
+                only_if_contains: owned(only),
+                ignore_if_contains: owned(ignore),
+                dropout: 0.0,
+                rank_dropout: 0.0,
+                module_dropout: 0.0,
+                pretrained: None,
+            };
+            layout(&network, &config).is_ok()
+        };
+        assert!(trains(&[], &[]) && trains(&["attn.to_q"], &["blocks.0"]));
+        assert!(!trains(&["nothing_matches"], &[]) && !trains(&[], &["transformer_blocks"]));
+        // The text half of the last block feeds nothing, so that these alone would learn nothing.
+        assert!(!trains(&["transformer_blocks.1.txt_mlp"], &[]));
+    }
 
     #[test]
     fn a_is_uniform_and_b_is_zero() {

@@ -45,6 +45,17 @@ impl FromStr for Choice {
     }
 }
 
+impl Choice {
+    /// Whether a command may work on a GPU, as far as that can be told without opening one.
+    pub fn may_be_a_gpu(self) -> bool {
+        match self {
+            Choice::Auto => tenggat_gpu::driver_is_there(),
+            Choice::Cpu => false,
+            Choice::Cuda(_) | Choice::Emulated(_) => true,
+        }
+    }
+}
+
 /// How GPUs are opened: libraries from the folders in `TENGGAT_CUDA_LIBRARIES` first, compiled kernels kept in the
 /// cache.
 pub fn options(ordinal: usize) -> anyhow::Result<Options> {

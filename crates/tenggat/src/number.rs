@@ -41,6 +41,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn flags_have_the_ranges_of_the_jobs_keys() {
+        for (key, most) in [
+            ("network.linear", MOST_RANK as f64),
+            ("tenggat.threads", MOST_THREADS as f64),
+            ("sample.sample_steps", MOST_SAMPLER_STEPS as f64),
+            ("train.steps", MOST_STEPS as f64),
+        ] {
+            let range = tenggat_train::job::range(key).unwrap();
+            assert!(range.contains(most) && !range.contains(most + 1.0), "{key}");
+        }
+    }
+
+    #[test]
     fn numbers_out_of_range_are_refused() {
         assert_eq!(whole::<usize>(1, 9)("9"), Ok(9));
         for wrong in ["0", "10", "-1", "4294967296", "18446744073709551616", "1.5", "", "x"] {

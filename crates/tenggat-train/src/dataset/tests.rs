@@ -7,7 +7,7 @@ use super::*;
 /// A data set with nothing but a path.
 pub(super) fn set(path: impl Into<PathBuf>) -> job::Dataset {
     let text = "job: extension\nconfig:\n  name: n\n  process:\n    - type: sd_trainer\n      \
-                datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n";
+                datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      network: {}\n";
     let (job, _) = job::Job::from_str(text, Path::new("job.yaml"), None, &|_| None).unwrap();
     job::Dataset { path: path.into(), ..job.datasets[0].clone() }
 }

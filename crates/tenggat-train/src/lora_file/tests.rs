@@ -14,7 +14,7 @@ fn fixture(name: &str) -> PathBuf {
 fn job() -> Job {
     let text = "job: extension\nmeta: {name: '[name]', number: 1.5}\nconfig:\n  name: pears\n  process:\n    \
                 - type: sd_trainer\n      trigger_word: p3ar\n      datasets: [{folder_path: p}]\n      \
-                model: {name_or_path: m, arch: qwen_image}\n";
+                model: {name_or_path: m, arch: qwen_image}\n      network: {}\n";
     Job::from_str(text, Path::new("job.yaml"), None, &|_| None).unwrap().0
 }
 

@@ -91,7 +91,8 @@ pub(super) fn budget(
         buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
         steps_done,
         progress_done,
-        samples: job.sample.enabled.then_some(SamplePlan { every_steps: job.sample.every, round_s }),
+        samples: (job.sample.enabled && job.sample.every > 0)
+            .then_some(SamplePlan { every_steps: job.sample.every, round_s }),
         // The first step's measurement tells how long they take.
         validation: job.train.validation.as_ref().map(|validation| ValidationPlan {
             every_steps: validation.every,

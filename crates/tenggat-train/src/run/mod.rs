@@ -190,7 +190,7 @@ fn run_phases(
     }
     let requests = Requests::new(&job.folder);
     let config = folder.file("config.yaml");
-    crate::atomic::write(&config, job.text.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
+    crate::atomic::write(&config, job.config.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
     let mut phases = Phases { clock, records: Vec::new() };
 
     let held_out = options.held_out.or(job.held_out.as_deref());

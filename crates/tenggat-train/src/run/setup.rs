@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tenggat_models::dropout::Dropout;
-use tenggat_models::lora::{Layout, Lora};
+use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_plan::{Schedule, Shape, Warmup};
 use tenggat_tensor::ops::loss;
@@ -11,7 +11,6 @@ use tenggat_tensor::{DType, Device};
 
 use super::{Error, Event, Result};
 use crate::adapter;
-use crate::from_job;
 use crate::job::{self, Job, Loss, LrScheduler};
 use crate::lora_file;
 use crate::step::Objective;
@@ -24,13 +23,7 @@ pub(super) fn first_lora(
     show: &mut dyn FnMut(Event),
 ) -> Result<Lora> {
     let config = Config::read(&model.join("transformer"))?;
-    let layout =
-        Layout::new(from_job::kind(&job.network), config.lora_layers(), |module| job.network.trains(module));
-    if layout.is_empty() {
-        return Err(Error::Job(
-            "no module is trained: `only_if_contains` or `ignore_if_contains` leaves none".into(),
-        ));
-    }
+    let layout = adapter::layout(&job.network, &config).map_err(|reason| Error::Job(reason.into()))?;
     let mut lora = adapter::initialise(layout, job.seed, device, DType::F32)?;
     if let Some(path) = &job.network.pretrained {
         let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::{hub, model_folder};
 use tenggat_plan::{Plan, PlanOptions, Precision, Trainer, format_duration};
+use tenggat_train::adapter;
 use tenggat_train::dataset::{self, Item};
 use tenggat_train::job::{self, Job, NetworkKind};
 use tenggat_train::lora_file;
@@ -14,6 +16,7 @@ use tenggat_train::planned::plan_job;
 use super::plan::job::{facts, on};
 use super::train::{NO_STEPS, default_steps, show_warnings};
 use crate::assets;
+use crate::device;
 use crate::output::{self, say, warning};
 use crate::processor;
 
@@ -46,7 +49,7 @@ impl Findings {
 }
 
 /// Looks the job over and prints a summary.
-pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
+pub fn check(args: &CheckArgs, device: device::Choice) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     show_warnings(&warnings);
@@ -56,7 +59,10 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         found.remark(NO_STEPS);
     }
     line("job", &summary(&job));
-    line("model", &model(&job.model.name_or_path, &mut found));
+    let model_is_here = model(&job.model.name_or_path, &mut found);
+    if let Err(reason) = trained_modules(&job) {
+        found.problem(reason);
+    }
     if let Some(adapter) = &job.model.recovery_adapter {
         line("", &recovery(adapter, &mut found));
     }
@@ -69,9 +75,27 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     for set in &job.datasets {
         line("data", &data(set, &job, &mut found));
     }
+    if let Some(folder) = &job.held_out {
+        let set = job::Dataset { path: folder.clone(), ..job.datasets[0].clone() };
+        line("held-out", &data(&set, &job, &mut found));
+    }
+    for (path, _) in job.train.validation.iter().flat_map(|validation| &validation.items) {
+        if let Err(e) = dataset::load_whole(path, 32) {
+            found.remark(format!("left out: {e}"));
+        }
+    }
     line("output", &output(&job.folder, &mut found));
     match plan(&job) {
-        Ok(text) => line("plan", &text),
+        Ok((text, fits)) => {
+            line("plan", &text);
+            // A model that is elsewhere is trained elsewhere, and a GPU has memory of its own.
+            if !fits && model_is_here && !device.may_be_a_gpu() {
+                found.problem(
+                    "the job needs more memory than there is; lower the rank, the batch or the resolution, \
+                     quantise the model, or see `tenggat plan` for GPUs that hold it",
+                );
+            }
+        }
         Err(e) => found.problem(format!("no plan: {e:#}")),
     }
     for problem in &found.problems {
@@ -103,8 +127,9 @@ fn summary(job: &Job) -> String {
     format!("{}: {network}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
 }
 
-/// Whether the model is here and whole; only a folder that is neither there nor the name of a repository is a problem.
-fn model(name: &str, found: &mut Findings) -> String {
+/// Shows whether the model is here and whole, and returns whether it is here. A problem is only a folder that is
+/// neither there nor the name of a repository, or a model of another family.
+fn model(name: &str, found: &mut Findings) -> bool {
     let folder = match name {
         assets::MINI => assets::mini().map(|path| path.join("model")),
         other => Ok(other.into()),
@@ -113,21 +138,42 @@ fn model(name: &str, found: &mut Findings) -> String {
         Ok(folder) if folder.is_dir() => model_folder::check(&folder).map_err(|e| e.to_string()),
         Ok(_) => {
             let offline = hub::Options { offline: true, ..hub::Options::from_env() };
-            match hub::locate(name, &offline, &|_| {}) {
-                Ok(folder) => return format!("{name}, whole, in {}", folder.display()),
-                Err(e) if hub::Repository::parse(name).is_none() => Err(e.to_string()),
-                Err(_) => return format!("{name} is not on this machine; the run fetches it"),
+            match (hub::locate(name, &offline, &|_| {}), model_folder::other_family(name)) {
+                (Ok(folder), _) => {
+                    line("model", &format!("{name}, whole, in {}", folder.display()));
+                    return true;
+                }
+                (Err(e), _) if hub::Repository::parse(name).is_none() => Err(e.to_string()),
+                (Err(_), Some(family)) => Err(format!(
+                    "{name} is {family}; `arch: qwen_image` trains Qwen/Qwen-Image and Qwen/Qwen-Image-2512"
+                )),
+                (Err(_), None) => {
+                    line("model", &format!("{name} is not on this machine; the run fetches it"));
+                    return false;
+                }
             }
         }
         Err(e) => Err(format!("{e:#}")),
     };
     match whole {
-        Ok(()) => format!("{name}, whole"),
+        Ok(()) => line("model", &format!("{name}, whole")),
         Err(e) => {
             found.problem(e);
-            format!("{name} cannot be used")
+            line("model", &format!("{name} cannot be used"));
         }
     }
+    true
+}
+
+/// Whether the job's patterns leave anything to train, in the model that is here or else in the published one.
+fn trained_modules(job: &Job) -> Result<(), &'static str> {
+    let folder = match job.model.name_or_path.as_str() {
+        assets::MINI => assets::mini().map(|path| path.join("model")).unwrap_or_default(),
+        other => other.into(),
+    };
+    // What is wrong with the file itself is told of the model.
+    let config = Config::read(&folder.join("transformer")).unwrap_or_else(|_| Config::qwen_image());
+    adapter::layout(&job.network, &config).map(|_| ())
 }
 
 fn recovery(name: &str, found: &mut Findings) -> String {
@@ -185,16 +231,22 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
 
 /// Whether the folder of the results, or the nearest folder above it that exists, can be written to.
 fn output(folder: &Path, found: &mut Findings) -> String {
-    let existing = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let existing = folder.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
-    if let Err(e) = tempfile::tempfile_in(existing) {
+    if !existing.is_dir() {
+        found.problem(format!(
+            "{} is no folder, so that results cannot lie in {}; change `training_folder` or the name",
+            existing.display(),
+            folder.display()
+        ));
+    } else if let Err(e) = tempfile::tempfile_in(existing) {
         found.problem(format!("cannot write to {}: {e}", existing.display()));
     }
     folder.display().to_string()
 }
 
-/// Time and memory on this machine's processor, in one line.
-fn plan(job: &Job) -> anyhow::Result<String> {
+/// Time and memory on this machine's processor, in one line, and whether the memory is there.
+fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     let (facts, _) = facts(&job.model.name_or_path)?;
     let planned = plan_job(job, &facts, Precision::Bf16).job;
     let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
@@ -209,5 +261,5 @@ fn plan(job: &Job) -> anyhow::Result<String> {
     if plan.assumed {
         parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
     }
-    Ok(format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")))
+    Ok((format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")), plan.fit.fits))
 }

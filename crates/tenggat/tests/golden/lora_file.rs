@@ -35,7 +35,7 @@ fn outline(path: &Path) -> Outline {
 /// Writes an adapter as a run with no settings of its own does.
 fn write(lora: &Lora, path: &Path) {
     let text = "job: extension\nconfig:\n  name: n\n  process:\n    - type: sd_trainer\n      \
-                datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n";
+                datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      network: {}\n";
     let job = Job::from_str(text, Path::new("job.yaml"), None, &|_| None).expect("job").0;
     let (values, rank) = (lora.parameters.to_f32().expect("values"), lora.layout.rank());
     let modules: Vec<lora_file::Module<'_>> = lora
