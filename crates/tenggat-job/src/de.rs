@@ -64,6 +64,15 @@ pub(super) fn lenient<'de, D: de::Deserializer<'de>, T: de::Deserialize<'de>>(
     Ok(<Option<T> as de::Deserialize>::deserialize(deserializer).unwrap_or(None))
 }
 
+/// The truth value that a text stands for in YAML 1.1, which ai-toolkit's parser reads.
+pub(super) fn truth(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "yes" | "on" => Some(true),
+        "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Reader<'de, 'p> {
     node: &'de Node,
@@ -165,7 +174,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let value = match &self.node.value {
             Value::Bool(b) => Some(*b),
-            Value::Text(text) => super::raw::truth(text),
+            Value::Text(text) => truth(text),
             _ => None,
         };
         match value {

@@ -4,7 +4,6 @@
 use serde::Deserialize;
 
 use super::de::lenient;
-use super::tree::{Node, Value};
 
 /// A section that is kept as it is.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -125,19 +124,4 @@ sections! {
         seed: u64, compat: OneOrMany<String>, threads: u64, resume: bool, held_out: String, deliver: String,
         lr_times_steps: f64, fp8_products: bool,
     }
-}
-
-/// The truth value that a text stands for in YAML 1.1, which ai-toolkit's parser reads.
-pub(super) fn truth(text: &str) -> Option<bool> {
-    match text.to_lowercase().as_str() {
-        "yes" | "on" => Some(true),
-        "no" | "off" => Some(false),
-        _ => None,
-    }
-}
-
-/// Values of a YAML scalar written in the key tables.
-pub(super) fn literal(text: &str) -> Value {
-    let source = super::source::Source::new(std::path::Path::new("key table"), text);
-    Node::parse(&source, text).map_or(Value::Null, |node| node.value)
 }

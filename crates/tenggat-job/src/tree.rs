@@ -116,6 +116,12 @@ impl Node {
     }
 }
 
+/// The value that a scalar of YAML stands for.
+pub(super) fn literal(text: &str) -> Value {
+    let source = Source::new(std::path::Path::new("key table"), text);
+    Node::parse(&source, text).map_or(Value::Null, |node| node.value)
+}
+
 impl Value {
     /// What this is, for messages.
     pub(super) fn describe(&self) -> String {

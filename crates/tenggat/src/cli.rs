@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use tenggat_train::job::parse_moment;
 
 use crate::commands::{
     BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
@@ -136,10 +137,10 @@ pub struct Limit {
     #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
     pub budget: Option<String>,
     /// Moment by which the program must have ended (RFC 3339).
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     pub deadline: Option<jiff::Timestamp>,
     /// Moment at which the budget began to run, if earlier than the program (RFC 3339).
-    #[arg(long, value_name = "TIME", requires = "budget")]
+    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_moment)]
     pub clock_start: Option<jiff::Timestamp>,
     /// Use all of the budget, even if the job's steps are done earlier.
     #[arg(long)]

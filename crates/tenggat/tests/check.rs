@@ -36,7 +36,9 @@ fn what_a_run_could_not_do_is_a_problem() {
     // The text half of the last of six blocks feeds nothing.
     let unused = kwargs("only_if_contains: [transformer_blocks.5.txt_mlp]");
     let small = "training_seed: 5\n      tenggat: {memory_limit: 2MB}";
+    let long = format!("{out}/{}", "x".repeat(300));
     for (from, to, part) in [
+        (out.as_str(), long.as_str(), "too many for a name"),
         ("linear_alpha: 4}", nothing.as_str(), "no module is trained"),
         ("linear_alpha: 4}", &everything, "no module is trained"),
         ("linear_alpha: 4}", &unused, "no module is trained"),

@@ -1,7 +1,7 @@
 //! A row of the tables, and how rows are written.
 
 use super::range::Range;
-use crate::tree::Value;
+use crate::tree::{Value, literal};
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) struct Section {
 impl Key {
     /// Whether this value changes nothing.
     pub(crate) fn is_harmless(&self, value: &Value) -> bool {
-        *value == Value::Null || self.harmless.iter().any(|text| crate::raw::literal(text).same(value))
+        *value == Value::Null || self.harmless.iter().any(|text| literal(text).same(value))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::resolver::{PROCESS, Resolver};
+use crate::moment::parse_moment;
 use crate::values::{self, Deliver};
 use crate::{ARCH, Compat, Job, Limits, raw};
 
@@ -189,15 +190,12 @@ impl Resolver<'_> {
     }
 
     fn deadline(&mut self, text: Option<&str>) -> Option<jiff::Timestamp> {
-        let text = text?;
-        let moment = text.parse().ok();
-        if moment.is_none() {
-            let zoneless = text.parse::<jiff::civil::DateTime>().is_ok();
-            let missing = if zoneless { " without a time zone" } else { "" };
-            let message =
-                format!("{text:?} is no moment{missing}; expected one such as 2026-05-01T18:00:00+02:00");
-            self.wrong("config.process[0].tenggat.deadline", message);
+        match parse_moment(text?) {
+            Ok(moment) => Some(moment),
+            Err(message) => {
+                self.wrong("config.process[0].tenggat.deadline", message);
+                None
+            }
         }
-        moment
     }
 }

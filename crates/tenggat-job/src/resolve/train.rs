@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::resolver::{PROCESS, Resolver};
+use crate::de::truth;
 use crate::raw::{self, TextOrFlag};
 use crate::values::{
     self, Balance, Bell, Checkpointing, Loss, LrScheduler, Optimiser, SaveType, TimestepType,
@@ -119,7 +120,7 @@ impl Resolver<'_> {
         let flag = match raw {
             None => return Checkpointing::Auto,
             Some(TextOrFlag::Flag(flag)) => flag,
-            Some(TextOrFlag::Text(text)) => match (text.as_str(), raw::truth(&text)) {
+            Some(TextOrFlag::Text(text)) => match (text.as_str(), truth(&text)) {
                 ("auto", _) => return Checkpointing::Auto,
                 (_, Some(flag)) => flag,
                 _ => {

@@ -30,6 +30,9 @@ pub struct CheckArgs {
     pub name: Option<String>,
 }
 
+/// Most bytes that file systems take for the name of a folder.
+const NAME_BYTES: usize = 255;
+
 /// What was found: problems end a run, remarks do not.
 #[derive(Default)]
 struct Findings {
@@ -238,6 +241,12 @@ fn output(folder: &Path, found: &mut Findings) -> String {
             "{} is no folder, so that results cannot lie in {}; change `training_folder` or the name",
             existing.display(),
             folder.display()
+        ));
+    } else if let Some(part) = folder.iter().find(|part| part.len() > NAME_BYTES) {
+        found.problem(format!(
+            "{} cannot be made: {} bytes are too many for a name",
+            folder.display(),
+            part.len()
         ));
     } else if let Err(e) = tempfile::tempfile_in(existing) {
         found.problem(format!("cannot write to {}: {e}", existing.display()));
