@@ -15,7 +15,7 @@ fn assert_sane(job: &Job) {
         (1..=1024).contains(&job.train.batch_size) && (1..=65_536).contains(&job.train.gradient_accumulation)
     );
     assert!((1..=4096).contains(&job.network.rank) && !job.name.is_empty() && job.name.len() <= 200);
-    assert!(job.train.steps != Some(0) && (0.0..=1e6).contains(&job.train.lr));
+    assert!(job.train.steps != Some(0) && (0.0..=1e38).contains(&job.train.lr));
     assert!(job.train.denoising_steps.0 < job.train.denoising_steps.1);
     assert!(!job.datasets.is_empty() && !job.model.name_or_path.is_empty());
     for set in &job.datasets {
