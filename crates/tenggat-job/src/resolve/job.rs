@@ -114,12 +114,9 @@ impl Resolver<'_> {
             self.missing("config.name", "name the run, there or with `--name`");
             return String::new();
         };
-        if name.trim().is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+        if name.trim().is_empty() || name.contains(['/', '\\', '\0']) || name.starts_with('.') {
             let message =
                 format!("{name:?} cannot be a folder's name; expected no slash, and no dot at the start");
-            self.wrong("config.name", message);
-        } else if name.contains(char::is_control) {
-            let message = format!("{name:?} cannot be a folder's name; expected no control characters");
             self.wrong("config.name", message);
         } else if name.len() > NAME_BYTES {
             let bytes = name.len();
