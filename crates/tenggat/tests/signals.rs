@@ -183,7 +183,9 @@ fn nothing_trained_yet_ends_at_once_in_every_phase() {
         if phase == "cache" {
             // Some hundred pictures of some size.
             let set = job.folder.path().join("set");
-            (0..300).for_each(|i| drop(fs::copy(set.join("fox.png"), set.join(format!("{i}.png"))).unwrap()));
+            for i in 0..300 {
+                fs::copy(set.join("fox.png"), set.join(format!("{i}.png"))).unwrap();
+            }
         }
         let mut run = job.start(&[]);
         run.wait_until(phase, |run| run.said().contains(&format!("{phase} …")));
