@@ -57,8 +57,12 @@ mod tests {
     }
 
     #[test]
-    fn folders_and_devices_are_not_read() {
+    fn folders_devices_and_huge_files_are_not_read() {
         assert!(text(&std::env::temp_dir()).unwrap_err().to_string().contains("a folder"));
+        let folder = tempfile::tempdir().unwrap();
+        let large = folder.path().join("large.yaml");
+        std::fs::write(&large, " ".repeat(MOST_BYTES as usize + 1)).unwrap();
+        assert!(text(&large).unwrap_err().to_string().contains("larger than 16 MiB"));
         #[cfg(unix)]
         assert!(text(Path::new("/dev/zero")).unwrap_err().to_string().contains("regular file"));
     }

@@ -216,21 +216,3 @@ fn unknown(source: &Source, stray: &de::Stray) -> Warning {
     let message = format!("`{}` is not a known key and has no effect{advice}", stray.entry.key);
     Warning { place: source.place(stray.entry.at), message }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_files_of_a_bounded_size_are_jobs() {
-        let folder = tempfile::tempdir().unwrap();
-        let refused = |path: &Path| Job::from_file(path, None, &|_| None).unwrap_err().to_string();
-        let error = refused(folder.path());
-        assert!(error.contains("cannot read the job") && error.contains("it is no regular file"), "{error}");
-        let large = folder.path().join("large.yaml");
-        std::fs::write(&large, " ".repeat(LARGEST as usize + 1)).unwrap();
-        assert!(refused(&large).contains("it has more than 16 MB"));
-        #[cfg(unix)]
-        assert!(refused(Path::new("/dev/zero")).contains("it is no regular file"));
-    }
-}
