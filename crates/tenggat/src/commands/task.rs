@@ -27,9 +27,6 @@ const PRESET: &str = include_str!("../../../../assets/contest/task.yaml");
 /// Kept free before the end for what this process's clock does not show: share of the hours, and its bounds in seconds.
 const MARGIN_SHARE: f64 = 0.01;
 const MARGIN_S: (f64, f64) = (1.0, 60.0);
-/// Share of the hours, or seconds, that may be left when a task counts as played to its end.
-const LEFT_SHARE: f64 = 0.1;
-const LEFT_S: f64 = 30.0;
 /// With fewer pictures than so many, the learning rate falls no further; not measured.
 const FEWEST_PICTURES: usize = 4;
 /// Hours taken for 0: a part of an hour that was cut off on the way.
@@ -186,7 +183,8 @@ fn train(
     let limited = Limited { clock, deadline_s: Some(deadline_s), is_moment: true };
     let summary = run_job(&job, None, &limited, false, (choice, stop))?;
     show_interrupted(&job, &summary);
-    if summary.left_s.is_none_or(|left_s| left_s < LEFT_S.max(LEFT_SHARE * hours * 3600.0)) {
+    // What is uploaded at the end is the LoRA; a task that was interrupted may be started again.
+    if !summary.interrupted {
         container::remove_state(&output)?;
     }
     if let Some((first, best)) = summary.chosen {
