@@ -1,4 +1,5 @@
 //! Tasks of this repository, each step with its time: `cargo xtask check | quick | test | bench | docs`.
+#![allow(clippy::print_stderr, reason = "a tool for developers")]
 
 mod layout;
 
