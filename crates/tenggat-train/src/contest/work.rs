@@ -46,7 +46,13 @@ impl Work {
         let (path, remark) = match usual() {
             Err(e @ Error::NotOurs { .. }) => {
                 let parent = root.map_or_else(std::env::temp_dir, Path::to_owned);
-                let new = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(&parent);
+                let prefix = format!("{name}-");
+                let mut builder = tempfile::Builder::new();
+                builder.prefix(&prefix);
+                // Others could read it otherwise.
+                #[cfg(unix)]
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+                let new = builder.tempdir_in(&parent);
                 let new = new.map_err(|e| Error::file("make a folder in", &parent, e))?;
                 (new.keep(), Some(e.to_string()))
             }
