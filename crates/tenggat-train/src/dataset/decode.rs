@@ -22,14 +22,15 @@ pub(super) const MOST_PIXELS: u64 = 178_956_970;
 const MOST_BYTES: u64 = 8 * MOST_PIXELS + (64 << 20);
 
 /// Most bytes of a file.
-const LARGEST_FILE: u64 = 2 << 30;
+const LARGEST_FILE: u64 = 1 << 30;
 
 /// Width and height of an image that is turned upright; reads the header alone.
 ///
 /// # Errors
 /// The file cannot be read or is no image.
 pub(super) fn size(path: &Path) -> Result<(usize, usize)> {
-    let file = file::open(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let file =
+        file::open_at_most(path, LARGEST_FILE).map_err(|source| Error::Read { path: path.into(), source })?;
     let ((width, height), orientation) = guarded(path, || {
         header(path, BufReader::new(file)).map(|(decoder, way)| (decoder.dimensions(), way))
     })?;

@@ -19,18 +19,29 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// The bytes of a regular file of at most `most` bytes.
+/// Opens a regular file of at most `most` bytes.
 ///
 /// # Errors
 /// As [`open`], or the file is longer.
+pub(super) fn open_at_most(path: &Path, most: u64) -> io::Result<File> {
+    let file = open(path)?;
+    if file.metadata()?.len() > most { Err(too_large(most)) } else { Ok(file) }
+}
+
+/// The bytes of a regular file of at most `most` bytes.
+///
+/// # Errors
+/// As [`open_at_most`].
 pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        let text = format!("it has more than {} MB", most >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(bytes)
+    // Some files, as those of /proc, are longer than they say.
+    open_at_most(path, most)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(too_large(most)) } else { Ok(bytes) }
+}
+
+fn too_large(most: u64) -> io::Error {
+    let text = format!("it has more than {} MB", most >> 20);
+    io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
 #[cfg(test)]
@@ -45,6 +56,7 @@ mod tests {
         assert_eq!(read(&path, 1 << 20).unwrap().len(), 1 << 20);
         std::fs::write(&path, vec![7; (1 << 20) + 1]).unwrap();
         assert_eq!(read(&path, 1 << 20).unwrap_err().to_string(), "it has more than 1 MB");
+        assert!(open_at_most(&path, 1 << 20).is_err() && open_at_most(&path, 2 << 20).is_ok());
         assert_eq!(read(folder.path(), 9).unwrap_err().to_string(), "it is no regular file");
         assert_eq!(read(&folder.path().join("none"), 9).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -184,6 +184,18 @@ fn sizes_beyond_the_limit_are_refused_before_memory_is_asked_for() {
     assert!(upright(&file(&folder, &large)).unwrap_err().to_string().contains("178 million"));
 }
 
+/// A decoder would read all of it to find the header.
+#[test]
+fn files_beyond_any_image_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, &encoded(ImageFormat::Jpeg));
+    std::fs::File::options().append(true).open(&path).unwrap().set_len((1 << 30) + 1).unwrap();
+    for error in [size(&path).map(drop), upright(&path).map(drop)] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("a.png") && error.contains("more than 1024 MB"), "{error}");
+    }
+}
+
 /// One file of each kind that the program reads.
 fn samples() -> Vec<Vec<u8>> {
     let fixture = |name: &str| {
