@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::{hub, model_folder};
-use tenggat_plan::{Plan, PlanOptions, Precision, Trainer, format_duration};
+use tenggat_plan::{Plan, PlanJob, PlanOptions, Precision, Trainer, format_duration};
 use tenggat_train::adapter;
 use tenggat_train::dataset::{self, Item};
 use tenggat_train::job::{self, Job, NetworkKind};
@@ -261,6 +261,9 @@ fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
     let options = PlanOptions { budget_s: job.limits.budget_s, ..PlanOptions::default() };
     let plan = Plan::new(&on(&planned, &machine), &machine, Trainer::Tenggat, &options)?;
+    // A run keeps to a `memory_limit` as well as it can; what the machine has is all there is.
+    let unlimited = PlanJob { memory_limit_bytes: None, ..planned };
+    let fits = Plan::new(&on(&unlimited, &machine), &machine, Trainer::Tenggat, &options)?.fit.fits;
     let bytes = plan.fit.memory.device_bytes() + plan.fit.memory.host_bytes;
     let mut parts = vec![format!("{:.2} s a step", plan.step_s)];
     parts.extend(plan.steps.map(|steps| format!("{steps} steps")));
@@ -270,5 +273,5 @@ fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     if plan.assumed {
         parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
     }
-    Ok((format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")), plan.fit.fits))
+    Ok((format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")), fits))
 }
