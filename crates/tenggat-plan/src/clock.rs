@@ -1,22 +1,50 @@
 //! Where time comes from: seconds since the moment the budget began to run.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A source of time.
 ///
-/// Everything that plans takes the present as an argument or through this trait, so that a twelve-hour run can be
-/// rehearsed in milliseconds.
+/// Everything that plans takes the present as an argument or through this trait, so that a twelve-hour run
+/// can be rehearsed in milliseconds.
 pub trait Clock {
     /// Seconds since the budget began to run. Never goes back.
     fn now_s(&self) -> f64;
 }
 
-/// The machine's monotonic clock.
+/// The machine's monotonic clock, which also counts the time that the machine was suspended: a deadline is a
+/// moment in the world, and sleeping does not move it. Setting the wall clock does not move it either.
 #[derive(Debug, Clone, Copy)]
 pub struct WallClock {
-    started: Instant,
+    started: Moment,
     spent_before_s: f64,
+}
+
+#[cfg(not(unix))]
+use std::time::Instant as Moment;
+
+/// A reading of that clock. `std::time::Instant` stands still while a machine is suspended.
+#[cfg(unix)]
+#[derive(Debug, Clone, Copy)]
+struct Moment(Duration);
+
+#[cfg(unix)]
+impl Moment {
+    fn now() -> Self {
+        use nix::time::{ClockId, clock_gettime};
+        // The monotonic clock of macOS counts sleep already.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let clock = ClockId::CLOCK_BOOTTIME;
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let clock = ClockId::CLOCK_MONOTONIC;
+        let reading = clock_gettime(clock).or_else(|_| clock_gettime(ClockId::CLOCK_MONOTONIC));
+        Moment(reading.expect("every Unix has a monotonic clock").into())
+    }
+
+    fn elapsed(self) -> Duration {
+        // Under emulation a clock may step back by a tick.
+        Self::now().0.saturating_sub(self.0)
+    }
 }
 
 impl WallClock {
@@ -27,7 +55,7 @@ impl WallClock {
 
     /// A clock that already reads `spent`, for a budget that began before this process did (`--clock-start`).
     pub fn started_earlier(spent: Duration) -> Self {
-        Self { started: Instant::now(), spent_before_s: spent.as_secs_f64() }
+        Self { started: Moment::now(), spent_before_s: spent.as_secs_f64() }
     }
 }
 
