@@ -26,41 +26,34 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     write_with(to, |file| io::copy(&mut source, file).map(drop))
 }
 
-/// Gives a file a second name in place of what is there; copies it where the file system has no links. Files are replaced,
-/// never rewritten, so that the two names have nothing more to do with each other.
-///
-/// # Errors
-/// As [`write`].
-pub fn link(from: &Path, to: &Path) -> io::Result<()> {
-    let folder = match to.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    let beside = folder.join(format!("{PREFIX}{}-{name}", std::process::id()));
-    let _ = fs::remove_file(&beside);
-    if fs::hard_link(from, &beside).is_err() {
-        return copy(from, to);
-    }
-    let renamed = fs::rename(&beside, to);
-    // Two names of one file are not renamed over each other: the system leaves both.
-    let _ = fs::remove_file(&beside);
-    renamed?;
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    Ok(())
-}
-
 /// Writes a file with what `fill` puts out.
 ///
 /// # Errors
 /// As [`write`], or what `fill` returns.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(folder)?;
+    replace(path, None, fill)
+}
+
+/// As [`write_with`], and keeps the file that it replaces under the name `previous`, in place of an older one
+/// there. A process that is killed leaves at least one of the two.
+///
+/// # Errors
+/// As [`write_with`]; neither file is touched unless the new one lies whole beside them.
+pub fn write_keeping(
+    path: &Path,
+    previous: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    replace(path, Some(previous), fill)
+}
+
+fn replace(
+    path: &Path,
+    previous: Option<&Path>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = folder_of(path);
+    make_folder(folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX);
     #[cfg(unix)]
@@ -75,14 +68,72 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<(
     buffered.flush()?;
     drop(buffered);
     file.as_file().sync_all()?;
+    if let Some(previous) = previous {
+        match fs::rename(path, previous) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
     file.persist(path).map_err(|e| e.error)?;
-    // The name itself is on the disk only when the folder is.
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
+    sync_folder(folder)
+}
+
+/// Gives a file a second name in place of what is there, which takes no room; copies it where the file system
+/// has no links. Files are replaced, never rewritten, so that the two names have nothing more to do with each
+/// other.
+///
+/// # Errors
+/// As [`write`].
+pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = folder_of(to);
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let beside = folder.join(format!("{PREFIX}{}-{name}", std::process::id()));
+    let _ = fs::remove_file(&beside);
+    if fs::hard_link(from, &beside).is_err() {
+        return copy(from, to);
+    }
+    let renamed = fs::rename(&beside, to);
+    // Two names of one file are not renamed over each other: the system leaves both.
+    let _ = fs::remove_file(&beside);
+    renamed?;
+    sync_folder(folder)
+}
+
+/// Makes a folder and those above it that are missing, so that their names outlast a power cut.
+///
+/// # Errors
+/// The system's reason.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.is_dir()).collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().rev().try_for_each(|made| sync_folder(folder_of(made)))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A name is on the disk only when its folder is.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // Some file systems of networks and of other systems know no such thing for folders.
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        done => done,
+    }
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes unfinished files that a killed process left in a folder; others stay. For folders that nobody else writes.
+/// Removes unfinished files that a killed process left in a folder; others stay. For folders that nobody else
+/// writes.
 ///
 /// # Errors
 /// The folder cannot be read or a file not be removed.
@@ -151,6 +202,24 @@ mod tests {
         assert_eq!(names(folder.path()), ["a.txt"]);
         assert!(copy(&folder.path().join("none"), &path).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        let previous = folder.path().join("b.txt");
+        let failed = write_keeping(&path, &previous, |_| Err(io::Error::other("no more room")));
+        assert!(failed.is_err() && !previous.exists());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn the_file_that_is_replaced_can_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, previous) = (folder.path().join("a"), folder.path().join("b"));
+        for text in ["one", "two", "three"] {
+            write_keeping(&path, &previous, |file| file.write_all(text.as_bytes())).unwrap();
+        }
+        assert_eq!(
+            (fs::read(&path).unwrap(), fs::read(&previous).unwrap()),
+            (b"three".to_vec(), b"two".to_vec())
+        );
+        assert_eq!(names(folder.path()), ["a", "b"]);
     }
 
     #[cfg(unix)]

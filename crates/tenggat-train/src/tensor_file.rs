@@ -5,7 +5,7 @@
 //! Source: safetensors README, section "Format"; tensors lie sorted by type, then by name, as the library has them.
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use half::slice::HalfFloatSliceExt;
@@ -94,11 +94,25 @@ pub(crate) fn header(metadata: &[(String, String)], entries: &[Entry<'_>]) -> Ve
 /// # Errors
 /// The file cannot be written.
 pub(crate) fn write(path: &Path, metadata: &[(String, String)], entries: &[Entry<'_>]) -> io::Result<()> {
-    let header = header(metadata, entries);
-    atomic::write_with(path, |file| {
-        file.write_all(&header)?;
-        entries.iter().try_for_each(|entry| file.write_all(&entry.bytes))
-    })
+    atomic::write_with(path, |file| put(file, metadata, entries))
+}
+
+/// As [`write`], and keeps the file that it replaces under the name `previous`.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_keeping(
+    path: &Path,
+    previous: &Path,
+    metadata: &[(String, String)],
+    entries: &[Entry<'_>],
+) -> io::Result<()> {
+    atomic::write_keeping(path, previous, |file| put(file, metadata, entries))
+}
+
+fn put(file: &mut dyn Write, metadata: &[(String, String)], entries: &[Entry<'_>]) -> io::Result<()> {
+    file.write_all(&header(metadata, entries))?;
+    entries.iter().try_for_each(|entry| file.write_all(&entry.bytes))
 }
 
 /// Values of a float tensor.

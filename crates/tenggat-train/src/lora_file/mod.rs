@@ -3,6 +3,7 @@
 //! A file is replaced as a whole or not at all. The same weights, job and step give the same bytes.
 
 mod adapter;
+mod header;
 mod keys;
 mod metadata;
 
@@ -14,6 +15,7 @@ use rayon::prelude::*;
 use safetensors::SafeTensors;
 
 pub use adapter::{into_lora, start_from};
+pub use header::Header;
 
 use crate::job::{Job, SaveType};
 use crate::tensor_file::{self, Entry};
@@ -190,8 +192,7 @@ pub struct LoraFile {
 impl LoraFile {
     /// The step that the metadata name, if they do.
     pub fn step(&self) -> Option<u64> {
-        let info: serde_json::Value = serde_json::from_str(self.metadata.get("training_info")?).ok()?;
-        info.get("step")?.as_u64()
+        header::step(&self.metadata)
     }
 }
 
