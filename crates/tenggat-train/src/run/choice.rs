@@ -1,17 +1,20 @@
-//! `deliver: best`: among the LoRAs of a run, the one with the lowest held-out error is delivered. The error is the
-//! velocity error of the timed contest at all its noise levels, on the same noise for every contender.
+//! `deliver: best`: among the LoRAs of a run, the one with the lowest held-out error is delivered. The error
+//! is the velocity error of the timed contest at all its noise levels, on the same noise for every contender.
+
+use std::path::PathBuf;
 
 use tenggat_models::lora::Lora;
 use tenggat_plan::{Clock, PartTime};
 
+use super::Result;
 use super::event::{Contender, Event};
 use super::folder::{LAST, RunFolder};
 use super::saving::Saver;
 use super::stop::unless_interrupted;
-use super::{Error, Result};
 use crate::score::{self, HeldOut, Judge, LEVELS, Prompt};
 
-/// Share of the budget that one measurement may take; with less there are more noises, with more there is no choice.
+/// Share of the budget that one measurement may take; with less there are more noises, with more there is no
+/// choice.
 const SHARE: f64 = 0.005;
 const MOST_SHARE: f64 = 0.04;
 /// Most noises at each level.
@@ -33,7 +36,8 @@ pub(super) struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    /// Measures what the run begins with, which is the first contender. `None` if that takes too much of the budget.
+    /// Measures what the run begins with, which is the first contender. `None` if that takes too much of the
+    /// budget.
     ///
     /// # Errors
     /// The device failed.
@@ -95,9 +99,10 @@ impl<'a> Choice<'a> {
         Ok(Some(contender))
     }
 
-    /// Decides between the LoRA of the last step and the best before it, so that `last.safetensors` holds the winner. It
-    /// is written before it is measured: the measurement may take what time is left. Without time for it the last step wins
-    /// if the errors had been falling.
+    /// Decides between the LoRA of the last step and the best before it, so that `last.safetensors` holds the
+    /// winner. It is written before it is measured: the measurement may take what time is left. Without time
+    /// for it the last step wins if the errors had been falling. Returns where the winner is, which is
+    /// elsewhere if the folder has no room.
     ///
     /// # Errors
     /// The device failed, or a file cannot be written.
@@ -108,10 +113,13 @@ impl<'a> Choice<'a> {
         (saver, folder): (&Saver<'_>, &RunFolder),
         may_go_on: &mut dyn FnMut(PartTime) -> bool,
         show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
+    ) -> Result<PathBuf> {
         let (last, numbered) = (folder.file(LAST), folder.numbered(steps));
         let was_there = numbered.exists();
-        saver.save(lora, &numbered, steps)?;
+        let is_kept = match saver.save(lora, &numbered, steps) {
+            Err(e) if e.is_of_a_file() => false,
+            done => done.map(|()| true)?,
+        };
         let wins = match unless_interrupted(self.measure(lora, steps, may_go_on))?.flatten() {
             Some(contender) => {
                 show(Event::Contender(contender));
@@ -119,15 +127,17 @@ impl<'a> Choice<'a> {
             }
             None => self.improving,
         };
-        if wins {
-            let moved = if was_there {
-                crate::atomic::copy(&numbered, &last)
-            } else {
-                std::fs::rename(&numbered, &last)
-            };
-            moved.map_err(|e| Error::file("write", &last, e))?;
+        if wins && !is_kept {
+            return saver.save_final(lora, &last, steps);
         }
-        Ok(())
+        if wins {
+            saver.deliver(&numbered, &last, steps)?;
+            if !was_there {
+                // Should it stay, it is one numbered file more.
+                let _ = std::fs::remove_file(&numbered);
+            }
+        }
+        Ok(last)
     }
 
     fn error(

@@ -95,13 +95,19 @@ impl Requests {
         Requests { path, looked_s: 0.0 }
     }
 
+    /// Looks in another folder from now on: the run's was renamed.
+    pub fn moved_to(&mut self, folder: &Path) {
+        self.path = folder.join(REQUEST);
+    }
+
     /// Answers a request if it is time to look and there is one: moves the deadline, removes the file, and tells.
     pub fn answer(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
         if now_s - self.looked_s < LOOK_EVERY_S {
             return;
         }
         self.looked_s = now_s;
-        let Ok(text) = fs::read_to_string(&self.path) else { return };
+        let Ok(bytes) = fs::read(&self.path) else { return };
+        let text = String::from_utf8_lossy(&bytes);
         // A request that stays would be answered again and again.
         if let Err(e) = fs::remove_file(&self.path) {
             show(Event::Warning(format!("{} is not followed: {e}", self.path.display())));
@@ -172,6 +178,16 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_was_renamed_is_looked_into() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut budget, mut requests) = (budget(Some(100.0)), Requests::new(folder.path()));
+        requests.moved_to(other.path());
+        request(other.path(), Move::By(50.0)).unwrap();
+        assert_eq!(answers(&mut requests, &mut budget, 2.0).len(), 2);
+        assert_eq!(budget.deadline_s(), Some(150.0));
+    }
+
+    #[test]
     fn a_run_without_a_deadline_takes_a_moment_alone() {
         let folder = tempfile::tempdir().unwrap();
         let mut budget = budget(None);
@@ -191,9 +207,12 @@ mod tests {
         fs::write(folder.path().join(REQUEST), "+1h").unwrap();
         let (mut budget, mut requests) = (budget(Some(100.0)), Requests::new(folder.path()));
         assert!(answers(&mut requests, &mut budget, 2.0).is_empty(), "left by an earlier run");
-        fs::write(folder.path().join(REQUEST), "soon").unwrap();
-        assert!(matches!(answers(&mut requests, &mut budget, 4.0)[..], [Event::Warning(_)]));
-        assert!(!is_pending(folder.path()));
+        for (n, nonsense) in [&b"soon"[..], b"", b"+1h\xff", b"\0"].iter().enumerate() {
+            fs::write(folder.path().join(REQUEST), nonsense).unwrap();
+            let events = answers(&mut requests, &mut budget, 4.0 + 2.0 * n as f64);
+            assert!(matches!(events[..], [Event::Warning(_)]), "{nonsense:?}");
+            assert!(!is_pending(folder.path()));
+        }
         assert_eq!(budget.deadline_s(), Some(100.0));
     }
 }

@@ -11,6 +11,9 @@ pub enum Error {
     /// The job asks for something that makes no sense or cannot be done here.
     #[error("{0}")]
     Job(String),
+    /// Another run is under way in the folder; nothing there was touched.
+    #[error("{0}; wait for its end or stop it, or give this run another --name")]
+    Locked(String),
     /// A file or folder that could not be used.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
@@ -72,6 +75,25 @@ impl Error {
         matches!(self, Error::Model(e) if e.is_interrupted())
     }
 
+    /// Whether a file could not be written or read, as opposed to a device that failed or numbers that make no sense.
+    pub(super) fn is_of_a_file(&self) -> bool {
+        self.io().is_some()
+    }
+
+    /// Whether there was no room left on the disk.
+    pub(super) fn is_disk_full(&self) -> bool {
+        self.io().is_some_and(is_disk_full)
+    }
+
+    fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            Error::File { source, .. } => Some(source),
+            Error::LoraFile(crate::lora_file::Error::File { source, .. }) => Some(source),
+            Error::Report(crate::report::Error::Write { source, .. }) => Some(source),
+            _ => None,
+        }
+    }
+
     pub(super) fn file(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Error::File { action, path: path.to_path_buf(), source }
     }
@@ -81,4 +103,9 @@ impl From<tenggat_tensor::Error> for Error {
     fn from(e: tenggat_tensor::Error) -> Self {
         Error::Model(e.into())
     }
+}
+
+/// Whether an error says that the disk, or the user's share of it, is full.
+pub(super) fn is_disk_full(e: &std::io::Error) -> bool {
+    matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }

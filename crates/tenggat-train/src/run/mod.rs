@@ -1,6 +1,7 @@
 //! A run from job to LoRA: load → cache → score → train → save → score → report, one call each, in [`run`].
 
 mod base;
+mod checkpoint;
 mod choice;
 mod costs;
 mod data;
@@ -9,7 +10,9 @@ mod encoding;
 mod error;
 mod event;
 mod folder;
+mod found;
 mod held_out;
+mod lock;
 mod memory;
 mod report;
 mod resume;
@@ -25,6 +28,7 @@ mod validation;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tenggat_plan::{Clock, FinishReason, Phase};
 use tenggat_tensor::Device;
@@ -32,7 +36,8 @@ use tenggat_tensor::Device;
 pub use error::{Error, Result};
 pub use event::{Contender, Event, Scores, Step};
 pub use folder::LAST;
-pub use state_file::STATE;
+pub use lock::{LOCK, RunLock};
+pub use state_file::{PREVIOUS, STATE};
 pub use stop::Stop;
 pub(crate) use validation::SHARE as VALIDATION_SHARE;
 
@@ -40,7 +45,7 @@ use crate::dataset;
 use crate::ema::Ema;
 use crate::job::{Deliver, FirstRound, Job};
 use crate::lora_file;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Record};
 use crate::optimiser::{Method, Optimiser};
 use crate::painter::Painter;
 use crate::score::Judge;
@@ -53,7 +58,7 @@ use data::Prepared;
 use deadline::Requests;
 use encoding::Encoders;
 use folder::RunFolder;
-use resume::{Continued, Start};
+use resume::{Continued, Done, Start};
 use room::Room;
 use sampling::Sampling;
 use saving::Saver;
@@ -61,7 +66,7 @@ use scoring::Scoring;
 use setup::{first_lora, max_grad_norm, objective, schedule};
 use state_file::End;
 use stop::unless_interrupted;
-use training::{State, Training};
+use training::{State, Training, unless_of_a_file};
 use validation::Validation;
 
 /// What a run is given besides its job.
@@ -111,6 +116,8 @@ pub struct Summary {
     pub after: Option<Scores>,
     /// Where the best LoRA is delivered: what the run began with, and what is delivered.
     pub chosen: Option<(Contender, Contender)>,
+    /// The lock on the folder, if there is a result in it: no other run begins there while somebody holds it.
+    pub lock: Option<Arc<RunLock>>,
 }
 
 /// Writes a LoRA that changes nothing as [`LAST`], unless there is one by that name: whatever goes wrong
@@ -125,7 +132,7 @@ pub fn deliver_untrained(job: &Job, model: &Path) -> Result<()> {
         return Ok(());
     }
     let lora = first_lora(job, model, &Device::cpu(), &mut |_| {})?;
-    Saver::new(job, None, None).save(&lora, &last, 0)
+    Saver::new(job, false, None).save(&lora, &last, 0)
 }
 
 /// Share of the time left that the sample pictures before the first step may take.
@@ -141,14 +148,22 @@ const FIRST_SAMPLES_SHARE: f64 = 0.1;
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
     options.stop.set_has_deadline(options.deadline_s.is_some());
     let mut before = 0;
-    match run_phases(job, options, &mut before, show) {
+    let result = match run_phases(job, options, &mut before, show) {
         // Before the training began, so that there is nothing to save.
         Err(e) if e.is_interrupted() => {
             let left_s = options.deadline_s.map(|s| s - options.clock.now_s());
             Ok(Summary::interrupted(job, before, left_s))
         }
         result => result,
+    };
+    let has_state = || [STATE, PREVIOUS].iter().any(|name| job.folder.join(name).exists());
+    if !matches!(result, Ok(_) | Err(Error::Locked(_))) && !has_state() {
+        // What failed at once is no time spent on training; once it is mended, all of the budget is there.
+        if let Ok(mut lock) = RunLock::acquire(&job.folder, &job.text, &mut |_| {}) {
+            lock.forget();
+        }
     }
+    result
 }
 
 /// [`run`]; `before` becomes the number of steps that were done earlier.
@@ -162,35 +177,42 @@ fn run_phases(
     if options.deadline_s.is_none() && job.train.steps.is_none() {
         return Err(Error::Job("the job has no `train.steps`; set it, or give a --budget".into()));
     }
-    let start = resume::decide(job, options, &mut |text| show(Event::Warning(text)));
+    let mut lock = RunLock::acquire(&job.folder, &job.text, &mut |text| show(Event::Warning(text)))?;
+    let start = resume::decide(job, options, lock.before(), &mut |text| show(Event::Warning(text)));
     match &start {
         Start::Aside(why) => {
             let aside = RunFolder::move_aside(&job.folder)?;
             let text = format!("the results of an earlier run are now in {}, {why}", aside.display());
             show(Event::Warning(text));
+            lock.remove(&aside);
+            lock = RunLock::acquire(&job.folder, &job.text, &mut |text| show(Event::Warning(text)))?;
         }
-        Start::Done(steps, advice) => {
-            show(Event::Done { steps: *steps, advice: advice.clone() });
+        Start::Done(done) => {
+            finish(job, done, show);
+            show(Event::Done { steps: done.steps, advice: done.advice.clone() });
             let left_s = options.deadline_s.map(|s| s - options.clock.now_s());
-            return Ok(Summary::done(&job.folder, &job.name, *steps, left_s));
+            return Ok(Summary::done(job, done, left_s, lock));
         }
         Start::Fresh | Start::Continue(_) | Start::FromLora(..) => {}
     }
-    let folder = RunFolder::open(&job.folder, &job.name)?;
-    let ahead_s = if let Start::Continue(saved) = &start { resume::ahead_s(saved, options) } else { 0.0 };
+    let ahead_s = resume::ahead_s(&start, job, options, lock.before());
     let clock = &Continued { clock: options.clock, before_s: ahead_s };
     let moved_s = if options.deadline_is_moment { ahead_s } else { 0.0 };
     let deadline_s = options.deadline_s.map(|s| s + moved_s);
     let options = &Options { clock, deadline_s, ..*options };
+    lock.start(clock.now_s(), deadline_s.map(|s| s - clock.now_s()));
+    let folder = RunFolder::open(&job.folder, &job.name, lock)?;
     let steps_before = start.steps();
     *before = steps_before;
     let interrupt = options.stop.interrupt();
-    if steps_before > 0 {
+    if steps_before > 0 || ahead_s > 0.0 {
         show(Event::Resumed { steps: steps_before, ahead_s, deadline_s });
     }
     let requests = Requests::new(&job.folder);
     let config = folder.file("config.yaml");
-    crate::atomic::write(&config, job.config.as_bytes()).map_err(|e| Error::file("write", &config, e))?;
+    if let Err(e) = crate::atomic::write(&config, job.config.as_bytes()) {
+        show(Event::Warning(Error::file("write", &config, e).to_string()));
+    }
     let mut phases = Phases { clock, records: Vec::new() };
 
     let held_out = options.held_out.or(job.held_out.as_deref());
@@ -204,9 +226,9 @@ fn run_phases(
     }
     let trainable = lora.layout.trained_ranges().iter().map(ExactSizeIterator::len).sum();
     let last = folder.file(LAST);
-    if job.save.deliver == Deliver::Best && !last.exists() {
+    if job.save.deliver == Deliver::Best && (steps_before == 0 || !last.exists()) {
         // Whatever happens from here on, there is a LoRA.
-        Saver::new(job, None, None).save(&lora, &last, 0)?;
+        Saver::new(job, false, None).save(&lora, &last, 0)?;
     }
 
     // Pictures that cannot be read are told before the model is read, which may take minutes.
@@ -300,7 +322,8 @@ fn run_phases(
             let began_s = clock.now_s();
             let until_s = options.deadline_s.map(|s| began_s + FIRST_SAMPLES_SHARE * (s - began_s));
             let mut may_go_on = |_| until_s.is_none_or(|until_s| clock.now_s() < until_s);
-            if !sampling.round(&lora, steps_before, &folder, &mut may_go_on, show)? {
+            let round = sampling.round(&lora, steps_before, &folder, &mut may_go_on, show);
+            if unless_of_a_file(round, show)? == Some(false) {
                 show(Event::Warning("the first sample pictures would take too much of the budget".into()));
             }
             Ok(())
@@ -315,18 +338,24 @@ fn run_phases(
     let trainer = Trainer::new(&model, lora, optimiser, kept)?.minimising(objective(job));
     let mut state = State::new(trainer, ema);
     let log = folder.file("metrics.jsonl");
+    let mut best_is_due = false;
     let metrics = if steps_before > 0 {
-        Metrics::resume(&log, steps_before).inspect(|_| {
-            let before = crate::metrics::read(&log).unwrap_or_default();
-            if let Some(validation) = &mut validation {
-                validation.remember(before.iter().filter_map(|record| record.val_loss));
+        Metrics::resume(&log, steps_before).map(|(metrics, found)| {
+            if found.bad_lines > 0 {
+                let (lines, log) = (found.bad_lines, log.display());
+                show(Event::Warning(format!("{log}: {lines} lines that are no steps were dropped")));
             }
-            state.take_back(&before);
+            if let Some(validation) = &mut validation {
+                validation.remember(found.records.iter().filter_map(|record| record.val_loss));
+                best_is_due = newest_is_best(&found.records, steps_before);
+            }
+            state.take_back(&found.records);
+            metrics
         })
     } else {
         Metrics::create(&log)
     };
-    let metrics = metrics.map_err(|e| Error::file("write", &log, e))?;
+    let metrics = metrics.map_err(|e| Error::file("use", &log, e))?;
     let board = match &job.log_dir {
         None => None,
         Some(parent) => {
@@ -335,7 +364,6 @@ fn run_phases(
             Some(board.map_err(|e| Error::file("write to", &folder, e))?)
         }
     };
-    let kept_state = job.resume.then(|| folder.file(STATE));
     let mut training = Training {
         job,
         model: &model,
@@ -343,7 +371,7 @@ fn run_phases(
         steps_ahead,
         room: Room::new(options.device),
         drawn: None,
-        saver: Saver::new(job, kept_state, Some(&data)),
+        saver: Saver::new(job, job.resume, Some(&data)),
         data,
         schedule: schedule(job, options.deadline_s.is_some()),
         metrics,
@@ -354,7 +382,8 @@ fn run_phases(
         sampling,
         folder,
         stop: options.stop,
-        saved: None,
+        saved: steps_before,
+        best_is_due,
     };
     let train_began_s = clock.now_s();
     budget.phase_started(Phase::Train, train_began_s);
@@ -374,35 +403,50 @@ fn run_phases(
     if interrupted && steps == steps_before {
         return Ok(Summary::interrupted(job, steps, budget.deadline_s().map(|s| s - clock.now_s())));
     }
+    training.follow(&state, &mut budget, clock, show)?;
+    let last = training.folder.file(LAST);
     let (mut sampling, mut choice) = (training.sampling.take(), training.choice.take());
-    let is_saved = training.saved == Some(steps) && choice.is_none();
+    let is_saved = training.saved == steps && choice.is_none() && steps > 0 && last.exists();
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
     show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });
 
     budget.phase_started(Phase::FinalSave, clock.now_s());
-    let lora = training.folder.finished();
+    let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
+    if let Err(e) = training.metrics.sync() {
+        show(Event::Warning(format!("metrics are not being written: {e}")));
+    }
+    // Before the LoRA, so that whoever is killed between them still delivers it; what goes wrong is no reason not to.
+    let (saver, folder) = (&training.saver, &training.folder);
+    let kept = saver.save_state(folder, &state, &budget, clock.now_s(), end);
+    if let Err(e) = &kept {
+        show(Event::Warning(format!("the state of the run is not kept: {e}; it cannot be gone on with")));
+    }
     let saved = match &mut choice {
         // The newest numbered one has it as a second name.
-        None if is_saved => Ok(()),
-        None => training.saver.save(state.best(), &last, steps),
+        None if is_saved => Ok(last.clone()),
+        None => saver.save_final(state.best(), &last, steps),
         Some(choice) => {
             let mut may_go_on =
                 |part| !options.stop.is_requested() && budget.allows_part(clock.now_s(), part);
-            let to = (&training.saver, &training.folder);
-            choice.settle(state.best(), steps, to, &mut may_go_on, show)
+            choice.settle(state.best(), steps, (saver, folder), &mut may_go_on, show)
         }
     };
-    saved.map_err(|e| training.explained(&state, e))?;
-    let Training { saver, mut metrics, folder, .. } = training;
-    if lora != last {
-        crate::atomic::link(&last, &lora).map_err(|e| Error::file("write", &lora, e))?;
+    let saved = saved.map_err(|e| training.explained(&state, e))?;
+    let mut lora = folder.finished();
+    if saved != last {
+        lora = saved;
+    } else if lora != last
+        && let Err(e) = saver.deliver(&last, &lora, steps)
+    {
+        show(Event::Warning(format!("{e}; the LoRA is {}", last.display())));
+        lora = last.clone();
     }
-    let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
-    // The LoRA is safe; what goes wrong now is no reason to say that the run failed.
-    if let Err(e) = metrics.sync().and_then(|()| saver.save_state(&state, &budget, clock.now_s(), end)) {
-        show(Event::Warning(format!("the state of the run is not kept: {e}; it cannot be gone on with")));
+    saver.told().into_iter().for_each(|text| show(Event::Warning(text)));
+    if end.is_some() {
+        folder.lock().tell_delivered(steps);
     }
+    let folder = training.folder;
     options.stop.set_unsaved(false);
     budget.phase_finished(Phase::FinalSave, clock.now_s());
     show(Event::Saved { path: lora.clone(), steps });
@@ -414,7 +458,8 @@ fn run_phases(
     {
         budget.phase_started(Phase::FinalSample, clock.now_s());
         let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
-        unless_interrupted(sampling.round(state.best(), steps, &folder, &mut may_go_on, show))?;
+        let drawn = unless_interrupted(sampling.round(state.best(), steps, &folder, &mut may_go_on, show));
+        unless_of_a_file(drawn, show)?;
         budget.phase_finished(Phase::FinalSample, clock.now_s());
     }
     if let Some(scoring) = &mut scoring
@@ -432,7 +477,8 @@ fn run_phases(
         // The loss curve is quickly drawn, the sheet is not.
         let scored = scoring.as_ref().filter(|_| !options.stop.is_requested());
         let pictures = scored.map(Scoring::redrawn).unwrap_or_default();
-        report::write(job, &folder, &state.curve, &pictures, show)?;
+        let drawn = report::write(job, &folder, &state.curve, &pictures, show);
+        unless_of_a_file(drawn, show)?;
         budget.phase_finished(Phase::Report, clock.now_s());
     }
     let mut compared = None;
@@ -451,23 +497,59 @@ fn run_phases(
     let left_s = budget.deadline_s().map(|s| s - clock.now_s());
     let taken = steps.saturating_sub(steps_before).max(1);
     let chosen = choice.as_ref().map(Choice::first_and_best);
-    let step_s = trained_s / taken as f64;
-    Ok(Summary { lora, interrupted, steps, step_s, left_s, before, after, chosen })
+    let (step_s, lock) = (trained_s / taken as f64, Some(Arc::new(folder.into_lock())));
+    Ok(Summary { lora, interrupted, steps, step_s, left_s, before, after, chosen, lock })
+}
+
+/// Puts in order what a run left that had come to its end: unfinished files, and files that it could not deliver.
+fn finish(job: &Job, done: &Done, show: &mut dyn FnMut(Event)) {
+    let swept = folder::sweep(&job.folder).map(|()| Vec::new());
+    let completed = done.source.as_ref().map(|source| saving::complete(job, source, done.steps));
+    for result in [Some(swept), completed].into_iter().flatten() {
+        let told = result.unwrap_or_else(|e| vec![e.to_string()]);
+        told.into_iter().for_each(|text| show(Event::Warning(text)));
+    }
+}
+
+/// Whether the lowest validation loss so far is that of the last step.
+fn newest_is_best(records: &[Record], steps: u64) -> bool {
+    let losses = records.iter().filter_map(|record| Some((record.step, record.val_loss?)));
+    let best = losses.filter(|(_, loss)| loss.is_finite()).reduce(|a, b| if b.1 < a.1 { b } else { a });
+    best.is_some_and(|(step, _)| step == steps)
 }
 
 impl Summary {
     /// Of a run that was asked to end before it had made an update; `steps` are those of an earlier part of it.
     pub fn interrupted(job: &Job, steps: u64, left_s: Option<f64>) -> Self {
-        let done = Summary::done(&job.folder, &job.name, steps, left_s);
-        Summary { lora: job.folder.join(LAST), interrupted: true, ..done }
+        Summary {
+            lora: job.folder.join(LAST),
+            interrupted: true,
+            steps,
+            step_s: 0.0,
+            left_s,
+            before: None,
+            after: None,
+            chosen: None,
+            lock: None,
+        }
     }
 
     /// Of a run that had been finished before.
-    fn done(folder: &Path, name: &str, steps: u64, left_s: Option<f64>) -> Self {
-        let finished = folder.join(format!("{name}.safetensors"));
-        let newest = || RunFolder::numbered_in(folder, name).pop().map(|(_, path)| path);
-        let lora = if finished.exists() { finished } else { newest().unwrap_or(finished) };
-        let interrupted = false;
-        Summary { lora, interrupted, steps, step_s: 0.0, left_s, before: None, after: None, chosen: None }
+    fn done(job: &Job, done: &Done, left_s: Option<f64>, lock: RunLock) -> Self {
+        let finished = job.folder.join(format!("{}.safetensors", job.name));
+        let newest = || RunFolder::numbered_in(&job.folder, &job.name).pop().map(|(_, path)| path);
+        let usual = || if finished.exists() { finished } else { newest().unwrap_or(finished) };
+        let lora = done.lora.clone().unwrap_or_else(usual);
+        Summary {
+            lora,
+            interrupted: false,
+            steps: done.steps,
+            step_s: 0.0,
+            left_s,
+            before: None,
+            after: None,
+            chosen: None,
+            lock: Some(Arc::new(lock)),
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! What becomes of a folder that holds an earlier run: gone on with, moved aside, or done already.
 
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tenggat_plan::Clock;
 
 use super::Options;
-use super::folder::{LAST, RunFolder};
-use super::state_file::{End, STATE, Saved};
-use crate::job::{self, Job};
+use super::folder::LAST;
+use super::found::{Found, Save};
+use super::lock::Note;
+use super::state_file::{End, PREVIOUS, STATE, Saved};
+use crate::job::{self, Deliver, Job};
 use crate::lora_file::{self, LoraFile};
 
 /// How a run begins.
@@ -18,10 +21,22 @@ pub(super) enum Start {
     Aside(String),
     /// A run of this job goes on.
     Continue(Box<Saved>),
-    /// Another trainer's run goes on from its weights, so many updates, with a new optimiser.
+    /// A run goes on from its weights, so many updates, with a new optimiser.
     FromLora(Box<LoraFile>, u64),
-    /// The run is finished: updates in it, and how to get more.
-    Done(u64, String),
+    /// The run is finished.
+    Done(Done),
+}
+
+/// A run that is finished.
+pub(super) struct Done {
+    /// Updates in it.
+    pub steps: u64,
+    /// How to get more.
+    pub advice: String,
+    /// A LoRA of ours that the delivered files are to be made from if they lack.
+    pub source: Option<PathBuf>,
+    /// The LoRA to be named, if not the usual one.
+    pub lora: Option<PathBuf>,
 }
 
 impl Start {
@@ -29,7 +44,8 @@ impl Start {
     pub fn steps(&self) -> u64 {
         match self {
             Start::Continue(saved) => saved.progress.steps,
-            Start::FromLora(_, steps) | Start::Done(steps, _) => *steps,
+            Start::FromLora(_, steps) => *steps,
+            Start::Done(done) => done.steps,
             Start::Fresh | Start::Aside(_) => 0,
         }
     }
@@ -41,7 +57,7 @@ impl Start {
             Start::FromLora(_, steps) => {
                 job.train.steps.map_or(0.0, |asked| (*steps as f64 / asked.max(1) as f64).min(1.0))
             }
-            Start::Fresh | Start::Aside(_) | Start::Done(..) => 0.0,
+            Start::Fresh | Start::Aside(_) | Start::Done(_) => 0.0,
         }
     }
 }
@@ -49,11 +65,24 @@ impl Start {
 /// ai-toolkit's file of the optimiser's state.
 const FOREIGN_STATE: &str = "optimizer.pt";
 
-/// Looks at the folder. `warn` is told what the user should know.
-pub(super) fn decide(job: &Job, options: &Options<'_>, warn: &mut dyn FnMut(String)) -> Start {
+/// Looks at the folder, which is locked; `before` is what the run before noted. `warn` is told what the user
+/// should know.
+///
+/// What is furthest along and whole is gone on with: a state of ours, or else a LoRA. A LoRA that is ahead of
+/// the newest state, because another program went on or because there was no room for a state, counts more
+/// than the state. Where the newest state is broken, the one before it leads to the same LoRA with the same
+/// optimiser, so that it counts more than a LoRA of ours, unless that one is finished.
+pub(super) fn decide(
+    job: &Job,
+    options: &Options<'_>,
+    before: Option<&Note>,
+    warn: &mut dyn FnMut(String),
+) -> Start {
     let folder = &job.folder;
-    let state = folder.join(STATE);
-    if !state.exists() && !RunFolder::holds_results(folder) {
+    let found = Found::in_folder(folder, &job.name, job.compat.step_names);
+    let states: Vec<PathBuf> =
+        [STATE, PREVIOUS].iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect();
+    if states.is_empty() && !found.holds_results() {
         return Start::Fresh;
     }
     if options.start_over {
@@ -62,17 +91,41 @@ pub(super) fn decide(job: &Job, options: &Options<'_>, warn: &mut dyn FnMut(Stri
     if !job.resume {
         return Start::Aside("as `resume: false` asks".into());
     }
-    match state.exists().then(|| Saved::open(&state)) {
-        Some(Ok(saved)) => of_own(job, options, saved),
-        Some(Err(reason)) => {
-            warn(format!("{} cannot be gone on with: {reason}", state.display()));
-            of_weights(job, warn)
+    let mut is_newest = true;
+    let mut usable = None;
+    for path in &states {
+        match Saved::open(path) {
+            Ok(saved) => {
+                usable = Some(saved);
+                break;
+            }
+            Err(reason) => {
+                is_newest = false;
+                warn(format!("{} cannot be gone on with: {reason}", path.display()));
+            }
         }
-        None => of_weights(job, warn),
     }
+    let Some(saved) = usable else { return of_weights(job, options, &found, warn) };
+    if let Some(change) = change(job, &saved) {
+        return Start::Aside(change);
+    }
+    let steps = saved.progress.steps;
+    let ahead = found.saves.last().filter(|save| save.steps > steps);
+    if let Some(save) = ahead {
+        let path = save.path.display();
+        if !save.is_own || is_newest || wants_no_more(job, options, save.steps) {
+            warn(format!("{path} holds {} steps and is ahead of the state with {steps}", save.steps));
+            return of_weights(job, options, &found, warn);
+        }
+        warn(format!("the run goes on from the state before, after {steps} steps; {path} is kept"));
+    } else if !is_newest {
+        warn(format!("the run goes on from the state before, after {steps} steps"));
+    }
+    of_own(job, options, saved, &found, before)
 }
 
-fn of_own(job: &Job, options: &Options<'_>, saved: Saved) -> Start {
+/// Why a state is not that of the job.
+fn change(job: &Job, saved: &Saved) -> Option<String> {
     let before = &saved.progress;
     let mut changes = job::changes(&before.job, &job.text);
     // The command line may have changed these after the file was read.
@@ -85,15 +138,26 @@ fn of_own(job: &Job, options: &Options<'_>, saved: Saved) -> Start {
         let changed = values.into_iter().filter(|(_, was, is)| was != is);
         changes.extend(changed.map(|(key, was, is)| job::Change { key: key.into(), was, is }));
     }
-    if let Some(first) = changes.first() {
-        let more = changes.len() - 1;
-        let more = if more > 0 { format!(" ({more} more changed)") } else { String::new() };
-        return Start::Aside(format!("because the job changed: {first}{more}"));
-    }
-    match more_wanted(job, options, &saved) {
-        Ok(()) => Start::Continue(Box::new(saved)),
-        Err(advice) => Start::Done(saved.progress.steps, advice),
-    }
+    let first = changes.first()?;
+    let more = changes.len() - 1;
+    let more = if more > 0 { format!(" ({more} more changed)") } else { String::new() };
+    Some(format!("because the job changed: {first}{more}"))
+}
+
+fn of_own(job: &Job, options: &Options<'_>, saved: Saved, found: &Found, before: Option<&Note>) -> Start {
+    let Err(advice) = more_wanted(job, options, &saved) else { return Start::Continue(Box::new(saved)) };
+    let steps = saved.progress.steps;
+    // The state is written before the LoRA: a run that was cut off between them still has to deliver.
+    let source = match job.save.deliver {
+        Deliver::Newest => match found.saves.iter().rfind(|save| save.is_own && save.steps == steps) {
+            Some(save) => Some(save.path.clone()),
+            None => return Start::Continue(Box::new(saved)),
+        },
+        // Which of its LoRAs is the best is known to a run that came to its end.
+        Deliver::Best if before.and_then(Note::delivered) == Some(steps) => None,
+        Deliver::Best => return Start::Continue(Box::new(saved)),
+    };
+    Start::Done(Done { steps, advice, source, lora: None })
 }
 
 /// Whether the job asks for more than a finished run has done; else what to ask for.
@@ -124,43 +188,71 @@ pub(super) fn unix_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// A folder with LoRA files alone, as ai-toolkit leaves it.
-fn of_weights(job: &Job, warn: &mut dyn FnMut(String)) -> Start {
-    let folder = &job.folder;
-    let last = || Some((0, folder.join(LAST))).filter(|(_, path)| path.exists());
-    let newest = RunFolder::numbered_in(folder, &job.name).pop().or_else(last);
-    let Some((named, path)) = newest else {
-        return Start::Aside(format!("because it has no {STATE} and no numbered LoRA to go on with"));
-    };
-    let file = match lora_file::load(&path) {
-        Ok(file) => file,
-        Err(e) => return Start::Aside(format!("because its newest LoRA cannot be used: {e}")),
-    };
-    let own_rank = file.modules.iter().map(|m| m.rank).max().unwrap_or(0);
-    if own_rank > job.network.rank {
-        let (path, rank) = (path.display(), job.network.rank);
-        return Start::Aside(format!("because {path} has rank {own_rank} and the job {rank}"));
+/// Whether so many steps are all that the job asks for.
+fn wants_no_more(job: &Job, options: &Options<'_>, steps: u64) -> bool {
+    let fills = job.limits.fill && options.deadline_s.is_some();
+    !fills && job.train.steps.is_some_and(|asked| asked <= steps)
+}
+
+/// LoRA files alone, as ai-toolkit leaves them, or more steps in them than in a state.
+fn of_weights(job: &Job, options: &Options<'_>, found: &Found, warn: &mut dyn FnMut(String)) -> Start {
+    let mut unusable = None;
+    for save in found.saves.iter().rev().filter(|save| save.steps > 0) {
+        let path = save.path.display();
+        let file = match usable(save) {
+            Ok(file) => file,
+            Err(reason) => {
+                warn(format!("{path} cannot be gone on with: {reason}"));
+                unusable.get_or_insert(reason);
+                continue;
+            }
+        };
+        let own_rank = file.modules.iter().map(|m| m.rank).max().unwrap_or(0);
+        if own_rank > job.network.rank {
+            let rank = job.network.rank;
+            return Start::Aside(format!("because {path} has rank {own_rank} and the job {rank}"));
+        }
+        return from(job, options, save, file, warn);
     }
-    let steps = updates(&file).unwrap_or(named);
-    if job.train.steps.is_some_and(|asked| asked <= steps) {
-        let advice = "to go on from it, give more `train.steps`; to train anew, --start-over";
-        return Start::Done(steps, advice.into());
+    Start::Aside(match unusable {
+        Some(reason) => format!("because its newest LoRA cannot be used: {reason}"),
+        None => {
+            format!("because it has no {STATE} and no LoRA to go on with that says how many steps it took")
+        }
+    })
+}
+
+/// A LoRA to go on from; the reason why it is none otherwise.
+fn usable(save: &Save) -> Result<LoraFile, String> {
+    let file = lora_file::load(&save.path).map_err(|e| e.to_string())?;
+    if file.is_finite() { Ok(file) } else { Err("its weights are not all finite numbers".into()) }
+}
+
+fn from(
+    job: &Job,
+    options: &Options<'_>,
+    save: &Save,
+    file: LoraFile,
+    warn: &mut dyn FnMut(String),
+) -> Start {
+    let (steps, folder) = (save.steps, &job.folder);
+    if wants_no_more(job, options, steps) {
+        let advice = "to go on from it, give more `train.steps`; to train anew, --start-over".into();
+        // The best of a run stays what it was.
+        let is_source = save.is_own && (job.save.deliver == Deliver::Newest || !folder.join(LAST).exists());
+        let source = is_source.then(|| save.path.clone());
+        let lora = (!save.is_own).then(|| save.path.clone());
+        return Start::Done(Done { steps, advice, source, lora });
     }
-    let state = if folder.join(FOREIGN_STATE).exists() {
+    let state = if folder.join(FOREIGN_STATE).exists() && !folder.join(STATE).exists() {
         format!("{FOREIGN_STATE} is ai-toolkit's and cannot be read, so the optimiser's state starts new")
+    } else if folder.join(STATE).exists() {
+        format!("{STATE} does not belong to them, so the optimiser's state starts new")
     } else {
         format!("there is no {STATE}, so the optimiser's state starts new")
     };
-    warn(format!("the weights are those of {} after {steps} steps; {state}", path.display()));
+    warn(format!("the weights are those of {} after {steps} steps; {state}", save.path.display()));
     Start::FromLora(Box::new(file), steps)
-}
-
-/// Updates in a file. One that ai-toolkit names after step N, counted from 0, holds N + 1.
-fn updates(file: &LoraFile) -> Option<u64> {
-    let software = file.metadata.get("software").and_then(|s| serde_json::from_str(s).ok());
-    let software: serde_json::Value = software.unwrap_or_default();
-    let foreign = software.get("name").and_then(|name| name.as_str()) == Some("ai-toolkit");
-    Some(file.step()? + u64::from(foreign))
 }
 
 /// The clock of a run that goes on: it stood still meanwhile.
@@ -175,15 +267,27 @@ impl Clock for Continued<'_> {
     }
 }
 
-/// Seconds that the clock is ahead by, so that it reads what it read when the state was kept. A clock that counts from a
-/// moment has gone on by itself.
-pub(super) fn ahead_s(saved: &Saved, options: &Options<'_>) -> f64 {
-    let spent_s = saved.progress.spent_s;
+/// Seconds that the clock is ahead by, so that it reads what it read when the run before ended: when its
+/// state was kept, or later, as it noted. A clock that counts from a moment has gone on by itself.
+pub(super) fn ahead_s(start: &Start, job: &Job, options: &Options<'_>, before: Option<&Note>) -> f64 {
+    let before = before.filter(|_| job.resume && !options.start_over);
+    let noted_s = before.map_or(0.0, Note::spent_s);
+    let spent_s = match start {
+        Start::Continue(saved) if saved.progress.end.is_none() => saved.progress.spent_s.max(noted_s),
+        Start::Continue(saved) => saved.progress.spent_s,
+        // Runs that were killed before their first save; without a deadline nobody asks how long that took.
+        Start::Fresh | Start::FromLora(..)
+            if options.deadline_s.is_some() && before.is_some_and(|note| note.is_of(&job.text)) =>
+        {
+            noted_s
+        }
+        _ => 0.0,
+    };
     if options.deadline_is_moment { (spent_s - options.clock.now_s()).max(0.0) } else { spent_s }
 }
 
-/// Progress of the schedule at which a run goes on. One that had reached its end is set back to its share of what is
-/// now asked for: of the steps, or of the time until `deadline_s`, whichever is further along.
+/// Progress of the schedule at which a run goes on. One that had reached its end is set back to its share of
+/// what is now asked for: of the steps, or of the time until `deadline_s`, whichever is further along.
 fn progress(saved: &Saved, job: &Job, deadline_s: Option<f64>) -> f64 {
     let before = &saved.progress;
     if before.end.is_none() {

@@ -1,9 +1,10 @@
 //! The file that a run is gone on with: everything that the next step depends on, as it was after a step.
 //!
-//! A safetensors file whose metadata hold [`Progress`] as JSON under one key. It is written beside its name and renamed,
-//! so that it is whole however the process ends. Parameters and averages are kept in full precision, the optimiser's
-//! state in its own types; whatever is random or in an order is a function of the seed and the step, so it takes no
-//! room. The loss curve is read back from the metrics.
+//! A safetensors file whose metadata hold [`Progress`] as JSON under one key and a hash of everything under
+//! another. It is written beside its name and renamed, so that it is whole however the process ends; the one
+//! before is kept, should the disk spoil it. Parameters and averages are kept in full precision, the
+//! optimiser's state in its own types; whatever is random or in an order is a function of the seed and the
+//! step, so it takes no room. The loss curve is read back from the metrics.
 
 use std::fs::File;
 use std::io;
@@ -13,6 +14,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use tenggat_tensor::{DType, Tensor};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{Error, Result};
 use crate::ema::Ema;
@@ -21,10 +23,17 @@ use crate::tensor_file::{self, Entry};
 
 /// Its name in the run's folder; no `.safetensors`, so that nobody takes it for a LoRA.
 pub const STATE: &str = "resume.state";
+/// Name of the one before it, which is used when the newest is broken.
+pub const PREVIOUS: &str = "resume.state.previous";
 /// Key of the metadata.
 const KEY: &str = "tenggat_run";
-/// Raised when older versions could not go on with a newer file.
-const VERSION: u32 = 1;
+/// Key of the hash: XXH3 with 128 bits, which guards against accidents at the speed of memory, and against
+/// nothing else.
+const HASH: &str = "tenggat_xxh3_128";
+/// Raised when older versions could not go on with a newer file. Since 2 there is a hash.
+const VERSION: u32 = 2;
+/// Largest number of steps that a run can have done: that many milliseconds are thirty years.
+const MOST_STEPS: u64 = 1_000_000_000_000;
 
 /// What is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +73,23 @@ pub(super) enum End {
 
 impl Progress {
     pub const VERSION: u32 = VERSION;
+
+    /// What cannot be true of any run, if something is so.
+    fn implausible(&self) -> Option<&'static str> {
+        let seconds = |s: f64| s.is_finite() && s >= 0.0;
+        let finite = [self.deadline_s, self.deadline_unix_s].into_iter().flatten().all(f64::is_finite);
+        // A step whose loss is no number counts as a step and updates nothing.
+        let updates = [Some(self.optimiser_steps), self.ema_steps];
+        if self.steps > MOST_STEPS || updates.into_iter().flatten().any(|n| n > self.steps) {
+            Some("its numbers of steps cannot be true")
+        } else if !(0.0..=1.0).contains(&self.progress) {
+            Some("its progress cannot be true")
+        } else if !seconds(self.spent_s) || !finite {
+            Some("its times cannot be true")
+        } else {
+            None
+        }
+    }
 }
 
 /// The tensors.
@@ -78,10 +104,10 @@ fn optimiser_part(part: &str) -> String {
     format!("optimiser.{part}")
 }
 
-/// Writes the file, atomically.
+/// Writes the file, atomically, and keeps the one before as [`PREVIOUS`].
 ///
 /// # Errors
-/// The file cannot be written; an older one is then untouched.
+/// A value is not a finite number, or the file cannot be written; an older one is then untouched.
 pub(super) fn write(path: &Path, progress: &Progress, tensors: &Tensors<'_>) -> io::Result<()> {
     let mut named = vec![("parameters".to_owned(), tensors.parameters)];
     named.extend(tensors.optimiser.state().into_iter().map(|(part, t)| (optimiser_part(part), t)));
@@ -90,12 +116,52 @@ pub(super) fn write(path: &Path, progress: &Progress, tensors: &Tensors<'_>) -> 
         .into_iter()
         .map(|(name, t)| {
             let bytes = t.to_bytes().map_err(io::Error::other)?;
+            if !is_finite(stored_type(t.dtype()), &bytes) {
+                let text = format!("`{name}` holds values that are not finite numbers");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
             Ok(Entry { name, dtype: stored_type(t.dtype()), shape: t.shape().to_vec(), bytes })
         })
         .collect::<io::Result<Vec<_>>>()?;
     tensor_file::sort(&mut entries);
-    let metadata = [(KEY.to_owned(), serde_json::to_string(progress)?)];
-    tensor_file::write(path, &metadata, &entries)
+    let progress = serde_json::to_string(progress)?;
+    let hash = hash(&progress, entries.iter().map(|e| (&e.name[..], e.dtype, &e.shape[..], &e.bytes[..])));
+    let metadata = [(KEY.to_owned(), progress), (HASH.to_owned(), hash)];
+    tensor_file::write_keeping(path, &path.with_file_name(PREVIOUS), &metadata, &entries)
+}
+
+/// Hash of the progress and of the tensors in the order of their names, 32 hexadecimal digits.
+fn hash<'a>(
+    progress: &str,
+    tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+) -> String {
+    let mut tensors: Vec<_> = tensors.into_iter().collect();
+    tensors.sort_unstable_by_key(|(name, ..)| *name);
+    let mut hash = Xxh3::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    add(progress.as_bytes());
+    for (name, dtype, shape, bytes) in tensors {
+        add(format!("{name} {dtype} {shape:?}").as_bytes());
+        add(bytes);
+    }
+    format!("{:032x}", hash.digest128())
+}
+
+/// Whether little-endian values of a float type are all finite; integers are.
+fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
+    // Without an early end, so that the loop is vectorised: almost every tensor is read to its end.
+    fn none<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> bool {
+        !bytes.as_chunks::<N>().0.iter().fold(false, |any, &value| any | bad(value))
+    }
+    match dtype {
+        Dtype::F64 => none(bytes, |b| !f64::from_le_bytes(b).is_finite()),
+        Dtype::F32 => none(bytes, |b| !f32::from_le_bytes(b).is_finite()),
+        Dtype::BF16 => none(bytes, |b| !half::bf16::from_le_bytes(b).is_finite()),
+        _ => true,
+    }
 }
 
 fn stored_type(dtype: DType) -> Dtype {
@@ -116,24 +182,32 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// Opens a file; returns what is wrong with one that cannot be used.
+    /// Opens a file and checks all of it; returns what is wrong with one that cannot be used.
     pub fn open(path: &Path) -> Result<Saved, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
         // SAFETY: the map is read only, and the file is replaced by renaming, never rewritten in place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| e.to_string())?;
         let broken = |e: &dyn std::fmt::Display| format!("it is broken ({e})");
         // The whole of it: a tensor that lies outside the file is found here.
-        SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
-        let text = header.metadata().as_ref().and_then(|all| all.get(KEY));
-        let text = text.ok_or("it holds no run")?;
+        let field = |key: &str| header.metadata().as_ref().and_then(|all| all.get(key));
+        let text = field(KEY).ok_or("it holds no run")?;
         let version = serde_json::from_str::<serde_json::Value>(text).map_err(|e| broken(&e))?;
         if version.get("version").and_then(serde_json::Value::as_u64) != Some(VERSION.into()) {
             return Err("it was written by another version of tenggat".into());
         }
         let progress: Progress = serde_json::from_str(text).map_err(|e| broken(&e))?;
-        if !(progress.progress >= 0.0 && progress.spent_s >= 0.0) {
-            return Err(broken(&"negative numbers"));
+        let views = tensors.tensors();
+        let parts = views.iter().map(|(name, view)| (&name[..], view.dtype(), view.shape(), view.data()));
+        if field(HASH) != Some(&hash(text, parts)) {
+            return Err(broken(&"its contents do not match its hash"));
+        }
+        if let Some((name, _)) = views.iter().find(|(_, view)| !is_finite(view.dtype(), view.data())) {
+            return Err(broken(&format!("`{name}` holds values that are not finite numbers")));
+        }
+        if let Some(why) = progress.implausible() {
+            return Err(broken(&why));
         }
         Ok(Saved { path: path.to_path_buf(), map, progress })
     }
@@ -273,8 +347,102 @@ mod tests {
         }
         write(&path, &Progress { version: VERSION + 1, ..progress() }, &tensors).unwrap();
         assert!(Saved::open(&path).unwrap_err().contains("another version"));
-        write(&path, &Progress { progress: f64::NAN, ..progress() }, &tensors).unwrap();
-        assert!(Saved::open(&path).unwrap_err().contains("broken"));
         assert!(Saved::open(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_true_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let (lora, optimiser, ema) = trained();
+        let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: Some(&ema) };
+        let cases = [
+            Progress { progress: f64::NAN, ..progress() },
+            Progress { progress: 1.5, ..progress() },
+            Progress { spent_s: -1.0, ..progress() },
+            Progress { spent_s: f64::INFINITY, ..progress() },
+            Progress { deadline_s: Some(f64::NAN), ..progress() },
+            Progress { steps: 1 << 63, ..progress() },
+            Progress { optimiser_steps: 4, ..progress() },
+            Progress { optimiser_steps: u64::MAX, ..progress() },
+            Progress { ema_steps: Some(1_000_000), ..progress() },
+        ];
+        for case in cases {
+            write(&path, &case, &tensors).unwrap();
+            assert!(Saved::open(&path).unwrap_err().contains("broken"), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn every_bit_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let layout =
+            Layout::new(1, [(8, vec![Candidate { name: "m".into(), output: 8, trained: true }])], |_| true);
+        let lora = crate::adapter::initialise(layout, 1, &Device::cpu(), DType::F32).unwrap();
+        let optimiser = Optimiser::new(Method::default(), None, &lora).unwrap();
+        let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: None };
+        let early = Progress { optimiser_steps: 0, ema_steps: None, ..progress() };
+        write(&path, &early, &tensors).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let padded = whole[8..header].iter().rev().take_while(|&&b| b == b' ').count();
+        for byte in (0..whole.len()).filter(|at| !(header - padded..header).contains(at)) {
+            let mut spoilt = whole.clone();
+            spoilt[byte] ^= 1 << (byte % 8);
+            // Another file of that name: the map of the one before must not change.
+            let path = folder.path().join(format!("spoilt-{byte}"));
+            fs::write(&path, spoilt).unwrap();
+            assert!(Saved::open(&path).is_err(), "byte {byte}");
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_neither_written_nor_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let (mut lora, optimiser, ema) = trained();
+        let good = |lora: &Lora| {
+            let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: Some(&ema) };
+            write(&path, &progress(), &tensors)
+        };
+        good(&lora).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut bytes = lora.parameters.to_bytes().unwrap().into_owned();
+            bytes[400..404].copy_from_slice(&bad.to_le_bytes());
+            lora.parameters.set_bytes(&bytes).unwrap();
+            assert!(good(&lora).unwrap_err().to_string().contains("`parameters`"));
+            assert!(Saved::open(&path).is_ok());
+            // From a version that did not look: the hash fits, the values do not.
+            let shape = lora.parameters.shape().to_vec();
+            let entry = Entry { name: "parameters".into(), dtype: Dtype::F32, shape, bytes: bytes.into() };
+            let text = serde_json::to_string(&progress()).unwrap();
+            let digits = hash(&text, [(&entry.name[..], entry.dtype, &entry.shape[..], &entry.bytes[..])]);
+            let other = folder.path().join("other.state");
+            let metadata = [(KEY.to_owned(), text), (HASH.to_owned(), digits)];
+            tensor_file::write(&other, &metadata, &[entry]).unwrap();
+            assert!(Saved::open(&other).unwrap_err().contains("not finite"), "{bad}");
+        }
+        for (dtype, bytes) in [
+            (Dtype::F64, f64::NAN.to_le_bytes().to_vec()),
+            (Dtype::BF16, half::bf16::INFINITY.to_le_bytes().to_vec()),
+        ] {
+            assert!(!is_finite(dtype, &bytes), "{dtype:?}");
+        }
+        assert!(is_finite(Dtype::U8, &[255]) && is_finite(Dtype::F64, &f64::MAX.to_le_bytes()));
+    }
+
+    #[test]
+    fn the_state_before_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE);
+        let (lora, optimiser, ema) = trained();
+        let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: Some(&ema) };
+        for steps in [3, 4, 5] {
+            write(&path, &Progress { steps, ..progress() }, &tensors).unwrap();
+        }
+        let steps = |name: &str| Saved::open(&folder.path().join(name)).unwrap().progress.steps;
+        assert_eq!((steps(STATE), steps(PREVIOUS)), (5, 4));
     }
 }

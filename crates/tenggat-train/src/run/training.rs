@@ -1,7 +1,6 @@
 //! The loop: as many steps as the budget allows, the newest adapter always on disk.
 
 use std::ops::Range;
-use std::path::Path;
 
 use safetensors::Dtype;
 use tenggat_models::qwen_image::Scheduler;
@@ -62,8 +61,10 @@ pub(super) struct Training<'a, 's> {
     pub drawn: Option<(u64, Vec<Batch>)>,
     pub sampling: Option<Sampling<'s>>,
     pub stop: &'a Stop,
-    /// Steps in what this process has saved last, `last.safetensors` or, where that is to be the best, the state.
-    pub saved: Option<u64>,
+    /// Steps in the newest LoRA or state on disk.
+    pub saved: u64,
+    /// Whether the LoRA with the lowest validation loss is that of the step before the first.
+    pub best_is_due: bool,
 }
 
 /// The trained state.
@@ -109,10 +110,16 @@ impl Training<'_, '_> {
         show: &mut dyn FnMut(Event),
     ) -> Result<Option<FinishReason>> {
         let clock = options.clock;
+        self.catch_up(state, budget, clock, show)?;
         unless_interrupted(self.finish_round(state, budget, clock, show))?;
         while !self.stop.is_requested() {
+            self.follow(state, budget, clock, show)?;
             let bucket = self.data.bucket(self.first_batch(budget.steps_done()));
+            let deadline_s = budget.deadline_s();
             self.requests.answer(budget, clock.now_s(), show);
+            if budget.deadline_s() != deadline_s {
+                self.folder.lock().tell_deadline(budget.deadline_s().map(|s| s - clock.now_s()));
+            }
             self.stop.set_has_deadline(budget.deadline_s().is_some());
             match budget.decide(clock.now_s(), bucket) {
                 Decision::Finish(reason) => {
@@ -126,7 +133,7 @@ impl Training<'_, '_> {
                     unless_interrupted(self.turn(state, (bucket, progress), budget, clock, show))?;
                 }
             }
-            if self.stop.takes_save() && self.saved != Some(budget.steps_done()) {
+            if self.stop.takes_save() && self.saved < budget.steps_done() {
                 unless_interrupted(self.save_last(state, budget, clock, show))?;
             }
         }
@@ -152,8 +159,15 @@ impl Training<'_, '_> {
         }
         self.take_in(state, step, outcome, lr, show)?;
         // The step is done and has its line, whatever is asked for meanwhile.
-        let val_loss = unless_interrupted(self.validate(state, budget, clock, show))?.flatten();
+        let measured = unless_interrupted(self.validate(state, budget, clock))?;
+        let (val_loss, is_best) = measured.unwrap_or_default();
+        // A state counts on the line of its step.
         self.log(state, outcome, val_loss, lr, bucket, (began_s, now_s), budget, show);
+        // Saving would make a folder anew that was renamed meanwhile.
+        self.follow(state, budget, clock, show)?;
+        if is_best {
+            self.save_best(state, budget, clock, show)?;
+        }
         self.save_numbered(state, budget, clock, show)?;
         self.sample(state, budget, clock, show)
     }
@@ -367,82 +381,16 @@ impl Training<'_, '_> {
         show(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s }));
     }
 
-    /// Writes the newest LoRA; where the best is to be delivered, only if it is the best so far.
-    fn save_last(
-        &mut self,
-        state: &State<'_>,
-        budget: &mut Budget,
-        clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let began_s = clock.now_s();
-        if state.is_skipping() {
-            // Better none than one that may be worth nothing; the next is due as if this had been written.
-            budget.observe_save(began_s, 0.0);
-            return Ok(());
-        }
-        if self.choice.is_some() {
-            // Measuring may take long.
-            self.keep_state(state, budget, clock, show);
-        }
-        if let Some(choice) = &mut self.choice {
-            let steps = budget.steps_done();
-            let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
-            let contender = choice.measure(state.best(), steps, &mut may_go_on)?;
-            contender.iter().for_each(|contender| show(Event::Contender(*contender)));
-            if !contender.is_some_and(|contender| contender.is_best) {
-                let now_s = clock.now_s();
-                budget.observe_save(now_s, now_s - began_s);
-                return Ok(());
-            }
-        }
-        let path = self.folder.file(LAST);
-        self.save(&path, state, (budget, began_s), clock, show)
-    }
-
-    /// Measures the validation pictures if they are due; keeps the best LoRA if the job wants that.
+    /// Measures the validation pictures if they are due; returns the loss and whether it is the best so far.
     fn validate(
         &mut self,
         state: &State<'_>,
         budget: &mut Budget,
         clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) -> Result<Option<f64>> {
-        let Some(validation) = &mut self.validation else { return Ok(None) };
-        let done = budget.steps_done();
-        let Some((loss, is_best)) = validation.measure(state.best(), done, budget, clock)? else {
-            return Ok(None);
-        };
-        if is_best && self.job.save.best && budget.allows_save(clock.now_s()) {
-            let path = self.folder.best();
-            let began_s = clock.now_s();
-            self.save(&path, state, (budget, began_s), clock, show)?;
-        }
-        Ok(Some(loss))
-    }
-
-    /// The file that the job asks for every so many steps, if there is time for it. None while updates are being skipped: it
-    /// would push out one that is worth more. None after the last step: the finished LoRA is the same.
-    fn save_numbered(
-        &mut self,
-        state: &State<'_>,
-        budget: &mut Budget,
-        clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let (done, every) = (budget.steps_done(), self.job.save.every);
-        // ai-toolkit counts from 0 and saves after the update, so that its files hold one update more than they say.
-        let named = if self.job.compat.step_names { done.saturating_sub(1) } else { done };
-        let due = every > 0 && named > 0 && named.is_multiple_of(every);
-        let is_last = budget.has_all_steps();
-        if !due || is_last || state.is_skipping() || !budget.allows_save(clock.now_s()) {
-            return Ok(());
-        }
-        let path = self.folder.numbered(named);
-        let began_s = clock.now_s();
-        self.save(&path, state, (budget, began_s), clock, show)?;
-        self.folder.wrote_numbered(path, self.job.save.keep);
-        Ok(())
+    ) -> Result<(Option<f64>, bool)> {
+        let Some(validation) = &mut self.validation else { return Ok((None, false)) };
+        let measured = validation.measure(state.best(), budget.steps_done(), budget, clock)?;
+        Ok((measured.map(|(loss, _)| loss), measured.is_some_and(|(_, is_best)| is_best)))
     }
 
     /// The sample pictures that the job asks for every so many steps, if there is time for them.
@@ -467,7 +415,8 @@ impl Training<'_, '_> {
                 self.save_before(state, budget, clock, show)?;
                 let Some(sampling) = &mut self.sampling else { return Ok(()) };
                 let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
-                sampling.round(state.best(), done, &self.folder, &mut may_go_on, show)?;
+                let drawn = sampling.round(state.best(), done, &self.folder, &mut may_go_on, show);
+                unless_of_a_file(drawn, show)?;
                 let now_s = clock.now_s();
                 budget.observe_samples(now_s, now_s - began_s);
                 return Ok(());
@@ -479,75 +428,16 @@ impl Training<'_, '_> {
         show(Event::Warning(format!("no sample pictures at step {done}: {why}")));
         Ok(())
     }
+}
 
-    /// Saves what no file holds yet before something that may take long: the newest LoRA, or where the best is to be
-    /// delivered, the state alone.
-    fn save_before(
-        &mut self,
-        state: &State<'_>,
-        budget: &mut Budget,
-        clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        if self.saved == Some(budget.steps_done()) || state.is_skipping() {
-            return Ok(());
+/// Pictures that cannot be written are no more than told: the training is worth more.
+pub(super) fn unless_of_a_file<T>(done: Result<T>, show: &mut dyn FnMut(Event)) -> Result<Option<T>> {
+    match done {
+        Err(e) if e.is_of_a_file() => {
+            show(Event::Warning(e.to_string()));
+            Ok(None)
         }
-        if self.choice.is_some() {
-            self.keep_state(state, budget, clock, show);
-            return Ok(());
-        }
-        self.save_last(state, budget, clock, show)
-    }
-
-    /// Writes the state of the run, if it is kept. The LoRA is safe without it, so that a failure is no more than told.
-    fn keep_state(
-        &mut self,
-        state: &State<'_>,
-        budget: &Budget,
-        clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) {
-        // The state counts on the lines of its steps.
-        let kept =
-            self.metrics.sync().and_then(|()| self.saver.save_state(state, budget, clock.now_s(), None));
-        match kept {
-            Ok(()) if self.job.resume => self.has_saved(budget),
-            Ok(()) => {}
-            Err(e) => show(Event::Warning(format!(
-                "the state of the run is not kept: {e}; an interrupted run would begin anew"
-            ))),
-        }
-    }
-
-    fn has_saved(&mut self, budget: &Budget) {
-        self.saved = Some(budget.steps_done());
-        self.stop.set_unsaved(false);
-    }
-
-    /// Writes a LoRA and the state of the run; the time since `began_s` counts for it. `last.safetensors` is the same
-    /// afterwards, except where it is to be the best.
-    fn save(
-        &mut self,
-        path: &Path,
-        state: &State<'_>,
-        (budget, began_s): (&mut Budget, f64),
-        clock: &dyn Clock,
-        show: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let saved = self.saver.save(state.best(), path, budget.steps_done());
-        saved.map_err(|e| self.explained(state, e))?;
-        let last = self.folder.file(LAST);
-        if self.choice.is_none() {
-            if path != last {
-                crate::atomic::link(path, &last).map_err(|e| Error::file("write", &last, e))?;
-            }
-            self.has_saved(budget);
-        }
-        self.keep_state(state, budget, clock, show);
-        let now_s = clock.now_s();
-        budget.observe_save(now_s, now_s - began_s);
-        show(Event::Saved { path: path.to_path_buf(), steps: budget.steps_done() });
-        Ok(())
+        done => done.map(Some),
     }
 }
 
