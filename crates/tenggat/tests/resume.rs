@@ -2,118 +2,13 @@
 #![cfg(unix)]
 #![allow(clippy::print_stdout, reason = "tests say what they found")]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// A job on the mini model with everything that keeps a state: 8-bit moments, an average, drawn captions, a schedule.
-struct Job {
-    folder: tempfile::TempDir,
-}
-
-impl Job {
-    /// `train` and `process` are further keys.
-    fn new(train: &str, process: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let set = folder.path().join("set");
-        fs::create_dir(&set).unwrap();
-        let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/demo-dataset/train");
-        for name in ["fox", "bell", "drum"] {
-            for extension in ["png", "txt"] {
-                let file = format!("{name}.{extension}");
-                fs::copy(pictures.join(&file), set.join(&file)).unwrap();
-            }
-        }
-        let text = format!(
-            "job: extension
-config:
-  name: fox
-  process:
-    - type: sd_trainer
-      training_folder: '{out}'
-      training_seed: 5
-      network: {{type: lora, linear: 16, linear_alpha: 16}}
-      save: {{dtype: float32, save_every: 2, max_step_saves_to_keep: 2}}
-      datasets:
-        - {{folder_path: '{set}', resolution: [64, 96], caption_dropout_rate: 0.5}}
-      train:
-        {{batch_size: 1, lr: 1e-3, optimizer: adamw8bit, timestep_type: sigmoid, lr_scheduler: cosine,
-          ema_config: {{use_ema: true, ema_decay: 0.9}}, {train}}}
-      model: {{name_or_path: mini, arch: qwen_image}}
-{process}",
-            out = folder.path().display(),
-            set = set.display()
-        );
-        fs::write(folder.path().join("job.yaml"), text).unwrap();
-        Job { folder }
-    }
-
-    fn rewrite(&self, from: &str, to: &str) {
-        let path = self.folder.path().join("job.yaml");
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from), "{text}");
-        fs::write(path, text.replace(from, to)).unwrap();
-    }
-
-    fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tenggat"));
-        command.args(["train", "--threads", "1"]).args(more).arg(self.folder.path().join("job.yaml"));
-        command
-    }
-
-    /// Runs to the end; returns what was said.
-    fn run(&self, more: &[&str]) -> String {
-        let output = self.command(more).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
-        text(&output)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join("fox").join(name)
-    }
-
-    fn lora(&self) -> Vec<u8> {
-        fs::read(self.file("fox.safetensors")).unwrap()
-    }
-
-    fn steps(&self) -> u64 {
-        fs::read_to_string(self.file("metrics.jsonl")).map_or(0, |text| text.lines().count() as u64)
-    }
-
-    /// Step, loss, rate and norm of every line; the times differ from run to run.
-    fn log(&self) -> Vec<[String; 4]> {
-        let text = fs::read_to_string(self.file("metrics.jsonl")).unwrap();
-        let line = |line: &str| {
-            let value: serde_json::Value = serde_json::from_str(line).unwrap();
-            ["step", "loss", "lr", "grad_norm"].map(|key| value[key].to_string())
-        };
-        text.lines().map(line).collect()
-    }
-
-    /// Starts it and sends a signal `delay` after it has done `step` steps. Returns whether it was still running.
-    fn cut_off(&self, signal: &str, step: u64, delay: Duration) -> bool {
-        let mut child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let began = Instant::now();
-        while self.steps() < step {
-            if let Some(status) = child.try_wait().unwrap() {
-                assert!(status.success());
-                return false;
-            }
-            assert!(began.elapsed().as_secs() < 120, "step {step} was not reached");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(delay);
-        let id = child.id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-        let status = child.wait().unwrap();
-        signal == "-KILL" && !status.success() || signal == "-TERM" && status.success()
-    }
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
+use common::small_job::Job;
 
 /// Kills a run again and again and compares it with one that was left alone; `at` gives the steps and the delays.
 fn killed_and_left_alone(steps: u64, at: impl IntoIterator<Item = (u64, Duration)>) -> usize {
@@ -263,7 +158,9 @@ fn the_weights_of_another_trainer_are_taken_and_its_optimiser_is_not() {
     let job = Job::new("steps: 4", "");
     job.run(&[]);
     fs::copy(job.file("last.safetensors"), job.file("fox_000000004.safetensors")).unwrap();
-    for name in ["resume.state", "fox.safetensors", "last.safetensors", "metrics.jsonl"] {
+    for name in
+        ["resume.state", "resume.state.previous", "fox.safetensors", "last.safetensors", "metrics.jsonl"]
+    {
         fs::remove_file(job.file(name)).unwrap();
     }
     fs::write(job.file("optimizer.pt"), "PK").unwrap();
