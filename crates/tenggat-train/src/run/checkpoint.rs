@@ -214,6 +214,7 @@ impl Training<'_, '_> {
         match saved.map_err(|e| self.explained(state, e)) {
             Ok(()) => {
                 if self.choice.is_none() {
+                    self.last_at = Some(steps);
                     self.has_saved(budget);
                 }
                 show(Event::Saved { path: path.to_path_buf(), steps });

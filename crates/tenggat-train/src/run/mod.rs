@@ -383,6 +383,7 @@ fn run_phases(
         folder,
         stop: options.stop,
         saved: steps_before,
+        last_at: None,
         best_is_due,
     };
     let train_began_s = clock.now_s();
@@ -406,7 +407,7 @@ fn run_phases(
     training.follow(&state, &mut budget, clock, show)?;
     let last = training.folder.file(LAST);
     let (mut sampling, mut choice) = (training.sampling.take(), training.choice.take());
-    let is_saved = training.saved == steps && choice.is_none() && steps > 0 && last.exists();
+    let is_saved = training.last_at == Some(steps) && choice.is_none() && steps > 0 && last.exists();
     let trained_s = clock.now_s() - train_began_s;
     budget.phase_finished(Phase::Train, clock.now_s());
     show(Event::PhaseFinished { phase: Phase::Train, seconds: trained_s });

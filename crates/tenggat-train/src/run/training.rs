@@ -63,6 +63,8 @@ pub(super) struct Training<'a, 's> {
     pub stop: &'a Stop,
     /// Steps in the newest LoRA or state on disk.
     pub saved: u64,
+    /// Steps in `last.safetensors`, if this process has written it: a state may be ahead of its LoRA.
+    pub last_at: Option<u64>,
     /// Whether the LoRA with the lowest validation loss is that of the step before the first.
     pub best_is_due: bool,
 }
