@@ -109,7 +109,11 @@ impl Reader<'_, '_> {
         let Some(range) = (self.ranges)(self.path) else {
             return Err(self.misfit("this number has no range in the key tables".into()));
         };
-        range.check(value).map_err(|message| self.misfit(message))
+        let checked = match self.node.value {
+            Value::Int(written) => range.check_shown(value, &written),
+            _ => range.check(value),
+        };
+        checked.map_err(|message| self.misfit(message))
     }
 }
 

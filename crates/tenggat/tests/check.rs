@@ -61,12 +61,11 @@ fn what_a_run_could_not_do_is_a_problem() {
 #[test]
 fn a_job_with_many_faults_needs_one_check() {
     let folder = tempfile::tempdir().unwrap();
-    let faults = "lr: 1e-3, gradient_accumulation: 0, loss_type: wavelet, timestep_type: one_step, ";
+    let faults = "lr: 1e-3, gradient_accumulation: 0, loss_type: wavelet, content_or_style: both, ";
     let (code, said) = check(folder.path(), "lr: 1e-3, ", faults);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("error: 3 things are wrong:"), "{said}");
-    for part in
-        ["gradient_accumulation`: 0 is out of range", "`wavelet` is not done", "`one_step` is not done"]
+    for part in ["gradient_accumulation`: 0 is out of range", "`wavelet` is not done", "`both` is not known"]
     {
         assert!(said.contains(part), "{part}: {said}");
     }

@@ -41,6 +41,11 @@ impl Range {
     /// # Errors
     /// It does not; the message says what is expected.
     pub fn check(&self, value: f64) -> Result<f64, String> {
+        self.check_shown(value, &value)
+    }
+
+    /// [`Range::check`] of a number that messages show as `shown`, which may have more digits.
+    pub(crate) fn check_shown(&self, value: f64, shown: &dyn fmt::Display) -> Result<f64, String> {
         if self.contains(value) {
             return Ok(value);
         }
@@ -48,7 +53,7 @@ impl Range {
             most if value > most && most >= ABSURD => format!("at most {most}"),
             _ => self.to_string(),
         };
-        Err(format!("{value} is out of range; expected {expected}"))
+        Err(format!("{shown} is out of range; expected {expected}"))
     }
 }
 

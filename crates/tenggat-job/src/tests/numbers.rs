@@ -82,7 +82,11 @@ fn the_key_that_holds_the_number_is_blamed() {
         ("height: 1000", "height: 16", "`config.process[].sample.height`"),
         ("sample_steps: 25", "sample_steps: 0", "`config.process[].sample.sample_steps`"),
         ("linear: 16", "linear: 100000", "`config.process[].network.linear`"),
-        ("batch_size: 1", "batch_size: 9223372036854775807", "`config.process[].train.batch_size`"),
+        (
+            "batch_size: 1",
+            "batch_size: 9223372036854775807",
+            "`config.process[].train.batch_size`: 9223372036854775807 is out of range",
+        ),
         ("steps: 2000", "min_denoising_steps: 1000", "`config.process[0].train.min_denoising_steps`"),
     ] {
         let error = parse(&with(from, to)).unwrap_err().to_string();
