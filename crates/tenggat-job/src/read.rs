@@ -183,7 +183,7 @@ impl Checker<'_> {
     /// A text that says something else than its author means.
     fn text(&mut self, entry: &Entry, path: &str, text: &str) {
         let place = self.source.place(entry.node.at);
-        if PATHS.contains(&entry.key.as_str()) && text.contains(char::is_control) {
+        if PATHS.contains(&entry.key.as_str()) && has_escapes(text) {
             let message = format!(
                 "{text:?} holds control characters; in double quotes a backslash begins an escape, so write \
                  paths in single quotes, or with `/`"
@@ -194,6 +194,12 @@ impl Checker<'_> {
             self.warnings.push(Warning { place, message });
         }
     }
+}
+
+/// Whether a path was most likely written with backslashes that YAML took for escapes: `"C:\example"`, `"a\new"`.
+fn has_escapes(path: &str) -> bool {
+    let has_drive = path.starts_with(|c: char| c.is_ascii_alphabetic()) && path[1..].starts_with(':');
+    path.contains(['\n', '\r', '\t', '\0']) || has_drive && path.contains(char::is_control)
 }
 
 fn of_other_trainer(source: &Source, stray: &de::Stray, key: &str) -> Error {

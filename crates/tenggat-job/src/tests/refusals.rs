@@ -90,6 +90,10 @@ fn files_that_are_no_job_are_refused_in_plain_words() {
     let path = r#"folder_path: "C:\new\tables""#;
     let error = parse(&with("folder_path: \"${DATA}/pears\"", path)).unwrap_err().to_string();
     assert!(error.contains("single quotes") && error.contains("folder_path"), "{error}");
+    for (path, refused) in [(r"a\new", true), (r"C:\example", true), (r"odd\e[2J", false)] {
+        let read = parse(&with("folder_path: \"${DATA}/pears\"", &format!("folder_path: \"{path}\"")));
+        assert_eq!(read.is_err(), refused, "{path}");
+    }
     let folder = std::env::temp_dir();
     let read = |path: &Path| Job::from_file(path, None, &|_| None).unwrap_err().to_string();
     assert!(read(&folder).contains("a folder"));
