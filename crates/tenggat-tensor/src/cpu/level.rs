@@ -15,8 +15,9 @@ pub enum Level {
     Amx,
 }
 
-/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison. With `emulated-amx` tests compute
-/// tiles without the unit.
+/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison. `amx` allows the tile unit, which is
+/// never chosen by itself: no processor that has it has passed its tests yet. With `emulated-amx` tests compute tiles
+/// without the unit.
 const VARIABLE: &str = "TENGGAT_CPU_LEVEL";
 
 /// Whether tiles are multiplied by plain code: in tests, if the environment says so.
@@ -34,18 +35,21 @@ impl Level {
                 Ok("portable") => Level::Portable,
                 Ok("avx512") => Level::Avx512,
                 Ok("avx512bf16") => Level::Avx512Bf16,
-                _ => Level::Amx,
+                Ok("amx") => Level::Amx,
+                _ => Level::Avx512Bf16,
             };
-            let detected = Self::detected();
+            let detected = Self::detected(cap);
             if tiles_are_emulated() && detected >= Level::Avx512Bf16 { Level::Amx } else { cap.min(detected) }
         })
     }
 
+    /// The highest level up to `cap` that the processor has, except that the tile unit is only asked for if wanted:
+    /// Linux keeps more state for a process that has asked.
     #[cfg(target_arch = "x86_64")]
-    fn detected() -> Self {
+    fn detected(cap: Level) -> Self {
         let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         match (avx512, is_x86_feature_detected!("avx512bf16")) {
-            (true, true) if super::amx::available() => Level::Amx,
+            (true, true) if cap >= Level::Amx && super::amx::available() => Level::Amx,
             (true, true) => Level::Avx512Bf16,
             (true, false) => Level::Avx512,
             (false, _) => Level::Portable,
@@ -53,7 +57,7 @@ impl Level {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn detected() -> Self {
+    fn detected(_cap: Level) -> Self {
         Level::Portable
     }
 }
@@ -71,6 +75,7 @@ mod tests {
             ("avx512", Level::Avx512 < current),
             ("avx512bf16", Level::Avx512Bf16 < current),
             ("emulated-amx", Level::Avx512Bf16 <= current),
+            ("amx", Level::detected(Level::Amx) == Level::Amx),
         ] {
             if !there {
                 eprintln!("skipped: for this processor {name} is no difference, or too much");
