@@ -4,7 +4,6 @@
 //! prefetched ([`Prefetch`](crate::Prefetch)) goes beside that until it is wanted.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,23 +13,14 @@ use crate::emulated::{self, Emulated};
 use crate::gpu::Gpu;
 use crate::kernel::{Grid, Kernel, Module};
 use crate::memory::Pool;
+use crate::options::{Options, Without};
 use crate::streams::MAIN;
-use crate::{DType, Error, Result, dnn};
-
-/// How a device is opened.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Folders with NVIDIA's libraries, before all other places.
-    pub libraries: Vec<PathBuf>,
-    /// Folder that keeps compiled kernels and plans for the next time; without one they are made again.
-    pub cache: Option<PathBuf>,
-    /// Number of the GPU among those that the driver shows.
-    pub ordinal: usize,
-}
+use crate::{DType, Error, Result, blas, dnn};
 
 /// One device.
 pub struct Cuda {
     backend: Backend,
+    without: Without,
     pool: Pool,
     is_capturing: AtomicBool,
     /// Stream that is asked.
@@ -56,7 +46,7 @@ impl Cuda {
     /// installs it.
     pub fn open(options: &Options, kernels: &[&'static Module]) -> Result<Arc<Self>> {
         let (gpu, notes) = Gpu::open(options, kernels)?;
-        let cuda = Self::new(Backend::Gpu(Box::new(gpu)));
+        let cuda = Self::new(Backend::Gpu(Box::new(gpu)), options.without);
         notes.into_iter().for_each(|note| cuda.note(note));
         Ok(Arc::new(cuda))
     }
@@ -67,12 +57,21 @@ impl Cuda {
     /// # Errors
     /// There is no compiler.
     pub fn emulated(memory_bytes: usize) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::new(Backend::Emulated(Emulated::new(memory_bytes)?))))
+        Self::emulated_without(memory_bytes, Without::default())
     }
 
-    fn new(backend: Backend) -> Self {
+    /// The same without some parts.
+    ///
+    /// # Errors
+    /// There is no compiler.
+    pub fn emulated_without(memory_bytes: usize, without: Without) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::new(Backend::Emulated(Emulated::new(memory_bytes)?), without)))
+    }
+
+    fn new(backend: Backend, without: Without) -> Self {
         Cuda {
             backend,
+            without,
             pool: Pool::default(),
             is_capturing: AtomicBool::new(false),
             stream: AtomicUsize::new(MAIN),
@@ -94,6 +93,14 @@ impl Cuda {
         match &self.backend {
             Backend::Gpu(gpu) => gpu.versions(),
             Backend::Emulated(_) => "kernels as C++".into(),
+        }
+    }
+
+    /// Version of CUDA that the driver has, `1000 · major + 10 · minor`; `None` for an emulated device.
+    pub fn driver_version(&self) -> Option<i32> {
+        match &self.backend {
+            Backend::Gpu(gpu) => Some(gpu.driver_version()),
+            Backend::Emulated(_) => None,
         }
     }
 
@@ -290,16 +297,23 @@ impl Cuda {
         }
     }
 
-    /// Queues a matrix product.
+    /// Queues a matrix product. What cuBLASLt has no way of computing, our own kernel computes, slowly.
     ///
     /// # Errors
-    /// The library has no way of computing it, or failed.
+    /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this shape before
+    /// work was captured, and cannot be while it is.
     pub fn product(&self, product: Product) -> Result<()> {
         if product.rows == 0 || product.cols == 0 {
             return Ok(());
         }
         match &self.backend {
-            Backend::Gpu(gpu) => gpu.product(self.stream(), product),
+            Backend::Gpu(gpu) => match gpu.product(self.stream(), product)? {
+                None => Ok(()),
+                Some(why) => {
+                    self.note(format!("some products are computed by a slow kernel: {why}"));
+                    self.product_by_kernel(product)
+                }
+            },
             Backend::Emulated(emulated) => emulated.run(self.stream(), move || {
                 emulated::product(product);
                 Ok(())
@@ -307,17 +321,45 @@ impl Cuda {
         }
     }
 
-    /// Whether products of 8-bit floats with a scale per row and column are there: on compute capability 9.0 with cuBLAS
-    /// 12.9 or newer, by the documentation; the library itself is asked.
-    pub fn fp8_products(&self) -> bool {
+    /// Queues a matrix product on our own kernel, which stands in for cuBLASLt where that has no way.
+    ///
+    /// # Errors
+    /// It is a product of 8-bit floats, or the launch failed.
+    pub fn product_by_kernel(&self, product: Product) -> Result<()> {
+        let Some((kernel, types, grid, args)) = blas::fallback(&product) else {
+            return Err(Error::DType { op: "matrix product", dtype: DType::U8 });
+        };
+        self.launch(kernel, &types, grid, args)
+    }
+
+    /// What is not used although the device has it.
+    pub fn without(&self) -> Without {
+        self.without
+    }
+
+    /// Whether the library has a way of computing a product, which is not computed. An emulated device has one for all.
+    pub fn has_a_way(&self, product: &Product) -> bool {
         match &self.backend {
-            Backend::Gpu(gpu) => gpu.fp8_products(),
+            Backend::Gpu(gpu) => gpu.computes(product),
             Backend::Emulated(_) => true,
         }
     }
 
-    /// Whether a product of 8-bit floats can be computed: not every shape can.
+    /// Whether products of 8-bit floats can be computed: from compute capability 8.9 on, by the documentation; the library
+    /// itself is asked.
+    pub fn fp8_products(&self) -> bool {
+        match &self.backend {
+            Backend::Gpu(gpu) => !self.without.fp8 && gpu.fp8_products(),
+            Backend::Emulated(_) => !self.without.fp8,
+        }
+    }
+
+    /// Whether a product of 8-bit floats can be computed: not every shape can, and a scale per row and column
+    /// ([`Factor::scales`](crate::Factor)) only on compute capability 9.0 with cuBLAS 12.9 or newer.
     pub fn computes_fp8(&self, product: &Product) -> bool {
+        if self.without.fp8 || self.without.fp8_scales && product.has_scales() {
+            return false;
+        }
         product.fits_fp8()
             && match &self.backend {
                 Backend::Gpu(gpu) => gpu.computes(product),
@@ -332,6 +374,14 @@ impl Cuda {
             Backend::Gpu(_) => 32,
             // The same on the scale of what it is used for.
             Backend::Emulated(_) => 8,
+        }
+    }
+
+    /// Why there is no cuDNN although nobody said to go without; `None` if there is, and on an emulated device.
+    pub fn missing_dnn(&self) -> Option<&str> {
+        match &self.backend {
+            Backend::Gpu(gpu) if !self.without.dnn => gpu.missing_dnn(),
+            _ => None,
         }
     }
 

@@ -249,11 +249,12 @@ impl Emulated {
             let function = *library.get::<unsafe extern "C" fn(A)>(name.as_bytes()).map_err(missing)?;
             (function, *library.get::<Run>(b"emulate").map_err(missing)?)
         };
+        let blocks = grid.extents()?;
         Ok(move || {
             let _turn = lock(&TURN);
             let mut launch = Launch { function, args };
             // SAFETY: as above; the addresses among the arguments are the caller's.
-            unsafe { run(enter::<A>, (&raw mut launch).cast(), grid.blocks.as_ptr(), grid.threads) }
+            unsafe { run(enter::<A>, (&raw mut launch).cast(), blocks.as_ptr(), grid.threads) }
             Ok(())
         })
     }
@@ -342,7 +343,7 @@ pub(crate) fn product(p: Product) {
         Epilogue::Bias(address) => Some(row(address, p.c_dtype, n)),
     };
     // Codes are multiplied as they are, and the sums scaled.
-    let scales = p.is_fp8().then(|| (row(p.a.scales, DType::F32, m), row(p.b.scales, DType::F32, n)));
+    let scales = p.has_scales().then(|| (row(p.a.scales, DType::F32, m), row(p.b.scales, DType::F32, n)));
     for (at, sum) in c.into_iter().enumerate() {
         let mut value = scales.as_ref().map_or(sum, |(a, b)| sum * (a[at / n] * b[at % n]));
         value += old.as_ref().map_or(0.0, |old| p.beta * old[at]);
@@ -355,5 +356,62 @@ pub(crate) fn product(p: Product) {
                 _ => *(p.c as *mut f32).add(at) = value,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mat;
+
+    /// Asks `element` where a thread far behind 2³¹ works.
+    const PROBE: Module = Module {
+        name: "probe",
+        source: "
+            struct Probe { Mat<float> of; int64_t block; int64_t* found; };
+            KERNEL void probe(Probe a) {
+            #ifdef EMULATED
+                emulated::block_index.x = a.block;
+            #endif
+                int64_t row = -1, col = -1;
+                if (threadIdx.x != 0) return;
+                a.found[2] = element<4>(row, col, a.of);
+                a.found[0] = row;
+                a.found[1] = col;
+            }",
+    };
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Probe {
+        of: Mat,
+        block: i64,
+        found: u64,
+    }
+
+    /// Kernels on single elements reach all of a flat adapter of more than 2³¹ of them.
+    #[test]
+    fn elements_behind_2_to_the_31_are_found() {
+        let Ok(device) = Emulated::new(usize::MAX) else {
+            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "a C++ compiler");
+            return eprintln!("skipped: no C++ compiler");
+        };
+        const LEN: usize = 9_437_184 * 256;
+        let at = |shape: [usize; 2], element: usize| {
+            let mut found = [0i64; 3];
+            let of = Mat::of_any_length(512, shape, shape[1]);
+            let args = Probe { of, block: (element / 4 / 256) as i64, found: found.as_mut_ptr() as u64 };
+            let call = device.call(Kernel::new(&PROBE, "probe"), &[], Grid::blocks(1), args).unwrap();
+            device.run(MAIN, call).unwrap();
+            found
+        };
+        for last in [(1 << 31) - 1024, 1 << 31, LEN - 1024] {
+            assert_eq!(at([1, LEN], last), [0, last as i64, 1]);
+            assert_eq!(at([LEN / 2048, 2048], last), [(last / 2048) as i64, (last % 2048) as i64, 1]);
+        }
+        assert_eq!(at([1, LEN], LEN)[2], 0, "behind the end is nothing");
+        // So many packs of four that their number takes more than 32 bits.
+        let long = 5 << 32;
+        assert_eq!(at([long / 1024, 1024], long - 1024), [(long / 1024 - 1) as i64, 0, 1]);
     }
 }

@@ -20,7 +20,7 @@ impl Cuda {
     /// # Errors
     /// The device failed.
     pub fn fork(&self) -> Result<Option<Fork<'_>>> {
-        if !self.is_capturing() || self.stream() != MAIN {
+        if !self.is_capturing() || self.stream() != MAIN || self.without().streams {
             return Ok(None);
         }
         match self.backend() {

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
 
 use crate::blas::{Blas, Product};
-use crate::compile::{architecture, compile_all};
+use crate::compile::{Compiled, architecture, compile_all};
 use crate::copier::{Copier, Source, Transfer};
 use crate::dnn::Dnn;
 use crate::error::failed;
@@ -21,7 +22,8 @@ use crate::{DType, Error, Grid, Kernel, Module, Options, Result};
 pub(crate) struct Gpu {
     // Fields are dropped in this order: the libraries go before the streams and the context that they use.
     blas: Blas,
-    dnn: Option<Dnn>,
+    /// cuDNN, or why there is none.
+    dnn: Result<Dnn, String>,
     /// There from the first time that it is wanted.
     copier: Mutex<Option<Copier>>,
     /// Page-locked memory, if the driver has given any.
@@ -32,15 +34,24 @@ pub(crate) struct Gpu {
     context: Arc<CudaContext>,
     name: String,
     architecture: String,
-    /// Modules and the functions that were looked up in them.
-    modules: HashMap<&'static str, Loaded<sys::CUmodule>>,
+    /// Folder that keeps compiled kernels.
+    cache: Option<PathBuf>,
+    /// Modules, by name, and the functions that were looked up in them.
+    modules: Mutex<HashMap<&'static str, Loaded<sys::CUmodule>>>,
     functions: Mutex<HashMap<String, Loaded<sys::CUfunction>>>,
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
         // The libraries free what they have in the context of this thread. Nothing can be done about one that is gone.
-        let _ = self.bind();
+        if self.bind().is_err() {
+            return;
+        }
+        let _ = self.stream.synchronize();
+        for module in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
+            // SAFETY: loaded once, and nothing runs any more. Nothing can be done about one that does not go.
+            let _ = unsafe { result::module::unload(module.0) };
+        }
     }
 }
 
@@ -52,6 +63,13 @@ struct Loaded<T>(T);
 unsafe impl<T> Send for Loaded<T> {}
 // SAFETY: as above; the driver locks what it changes.
 unsafe impl<T> Sync for Loaded<T> {}
+
+/// Makes compiled kernels known to the driver, in the context of the calling thread.
+fn load(name: &str, compiled: &Compiled) -> Result<Loaded<sys::CUmodule>> {
+    // SAFETY: the image is a whole CUBIN, which the driver copies.
+    let handle = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
+    handle.map(Loaded).map_err(|e| failed(&format!("kernels `{name}`"), e))
+}
 
 /// An executable CUDA graph.
 pub(crate) struct Exec(Mutex<CudaGraph>);
@@ -96,20 +114,21 @@ impl Gpu {
         let cache = options.cache.as_deref();
         let mut modules = HashMap::new();
         for (module, compiled) in compile_all(kernels, &architecture, cache)? {
-            // SAFETY: the image is a whole CUBIN, which the driver copies.
-            let handle = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
-            modules.insert(module, Loaded(handle.map_err(|e| failed(&format!("kernels `{module}`"), e))?));
+            modules.insert(module, load(module, &compiled)?);
         }
-        let blas = Blas::open([stream.cu_stream(), side.cu_stream()])?;
+        let blas = Blas::open([stream.cu_stream(), side.cu_stream()], !options.without.timing)?;
         let mut notes = Vec::new();
         let mut note = |what: &str, e: &dyn std::fmt::Display| notes.push(format!("{what}: {e}"));
-        let dnn = Dnn::open(stream.cu_stream().cast(), cache.map(Into::into))
-            .inspect_err(|e| note("attention runs without tensor cores", e));
+        let dnn = match options.without.dnn {
+            true => Err("TENGGAT_WITHOUT says so".into()),
+            false => Dnn::open(stream.cu_stream().cast(), cache.map(Into::into)).map_err(|e| e.to_string()),
+        };
+        let dnn = dnn.inspect_err(|e| note("attention runs without tensor cores", e));
         let staging = Staging::new(&context)
             .inspect_err(|e| note("copies to the GPU are slow without page-locked memory", e));
         let gpu = Gpu {
             blas,
-            dnn: dnn.ok(),
+            dnn,
             copier: Mutex::default(),
             staging: Mutex::new(staging.ok()),
             stream,
@@ -117,7 +136,8 @@ impl Gpu {
             context,
             name,
             architecture,
-            modules,
+            cache: options.cache.clone(),
+            modules: Mutex::new(modules),
             functions: Mutex::default(),
         };
         Ok((gpu, notes))
@@ -138,9 +158,22 @@ impl Gpu {
         format!("kernels for {}, cuBLASLt {blas}, {dnn}", self.architecture)
     }
 
+    /// Version of CUDA that the driver has; 0 if it does not say.
+    pub fn driver_version(&self) -> i32 {
+        let mut version = 0;
+        // SAFETY: the driver was loaded when the device was opened, and writes one number.
+        let _ = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+        version
+    }
+
     /// cuDNN, ready for calls from this thread.
     pub fn dnn(&self) -> Option<&Dnn> {
-        self.bind().ok().and(self.dnn.as_ref())
+        self.bind().ok().and(self.dnn.as_ref().ok())
+    }
+
+    /// Why there is no cuDNN, if that was not asked for.
+    pub fn missing_dnn(&self) -> Option<&str> {
+        self.dnn.as_ref().err().map(String::as_str)
     }
 
     /// Makes the context the calling thread's own, as every call of the driver needs it.
@@ -238,7 +271,7 @@ impl Gpu {
         self.bind()?;
         let name = kernel.function(types);
         let function = self.function(kernel, &name)?;
-        let [x, y, z] = grid.blocks;
+        let [x, y, z] = grid.extents()?;
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one structure by value, which `A` mirrors; the driver copies it before it returns.
         unsafe {
@@ -254,14 +287,26 @@ impl Gpu {
         if let Some(there) = functions.get(name) {
             return Ok(there.0);
         }
-        let module = self.modules.get(kernel.module.name);
-        let module = module.ok_or_else(|| Error::Failed(format!("no kernels `{}`", kernel.module.name)))?;
+        let module = self.module(kernel.module)?;
         let text = CString::new(name).map_err(|e| failed(name, e))?;
-        // SAFETY: modules stay loaded as long as the context.
+        // SAFETY: modules stay loaded as long as the device.
         let function = unsafe { result::module::get_function(module.0, text) }
             .map_err(|e| failed(&format!("kernel `{name}`"), e))?;
         functions.insert(name.into(), Loaded(function));
         Ok(function)
+    }
+
+    /// The kernels of a module, which are compiled now if they were not when the device was opened.
+    fn module(&self, module: &'static Module) -> Result<Loaded<sys::CUmodule>> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = modules.get(module.name) {
+            return Ok(*there);
+        }
+        let compiled = compile_all(&[module], &self.architecture, self.cache.as_deref())?;
+        let (name, compiled) = compiled.first().ok_or_else(|| failed(module.name, "nothing was compiled"))?;
+        let loaded = load(name, compiled)?;
+        modules.insert(module.name, loaded);
+        Ok(loaded)
     }
 
     /// From now on work is captured.
@@ -295,12 +340,13 @@ impl Gpu {
         graph.launch().map_err(|e| failed("recorded work", e))
     }
 
-    pub fn product(&self, stream: usize, product: Product) -> Result<()> {
+    /// Queues a product, or says why there is no way of computing it; see [`Blas::product`].
+    pub fn product(&self, stream: usize, product: Product) -> Result<Option<String>> {
         self.bind()?;
         self.blas.product(stream, product)
     }
 
-    /// Whether products of 8-bit floats with a scale per row and column are there.
+    /// Whether products of 8-bit floats can be computed.
     pub fn fp8_products(&self) -> bool {
         self.bind().is_ok() && self.blas.computes_fp8()
     }

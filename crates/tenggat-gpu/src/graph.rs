@@ -34,13 +34,14 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Launches the work. Returns whether that was possible: it is not once the device needed the memory.
+    /// Launches the work. Returns whether that was possible: it is not once the device needed the memory, nor while other
+    /// tensors have borrowed some of it.
     ///
     /// # Errors
     /// Work is being captured, or the device failed.
     pub fn replay(&self) -> Result<bool> {
         self.cuda.expect_direct("recorded work")?;
-        if self.cuda.pool().era() != self.era {
+        if self.cuda.pool().era() != self.era || self.cuda.pool().is_lent() {
             return Ok(false);
         }
         match (&self.work, self.cuda.backend()) {

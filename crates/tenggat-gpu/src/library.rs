@@ -8,7 +8,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
 /// The libraries in the order in which they need one another; of each, the file names, best first.
 const LIBRARIES: [&[&str]; 4] = [
@@ -20,13 +20,31 @@ const LIBRARIES: [&[&str]; 4] = [
 
 /// Loads the libraries and returns what was loaded: a path, or the bare name where the system found the file.
 ///
+/// Of each, the newest major version is what the bindings use. Older ones are loaded beside it, each with its parts: a cuDNN
+/// that was built for another CUDA asks for the compiler of its own.
+///
 /// Each is taken from the first place that has it: `folders`, the system's own path, a toolkit (`CUDA_HOME`,
 /// `/usr/local/cuda`), the Python packages of an environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, next to the
 /// `bin` folders on `PATH`). One that is nowhere, or that does not load, is left out: whoever needs it says
 /// so.
 pub fn preload(folders: &[PathBuf]) -> Vec<PathBuf> {
     let places = places();
-    LIBRARIES.into_iter().flat_map(|names| preload_one(names, folders, &places)).collect()
+    LIBRARIES.into_iter().flat_map(|names| preload_all(names, folders, &places)).collect()
+}
+
+/// Loads a library in every version that is found, the first for all to see.
+fn preload_all(names: &[&str], folders: &[PathBuf], places: &[PathBuf]) -> Vec<PathBuf> {
+    let mut scope = RTLD_GLOBAL;
+    let mut all = Vec::new();
+    for name in names {
+        let loaded = preload_one(name, folders, places, scope);
+        if !loaded.is_empty() {
+            // The names of functions are the same in each version: only one may be found by them.
+            scope = RTLD_LOCAL;
+        }
+        all.extend(loaded);
+    }
+    all
 }
 
 /// Whether the driver's library is there, so that there may be a GPU.
@@ -36,26 +54,29 @@ pub fn driver_is_there() -> bool {
 }
 
 /// Loads one library, with the parts that it will ask for by name.
-fn preload_one(names: &[&str], folders: &[PathBuf], places: &[PathBuf]) -> Vec<PathBuf> {
+fn preload_one(name: &str, folders: &[PathBuf], places: &[PathBuf], scope: i32) -> Vec<PathBuf> {
+    let load = |file: &Path| load(file, scope);
     let from = |folders: &[PathBuf]| {
-        let file = find(names, folders)?;
+        let file = find(name, folders)?;
         // The compiler opens its headers by a name with the minor version in it, and does not look in its own
         // folder.
-        let parts = file.parent().map(|folder| starting(folder, "libnvrtc-builtins.so.")).unwrap_or_default();
-        let parts = if names[0].starts_with("libnvrtc") { parts } else { Vec::new() };
+        let parts = name
+            .strip_prefix("libnvrtc.so.")
+            .zip(file.parent())
+            .map_or(Vec::new(), |(major, folder)| starting(folder, &format!("libnvrtc-builtins.so.{major}")));
         let loaded: Vec<PathBuf> = parts.into_iter().filter(|part| load(part)).collect();
         load(&file).then(|| loaded.into_iter().chain([file]).collect())
     };
     from(folders)
-        .or_else(|| names.iter().map(PathBuf::from).find(|name| load(name)).map(|name| vec![name]))
+        .or_else(|| Some(PathBuf::from(name)).filter(|name| load(name)).map(|name| vec![name]))
         .or_else(|| from(places))
         .unwrap_or_default()
 }
 
-/// Loads a library for the rest of the process.
-fn load(file: &Path) -> bool {
+/// Loads a library for the rest of the process, its names for all to see (`RTLD_GLOBAL`) or not.
+fn load(file: &Path, scope: i32) -> bool {
     // SAFETY: loading runs the initialisers of NVIDIA's library, which ask nothing of the process.
-    match unsafe { Library::open(Some(file), RTLD_NOW | RTLD_GLOBAL) } {
+    match unsafe { Library::open(Some(file), RTLD_NOW | scope) } {
         Ok(library) => {
             // Unloading would take the functions away from those who hold them.
             std::mem::forget(library);
@@ -65,12 +86,9 @@ fn load(file: &Path) -> bool {
     }
 }
 
-/// The first name that one of the folders has, in the first folder that has it.
-fn find(names: &[&str], folders: &[PathBuf]) -> Option<PathBuf> {
-    names
-        .iter()
-        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
-        .find(|file| file.exists())
+/// The file of this name in the first folder that has one.
+fn find(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
+    folders.iter().map(|folder| folder.join(name)).find(|file| file.exists())
 }
 
 /// Folders of toolkits and Python environments that may hold libraries, the likeliest first.
@@ -114,20 +132,44 @@ fn starting(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A newer library in a later folder comes before an older one in the first; of the same, the first
-    /// folder wins.
+    /// A library that does nothing, in a folder of its own under the name of another; `None` without a C compiler.
+    fn library(folder: &Path, name: &str) -> Option<()> {
+        let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let done = std::process::Command::new(compiler)
+            .args(["-shared", "-x", "c", "/dev/null", "-o"])
+            .arg(folder.join(name))
+            .arg(format!("-Wl,-soname,{name}"))
+            .status();
+        done.is_ok_and(|status| status.success()).then_some(())
+    }
+
+    /// Every version is loaded, the newest first wherever it lies; of one version, the first folder wins.
     #[test]
-    fn newer_names_win_over_earlier_folders() {
+    fn every_version_is_loaded_newest_first() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let folders = [first.path().to_owned(), second.path().to_owned()];
-        let names = ["libx.so.13", "libx.so.12"];
-        assert_eq!(find(&names, &folders), None);
-        fs::write(first.path().join("libx.so.12"), "").unwrap();
-        assert_eq!(find(&names, &folders), Some(first.path().join("libx.so.12")));
-        fs::write(second.path().join("libx.so.13"), "").unwrap();
-        assert_eq!(find(&names, &folders), Some(second.path().join("libx.so.13")));
-        fs::write(first.path().join("libx.so.13"), "").unwrap();
-        assert_eq!(find(&names, &folders), Some(first.path().join("libx.so.13")));
+        let names = ["libtenggat-x.so.13", "libtenggat-x.so.12"];
+        assert_eq!(preload_all(&names, &folders, &[]), [] as [PathBuf; 0]);
+        let Some(()) = library(first.path(), names[1]) else { return eprintln!("skipped: no C compiler") };
+        assert_eq!(preload_all(&names, &folders, &[]), [first.path().join(names[1])]);
+        library(second.path(), names[0]).unwrap();
+        let both = [second.path().join(names[0]), first.path().join(names[1])];
+        assert_eq!(preload_all(&names, &folders, &[]), both);
+        assert_eq!(preload_all(&names, &[], &folders), both, "places come last, but come");
+        library(first.path(), names[0]).unwrap();
+        assert_eq!(preload_all(&names, &folders, &[])[0], first.path().join(names[0]));
+    }
+
+    /// Each version of the compiler comes with the headers of its own.
+    #[test]
+    fn compilers_come_with_their_own_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["libnvrtc.so.9913", "libnvrtc-builtins.so.9913.0", "libnvrtc-builtins.so.9912.8"];
+        for name in names {
+            let Some(()) = library(folder.path(), name) else { return eprintln!("skipped: no C compiler") };
+        }
+        let loaded = preload_all(&names[..1], &[folder.path().to_owned()], &[]);
+        assert_eq!(loaded, [names[1], names[0]].map(|name| folder.path().join(name)));
     }
 
     #[test]
@@ -147,7 +189,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("libtenggat-none.so.13");
         fs::write(&file, "no library").unwrap();
-        assert!(!load(&file));
-        assert!(preload_one(&["libtenggat-none.so.13"], &[folder.path().to_owned()], &[]).is_empty());
+        assert!(!load(&file, RTLD_GLOBAL));
+        assert!(preload_all(&["libtenggat-none.so.13"], &[folder.path().to_owned()], &[]).is_empty());
     }
 }

@@ -1,8 +1,9 @@
 //! Device memory, recycled so that a warm training step allocates nothing.
 //!
 //! A CUDA graph ([`graph`](crate::graph)) uses the same addresses at each replay. What it allocated and freed while it was
-//! captured is set aside for graphs alone, of which never two run at once; between two replays its contents mean nothing.
-//! While captured work goes in two streams ([`fork`](crate::fork)), what one of them freed is not given to the other.
+//! captured is set aside for graphs, of which never two run at once. Between two replays its contents mean nothing: where
+//! there is no other room, other work borrows it, and gives it back before the next replay. While captured work goes in two
+//! streams ([`fork`](crate::fork)), what one of them freed is not given to the other.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,8 @@ struct State {
     set_aside: Lists,
     /// Addresses that graphs were given.
     captured: HashSet<u64>,
+    /// Addresses, set aside for graphs, that other work has borrowed.
+    borrowed: HashSet<u64>,
     is_capturing: bool,
     /// Stream that is asked, while there are two.
     stream: Option<usize>,
@@ -50,9 +53,23 @@ impl State {
         lists.entry(class).or_default()
     }
 
+    /// A buffer that was set aside for graphs, at least `class` bytes and at most twice that: its address, and its class.
+    fn borrow(&mut self, class: usize) -> Option<(u64, usize)> {
+        let fits = |(held, addresses): &(&usize, &Vec<u64>)| {
+            (class..=2 * class).contains(*held) && !addresses.is_empty()
+        };
+        let held = self.set_aside.iter().filter(fits).map(|(&held, _)| held).min()?;
+        let address = self.set_aside.get_mut(&held).and_then(Vec::pop)?;
+        if !self.is_capturing {
+            self.borrowed.insert(address);
+        }
+        Some((address, held))
+    }
+
     /// Lets everybody have what was set aside.
     fn share(&mut self) {
         self.captured.clear();
+        self.borrowed.clear();
         for (class, addresses) in std::mem::take(&mut self.set_aside) {
             self.free.entry(class).or_default().extend(addresses);
         }
@@ -82,12 +99,12 @@ impl Pool {
     pub fn take(&self, backend: &Backend, bytes: usize) -> Result<(u64, usize)> {
         let class = Self::size_class(bytes);
         let recycled = self.state().recycle(class);
-        let address = match recycled {
-            Some(address) => address,
+        let (address, class, was_held) = match recycled {
+            Some(address) => (address, class, true),
             None => self.allocate(backend, class)?,
         };
         let mut state = self.state();
-        if recycled.is_some() {
+        if was_held {
             state.free_bytes -= class;
         }
         if state.is_capturing {
@@ -98,26 +115,37 @@ impl Pool {
         Ok((address, class))
     }
 
-    /// A new buffer; if there is no room for it, at the cost of recycled buffers of other sizes, then of graphs.
-    fn allocate(&self, backend: &Backend, class: usize) -> Result<u64> {
+    /// A new buffer: its address, its class, and whether it was held already. If there is no room for it, recycled buffers
+    /// of other sizes are freed; then one is borrowed that is set aside for graphs; then graphs give up their memory.
+    fn allocate(&self, backend: &Backend, class: usize) -> Result<(u64, usize, bool)> {
         let is_capturing = self.state().is_capturing;
         let full = |_| {
             let (free, total) = backend.memory().unwrap_or_default();
             Error::OutOfMemory { bytes: class, free, total }
         };
         match backend.allocate(class) {
-            Ok(address) => return Ok(address),
+            Ok(address) => return Ok((address, class, false)),
             // Nothing is freed while work is being captured that may use it.
-            Err(e) if is_capturing => return Err(full(e)),
-            Err(_) => self.trim(backend),
-        }
-        match backend.allocate(class) {
-            Err(_) if self.end_graphs() => {
+            Err(_) if is_capturing => {}
+            Err(_) => {
                 self.trim(backend);
-                backend.allocate(class).map_err(full)
+                if let Ok(address) = backend.allocate(class) {
+                    return Ok((address, class, false));
+                }
             }
-            result => result.map_err(full),
         }
+        if let Some((address, held)) = self.state().borrow(class) {
+            return Ok((address, held, true));
+        }
+        if !is_capturing && self.end_graphs() {
+            self.trim(backend);
+        }
+        backend.allocate(class).map(|address| (address, class, false)).map_err(full)
+    }
+
+    /// Whether memory of graphs is on loan to other work, so that none can be replayed.
+    pub fn is_lent(&self) -> bool {
+        !self.state().borrowed.is_empty()
     }
 
     /// The inverse of [`take`](Self::take).
@@ -125,6 +153,7 @@ impl Pool {
         let mut state = self.state();
         state.live_bytes -= class;
         state.free_bytes += class;
+        state.borrowed.remove(&address);
         match state.stream {
             Some(stream) => state.by_stream[stream].entry(class).or_default().push(address),
             None => state.list(address, class).push(address),

@@ -11,8 +11,11 @@
 #include <memory>
 #include <vector>
 
+#include "faults.hpp"
+
 #define API extern "C" __attribute__((visibility("default")))
 
+extern "C" int standInIsCapturing();
 extern "C" int standInEnqueue(void* stream, void (*run)(void*), void* data, void (*drop)(void*));
 
 enum Status : int { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
@@ -339,6 +342,8 @@ API Status cublasLtMatmulAlgoGetHeuristic(
     *found = 0;
     Product p{};
     if (const Status error = describe(description, a, b, c, d, p)) return error;
+    if (fault("products")) return NOT_SUPPORTED;
+    if (fault("captured-questions") && standInIsCapturing()) return EXECUTION_FAILED;
     const uint32_t* alignments = preference->alignments;
     const Layout* layouts[4] = {a, b, c, d};
     for (int i = 0; i < 4; i++)
@@ -380,6 +385,7 @@ API Status cublasLtMatmul(
     if (chosen) algorithm = *chosen;
     if (algorithm.magic != MAGIC || algorithm.problem != key(p)) return INVALID_VALUE;
     if (algorithm.workspace > workspace_bytes || (uintptr_t)workspace % 256) return INVALID_VALUE;
+    if (fault("first-ways") && algorithm.way == 0) return NOT_SUPPORTED;
     const void* data[4] = {a_data, b_data, c_data, d_data};
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)data[i] % algorithm.alignments[i]) return INVALID_VALUE;

@@ -13,6 +13,7 @@
 #include "image.hpp"
 
 struct Module {
+    ~Module() { driver.used -= source.size(); }
     std::string source;
     // Of the compiled library; it stays loaded, for work that was asked for.
     void* library = nullptr;
@@ -113,6 +114,8 @@ API Result cuModuleLoadData(void** handle, const void* image) {
     if (head.architecture != "sm_90" && head.architecture != "sm_90a") return NO_BINARY_FOR_GPU;
     auto module = std::make_shared<Module>();
     module->source.assign((const char*)image + Image::HEAD, head.bytes - Image::HEAD);
+    // Code takes memory of the device, until the module goes and no work needs it.
+    driver.used += module->source.size();
     *handle = driver.modules.add(std::move(module));
     return SUCCESS;
 }
@@ -120,7 +123,13 @@ API Result cuModuleLoadData(void** handle, const void* image) {
 API Result cuModuleUnload(void* handle) {
     Entry entry;
     if (entry.failure) return entry.failure;
-    return driver.modules.remove(handle) ? SUCCESS : INVALID_HANDLE;
+    const auto module = driver.modules.find(handle);
+    if (!module) return INVALID_HANDLE;
+    auto& functions = driver.functions.all;
+    for (auto at = functions.begin(); at != functions.end();)
+        at = at->second->module == module ? functions.erase(at) : std::next(at);
+    driver.modules.remove(handle);
+    return SUCCESS;
 }
 
 API Result cuModuleGetFunction(void** handle, void* module_handle, const char* name) {

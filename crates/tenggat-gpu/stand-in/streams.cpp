@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <set>
 
+#include "faults.hpp"
 #include "state.hpp"
 
 // Recorded work and what it comes after, by position.
@@ -259,6 +260,14 @@ API Result cuStreamIsCapturing(void* handle, int* status) {
     return SUCCESS;
 }
 
+// For the stand-in of cuBLASLt: whether any stream is captured.
+API int standInIsCapturing() {
+    const std::lock_guard<std::mutex> lock(driver.mutex);
+    for (auto& [_, stream] : driver.streams.all)
+        if (stream->capture) return true;
+    return false;
+}
+
 // These nodes and all that they come after.
 static std::set<size_t> all_before(const std::vector<Node>& nodes, std::vector<size_t> open) {
     std::set<size_t> all;
@@ -292,7 +301,7 @@ API Result cuStreamEndCapture(void* handle, void** graph) {
         other->last_nodes.clear();
     }
     capture->is_over = true;
-    if (!capture->is_valid) return STREAM_CAPTURE_INVALIDATED;
+    if (!capture->is_valid || fault("captures")) return STREAM_CAPTURE_INVALIDATED;
     if (!all_joined) return STREAM_CAPTURE_UNJOINED;
     *graph = driver.graphs.add(std::make_shared<Graph>(Graph{std::move(capture->nodes)}));
     return SUCCESS;

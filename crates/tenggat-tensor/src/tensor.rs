@@ -382,12 +382,19 @@ macro_rules! shape_methods {
             self.storage.device()
         }
 
-        /// The GPU that holds it, and the matrix as kernels see it.
+        /// The GPU that holds it, and the matrix as kernels see it that count its rows and columns in 32 bits.
         pub(crate) fn cuda(&self, op: &'static str) -> Result<(Arc<Cuda>, gpu::Mat)> {
             let (cuda, address) = self.storage.cuda(op)?;
             let data = address + (self.offset * self.dtype.bytes()) as u64;
-            let (rows, cols) = (gpu::int(self.rows), gpu::int(self.cols));
-            Ok((Arc::clone(cuda), gpu::Mat { data, rows, cols, stride: self.stride as i64 }))
+            Ok((Arc::clone(cuda), gpu::Mat::new(data, [self.rows, self.cols], self.stride)?))
+        }
+
+        /// The same for kernels that count elements in 64 bits: flat buffers may be of any length.
+        pub(crate) fn cuda_flat(&self, op: &'static str) -> Result<(Arc<Cuda>, gpu::Mat)> {
+            let (cuda, address) = self.storage.cuda(op)?;
+            let data = address + (self.offset * self.dtype.bytes()) as u64;
+            let mat = gpu::Mat::of_any_length(data, [self.rows, self.cols], self.stride);
+            Ok((Arc::clone(cuda), mat))
         }
 
         /// Only these columns.

@@ -1,6 +1,5 @@
 //! Which device a command works on.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use tenggat_gpu::Options;
@@ -56,12 +55,9 @@ impl Choice {
     }
 }
 
-/// How GPUs are opened: libraries from the folders in `TENGGAT_CUDA_LIBRARIES` first, compiled kernels kept in the
-/// cache.
+/// How GPUs are opened: as the environment says ([`Options::from_env`]), compiled kernels kept in the cache.
 pub fn options(ordinal: usize) -> anyhow::Result<Options> {
-    let folders = std::env::var_os("TENGGAT_CUDA_LIBRARIES").unwrap_or_default();
-    let libraries: Vec<PathBuf> = std::env::split_paths(&folders).collect();
-    Ok(Options { libraries, cache: Some(assets::cache_folder()?.join("kernels")), ordinal })
+    Ok(Options { cache: Some(assets::cache_folder()?.join("kernels")), ordinal, ..Options::from_env()? })
 }
 
 /// Opens the device that is asked for.

@@ -18,6 +18,7 @@ pub(super) struct Shape {
     strides: [usize; 3],
     transposed: [bool; 2],
     fast: bool,
+    scales: bool,
     /// Largest powers of two that divide the addresses of A, of B and of C, up to 256. Each its own: there is no way of
     /// computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
     alignments: [u32; 3],
@@ -38,6 +39,7 @@ impl Shape {
             strides: [p.a.stride, p.b.stride, p.c_stride],
             transposed: [p.a.transposed, p.b.transposed],
             fast: p.fast,
+            scales: p.has_scales(),
             alignments: [p.a.address, p.b.address, p.c].map(alignment),
             bias: match p.epilogue {
                 Epilogue::Bias(address) => Some(alignment(address)),
@@ -100,10 +102,12 @@ impl Described {
             set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(c_type)? as i32))?;
         }
-        if p.is_fp8() {
+        if shape.scales {
             let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+        }
+        if p.is_fp8() {
             set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &i8::from(shape.fast))?;
         }
         // What the library chooses may depend on which vectors there are.
@@ -130,7 +134,7 @@ impl Described {
         if let Epilogue::Bias(address) = p.epilogue {
             set(self.description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?;
         }
-        if p.is_fp8() {
+        if p.has_scales() {
             // Its A is our B.
             set(self.description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p.b.scales)?;
             set(self.description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p.a.scales)?;

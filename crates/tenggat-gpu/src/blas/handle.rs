@@ -1,6 +1,7 @@
 //! The library on the streams of a device.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
     streams: [CUstream; STREAMS],
     workspaces: u64,
+    /// Whether ways are timed.
+    times: bool,
     plans: Mutex<HashMap<Shape, Result<Plan, String>>>,
 }
 
@@ -44,7 +47,11 @@ unsafe impl Send for Blas {}
 unsafe impl Sync for Blas {}
 
 impl Blas {
-    pub fn open(streams: [CUstream; STREAMS]) -> Result<Self> {
+    /// The library on these streams; `times` is whether the ways of computing a product are timed.
+    ///
+    /// # Errors
+    /// There is no library, or no room for the workspaces.
+    pub fn open(streams: [CUstream; STREAMS], times: bool) -> Result<Self> {
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Failed(
@@ -55,25 +62,59 @@ impl Blas {
         // SAFETY: freed with the context.
         let workspaces = unsafe { driver::malloc_sync(STREAMS * WORKSPACE) }
             .map_err(|e| failed("workspace of products", e))?;
-        Ok(Blas { handle, streams, workspaces, plans: Mutex::default() })
+        Ok(Blas { handle, streams, workspaces, times, plans: Mutex::default() })
     }
 
-    pub fn product(&self, stream: usize, p: Product) -> Result<()> {
+    /// Queues a product. If there is no way of computing it, nothing is queued, and the answer says why.
+    ///
+    /// # Errors
+    /// The library failed; or, while work is being captured, it cannot be asked about a shape that is new.
+    pub fn product(&self, stream: usize, p: Product) -> Result<Option<String>> {
         let shape = Shape::of(&p);
+        let is_captured = self.is_captured(stream);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = plans.entry(shape).or_insert_with(|| self.plan(&p));
-        let plan = plan.as_mut().map_err(|e| failed(&format!("product {shape:?}"), e))?;
-        plan.described.point(&p)?;
-        plan.uses = plan.uses.saturating_add(1);
-        if stream == MAIN
-            && timing::is_worth_it(shape.extents, plan.uses, plan.ways.len())
-            && !self.is_recorded(stream)
-        {
-            let fastest = self.fastest(stream, plan, &p).unwrap_or_default();
-            plan.ways = vec![plan.ways[fastest]];
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match self.plan(&p) {
+                // From CUDA 13.3 on the library may refuse to be asked while work is captured; that says nothing of
+                // the shape.
+                Err(why) if is_captured => {
+                    return Err(failed(
+                        &format!("product {shape:?}, which is new while work is captured"),
+                        why,
+                    ));
+                }
+                plan => entry.insert(plan),
+            },
+        };
+        loop {
+            let found = match plan {
+                Ok(found) => found,
+                Err(why) if p.is_fp8() => return Err(failed(&format!("product {shape:?}"), why)),
+                Err(why) => return Ok(Some(format!("{shape:?}: {why}"))),
+            };
+            found.described.point(&p)?;
+            found.uses = found.uses.saturating_add(1);
+            if stream == MAIN
+                && self.times
+                && timing::is_worth_it(shape.extents, found.uses, found.ways.len())
+                && !is_captured
+            {
+                let fastest = self.fastest(stream, found, &p).unwrap_or_default();
+                found.ways = vec![found.ways[fastest]];
+            }
+            match self.queue(stream, &found.described, &found.ways[0], &p) {
+                Ok(()) => return Ok(None),
+                // A way that does not run after all makes room for the next one.
+                Err(e) if !is_captured && e.0 == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => {
+                    found.ways.remove(0);
+                    if found.ways.is_empty() {
+                        *plan = Err(e.to_string());
+                    }
+                }
+                Err(e) => return Err(failed(&format!("product {shape:?}"), e)),
+            }
         }
-        self.queue(stream, &plan.described, &plan.ways[0], &p)
-            .map_err(|e| failed(&format!("product {shape:?}"), e))
     }
 
     /// Queues a product whose vectors the description points to.
@@ -108,8 +149,8 @@ impl Blas {
         }
     }
 
-    /// Whether what is queued now is recorded, so that it cannot be waited for.
-    fn is_recorded(&self, stream: usize) -> bool {
+    /// Whether what is queued now is captured, so that it cannot be waited for.
+    fn is_captured(&self, stream: usize) -> bool {
         // SAFETY: the stream lives as long as the device.
         let status = unsafe { driver::stream::is_capturing(self.streams[stream]) };
         !matches!(status, Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
@@ -144,14 +185,14 @@ impl Blas {
         plans.entry(Shape::of(p)).or_insert_with(|| self.plan(p)).is_ok()
     }
 
-    /// Whether it multiplies 8-bit floats with a scale per row and column on this device.
+    /// Whether it multiplies 8-bit floats on this device.
     pub fn computes_fp8(&self) -> bool {
         let factor = |transposed| Factor {
             address: self.workspaces,
             dtype: DType::U8,
             stride: 128,
             transposed,
-            scales: self.workspaces,
+            scales: 0,
         };
         self.computes(&Product {
             rows: 128,

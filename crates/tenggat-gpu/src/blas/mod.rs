@@ -4,7 +4,8 @@
 //! other way round, and a row-major matrix is its own transpose there.
 //!
 //! Operands of 8-bit floats come with a scale per row of A and per column of B (`OUTER_VEC_32F`, which the documentation
-//! promises for compute capability 9.0 from cuBLAS 12.9 on). Whether a device has that is asked of the library itself.
+//! promises for compute capability 9.0 from cuBLAS 12.9 on), or without scales, which the caller then applies. What a
+//! device has is asked of the library itself.
 //!
 //! The library guesses which of its ways of computing a product is the fastest. Its first guess is taken,
 //! until a large shape has come so often that the best guesses are timed ([`timing`]) and the fastest is
@@ -15,9 +16,12 @@
 //! timed.
 
 mod description;
+mod fallback;
 mod handle;
 mod product;
 mod timing;
 
+pub use fallback::MODULE as PRODUCT_MODULE;
+pub(crate) use fallback::launch as fallback;
 pub(crate) use handle::Blas;
 pub use product::{Epilogue, Factor, Product};

@@ -13,7 +13,8 @@ pub struct Factor {
     pub stride: usize,
     /// Whether it is multiplied transposed.
     pub transposed: bool,
-    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; else 0.
+    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; 0 for numbers,
+    /// and for codes that count as they are. Both operands have scales, or neither.
     pub scales: u64,
 }
 
@@ -59,6 +60,11 @@ impl Product {
     /// Whether it multiplies e4m3 codes.
     pub fn is_fp8(&self) -> bool {
         self.a.dtype == DType::U8
+    }
+
+    /// Whether codes have scales per row and column.
+    pub fn has_scales(&self) -> bool {
+        self.a.scales != 0
     }
 
     /// Whether 8-bit operands lie as tensor cores take them: both contiguous along the sums, and all axes along which

@@ -8,7 +8,7 @@ use super::model::{Dense, MIXED, close, folder, gradients, lora};
 
 fn gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-        return Some(Device::cuda(&tenggat_gpu::Options::default()).unwrap());
+        return Some(Device::cuda(&tenggat_gpu::Options::from_env().unwrap()).unwrap());
     }
     match Device::emulated() {
         Ok(device) => Some(device),

@@ -102,11 +102,12 @@ pub fn gpu() -> Option<Device> {
     GPU.get_or_init(open_gpu).clone()
 }
 
-/// A GPU of a test's own: a real one if `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
+/// A GPU of a test's own: a real one, opened as the environment says ([`tenggat_gpu::Options::from_env`]), if
+/// `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
 /// unless `TENGGAT_REQUIRE_CXX` is set.
 pub fn open_gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-        return Some(Device::cuda(&tenggat_gpu::Options::default()).unwrap());
+        return Some(Device::cuda(&tenggat_gpu::Options::from_env().unwrap()).unwrap());
     }
     emulated_gpu(usize::MAX)
 }

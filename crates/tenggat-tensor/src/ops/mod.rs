@@ -54,12 +54,11 @@ macro_rules! dispatch_real {
 }
 pub(crate) use dispatch_real;
 
-/// All kernels of GPUs.
+/// Kernels of GPUs that are compiled when a device is opened.
 pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &adafactor::cuda::MODULE,
     &adamw8bit::cuda::MODULE,
     &adamw::cuda::MODULE,
-    &attention::cuda::MODULE,
     &causal_attention::cuda::MODULE,
     &columns::MODULE,
     &conv2d::cuda::MODULE,
@@ -82,6 +81,12 @@ pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &silu::cuda::MODULE,
     &swiglu::cuda::MODULE,
 ];
+
+/// Kernels of GPUs that are compiled when they are first needed: where cuDNN does attention, never. They take half of the
+/// time that all the others take together.
+#[cfg(test)]
+pub(crate) const RARE_KERNELS: &[&tenggat_gpu::Module] =
+    &[&attention::cuda::MODULE, &tenggat_gpu::PRODUCT_MODULE];
 
 /// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
 /// way whatever the number of threads.

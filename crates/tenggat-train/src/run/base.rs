@@ -57,8 +57,7 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         show(Event::Warning(text.into()));
     }
     if job.model.fp8_products && !device.fp8_products() {
-        let text =
-            "`fp8_products` has no effect: this device does not multiply 8-bit floats with a scale per row";
+        let text = "`fp8_products` has no effect: this device does not multiply 8-bit floats";
         show(Event::Warning(text.into()));
     }
     let show = RefCell::new(show);

@@ -17,7 +17,7 @@ use cudarc::cudnn::sys::{self, cudnnBackendAttributeName_t as Name, cudnnBackend
 
 use super::descriptor::Descriptor;
 use super::handle::{OLDEST, aligned, version};
-use super::operations::OperationGraph;
+use super::operations::{Node, Operation, OperationGraph, Pointwise};
 use super::plan::Pass;
 use super::target::Target;
 use super::tensor::{ALIGNMENT, Operand, Place};
@@ -58,12 +58,21 @@ struct Card {
 }
 
 #[rustfmt::skip]
-const CARDS: [Card; 4] = [
+const CARDS: [Card; 8] = [
     Card { name: "A100", version: 800, multiprocessors: 108, shared_kib: 163, threads: 2048, l2_mib: 40 },
+    Card { name: "RTX 3090", version: 860, multiprocessors: 82, shared_kib: 99, threads: 1536, l2_mib: 6 },
     Card { name: "RTX 4090", version: 890, multiprocessors: 128, shared_kib: 99, threads: 1536, l2_mib: 72 },
     Card { name: "H200", version: 900, multiprocessors: 132, shared_kib: 227, threads: 2048, l2_mib: 60 },
     Card { name: "B200", version: 1000, multiprocessors: 148, shared_kib: 227, threads: 2048, l2_mib: 126 },
+    Card { name: "B300", version: 1030, multiprocessors: 148, shared_kib: 227, threads: 2048, l2_mib: 126 },
+    Card { name: "RTX 5090", version: 1200, multiprocessors: 170, shared_kib: 99, threads: 1536, l2_mib: 96 },
+    Card { name: "GB10", version: 1210, multiprocessors: 48, shared_kib: 99, threads: 1536, l2_mib: 24 },
 ];
+
+/// The card of a compute capability, 100 · major + 10 · minor.
+fn card(version: u32) -> &'static Card {
+    CARDS.iter().find(|card| card.version == version).expect("a card of the list")
+}
 
 impl Card {
     fn target(&self) -> Result<Target> {
@@ -140,7 +149,7 @@ fn refused_operations_are_named() {
     let mut graph = Pass::Backward.graph(&Shape::separate(1, 64, 2, 64));
     let vt = graph.tensors.iter_mut().find(|tensor| tensor.name == "Vᵀ").unwrap();
     vt.dims[2] = 72;
-    let error = graph.finalise(&CARDS[2].target().unwrap()).unwrap_err().to_string();
+    let error = graph.finalise(&card(900).target().unwrap()).unwrap_err().to_string();
     for part in ["attention backward: dO·Vᵀ to dO·Vᵀ", "CUDNN_STATUS_BAD_PARAM"] {
         assert!(error.contains(part), "{error}");
     }
@@ -170,6 +179,30 @@ fn operands_are_those_of_the_graphs() {
     let backward_graph = Pass::Backward.graph(&shape);
     assert_eq!(given(&backward.memory([0; 2]), Pass::Backward), named(&backward_graph));
     assert_eq!(backward_graph.operations.len(), 24);
+}
+
+/// Lengths are masked in every graph, whatever the batch: kernels of Hopper are known to err where the tail of a sequence is
+/// not masked.
+#[test]
+fn no_graph_goes_without_its_mask() {
+    for shape in shapes() {
+        let graph = Pass::Forward.graph(&shape);
+        assert!(graph.operations.iter().any(|operation| {
+            let named = |node: &Node| graph.tensors[node.0].name.ends_with("lengths");
+            matches!(operation, Operation::Attention { q_lens, k_lens, .. } if named(q_lens) && named(k_lens))
+        }));
+        let graph = Pass::Backward.graph(&shape);
+        let selects = graph.operations.iter().filter(|operation| {
+            matches!(operation, Operation::Pointwise { mode: Pointwise::Select, t: Some(_), .. })
+        });
+        assert_eq!(selects.count(), 1, "{shape:?}");
+        assert!(graph.operations.iter().all(|operation| match operation {
+            // Every product runs over a length where it runs over tokens.
+            Operation::Matmul { m, n, k, .. } =>
+                [m, n, k].iter().filter(|length| length.is_some()).count() == 2,
+            _ => true,
+        }));
+    }
 }
 
 /// The operations, computed on the host, are the attention of the CPU and its derivative.

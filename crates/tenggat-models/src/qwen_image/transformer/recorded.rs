@@ -41,7 +41,7 @@ impl Recorded {
         gradients: Gradients<'_>,
     ) -> Result<Option<Self>> {
         let Device::Cuda(cuda) = model.device() else { return Ok(None) };
-        if lora.dropout.is_some() || model.offloaded_blocks() > 0 {
+        if lora.dropout.is_some() || model.offloaded_blocks() > 0 || cuda.without().graphs {
             return Ok(None);
         }
         let mut conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;

@@ -76,6 +76,39 @@ fn memory_of_graphs_is_set_aside() {
     assert_eq!(cuda.held_bytes(), device.live_bytes());
 }
 
+/// Where there is no other room, direct work borrows what is set aside for graphs, and they are replayed once it is back.
+#[test]
+fn direct_work_borrows_what_graphs_set_aside() {
+    let Some(device) = check::emulated_gpu(64 << 10) else { return };
+    let cuda = cuda(&device);
+    let mut x = matrix(&device, &[1.0; 4]);
+    let bytes = |bytes: usize| Tensor::empty(&device, DType::U8, &[bytes]);
+    let (sum, graph) = cuda
+        .capture(|| {
+            drop([bytes(20 << 10)?, bytes(20 << 10)?]);
+            work(&x)
+        })
+        .unwrap();
+    for value in [1.0, 2.0, 3.0] {
+        // As passes of another shape are: several large tensors at once, of sizes that no graph uses.
+        let others = [bytes(19 << 10).unwrap(), bytes(18 << 10).unwrap(), bytes(17 << 10).unwrap()];
+        assert!(!graph.replay().unwrap(), "memory that is on loan is in use");
+        drop(others);
+        x.fill(value).unwrap();
+        assert!(graph.replay().unwrap());
+        assert_eq!(sum.to_f64().unwrap()[0], 2.0 * value * value + value);
+    }
+    // Another capture shares it as well, in sizes that do not match.
+    let (again, second) = cuda
+        .capture(|| {
+            drop(bytes(18 << 10)?);
+            work(&x)
+        })
+        .unwrap();
+    assert!(second.replay().unwrap() && graph.replay().unwrap());
+    assert_eq!(again.to_f64().unwrap()[0], 21.0);
+}
+
 #[test]
 fn graphs_give_way_when_memory_is_short() {
     let Some(device) = check::emulated_gpu(64 << 10) else { return };

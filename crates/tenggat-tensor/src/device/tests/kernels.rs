@@ -2,7 +2,7 @@
 
 use tenggat_gpu::{ARCHITECTURES, Compiled, compile_all, preload};
 
-use crate::ops::KERNELS;
+use crate::ops::{KERNELS, RARE_KERNELS};
 
 /// What kernels take more registers than there are, per architecture, and why that is known and accepted.
 const SPILLING: [&str; 0] = [];
@@ -36,9 +36,10 @@ fn every_kernel_compiles_for_every_architecture_without_spilling() {
         eprintln!("skipped: libnvrtc is not there");
         return;
     }
+    let kernels = [KERNELS, RARE_KERNELS].concat();
     for architecture in ARCHITECTURES {
-        let compiled = compile_all(KERNELS, architecture, None).unwrap();
-        assert_eq!(compiled.len(), KERNELS.len());
+        let compiled = compile_all(&kernels, architecture, None).unwrap();
+        assert_eq!(compiled.len(), kernels.len());
         let mut functions = 0;
         for (module, Compiled { cubin, log }) in compiled {
             assert_eq!(&cubin[..4], b"\x7fELF", "{module}");
@@ -48,6 +49,6 @@ fn every_kernel_compiles_for_every_architecture_without_spilling() {
                 assert!(bytes == 0 || known, "{architecture}: {function} spills {bytes} bytes\n{log}");
             }
         }
-        assert!(functions > KERNELS.len(), "{architecture}: the report names {functions} functions");
+        assert!(functions > kernels.len(), "{architecture}: the report names {functions} functions");
     }
 }

@@ -3,6 +3,7 @@
 mod graphs;
 mod kernels;
 mod prefetch;
+mod products;
 #[cfg(target_os = "linux")]
 mod stand_in;
 mod streams;

@@ -10,11 +10,21 @@ use std::sync::Arc;
 use cudarc::cublaslt::{self, sys as lt};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
-use crate::ops::{check, gelu, gemm};
+use crate::ops::{attention, check, gelu, gemm};
 use crate::{DType, Device, Tensor};
 
 /// Variable that tells tests in a child process that the libraries are stand-ins.
 const STAND_IN: &str = "TENGGAT_STAND_IN";
+/// Variable that names faults of the stand-ins, see `stand-in/faults.hpp`.
+const FAULTS: &str = "TENGGAT_STAND_IN_FAULTS";
+/// Faults, and tests that pass all the same.
+const FAULTY: [(&str, &[&str]); 5] = [
+    ("products", &["ops::gemm::tests"]),
+    ("first-ways", &["ops::gemm::tests"]),
+    ("captured-questions", &["streams_apart"]),
+    ("dnn-plans", &["ops::attention::tests"]),
+    ("dnn-execution", &["ops::attention::tests"]),
+];
 
 /// Runs the tests of GPUs in a process that takes the stand-ins for NVIDIA's libraries.
 #[test]
@@ -30,10 +40,11 @@ fn the_path_to_a_real_device_passes_on_stand_ins() {
         return;
     }
     let folder = String::from_utf8(built.stdout).unwrap();
-    let run = |tests: &[&str], at_least: usize| {
+    let run = |tests: &[&str], faults: &str, at_least: usize| {
         let child = Command::new(env::current_exe().unwrap())
             .args(tests)
             .env("LD_LIBRARY_PATH", folder.trim())
+            .env(FAULTS, faults)
             .envs([(STAND_IN, "1"), ("TENGGAT_TEST_GPU", "1")])
             .env_remove("TENGGAT_REQUIRE_CUDA_LIBRARIES")
             .output()
@@ -44,9 +55,98 @@ fn the_path_to_a_real_device_passes_on_stand_ins() {
         let good = child.status.success() && passed >= at_least;
         assert!(good, "{}, {passed} passed\n{out}\n{err}", child.status);
     };
-    run(&["gpu", "fp8"], 40);
+    run(&["gpu", "fp8"], "", 40);
     // Memory is counted by one test alone.
-    run(&["--exact", "device::tests::stand_in::all_memory_is_given_back"], 1);
+    run(&["--exact", "device::tests::stand_in::all_memory_is_given_back"], "", 1);
+    // The same numbers come of what is done instead where a library fails.
+    for (fault, tests) in FAULTY {
+        run(&[&["faulty", "--skip", "passes_on"], tests].concat(), fault, tests.len());
+    }
+}
+
+/// What a fault of the stand-ins leads to.
+#[test]
+fn faulty_libraries_are_noted() {
+    let Some(_) = context() else { return };
+    let faults = env::var(FAULTS).unwrap_or_default();
+    let Some(device) = check::open_gpu() else { panic!("no GPU") };
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let x = check::randn(DType::F32, &[8, 8], 1).into_device(&device).unwrap();
+    let product = || {
+        let mut y = x.empty_like(&[8, 8])?;
+        gemm::nn(1.0, x.view(), x.view(), 0.0, y.view_mut())?;
+        Ok::<_, crate::Error>(y)
+    };
+    match faults.as_str() {
+        "" => {}
+        "products" => {
+            let y = product().unwrap();
+            assert!(cuda.notes().iter().any(|note| note.contains("slow kernel")), "{:?}", cuda.notes());
+            let (again, graph) = cuda.capture(product).unwrap();
+            assert!(graph.replay().unwrap());
+            assert_eq!(again.to_f64().unwrap(), y.to_f64().unwrap());
+        }
+        "first-ways" => {
+            product().unwrap();
+            assert!(!cuda.notes().iter().any(|note| note.contains("slow kernel")), "another way is there");
+        }
+        "captured-questions" => {
+            let error = cuda.capture(product).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains("new while work is captured"), "{error}");
+            let y = product().expect("what was refused in a capture is not refused for good");
+            let (again, graph) = cuda.capture(product).unwrap();
+            assert!(graph.replay().unwrap());
+            assert_eq!(again.to_f64().unwrap(), y.to_f64().unwrap());
+        }
+        "dnn-plans" | "dnn-execution" => {
+            assert!(cuda.dnn().is_some() && cuda.missing_dnn().is_none());
+            let [q, k, v] = [1, 2, 3]
+                .map(|seed| check::randn(DType::BF16, &[40, 128], seed).into_device(&device).unwrap());
+            let (mut o, mut lse) =
+                (q.empty_like(&[40, 128]).unwrap(), Tensor::empty(&device, DType::F32, &[40, 2]).unwrap());
+            let layout = attention::Layout {
+                key_lens: &[30],
+                device_lens: None,
+                tokens: 40,
+                heads: 2,
+                scale: 0.125,
+                narrow: false,
+            };
+            attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();
+            assert!(o.to_f64().unwrap().iter().all(|x| x.is_finite()));
+            assert!(
+                cuda.notes().iter().any(|note| note.contains("without tensor cores")),
+                "{:?}",
+                cuda.notes()
+            );
+        }
+        other => panic!("unknown fault {other}"),
+    }
+}
+
+/// Where cuDNN is not installed, long attention is an error that says what to do.
+#[test]
+fn a_gpu_without_cudnn_says_so_before_it_takes_hours() {
+    let Some(_) = context() else { return };
+    let Some(device) = check::open_gpu() else { panic!("no GPU") };
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    if cuda.missing_dnn().is_none() {
+        return;
+    }
+    let q = Tensor::zeros(&device, DType::BF16, &[1024, 8]).unwrap();
+    let (mut o, mut lse) =
+        (q.empty_like(&[1024, 8]).unwrap(), Tensor::empty(&device, DType::F32, &[1024, 1]).unwrap());
+    let layout = attention::Layout {
+        key_lens: &[1024],
+        device_lens: None,
+        tokens: 1024,
+        heads: 1,
+        scale: 0.5,
+        narrow: false,
+    };
+    let result = attention::forward(q.view(), q.view(), q.view(), layout, o.view_mut(), lse.view_mut());
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("nvidia-cudnn") && error.contains("TENGGAT_WITHOUT=dnn"), "{error}");
 }
 
 /// A device that is dropped leaves nothing behind for others that have it open.

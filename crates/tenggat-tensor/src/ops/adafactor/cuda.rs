@@ -134,13 +134,13 @@ pub fn step(
     cuda.launch(ROWS, &[], by_row, Rows { parameter: to, gradient, clip, rows, squares, beta2, rest2, eps })?;
     // Narrow matrices leave more threads for their rows.
     let across = n.next_power_of_two().min(32);
-    let args = Columns { gradient, clip, columns, width: int(across), beta2, rest2, eps };
+    let args = Columns { gradient, clip, columns, width: int(across)?, beta2, rest2, eps };
     cuda.launch(COLUMNS, &[], Grid::threads(n.div_ceil(across), SUMMING), args)?;
     let floor = h.scale_floor.unwrap_or(0.0) as f32;
     cuda.launch(MEANS, &[], alone, Means { rows, squares, shared, lr: h.lr as f32, floor, per_value })?;
     cuda.launch(SIZES, &[], by_row, Sizes { gradient, clip, rows, columns, shared, sizes: sums })?;
     let threshold = h.threshold as f32;
-    cuda.launch(SCALE, &[], alone, Scale { sizes: sums, shared, rows: int(m), threshold, per_value })?;
+    cuda.launch(SCALE, &[], alone, Scale { sizes: sums, shared, rows: int(m)?, threshold, per_value })?;
     let args = Update {
         parameter: to,
         gradient,

@@ -66,13 +66,13 @@ pub fn clip_factor(
     clip: ViewMut<'_>,
 ) -> Result<()> {
     only_f32(op, gradient.dtype())?;
-    let (cuda, to) = clip.cuda(op)?;
+    let (cuda, to) = clip.cuda_flat(op)?;
     let sums = Buffer::new(&cuda, PARTS * size_of::<f32>())?;
     let n = (gradient.rows() * gradient.cols()) as i64;
-    let args = Squares { x: gradient.cuda(op)?.1.data, n, sums: sums.address() };
+    let args = Squares { x: gradient.cuda_flat(op)?.1.data, n, sums: sums.address() };
     cuda.launch(SQUARES, &[], Grid::blocks(PARTS), args)?;
     let max_norm = max_norm.map_or(-1.0, |norm| norm as f32);
-    let args = Clip { sums: sums.address(), parts: int(PARTS), max_norm, clip: to.data };
+    let args = Clip { sums: sums.address(), parts: int(PARTS)?, max_norm, clip: to.data };
     Ok(cuda.launch(CLIP, &[], Grid::blocks(1), args)?)
 }
 
@@ -84,15 +84,15 @@ pub fn step(
     h: Hyper,
 ) -> Result<()> {
     only_f32(op, p.dtype())?;
-    let (cuda, p_mat) = p.cuda(op)?;
-    let (g, m, v) = (g.cuda(op)?.1, m.cuda(op)?.1, v.cuda(op)?.1);
+    let (cuda, p_mat) = p.cuda_flat(op)?;
+    let (g, m, v) = (g.cuda_flat(op)?.1, m.cuda_flat(op)?.1, v.cuda_flat(op)?.1);
     let steps = h.step.min(i32::MAX as u64) as i32;
     let args = Step {
         p: p_mat.data,
         m: m.data,
         v: v.data,
         g: g.data,
-        clip: clip.cuda(op)?.1.data,
+        clip: clip.cuda_flat(op)?.1.data,
         n: p.cols() as i64,
         decay: (1.0 - h.lr * h.weight_decay) as f32,
         step_size: (h.lr / (1.0 - h.beta1.powi(steps))) as f32,

@@ -48,16 +48,16 @@ pub fn step(
     let types = [parameter.dtype(), gradient.dtype(), clip.dtype(), m.scales.dtype(), v.scales.dtype()];
     expect_dtypes(op, DType::F32, &types)?;
     expect_dtypes(op, DType::U8, &[m.codes.dtype(), v.codes.dtype()])?;
-    let (cuda, to) = parameter.cuda(op)?;
+    let (cuda, to) = parameter.cuda_flat(op)?;
     let steps = h.step.min(i32::MAX as u64) as i32;
     let args = Step {
         parameter: to,
-        gradient: gradient.cuda(op)?.1,
-        clip: clip.cuda(op)?.1,
-        m_codes: m.codes.cuda(op)?.1,
-        v_codes: v.codes.cuda(op)?.1,
-        m_scales: m.scales.cuda(op)?.1,
-        v_scales: v.scales.cuda(op)?.1,
+        gradient: gradient.cuda_flat(op)?.1,
+        clip: clip.cuda_flat(op)?.1,
+        m_codes: m.codes.cuda_flat(op)?.1,
+        v_codes: v.codes.cuda_flat(op)?.1,
+        m_scales: m.scales.cuda_flat(op)?.1,
+        v_scales: v.scales.cuda_flat(op)?.1,
         decay: (1.0 - h.lr * h.weight_decay) as f32,
         step_size: (h.lr / (1.0 - h.beta1.powi(steps))) as f32,
         root_correction: (1.0 - h.beta2.powi(steps)).sqrt() as f32,
@@ -67,7 +67,7 @@ pub fn step(
         rest1: (1.0 - h.beta1) as f32,
         rest2: (1.0 - h.beta2) as f32,
         eps: h.eps as f32,
-        per_block: int(PER_BLOCK),
+        per_block: int(PER_BLOCK)?,
         maps: [*SIGNED.values(), *UNSIGNED.values()],
     };
     let grid = Grid::threads(parameter.cols().div_ceil(BLOCK * PER_BLOCK), BLOCK as u32);

@@ -1,5 +1,7 @@
 //! GPU attention: cuDNN's fused kernels for bf16 where they are there, else our own.
 
+use std::sync::Arc;
+
 use tenggat_gpu::dnn::{self, Dnn};
 use tenggat_gpu::{Buffer, Cuda, Grid, Kernel, Mat, Module, int};
 
@@ -73,20 +75,15 @@ struct Backward {
     layout: Shape,
 }
 
-fn shape(
-    op: &'static str,
-    cuda: &std::sync::Arc<Cuda>,
-    layout: Layout<'_>,
-    channels: usize,
-) -> Result<(Shape, usize)> {
+fn shape(op: &'static str, cuda: &Arc<Cuda>, layout: Layout<'_>, channels: usize) -> Result<(Shape, usize)> {
     let d = channels / layout.heads.max(1);
     expect_shape(op, "channels of a head (at most 128 on a GPU)", &[d.min(MOST_CHANNELS)], &[d])?;
     let key_lens = match layout.device_lens {
         Some(lens) => lens.view().cuda(op)?.1.data,
-        None => cuda.constants(&layout.key_lens.iter().map(|&n| int(n)).collect::<Vec<i32>>())?,
+        None => cuda.constants(&layout.key_lens.iter().map(|&n| int(n)).collect::<Result<Vec<i32>, _>>()?)?,
     };
-    let (tokens, heads, scale) = (int(layout.tokens), int(layout.heads), layout.scale as f32);
-    Ok((Shape { key_lens, tokens, heads, d: int(d), scale }, d))
+    let (tokens, heads, scale) = (int(layout.tokens)?, int(layout.heads)?, layout.scale as f32);
+    Ok((Shape { key_lens, tokens, heads, d: int(d)?, scale }, d))
 }
 
 /// Which of the kernels by width.
@@ -95,24 +92,51 @@ fn width(d: usize) -> usize {
 }
 
 /// The layout as cuDNN takes it, if it can take all these matrices: bf16, no gaps between rows.
+///
+/// # Errors
+/// It could, but is not installed, and there are [`MANY_TOKENS`].
 fn fused<'a>(
     cuda: &'a Cuda,
     dtype: DType,
     layout: Layout<'_>,
     d: usize,
     all: &[Mat],
-) -> Option<(&'a Dnn, dnn::Shape)> {
-    let whole = all.iter().all(|m| m.stride == i64::from(m.cols) && m.data.is_multiple_of(16));
+) -> Result<Option<(&'a Dnn, dnn::Shape)>> {
+    let whole = all.iter().all(|m| m.stride == m.cols && m.data.is_multiple_of(16));
     if dtype != DType::BF16 || !d.is_multiple_of(8) || !whole {
-        return None;
+        return Ok(None);
+    }
+    if let Some(why) = cuda.missing_dnn().filter(|_| layout.tokens >= MANY_TOKENS) {
+        return Err(Error::Cuda(format!(
+            "attention of {} tokens would take some thirty times as long without tensor cores: {why}. Install cuDNN for \
+             your version of CUDA, as in `pip install nvidia-cudnn-cu13`, or set TENGGAT_WITHOUT=dnn to go without",
+            layout.tokens
+        )));
     }
     let shape = dnn::Shape::separate(layout.key_lens.len(), layout.tokens, layout.heads, d);
-    cuda.dnn().map(|library| (library, shape))
+    Ok(cuda.dnn().map(|library| (library, shape)))
 }
 
-/// Bytes of workspace, if cuDNN has a plan. If it has none, that is noted, and our own kernels do the work.
-fn possible(cuda: &Cuda, workspace: dnn::Result<usize>) -> Option<usize> {
-    workspace.map_err(|e| cuda.note(format!("attention runs without tensor cores: {e}"))).ok()
+/// Tokens from which on our own kernels take so long that they are not taken unasked where cuDNN is merely not installed.
+const MANY_TOKENS: usize = 1024;
+
+/// Runs a pass on cuDNN, in a workspace of so many bytes. Whether it was queued: if cuDNN has no plan for it, or its plan does
+/// not start, that is noted, and our own kernels do the work.
+///
+/// # Errors
+/// There is no room for the workspace; or the pass failed while work is captured, which ends the capture.
+fn queued(
+    cuda: &Arc<Cuda>,
+    workspace: dnn::Result<usize>,
+    run: impl FnOnce(u64) -> dnn::Result<()>,
+) -> Result<bool> {
+    let failed = |e: &dnn::Error| cuda.note(format!("attention runs without tensor cores: {e}"));
+    let Ok(bytes) = workspace.inspect_err(failed) else { return Ok(false) };
+    let workspace = Buffer::new(cuda, bytes)?;
+    match run(workspace.address()) {
+        Err(e) if cuda.is_capturing() => Err(Error::Cuda(e.to_string())),
+        result => Ok(result.inspect_err(failed).is_ok()),
+    }
 }
 
 /// What cuDNN reads and writes forward.
@@ -130,7 +154,7 @@ fn operands(
         // Ours has the order [b, s, h]; nobody but attention reads it.
         stats: lse.data,
         key_lengths,
-        query_lengths: cuda.constants(&vec![int(layout.tokens); layout.key_lens.len()])?,
+        query_lengths: cuda.constants(&vec![int(layout.tokens)?; layout.key_lens.len()])?,
     })
 }
 
@@ -173,7 +197,7 @@ fn written_out(
                 let (cuda, scores) = scores.cuda(op)?;
                 let weights_mat = weights.view_mut().row_range(0..rows.len()).cuda(op)?.1;
                 let lse = lse.reborrow().row_range(rows.clone()).columns(head..head + 1).cuda(op)?.1;
-                let args = Softmax { scores, to: weights_mat, lse, length: int(length) };
+                let args = Softmax { scores, to: weights_mat, lse, length: int(length)? };
                 cuda.launch(SOFTMAX, &[q.dtype()], Grid::blocks(rows.len()), args)?;
                 let weights = weights.view().row_range(0..rows.len());
                 gemm::nn(1.0, weights, own[1], 0.0, o.reborrow().row_range(rows).columns(columns.clone()))?;
@@ -207,13 +231,12 @@ pub fn forward(
         lse: lse.cuda(op)?.1,
         layout: shape,
     };
-    if let Some((dnn, shape)) = fused(&cuda, o.dtype(), layout, d, &[args.q, args.k, args.v, args.o]) {
+    if let Some((dnn, shape)) = fused(&cuda, o.dtype(), layout, d, &[args.q, args.k, args.v, args.o])? {
         let operands =
             operands(&cuda, [args.q, args.k, args.v, args.o, args.lse], args.layout.key_lens, layout)?;
-        if let Some(bytes) = possible(&cuda, dnn.forward_workspace(shape)) {
-            let workspace = Buffer::new(&cuda, bytes)?;
-            let result = dnn.forward(shape, operands, layout.scale as f32, workspace.address());
-            return result.map_err(|e| Error::Cuda(e.to_string()));
+        let run = |workspace| dnn.forward(shape, operands, layout.scale as f32, workspace);
+        if queued(&cuda, dnn.forward_workspace(shape), run)? {
+            return Ok(());
         }
     }
     Ok(cuda.launch(FORWARD[width(d)], &[o.dtype()], grid(layout), args)?)
@@ -243,15 +266,14 @@ pub fn backward(
     };
     let Backward { q, k, v, o, lse, .. } = args;
     let all = [q, k, v, o, args.d_o, args.dq, args.dk, args.dv];
-    if let Some((dnn, shape)) = fused(&cuda, dq.dtype(), layout, d, &all)
-        && let Some(bytes) = possible(&cuda, dnn.backward_workspace(shape))
-    {
+    if let Some((dnn, shape)) = fused(&cuda, dq.dtype(), layout, d, &all)? {
         let saved = operands(&cuda, [q, k, v, o, lse], args.layout.key_lens, layout)?;
         let operands =
             dnn::Backward { saved, d_o: args.d_o.data, dq: args.dq.data, dk: args.dk.data, dv: args.dv.data };
-        let workspace = Buffer::new(&cuda, bytes)?;
-        let result = dnn.backward(shape, operands, layout.scale as f32, workspace.address());
-        return result.map_err(|e| Error::Cuda(e.to_string()));
+        let run = |workspace| dnn.backward(shape, operands, layout.scale as f32, workspace);
+        if queued(&cuda, dnn.backward_workspace(shape), run)? {
+            return Ok(());
+        }
     }
     let mut products = Tensor::empty(&dq.device(), DType::F32, &[d_o.rows(), layout.heads])?;
     let args = Backward { products: products.view_mut().cuda(op)?.1, ..args };

@@ -18,6 +18,8 @@ use half::bf16;
 
 use super::dispatch_real;
 use super::gemm::strips::Lane;
+use tenggat_gpu::int;
+
 use crate::error::expect_shape;
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 
@@ -44,7 +46,8 @@ pub struct Layout<'a> {
 /// # Errors
 /// The tensor is of another size, or the device failed.
 pub fn device_lens(key_lens: &[usize], to: &mut Tensor) -> Result<()> {
-    let bytes: Vec<u8> = key_lens.iter().flat_map(|&n| tenggat_gpu::int(n).to_ne_bytes()).collect();
+    let lens: Vec<i32> = key_lens.iter().map(|&n| int(n)).collect::<Result<_, _>>()?;
+    let bytes: Vec<u8> = lens.into_iter().flat_map(i32::to_ne_bytes).collect();
     to.set_bytes(&bytes)
 }
 

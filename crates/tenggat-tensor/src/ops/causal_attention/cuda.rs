@@ -46,12 +46,12 @@ pub fn forward(
     expect_dtypes(op, o.dtype(), &[q.dtype(), k.dtype(), v.dtype()])?;
     let (cuda, to) = o.cuda(op)?;
     let mut end = 0;
-    let starts: Vec<i32> = std::iter::once(0)
+    let starts: Vec<i32> = std::iter::once(Ok(0))
         .chain(lens.iter().map(|len| {
             end += len;
             int(end)
         }))
-        .collect();
+        .collect::<Result<_, _>>()?;
     let there = Buffer::new(&cuda, size_of_val(&starts[..]))?;
     cuda.upload(bytemuck::cast_slice(&starts), there.address())?;
     let args = Forward {
@@ -60,8 +60,8 @@ pub fn forward(
         v: v.cuda(op)?.1,
         o: to,
         starts: there.address(),
-        group: int(heads / kv_heads.max(1)),
-        d: int(d),
+        group: int(heads / kv_heads.max(1))?,
+        d: int(d)?,
         scale: scale as f32,
     };
     // A pack of channels lies within a head.
@@ -69,6 +69,6 @@ pub fn forward(
     let wide = wide && d.is_multiple_of(pack);
     let longest = lens.iter().copied().max().unwrap_or(0);
     let mut grid = Grid::threads(longest.div_ceil(QUERIES), THREADS).layers(heads);
-    grid.blocks[2] = lens.len() as u32;
+    grid.blocks[2] = lens.len();
     Ok(cuda.launch(FORWARD.wide(wide), &[o.dtype()], grid, args)?)
 }

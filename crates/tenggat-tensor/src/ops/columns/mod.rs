@@ -57,20 +57,24 @@ impl Columns {
     }
 
     /// What the first kernel gets.
-    pub fn parts(&self) -> Parts {
-        let (tokens, cols) = (int(self.tokens), int(self.cols));
-        Parts { sums: self.buffer.address(), tokens, cols, chunk: int(CHUNK), chunks: int(self.chunks()) }
+    ///
+    /// # Errors
+    /// A length has more than 31 bits.
+    pub fn parts(&self) -> Result<Parts> {
+        let (tokens, cols) = (int(self.tokens)?, int(self.cols)?);
+        let (sums, chunk, chunks) = (self.buffer.address(), int(CHUNK)?, int(self.chunks())?);
+        Ok(Parts { sums, tokens, cols, chunk, chunks })
     }
 
     /// Its launch, each thread taking `v` columns.
     pub fn grid(&self, v: usize) -> Grid {
-        let blocks = [self.cols.div_ceil(32 * v), self.chunks(), self.samples].map(|n| n as u32);
+        let blocks = [self.cols.div_ceil(32 * v), self.chunks(), self.samples];
         Grid { blocks, threads: THREADS, shared: 0 }
     }
 
     /// Adds up the chunks into `to`, `[samples, n · cols]`.
     pub fn finish(self, op: &'static str, to: ViewMut<'_>) -> Result<()> {
-        let args = Finish { sums: self.buffer.address(), to: to.cuda(op)?.1, chunks: int(self.chunks()) };
+        let args = Finish { sums: self.buffer.address(), to: to.cuda(op)?.1, chunks: int(self.chunks())? };
         let grid = Grid::covering(to.cols()).layers(to.rows());
         let dtype: DType = to.dtype();
         Ok(self.cuda.launch(FINISH, &[dtype], grid, args)?)

@@ -43,7 +43,7 @@ pub(super) fn each(
     if from.dtype() != to.dtype() {
         return Err(Error::DType { op, dtype: from.dtype(), device: "cuda" });
     }
-    let ((cuda, to_mat), (_, from)) = (to.cuda(op)?, from.cuda(op)?);
+    let ((cuda, to_mat), (_, from)) = (to.cuda_flat(op)?, from.cuda_flat(op)?);
     let (wide, v) = width(to.dtype(), &[from, to_mat]);
     let grid = Grid::covering(to.rows() * to.cols() / v);
     Ok(cuda.launch(
@@ -59,9 +59,8 @@ pub(super) fn copy(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<
 }
 
 pub(super) fn fill(op: &'static str, value: f64, to: ViewMut<'_>) -> Result<()> {
-    let (cuda, mat) = to.cuda(op)?;
-    let (bytes, gaps) =
-        (to.rows() * to.cols() * to.dtype().bytes(), to.rows() > 1 && mat.stride != i64::from(mat.cols));
+    let (cuda, mat) = to.cuda_flat(op)?;
+    let (bytes, gaps) = (to.rows() * to.cols() * to.dtype().bytes(), to.rows() > 1 && mat.stride != mat.cols);
     if value == 0.0 && !gaps {
         return Ok(cuda.set_bytes(mat.data, 0, bytes)?);
     }
@@ -73,7 +72,7 @@ pub(super) fn fill(op: &'static str, value: f64, to: ViewMut<'_>) -> Result<()> 
 /// Rounds to another type of float; bytes stay bytes.
 pub(super) fn cast(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     expect_shape(op, "to", &from.shape(), &to.shape())?;
-    let ((cuda, to_mat), (_, from_mat)) = (to.cuda(op)?, from.cuda(op)?);
+    let ((cuda, to_mat), (_, from_mat)) = (to.cuda_flat(op)?, from.cuda_flat(op)?);
     let types = [from.dtype(), to.dtype()];
     if types.contains(&DType::F64) || types.contains(&DType::U8) && types[0] != types[1] {
         return Err(Error::DType { op, dtype: types[0], device: "cuda" });

@@ -40,7 +40,7 @@ pub fn forward(
             noise: noise.row_range(rows).cuda(op)?.1,
             noisy: to,
             target: target.cuda(op)?.1,
-            tokens: int(tokens),
+            tokens: int(tokens)?,
             sigmas: [0.0; SAMPLES],
         };
         args.sigmas.iter_mut().zip(sigmas).for_each(|(to, &sigma)| *to = sigma as f32);

@@ -54,7 +54,7 @@ pub fn forward(
 ) -> Result<()> {
     let (cuda, to) = out.cuda(op)?;
     let args =
-        Forward { x: x.cuda(op)?.1, gate: gate.cuda(op)?.1, y: y.cuda(op)?.1, out: to, tokens: int(tokens) };
+        Forward { x: x.cuda(op)?.1, gate: gate.cuda(op)?.1, y: y.cuda(op)?.1, out: to, tokens: int(tokens)? };
     let (wide, v) = width(out.dtype(), &[args.x, args.gate, args.y, to]);
     Ok(cuda.launch(FORWARD.wide(wide), &[out.dtype()], Grid::covering(out.rows() * out.cols() / v), args)?)
 }
@@ -67,7 +67,7 @@ pub fn backward_input(
     dy: ViewMut<'_>,
 ) -> Result<()> {
     let (cuda, to) = dy.cuda(op)?;
-    let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens) };
+    let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens)? };
     let (wide, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
     Ok(cuda.launch(INPUT.wide(wide), &[dy.dtype()], Grid::covering(dy.rows() * dy.cols() / v), args)?)
 }
@@ -81,7 +81,7 @@ pub fn backward_gate(
 ) -> Result<()> {
     let (cuda, y_mat) = y.cuda(op)?;
     let columns = Columns::new(&cuda, 1, dgate.rows(), tokens, y.cols())?;
-    let args = Gate { y: y_mat, dout: dout.cuda(op)?.1, parts: columns.parts() };
+    let args = Gate { y: y_mat, dout: dout.cuda(op)?.1, parts: columns.parts()? };
     let (wide, v) = width(y.dtype(), &[args.y, args.dout]);
     cuda.launch(GATE.wide(wide), &[y.dtype()], columns.grid(v), args)?;
     columns.finish(op, dgate)

@@ -95,9 +95,9 @@ fn multiply(
         w: w.data,
         w_row,
         w_col,
-        terms: int(terms),
-        rows: int(rows),
-        k: int(k),
+        terms: int(terms)?,
+        rows: int(rows)?,
+        k: int(k)?,
         add: add.into(),
         alpha: alpha as f32,
     };
@@ -126,14 +126,15 @@ pub fn backward_w1(
         t: t.cuda(op)?.1,
         dy: dy.cuda(op)?.1,
         parts: address,
-        l: int(l),
-        q: int(q),
-        k: int(k),
-        chunk: int(CHUNK),
+        l: int(l)?,
+        q: int(q)?,
+        k: int(k)?,
+        chunk: int(CHUNK)?,
     };
     let (wide, _) = packs(dtype, k, &[args.t, args.dy]);
     let grid = Grid::blocks(l.div_ceil(OWN) * q.div_ceil(OWN)).layers(chunks);
     cuda.launch(PARTIAL.wide(wide), &[dtype], grid, args)?;
-    let args = Total { parts: address, dw1: to, chunks: int(chunks), alpha: alpha as f32, beta: beta as f32 };
+    let args =
+        Total { parts: address, dw1: to, chunks: int(chunks)?, alpha: alpha as f32, beta: beta as f32 };
     Ok(cuda.launch(TOTAL, &[], Grid::covering(l * q), args)?)
 }

@@ -35,12 +35,12 @@ pub fn step(
     h: Hyper,
 ) -> Result<()> {
     expect_dtypes(op, DType::F32, &[parameter.dtype(), gradient.dtype(), clip.dtype(), m.dtype()])?;
-    let ((cuda, to), n) = (parameter.cuda(op)?, parameter.cols());
+    let ((cuda, to), n) = (parameter.cuda_flat(op)?, parameter.cols());
     let args = Step {
         parameter: to,
-        gradient: gradient.cuda(op)?.1,
-        clip: clip.cuda(op)?.1,
-        m: m.cuda(op)?.1,
+        gradient: gradient.cuda_flat(op)?.1,
+        clip: clip.cuda_flat(op)?.1,
+        m: m.cuda_flat(op)?.1,
         lr: h.lr as f32,
         decay: (1.0 - h.lr * h.weight_decay) as f32,
         beta1: h.beta1 as f32,

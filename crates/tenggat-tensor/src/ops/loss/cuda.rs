@@ -69,7 +69,7 @@ pub fn forward_backward(
             mask: mask.map_or(Mat::NONE, |(_, mask)| mask),
             dpred: to,
             sums: sums.address(),
-            tokens: int(tokens),
+            tokens: int(tokens)?,
             kind,
             c,
             factors: [0.0; SAMPLES],
@@ -79,7 +79,7 @@ pub fn forward_backward(
         cuda.launch(BACKWARD, &[dpred.dtype()], Grid::blocks(BLOCKS).layers(some.len()), args)?;
         let loss = loss.reborrow().row_range(samples).cuda(op)?.1;
         let args =
-            Finish { sums: sums.address(), loss, parts: int(BLOCKS), inverse: (1.0 / elements) as f32 };
+            Finish { sums: sums.address(), loss, parts: int(BLOCKS)?, inverse: (1.0 / elements) as f32 };
         cuda.launch(FINISH, &[], Grid::threads(some.len(), 32), args)?;
     }
     Ok(())

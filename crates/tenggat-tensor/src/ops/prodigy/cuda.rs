@@ -60,19 +60,19 @@ pub fn accumulate(
     let types = [parameter.dtype(), gradient.dtype(), clip.dtype(), start.dtype()];
     expect_dtypes(op, DType::F32, &types)?;
     expect_dtypes(op, DType::F32, &[m.dtype(), v.dtype(), s.dtype()])?;
-    let (cuda, from) = parameter.cuda(op)?;
+    let (cuda, from) = parameter.cuda_flat(op)?;
     let chunks = parameter.cols().div_ceil(CHUNK);
     let sums = Tensor::empty(&m.device(), DType::F32, &[chunks, 2])?;
     let args = First {
         parameter: from,
-        gradient: gradient.cuda(op)?.1,
-        clip: clip.cuda(op)?.1,
-        start: start.cuda(op)?.1,
-        m: m.cuda(op)?.1,
-        v: v.cuda(op)?.1,
-        s: s.cuda(op)?.1,
-        sums: sums.view().cuda(op)?.1.data,
-        chunk: int(CHUNK),
+        gradient: gradient.cuda_flat(op)?.1,
+        clip: clip.cuda_flat(op)?.1,
+        start: start.cuda_flat(op)?.1,
+        m: m.cuda_flat(op)?.1,
+        v: v.cuda_flat(op)?.1,
+        s: s.cuda_flat(op)?.1,
+        sums: sums.view().cuda_flat(op)?.1.data,
+        chunk: int(CHUNK)?,
         beta1: h.beta1 as f32,
         beta2: h.beta2 as f32,
         beta3: h.beta3 as f32,
@@ -93,11 +93,11 @@ pub fn accumulate(
 
 pub fn update(op: &'static str, parameter: ViewMut<'_>, m: View<'_>, v: View<'_>, h: Update) -> Result<()> {
     expect_dtypes(op, DType::F32, &[parameter.dtype(), m.dtype(), v.dtype()])?;
-    let (cuda, to) = parameter.cuda(op)?;
+    let (cuda, to) = parameter.cuda_flat(op)?;
     let args = Second {
         parameter: to,
-        m: m.cuda(op)?.1,
-        v: v.cuda(op)?.1,
+        m: m.cuda_flat(op)?.1,
+        v: v.cuda_flat(op)?.1,
         step_size: h.step_size as f32,
         eps: h.eps as f32,
         decay: (1.0 - h.step_size * h.weight_decay) as f32,

@@ -235,7 +235,7 @@ fn widen(
     to: ViewMut<'_>,
 ) -> Result<()> {
     let (cuda, mat) = to.cuda("dequantise")?;
-    let args = Widen { codes, scales, zero_points, rows: rows as i64, cols: int(cols), to: mat };
+    let args = Widen { codes, scales, zero_points, rows: rows as i64, cols: int(cols)?, to: mat };
     Ok(cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)?)
 }
 

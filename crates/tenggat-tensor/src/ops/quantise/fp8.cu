@@ -87,6 +87,37 @@ DEVICE void quantise_rows(const QuantiseRows<T>& a) {
     KERNEL void quantise_rows_##S(QuantiseRows<T> a) { quantise_rows(a); }
 FOR_FLOATS(FP8_KERNELS)
 
+template <class T>
+struct ScaleSums {
+    Mat<T> sums, to;
+    const float *rows, *cols;  // a scale for each
+    const T* bias;             // of each column, or null
+    float beta;                // factor of what was there
+};
+
+// `to = rows ∘ sums ∘ cols + bias + beta · to`, 16 bytes at a time.
+template <class T>
+DEVICE void scale_sums(const ScaleSums<T>& a) {
+    constexpr int V = Wide<T>::V;
+    int64_t row, col;
+    if (!element<V>(row, col, a.to)) return;
+    float sums[V], old[V];
+    load<V>(sums, a.sums.row(row) + col);
+    if (a.beta != 0.0f) load<V>(old, a.to.row(row) + col);
+    const float scale = a.rows[row];
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        sums[k] *= scale * a.cols[col + k];
+        if (a.bias) sums[k] += widen(a.bias[col + k]);
+        if (a.beta != 0.0f) sums[k] += a.beta * old[k];
+    }
+    store<V>(a.to.row(row) + col, sums);
+}
+
+#define SCALE_SUMS(T, S) \
+    KERNEL void scale_sums_##S(ScaleSums<T> a) { scale_sums(a); }
+FOR_FLOATS(SCALE_SUMS)
+
 struct TransposeBytes {
     const uint8_t* from;
     uint8_t* to;

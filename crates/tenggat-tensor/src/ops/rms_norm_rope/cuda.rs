@@ -24,10 +24,13 @@ struct Place {
     heads: i32,
 }
 
-impl From<Segment> for Place {
-    fn from(s: Segment) -> Self {
+impl TryFrom<Segment> for Place {
+    type Error = tenggat_gpu::Error;
+
+    fn try_from(s: Segment) -> Result<Self, Self::Error> {
         let Segment { tokens, joint_tokens, at, heads } = s;
-        Place { tokens: int(tokens), joint_tokens: int(joint_tokens), at: int(at), heads: int(heads) }
+        let (tokens, joint_tokens) = (int(tokens)?, int(joint_tokens)?);
+        Ok(Place { tokens, joint_tokens, at: int(at)?, heads: int(heads)? })
     }
 }
 
@@ -83,7 +86,7 @@ pub fn forward(
         rope: rope.cuda(op)?.1,
         joint: [q_mat, k.cuda(op)?.1, v.cuda(op)?.1],
         rstd: rstd.cuda(op)?.1,
-        segment: segment.into(),
+        segment: segment.try_into()?,
         eps: EPS as f32,
     };
     Ok(cuda.launch(FORWARD, &[q.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
@@ -104,7 +107,7 @@ pub fn backward(
         rstd: rstd.cuda(op)?.1,
         joint: [dq.cuda(op)?.1, dk.cuda(op)?.1, dv.cuda(op)?.1],
         dqkv: to,
-        segment: segment.into(),
+        segment: segment.try_into()?,
     };
     Ok(cuda.launch(BACKWARD, &[dqkv.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
 }
