@@ -75,6 +75,8 @@ pub struct StepTime {
     pub update_s: f64,
     /// Loss of the step.
     pub loss: f64,
+    /// Norm of its gradients before clipping.
+    pub gradient_norm: f64,
 }
 
 impl StepTime {
@@ -106,6 +108,8 @@ pub enum News {
     Modulation(usize, f64),
     /// A part of step number n, from 1 and with those that warm up, took so many seconds.
     Part(usize, Part, f64),
+    /// Step number n is over; whether it went through the model as captured CUDA graphs.
+    Step(usize, StepTime, bool),
 }
 
 impl StepBench {
@@ -182,7 +186,8 @@ impl StepBench {
         })
     }
 
-    /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends.
+    /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends. No step but the first begins once
+    /// the clock has come to `until_s`, if there is one; if none was to count by then, the last one does.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
@@ -191,6 +196,7 @@ impl StepBench {
         model: &Transformer,
         clock: &dyn Clock,
         (warm_up, steps): (usize, usize),
+        until_s: Option<f64>,
         show: &mut dyn FnMut(News),
     ) -> Result<Measured> {
         let device = model.device();
@@ -208,6 +214,13 @@ impl StepBench {
         let fixed = self.fixed(model)?;
         let mut measured = Measured::default();
         for step in 0..warm_up + steps {
+            // Steps that warm up are what is left out where time is short.
+            if until_s.is_some_and(|until_s| clock.now_s() >= until_s) && step > 0 {
+                if measured.steps.is_empty() {
+                    measured.steps.extend(measured.warm_up.pop());
+                }
+                break;
+            }
             let sigmas: Vec<f64> = (0..self.batch).map(|sample| level(step, sample)).collect();
             if let Some(ahead) = self.steps_ahead
                 && !model.is_prepared(&sigmas)
@@ -233,9 +246,11 @@ impl StepBench {
                 }
                 show(News::Part(step + 1, part, seconds));
             };
-            let loss = trainer.step_watched(&[batch], LR, &mut ended)?.loss;
+            let outcome = trainer.step_watched(&[batch], LR, &mut ended)?;
             let list = if step < warm_up { &mut measured.warm_up } else { &mut measured.steps };
-            list.push(StepTime { loss, ..time });
+            let time = StepTime { loss: outcome.loss, gradient_norm: outcome.gradient_norm, ..time };
+            list.push(time);
+            show(News::Step(step + 1, time, trainer.recordings() > 0));
         }
         (measured.recordings, measured.notes) = (trainer.recordings(), trainer.take_notes());
         Ok(measured)
@@ -311,7 +326,7 @@ mod tests {
             let model = bench.random_model(&Device::cpu()).unwrap();
             let mut news = Vec::new();
             let clock = WallClock::start();
-            let measured = bench.measure(&model, &clock, (1, 2), &mut |n| news.push(n)).unwrap();
+            let measured = bench.measure(&model, &clock, (1, 2), None, &mut |n| news.push(n)).unwrap();
             let parts = news.iter().filter(|n| matches!(n, News::Part(..))).count();
             assert_eq!((parts, measured.warm_up.len(), measured.steps.len()), (9, 1, 2));
             // Three steps, two of which are prepared together.
@@ -331,6 +346,23 @@ mod tests {
         }
     }
 
+    /// Time that is over ends the steps, and one counts in any case.
+    #[test]
+    fn steps_end_with_their_time() {
+        let bench = bench(None, KeptBlocks::INPUTS);
+        let model = bench.random_model(&Device::cpu()).unwrap();
+        let mut over = Vec::new();
+        let mut show = |news| {
+            if let News::Step(step, time, recorded) = news {
+                over.push((step, time, recorded));
+            }
+        };
+        let measured = bench.measure(&model, &WallClock::start(), (2, 9), Some(0.0), &mut show).unwrap();
+        assert_eq!((measured.warm_up.len(), measured.steps.len()), (0, 1));
+        assert_eq!(over, [(1, measured.steps[0], false)]);
+        assert!(measured.steps[0].total_s() > 0.0);
+    }
+
     /// A GPU takes the CPU's steps: losses of three steps, rounded to bf16 on the way.
     #[test]
     fn gpus_take_the_same_steps() {
@@ -343,7 +375,7 @@ mod tests {
             let bench =
                 StepBench { compute, adam_8bit, ..bench(Some(2), KeptBlocks { whole: 1, results: 0 }) };
             let model = bench.random_model(device).unwrap();
-            let measured = bench.measure(&model, &WallClock::start(), (1, 2), &mut |_| {}).unwrap();
+            let measured = bench.measure(&model, &WallClock::start(), (1, 2), None, &mut |_| {}).unwrap();
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
@@ -354,7 +386,7 @@ mod tests {
             ..bench(Some(2), KeptBlocks { whole: 1, results: 0 })
         };
         let model = bench_8bit.random_model(&gpu).unwrap();
-        let measured = bench_8bit.measure(&model, &WallClock::start(), (0, 1), &mut |_| {}).unwrap();
+        let measured = bench_8bit.measure(&model, &WallClock::start(), (0, 1), None, &mut |_| {}).unwrap();
         let (in_8bit, wide) = (measured.steps[0].loss, losses(&gpu, DType::BF16, true)[0]);
         assert!(in_8bit != wide && (in_8bit / wide - 1.0).abs() < 2e-2, "{in_8bit} {wide}");
         for adam_8bit in [false, true] {

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+use tenggat_gpu::Cuda;
 use tenggat_models::qwen_image::transformer::{
     Config, KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
 };
@@ -12,7 +13,7 @@ use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::calibrate::timing::median;
 use tenggat_train::step::Part;
-use tenggat_train::step_bench::{Measured, News, StepBench, product_flops_per_s};
+use tenggat_train::step_bench::{Measured, News, StepBench, StepTime, product_flops_per_s};
 
 use super::model::locate;
 use crate::device::{self, Choice};
@@ -98,9 +99,16 @@ struct StepArgs {
     /// Steps that count.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1, 1_000_000))]
     steps: usize,
+    /// Begin no more steps after this time, which loading is part of: 60s, 4.5m.
+    #[arg(long, value_name = "TIME", value_parser = tenggat_plan::parse_duration_s)]
+    seconds: Option<f64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Print a line of JSON for each step as it ends, then one with all that was measured: what is cut off tells what it
+    /// came to.
+    #[arg(long, conflicts_with = "json")]
+    json_lines: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -145,6 +153,13 @@ struct Report {
     steps_ahead: Option<usize>,
     /// Whether a GPU was asked for whole passes.
     recorded: bool,
+    /// How a GPU does attention: `cudnn` or `own`; null on a CPU.
+    attention: Option<&'static str>,
+    /// What a GPU is used with, and without what; null on a CPU.
+    libraries: Option<String>,
+    without: Option<String>,
+    /// What makes it slower than it could be.
+    notes: Vec<String>,
     /// Seconds until the weights were there.
     load_s: f64,
     /// Seconds of the steps that warmed up, and of those that count, without modulation ahead of the step.
@@ -160,6 +175,20 @@ struct Report {
     product_tflop_per_s: f64,
     share_of_product: f64,
     memory: Memory,
+}
+
+/// A line of JSON for each step, as it ends.
+#[derive(Debug, Serialize)]
+struct StepLine {
+    /// From 1, those that warm up included.
+    step: usize,
+    warm_up: bool,
+    forward_s: f64,
+    backward_s: f64,
+    update_s: f64,
+    loss: f64,
+    /// Whether a GPU has captured such a step.
+    recorded: bool,
 }
 
 /// Medians over the steps that count.
@@ -195,6 +224,7 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
     let (bench, fit) = chosen(args, &device)?;
     let clock = WallClock::start();
     let product = product_flops_per_s(&device, &clock)?;
+    let until_s = args.seconds.map(|seconds| clock.now_s() + seconds);
     let bar = Bar::spinner();
     bar.set_message("weights");
     let began_s = clock.now_s();
@@ -216,13 +246,23 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
             note!("step {step}, {}: {seconds:.1} s", name(part));
             bar.set_message(&format!("step {step} of {}", args.warm_up + args.steps));
         }
+        News::Step(step, time, recorded) if args.json_lines => {
+            let StepTime { forward_s, backward_s, update_s, loss, .. } = time;
+            let warm_up = step <= args.warm_up;
+            let line = StepLine { step, warm_up, forward_s, backward_s, update_s, loss, recorded };
+            // A reader that is gone is told at the end.
+            let _ = output::json_line(&line);
+        }
+        News::Step(..) => {}
     };
-    let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), &mut show)?;
+    let measured = bench.measure(&model, &clock, (args.warm_up, args.steps), until_s, &mut show)?;
     drop(bar);
     measured.notes.iter().for_each(|note| warning!("{note}"));
     let processor = processor.get(args.warm_up..).filter(|steps| !steps.is_empty()).map(median);
     let report = report(args, &bench, &fit, &measured, (load_s, product, processor), &device);
-    if args.json {
+    if args.json_lines {
+        output::json_line(&report)?;
+    } else if args.json {
         output::json(&report)?;
     } else {
         output::block(&table(&report));
@@ -248,9 +288,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     model.num_layers = args.layers.unwrap_or(model.num_layers);
     let patches = args.resolution / 16;
     if args.fp8_products && !device.fp8_products() {
-        warning!(
-            "--fp8-products has no effect: this device does not multiply 8-bit floats with a scale per row"
-        );
+        warning!("--fp8-products has no effect: this device does not multiply 8-bit floats");
     }
     let mut bench = StepBench {
         model,
@@ -345,9 +383,7 @@ fn report(
     (load_s, product, processor_s): (f64, f64, Option<f64>),
     device: &Device,
 ) -> Report {
-    let of = |part: fn(&tenggat_train::step_bench::StepTime) -> f64| {
-        median(&measured.steps.iter().map(part).collect::<Vec<_>>())
-    };
+    let of = |part: fn(&StepTime) -> f64| median(&measured.steps.iter().map(part).collect::<Vec<_>>());
     let modulation = match bench.steps_ahead {
         Some(steps) => median(&measured.modulation_s) / steps as f64,
         None => 0.0,
@@ -357,7 +393,7 @@ fn report(
         forward: of(|step| step.forward_s),
         backward: of(|step| step.backward_s),
         update: of(|step| step.update_s),
-        step: modulation + of(tenggat_train::step_bench::StepTime::total_s),
+        step: modulation + of(StepTime::total_s),
     };
     let flops = fit.config.work().flops();
     let planned_bytes = fit.memory.device_bytes();
@@ -366,9 +402,7 @@ fn report(
         // What the planned context takes is not the process's own.
         Device::Cuda(_) => Some(device.peak_bytes() as u64 + fit.memory.part(MemoryPart::Context) as u64),
     };
-    let totals = |steps: &[tenggat_train::step_bench::StepTime]| {
-        steps.iter().map(tenggat_train::step_bench::StepTime::total_s).collect()
-    };
+    let totals = |steps: &[StepTime]| steps.iter().map(StepTime::total_s).collect();
     Report {
         version: env!("CARGO_PKG_VERSION"),
         machine: device.description().unwrap_or_else(processor::name),
@@ -386,6 +420,10 @@ fn report(
         result_blocks: fit.config.partly_recomputed_blocks(),
         steps_ahead: bench.steps_ahead,
         recorded: measured.recordings > 0,
+        attention: gpu(device).map(|gpu| if attention_is_fused(gpu) { "cudnn" } else { "own" }),
+        libraries: gpu(device).map(Cuda::versions),
+        without: gpu(device).map(|gpu| format!("{:?}", gpu.without())),
+        notes: measured.notes.iter().cloned().chain(gpu(device).into_iter().flat_map(Cuda::notes)).collect(),
         load_s,
         warm_up_s: totals(&measured.warm_up),
         steps_s: totals(&measured.steps),
@@ -402,6 +440,18 @@ fn report(
             plan: fit.memory.clone(),
         },
     }
+}
+
+fn gpu(device: &Device) -> Option<&Cuda> {
+    match device {
+        Device::Cuda(gpu) => Some(gpu),
+        Device::Cpu(_) => None,
+    }
+}
+
+/// Whether attention ran on cuDNN: it is there, and nothing was noted about it.
+fn attention_is_fused(gpu: &Cuda) -> bool {
+    gpu.dnn().is_some() && !gpu.notes().iter().any(|note| note.starts_with("attention"))
 }
 
 fn table(report: &Report) -> String {

@@ -12,6 +12,6 @@ mod sink;
 
 pub use bar::Bar;
 pub use hooks::{start_logging, tell_panics};
-pub use print::{Closing, aside, block, complaint, json, line, parse, product, shows_bars};
+pub use print::{Closing, aside, block, complaint, json, json_line, line, parse, product, shows_bars};
 pub(crate) use print::{note, say, warning};
 pub use sink::detach;

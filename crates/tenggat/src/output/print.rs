@@ -63,6 +63,14 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     product(&ended(&escape::json(&text)))
 }
 
+/// The same on one line, as one of several values that are printed one by one.
+///
+/// # Errors
+/// As [`json`].
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    product(&ended(&escape::json(&serde_json::to_string(value)?)))
+}
+
 /// Text that is what the command was called for, written as it is. A reader that has had enough is no
 /// failure.
 ///
