@@ -9,6 +9,7 @@ pub mod cache;
 pub mod calibrate;
 pub mod contest;
 pub mod dataset;
+pub mod device_check;
 pub mod draws;
 pub mod ema;
 mod from_job;

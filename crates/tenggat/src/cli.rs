@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use tenggat_train::job::parse_moment;
 
 use crate::commands::{
-    BenchArgs, CheckArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
+    BenchArgs, CheckArgs, DoctorArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
 };
 use crate::device;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
@@ -120,8 +120,13 @@ Examples:
     Quantise(QuantiseArgs),
     /// Measure how long work takes on this machine, and how much memory.
     Bench(BenchArgs),
-    /// Show version, processor, memory and caches, and what is missing.
-    Doctor,
+    /// Show version, processor, memory and caches, and what is missing; or check that the GPU computes what it should.
+    #[command(after_help = "\
+Examples:
+  tenggat doctor
+  tenggat doctor --gpu
+  tenggat --device cuda:1 doctor --gpu --json > gpu.json")]
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  tenggat completions bash > /etc/bash_completion.d/tenggat")]
     Completions {

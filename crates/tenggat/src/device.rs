@@ -6,6 +6,7 @@ use tenggat_gpu::Options;
 use tenggat_plan::{Machine, parse_bytes};
 use tenggat_tensor::Device;
 
+use crate::gpu_record::{apply_rates, before_first_run};
 use crate::output::{self, warning};
 use crate::{assets, processor};
 
@@ -60,11 +61,24 @@ pub fn options(ordinal: usize) -> anyhow::Result<Options> {
     Ok(Options { cache: Some(assets::cache_folder()?.join("kernels")), ordinal, ..Options::from_env()? })
 }
 
+/// Opens the device that is asked for. A GPU is checked before the first run on it, and used without what fails there.
+///
+/// # Errors
+/// As [`open_unchecked`].
+pub fn open(choice: Choice) -> anyhow::Result<Device> {
+    let device = open_unchecked(choice)?;
+    let Device::Cuda(cuda) = &device else { return Ok(device) };
+    let ordinal = if let Choice::Cuda(ordinal) = choice { ordinal } else { 0 };
+    let Some(options) = before_first_run(cuda, &device, &options(ordinal)?) else { return Ok(device) };
+    drop(device);
+    Ok(Device::cuda(&options)?)
+}
+
 /// Opens the device that is asked for.
 ///
 /// A GPU that is there but does not open is an error where it was asked for by name; `auto` then says so and takes the
 /// processor.
-pub fn open(choice: Choice) -> anyhow::Result<Device> {
+pub fn open_unchecked(choice: Choice) -> anyhow::Result<Device> {
     let device = match choice {
         Choice::Cpu => Device::cpu(),
         Choice::Cuda(ordinal) => Device::cuda(&options(ordinal)?)?,
@@ -84,11 +98,18 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
     Ok(device)
 }
 
-/// The device as planning sees it: the processor with assumed rates, or the GPU with what memory is free.
+/// The device as planning sees it: the processor with assumed rates, or the GPU with what memory is free, and with the rates
+/// that `tenggat doctor --gpu` measured, if it did.
 pub fn machine(device: &Device) -> anyhow::Result<Machine> {
     Ok(match (device.description(), device.memory()?) {
         // An emulated one has the host's memory.
         (Some(_), Some((usize::MAX, _))) | (None, _) | (_, None) => processor::uncalibrated(),
-        (Some(name), Some((free, _))) => Machine::gpu(&name, free as f64),
+        (Some(name), Some((free, _))) => {
+            let mut machine = Machine::gpu(&name, free as f64);
+            if let Device::Cuda(cuda) = device {
+                apply_rates(cuda, &mut machine);
+            }
+            machine
+        }
     })
 }

@@ -4,6 +4,7 @@ mod assets;
 mod cli;
 mod commands;
 mod device;
+mod gpu_record;
 mod limit;
 mod number;
 mod output;
@@ -71,7 +72,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Extend(args) => commands::extend(&args),
         Command::Quantise(args) => commands::quantise(&args),
         Command::Bench(args) => commands::bench(&args, cli.device),
-        Command::Doctor => commands::doctor(cli.device),
+        Command::Doctor(args) => commands::doctor(&args, cli.device),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tenggat", &mut script);

@@ -40,7 +40,7 @@ fn train(folder: &Path, device: &str, more: &str, libraries: Option<&Path>) -> V
         // What is compiled for stand-ins is not to be found by others.
         command.env("LD_LIBRARY_PATH", libraries).env("XDG_CACHE_HOME", folder.join("cache"));
         // Room for the job and for what a driver would take, not for either twice.
-        command.env("TENGGAT_STAND_IN_BYTES", "1000000000");
+        command.env("TENGGAT_STAND_IN_BYTES", "1000000000").env("TENGGAT_WITHOUT", "check");
     }
     let out = command.args(["--device", device, "train"]).arg(&file).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
@@ -60,6 +60,45 @@ fn assert_near(got: &[f64], expected: &[f64]) {
     for (got, expected) in got.iter().zip(expected) {
         assert!((got / expected - 1.0).abs() < 1e-2, "{got} {expected}");
     }
+}
+
+/// Checks a device; whether all passed, and what was said.
+#[cfg(target_os = "linux")]
+fn check(device: &str, libraries: Option<&Path>, faults: &str) -> (bool, String) {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = tenggat();
+    if let Some(libraries) = libraries {
+        command.env("LD_LIBRARY_PATH", libraries).env("TENGGAT_STAND_IN_FAULTS", faults);
+        command.env("TENGGAT_STAND_IN_BYTES", "400000000");
+    }
+    command.env("TENGGAT_CACHE", cache.path()).args(["--device", device, "doctor", "--gpu", "--small"]);
+    let out = command.output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    (out.status.success(), said)
+}
+
+/// A device that is right passes; a fault of a library is a failure in the table and in the exit code.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_gpu_is_checked() {
+    if !possible() {
+        return;
+    }
+    let (passed, said) = check("emulated:2GB", None, "");
+    assert!(passed && !said.contains("FAILED") && said.contains("passed   CUDA graphs"), "{said}");
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenggat-gpu/stand-in/build.sh");
+    let built = Command::new("sh").arg(build).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let libraries = String::from_utf8(built.stdout).unwrap();
+    let libraries = Some(Path::new(libraries.trim()));
+    // The stand-ins have no cuDNN, which is the only thing that is wrong with them.
+    let (passed, said) = check("cuda", libraries, "");
+    assert!(!passed && said.matches("FAILED").count() == 1, "{said}");
+    assert!(said.contains("FAILED   attention on cuDNN"), "{said}");
+    let (passed, said) = check("cuda", libraries, "captures");
+    assert!(!passed && said.contains("FAILED   CUDA graphs against single launches"), "{said}");
+    let (passed, said) = check("cuda", libraries, "products");
+    assert!(!passed && said.contains("FAILED   products: a way for each of a step"), "{said}");
 }
 
 /// A whole job: encoders, steps, saving. Losses are the CPU's but for the rounding to 8 bits of weights and

@@ -3,16 +3,36 @@
 use std::path::Path;
 
 use anyhow::Context;
+use clap::Args;
 use sysinfo::{Disks, System};
 
 use tenggat_tensor::Device;
 
+use super::gpu_check::gpu_check;
 use crate::assets;
 use crate::device::{self, Choice};
 use crate::output::say;
 
+/// `tenggat doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check the GPU, for at most a minute or so: every op and real blocks against the processor, CUDA graphs, 8-bit products,
+    /// memory; then measure its rates for `tenggat plan`. Fails if a check does.
+    #[arg(long)]
+    gpu: bool,
+    /// Print what the checks came to as JSON, for a report of a fault.
+    #[arg(long, requires = "gpu")]
+    json: bool,
+    /// Check small blocks, and measure nothing: for devices whose kernels are emulated.
+    #[arg(long, requires = "gpu")]
+    small: bool,
+}
+
 /// Prints the report.
-pub fn doctor(choice: Choice) -> anyhow::Result<()> {
+pub fn doctor(args: &DoctorArgs, choice: Choice) -> anyhow::Result<()> {
+    if args.gpu {
+        return gpu_check(choice, args.json, args.small);
+    }
     let mut system = System::new().context("cannot read the system's state")?;
     system.refresh_memory();
     system.refresh_cpu_all();
