@@ -85,6 +85,13 @@ DEVICE void store(T* to, const float (&from)[V]) {
     *(Pack<T, V>*)to = pack;
 }
 
+// Row and place within it of piece number i, if there are `per_row` pieces in a row and `all` in all.
+DEVICE void split(int64_t& row, int64_t& at, int64_t i, int64_t per_row, int64_t all) {
+    // A division of 64 bits takes some hundred instructions, one of 32 about twenty.
+    row = all >> 32 ? i / per_row : (int64_t)((uint32_t)i / (uint32_t)per_row);
+    at = i - row * per_row;
+}
+
 // Where this thread works if each takes V neighbouring elements of a matrix; false if it has nothing to do.
 template <int V, class T>
 DEVICE bool element(int64_t& row, int64_t& col, const Mat<T>& of) {
@@ -92,9 +99,8 @@ DEVICE bool element(int64_t& row, int64_t& col, const Mat<T>& of) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     const int64_t all = of.rows * per_row;
     if (i >= all) return false;
-    // A division of 64 bits takes some hundred instructions, one of 32 about twenty.
-    row = all >> 32 ? i / per_row : (int64_t)((uint32_t)i / (uint32_t)per_row);
-    col = (i - row * per_row) * V;
+    split(row, col, i, per_row, all);
+    col *= V;
     return true;
 }
 

@@ -34,19 +34,28 @@ DEVICE void put(const Mat<T>& to, int64_t row, int col, const float (&w)[8]) {
 
 DEVICE uint64_t eight(const uint8_t* from) { return *(const uint64_t*)from; }
 
-// e4m3: sign, 4 exponent bits with bias 7, 3 mantissa bits; the two NaN codes do not occur.
+// e4m3: sign, 4 exponent bits with bias 7, 3 mantissa bits; the two NaN codes do not occur. Moved to where an f32 has them,
+// the bits are those of a number 2^120 times as small, as the biases are 120 apart; codes without a leading one become f32
+// without a leading one, so that the product is exact for them as well.
 DEVICE float float8(uint8_t code) {
-    const int exponent = code >> 3 & 15, mantissa = code & 7;
-    const float size = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
-    return code & 128 ? -size : size;
+    const uint32_t bits = (uint32_t)(code & 127) << 20 | (uint32_t)(code & 128) << 24;
+#ifdef EMULATED
+    float small;
+    memcpy(&small, &bits, 4);
+#else
+    const float small = __uint_as_float(bits);
+#endif
+    return small * 0x1p120f;
 }
 
 // uintN: groups of 64 codes of N bits in shards of 4, 2 and 1 bits, lowest bits first; see `quantise/uint.rs`.
 template <int N, class T>
 DEVICE void widen_uint(const Widen<T>& a) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, groups = a.from.cols / 64;
-    const int64_t row = i / (groups * 8);
-    if (row >= a.from.rows) return;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, per_row = a.from.cols / 64 * 8;
+    const int64_t all = a.from.rows * per_row;
+    if (i >= all) return;
+    int64_t row, at_row;
+    split(row, at_row, i, per_row, all);
     const int64_t group = i / 8;  // over the whole matrix
     const int first = i % 8 * 8;  // of the group's codes
     const uint8_t* packed = a.from.codes + group * (8 * N);
@@ -67,22 +76,30 @@ DEVICE void widen_uint(const Widen<T>& a) {
     float w[8];
 #pragma unroll
     for (int k = 0; k < 8; k++) w[k] = rounded((float)((int)codes[k] - zero) * scale);
-    put(a.to, row, (int)(i % (groups * 8)) * 8, w);
+    put(a.to, row, (int)at_row * 8, w);
 }
 
 // One byte per weight and one scale per row. KIND 0: e4m3, rounded to bf16; 1: integers, exact; 2: as 0 with f32 scales.
 template <int KIND, class T>
 DEVICE void widen_bytes(const Widen<T>& a) {
     const int64_t per_row = (a.from.cols + 7) / 8, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const int64_t row = i / per_row;
-    if (row >= a.from.rows) return;
-    const int col = i % per_row * 8;
+    const int64_t all = a.from.rows * per_row;
+    if (i >= all) return;
+    int64_t row, at_row;
+    split(row, at_row, i, per_row, all);
+    const int col = (int)at_row * 8;
     const float scale = KIND == 2 ? ((const float*)a.from.scales)[row] : scale_of(a.from.scales, row);
     const uint8_t* codes = a.from.codes + row * a.from.cols + col;
+    // Rows of whole packs are read 8 bytes at a time.
+    uint64_t pack = 0;
+    if (a.from.cols % 8 == 0)
+        pack = eight(codes);
+    else
+        for (int k = 0; k < 8 && col + k < a.from.cols; k++) pack |= (uint64_t)codes[k] << (8 * k);
     float w[8];
 #pragma unroll
     for (int k = 0; k < 8; k++) {
-        const uint8_t code = col + k < a.from.cols ? codes[k] : 0;
+        const uint8_t code = (uint8_t)(pack >> (8 * k));
         w[k] = KIND == 1 ? (float)(signed char)code * scale : rounded(float8(code) * scale);
     }
     put(a.to, row, col, w);
