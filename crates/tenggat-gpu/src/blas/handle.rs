@@ -179,10 +179,18 @@ impl Blas {
         timing::winner(&times)
     }
 
-    /// Whether the library has a way of computing it.
+    /// Whether the library has a way of computing it. What it says while work is captured is not kept: it may say no to any
+    /// question then.
     pub fn computes(&self, p: &Product) -> bool {
+        let is_captured = (0..STREAMS).any(|stream| self.is_captured(stream));
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.entry(Shape::of(p)).or_insert_with(|| self.plan(p)).is_ok()
+        match plans.entry(Shape::of(p)) {
+            Entry::Occupied(entry) => entry.get().is_ok(),
+            Entry::Vacant(entry) => match self.plan(p) {
+                Err(_) if is_captured => false,
+                plan => entry.insert(plan).is_ok(),
+            },
+        }
     }
 
     /// Whether it multiplies 8-bit floats on this device.

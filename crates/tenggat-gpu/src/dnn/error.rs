@@ -54,6 +54,9 @@ pub enum Error {
         /// Why the last of them refused.
         last: Option<Box<Error>>,
     },
+    /// A pass that failed before, of which cuDNN is not asked again.
+    #[error("{0}")]
+    Refused(String),
     /// A shape that attention is not defined for, or that cuDNN cannot read.
     #[error("attention {shape:?}: {reason}")]
     Shape {

@@ -1,5 +1,6 @@
 //! The library on one stream of a device.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +26,8 @@ pub(super) const OLDEST: usize = 91_500;
 pub struct Dnn {
     version: usize,
     plans: Mutex<Plans>,
+    /// Passes that failed, and why.
+    refused: Mutex<HashMap<(Pass, Shape), String>>,
 }
 
 impl Dnn {
@@ -40,7 +43,7 @@ impl Dnn {
             Some(folder) => Some(Kept { folder, version, device: target::device()? }),
             None => None,
         };
-        Ok(Dnn { version, plans: Mutex::new(Plans::new(target, kept)) })
+        Ok(Dnn { version, plans: Mutex::new(Plans::new(target, kept)), refused: Mutex::default() })
     }
 
     /// Version of the library: `10000 · major + 100 · minor + patch`.
@@ -48,12 +51,28 @@ impl Dnn {
         self.version
     }
 
+    /// From now on answers that this pass failed, without asking cuDNN again: a plan takes about a second to be refused.
+    pub fn refuse(&self, pass: Pass, shape: Shape, why: &Error) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.entry((pass, shape)).or_insert_with(|| why.to_string());
+    }
+
+    /// Bytes that the plan of a pass asks for.
+    fn planned_bytes(&self, pass: Pass, shape: Shape) -> Result<usize> {
+        let refused =
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).get(&(pass, shape)).cloned();
+        if let Some(why) = refused {
+            return Err(Error::Refused(why));
+        }
+        Ok(self.plans().get(pass, &shape)?.workspace_bytes)
+    }
+
     /// Bytes of workspace that [`forward`](Self::forward) needs. Makes the plan, if it was not made before.
     ///
     /// # Errors
     /// cuDNN has no kernel for the shape on this device.
     pub fn forward_workspace(&self, shape: Shape) -> Result<usize> {
-        Ok(self.plans().get(Pass::Forward, &shape)?.workspace_bytes)
+        self.planned_bytes(Pass::Forward, shape)
     }
 
     /// Bytes of workspace that [`backward`](Self::backward) needs: two tensors of its own, `4·b·h·s·(1 + d)`
@@ -62,8 +81,7 @@ impl Dnn {
     /// # Errors
     /// cuDNN has no kernel for the shape on this device.
     pub fn backward_workspace(&self, shape: Shape) -> Result<usize> {
-        let own = self.plans().get(Pass::Backward, &shape)?.workspace_bytes;
-        Ok(shape.scratch_bytes().iter().sum::<usize>() + own)
+        Ok(shape.scratch_bytes().iter().sum::<usize>() + self.planned_bytes(Pass::Backward, shape)?)
     }
 
     /// Queues the forward pass. `workspace` is the address of [`forward_workspace`](Self::forward_workspace)

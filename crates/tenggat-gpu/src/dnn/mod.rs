@@ -27,4 +27,5 @@ mod tests;
 pub use error::{Error, Result};
 pub use handle::Dnn;
 pub use operands::{Backward, Forward};
+pub use plan::Pass;
 pub use shape::{Shape, Strides};

@@ -22,14 +22,16 @@ use super::{backward, forward};
 
 /// Which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Pass {
+pub enum Pass {
+    /// From queries, keys and values to the output.
     Forward,
+    /// From the output's gradient to theirs.
     Backward,
 }
 
 impl Pass {
     /// The operations for a shape.
-    pub fn graph(self, shape: &Shape) -> OperationGraph {
+    pub(super) fn graph(self, shape: &Shape) -> OperationGraph {
         match self {
             Pass::Forward => forward::graph(shape),
             Pass::Backward => backward::graph(shape),
@@ -37,7 +39,7 @@ impl Pass {
     }
 
     /// The numbers of the host that the operations read.
-    pub fn numbers(self, scale: f32) -> Vec<(Operand, f32)> {
+    pub(super) fn numbers(self, scale: f32) -> Vec<(Operand, f32)> {
         let scale = (Operand::Scale, scale);
         match self {
             Pass::Forward => vec![scale],

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use tenggat_gpu::{Cuda, Options, Without};
+
 use crate::random::Philox;
 use crate::{DType, Device, Tensor};
 
@@ -106,10 +108,19 @@ pub fn gpu() -> Option<Device> {
 /// `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
 /// unless `TENGGAT_REQUIRE_CXX` is set.
 pub fn open_gpu() -> Option<Device> {
+    open_gpu_without(Without::default())
+}
+
+/// The same without some parts.
+pub fn open_gpu_without(without: Without) -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
-        return Some(Device::cuda(&tenggat_gpu::Options::from_env().unwrap()).unwrap());
+        let options = Options::from_env().unwrap();
+        let options = Options { without: options.without.and(without), ..options };
+        return Some(Device::cuda(&options).unwrap());
     }
-    emulated_gpu(usize::MAX)
+    // A device that cannot be emulated says why.
+    emulated_gpu(usize::MAX)?;
+    Some(Device::Cuda(Cuda::emulated_without(usize::MAX, without).unwrap()))
 }
 
 /// An emulated GPU with so many bytes of memory, with the same exception.

@@ -121,17 +121,29 @@ fn fused<'a>(
 const MANY_TOKENS: usize = 1024;
 
 /// Runs a pass on cuDNN, in a workspace of so many bytes. Whether it was queued: if cuDNN has no plan for it, or its plan does
-/// not start, that is noted, and our own kernels do the work.
+/// not start, that is noted, and our own kernels do the work from then on.
 ///
 /// # Errors
 /// There is no room for the workspace; or the pass failed while work is captured, which ends the capture.
 fn queued(
     cuda: &Arc<Cuda>,
+    (library, pass, shape): (&Dnn, dnn::Pass, dnn::Shape),
     workspace: dnn::Result<usize>,
     run: impl FnOnce(u64) -> dnn::Result<()>,
 ) -> Result<bool> {
-    let failed = |e: &dnn::Error| cuda.note(format!("attention runs without tensor cores: {e}"));
-    let Ok(bytes) = workspace.inspect_err(failed) else { return Ok(false) };
+    let failed = |e: &dnn::Error| {
+        library.refuse(pass, shape, e);
+        cuda.note(format!("attention runs without tensor cores: {e}"));
+    };
+    let bytes = match workspace {
+        Err(dnn::Error::Refused(_)) => return Ok(false),
+        Err(e) if cuda.is_capturing() => return Err(Error::Cuda(e.to_string())),
+        Err(e) => {
+            failed(&e);
+            return Ok(false);
+        }
+        Ok(bytes) => bytes,
+    };
     let workspace = Buffer::new(cuda, bytes)?;
     match run(workspace.address()) {
         Err(e) if cuda.is_capturing() => Err(Error::Cuda(e.to_string())),
@@ -231,11 +243,11 @@ pub fn forward(
         lse: lse.cuda(op)?.1,
         layout: shape,
     };
-    if let Some((dnn, shape)) = fused(&cuda, o.dtype(), layout, d, &[args.q, args.k, args.v, args.o])? {
+    if let Some((library, shape)) = fused(&cuda, o.dtype(), layout, d, &[args.q, args.k, args.v, args.o])? {
         let operands =
             operands(&cuda, [args.q, args.k, args.v, args.o, args.lse], args.layout.key_lens, layout)?;
-        let run = |workspace| dnn.forward(shape, operands, layout.scale as f32, workspace);
-        if queued(&cuda, dnn.forward_workspace(shape), run)? {
+        let run = |workspace| library.forward(shape, operands, layout.scale as f32, workspace);
+        if queued(&cuda, (library, dnn::Pass::Forward, shape), library.forward_workspace(shape), run)? {
             return Ok(());
         }
     }
@@ -266,12 +278,12 @@ pub fn backward(
     };
     let Backward { q, k, v, o, lse, .. } = args;
     let all = [q, k, v, o, args.d_o, args.dq, args.dk, args.dv];
-    if let Some((dnn, shape)) = fused(&cuda, dq.dtype(), layout, d, &all)? {
+    if let Some((library, shape)) = fused(&cuda, dq.dtype(), layout, d, &all)? {
         let saved = operands(&cuda, [q, k, v, o, lse], args.layout.key_lens, layout)?;
         let operands =
             dnn::Backward { saved, d_o: args.d_o.data, dq: args.dq.data, dk: args.dk.data, dv: args.dv.data };
-        let run = |workspace| dnn.backward(shape, operands, layout.scale as f32, workspace);
-        if queued(&cuda, dnn.backward_workspace(shape), run)? {
+        let run = |workspace| library.backward(shape, operands, layout.scale as f32, workspace);
+        if queued(&cuda, (library, dnn::Pass::Backward, shape), library.backward_workspace(shape), run)? {
             return Ok(());
         }
     }

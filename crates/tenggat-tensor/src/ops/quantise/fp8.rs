@@ -315,7 +315,7 @@ mod tests {
     use super::super::Quantised;
     use super::*;
     use crate::Device;
-    use crate::ops::check::{emulated_gpu, gpu, randn};
+    use crate::ops::check::{gpu, open_gpu_without, randn};
     use crate::ops::linear::{self, Weight};
 
     /// The nearest code, found by trying all.
@@ -482,10 +482,8 @@ mod tests {
 
     /// Where products take no scales, sums are rounded to the type of the result once more before they are scaled.
     #[test]
-    fn emulated_cards_without_scales_in_products_scale_afterwards() {
-        let Some(_) = emulated_gpu(usize::MAX) else { return };
-        let without = "fp8-scales".parse().unwrap();
-        let gpu = Device::Cuda(tenggat_gpu::Cuda::emulated_without(usize::MAX, without).unwrap());
+    fn cards_without_scales_in_products_scale_afterwards() {
+        let Some(gpu) = open_gpu_without("fp8-scales".parse().unwrap()) else { return };
         assert!(gpu.fp8_products());
         multiplies_what_was_rounded(&gpu, 1.0);
     }
