@@ -6,7 +6,7 @@ pub const MOST_THREADS: usize = 1024;
 /// Rank of a LoRA: above this it is no smaller than what it adapts.
 pub const MOST_RANK: usize = 4096;
 /// Steps of a sampler.
-pub const MOST_SAMPLER_STEPS: usize = 1000;
+pub const MOST_SAMPLER_STEPS: usize = 10_000;
 /// Steps of a training or a measurement.
 pub const MOST_STEPS: u64 = 1_000_000_000;
 

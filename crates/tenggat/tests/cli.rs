@@ -16,7 +16,7 @@ fn pictures() -> PathBuf {
 fn a_seed_gives_the_same_bytes_with_one_thread_and_with_two() {
     let run = |threads: &str| {
         let folder = tempfile::tempdir().unwrap();
-        let job = job(folder.path(), "steps: 200");
+        let job = job(folder.path(), "steps: 250");
         let output = tenggat().args(["train", "--threads", threads]).arg(&job).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         let results = folder.path().join("fox");
@@ -24,7 +24,7 @@ fn a_seed_gives_the_same_bytes_with_one_thread_and_with_two() {
         assert!(!results.join("fox_000000100.safetensors").exists(), "older ones are not");
         assert!(results.join("config.yaml").is_file() && results.join("loss.png").is_file());
         let log = fs::read_to_string(results.join("metrics.jsonl")).unwrap();
-        assert_eq!(log.lines().count(), 200);
+        assert_eq!(log.lines().count(), 250);
         let (finished, last) = (results.join("fox.safetensors"), results.join("last.safetensors"));
         assert_eq!(fs::read(&finished).unwrap(), fs::read(last).unwrap());
         fs::read(finished).unwrap()
@@ -685,8 +685,15 @@ fn check_accepts_every_example() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");
     fs::create_dir(&set).unwrap();
-    for file in ["fox.png", "fox.txt", "bell.png", "bell.txt"] {
-        fs::copy(pictures().join(file), set.join(file)).unwrap();
+    for name in ["fox", "bell"] {
+        // As large as the examples' resolutions: smaller images are warned of.
+        let image = image::open(pictures().join(name).with_extension("png")).unwrap();
+        image
+            .resize(1328, 1328, image::imageops::Triangle)
+            .save(set.join(name).with_extension("png"))
+            .unwrap();
+        let caption = Path::new(name).with_extension("txt");
+        fs::copy(pictures().join(&caption), set.join(&caption)).unwrap();
     }
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap();
     let mut count = 0;

@@ -142,8 +142,11 @@ fn whatever_is_drawn_weighed_and_measured_goes_on() {
                 .iter()
                 .for_each(|(from, to)| job.rewrite(from, &to.replace("SET", &set.display().to_string())));
         }
+        // What is said of a LoKr concerns where it can be used.
         let said = alone.run(&[]);
-        assert!(!said.contains("warning"), "{what}: {said}");
+        let unexpected =
+            said.lines().find(|l| l.contains("warning") && !l.contains("diffusers cannot load a LoKr"));
+        assert!(unexpected.is_none(), "{what}: {said}");
         assert!(job.cut_off("-KILL", 3, Duration::ZERO));
         let said = job.run(&[]);
         assert!(said.contains("going on") && alone.lora() == job.lora(), "{what}: {said}");

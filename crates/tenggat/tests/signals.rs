@@ -338,7 +338,8 @@ fn a_closed_terminal_leaves_a_run_with_a_budget_alone_and_a_user_signal_saves() 
     run.signal("-HUP");
     run.signal("-USR1");
     let asked = job.steps();
-    run.wait_until("a save", |_| job.file("resume.state").exists());
+    // The checkpoint comes first, then the LoRA.
+    run.wait_until("a save", |_| job.file("last.safetensors").exists());
     let saved = steps_of(&job.file("last.safetensors"));
     assert!(saved >= asked, "{saved} {asked}");
     run.wait_until("more steps", |_| job.steps() > saved + 5);
@@ -516,7 +517,7 @@ fn the_newest_lora_is_there_without_a_budget_and_the_last_step_has_no_number() {
     // Killed later on, `last.safetensors` is the newest numbered one.
     let job = Job::new("steps: 1000000", "      save: {save_every: 50}\n", "");
     let mut run = job.start(&[]);
-    run.wait_until("a state", |_| job.file("resume.state").exists());
+    run.wait_until("a LoRA", |_| job.file("last.safetensors").exists());
     run.child.kill().unwrap();
     run.child.wait().unwrap();
     assert!(steps_of(&job.file("last.safetensors")) >= 50);

@@ -77,7 +77,7 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("neg", "blurry"),
             whole("seed", "7", i64::MIN, i64::MAX as u64),
             real("guidance_scale", "4", Range::new(-100.0, 1000.0)),
-            whole("sample_steps", "20", 1, 1000),
+            whole("sample_steps", "20", 1, 10_000),
             real("network_multiplier", "0.5", STRENGTH),
             refused("ctrl_img", NONE, "a.png", "edit models are not supported", LEAVE_OUT),
             refused("ctrl_img_1", NONE, "a.png", "edit models are not supported", LEAVE_OUT),
@@ -183,7 +183,7 @@ const SAMPLE: &[Key] = &[
     whole("seed", "42", i64::MIN, i64::MAX as u64),
     supported("walk_seed", "true"),
     real("guidance_scale", "4", Range::new(-100.0, 1000.0)),
-    whole("sample_steps", "25", 1, 1000),
+    whole("sample_steps", "25", 1, 10_000),
     real("network_multiplier", "0.5", STRENGTH),
     supported("format", "png"),
     no_effect(
