@@ -259,4 +259,50 @@ mod tests {
         assert_eq!(advice.idle_s.0, 10_800.0 - 300.0 - 1450.0 * 5.0);
         assert_eq!(recommend_steps(60.0, Span::exactly(5.0), 100.0).steps, 0);
     }
+
+    /// What lies beside the steps counts once; a run that ends to the second is finished.
+    #[test]
+    fn the_time_beside_the_steps_is_counted() {
+        let run = explain(1000.0, 90, Span { low: 8.0, high: 10.0 }, 100.0);
+        assert_eq!(run.ending, Ending::Finished);
+        assert_eq!((run.needed_s.low, run.needed_s.high), (100.0 + 90.0 * 8.0, 1000.0));
+        assert_eq!((run.idle_s, run.reached), ((0.0, 180.0), (90, 90)));
+        assert_eq!(run.slowest_finishing_step_s, 10.0);
+        let text = run.to_string();
+        for part in [
+            "1 min 40 s beside them",
+            "13 min 40 s to 16 min 40 s",
+            "0 to 18 % of the time",
+            "90 to 112 steps",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
+        let more = explain(1000.0, 91, Span { low: 8.0, high: 10.0 }, 100.0);
+        assert_eq!((more.ending, more.reached), (Ending::Depends, (90, 91)));
+        let most = explain(1000.0, 113, Span { low: 8.0, high: 10.0 }, 100.0);
+        assert_eq!((most.ending, most.reached), (Ending::Killed, (90, 112)));
+        assert_eq!(explain(1000.0, 0, Span::exactly(10.0), 100.0).slowest_finishing_step_s, 0.0);
+        assert_eq!(explain(100.0, 5, Span::exactly(10.0), 200.0).reached, (0, 0));
+    }
+
+    #[test]
+    fn steps_are_recommended_in_round_numbers() {
+        for (most, steps) in [(49, 49), (57, 50), (499, 490), (549, 500), (4999, 4950), (5099, 5000)] {
+            assert_eq!(round_down(most), steps);
+        }
+        // 970 s of 1000 for steps of 10 s.
+        let advice = recommend_steps(1000.0, Span::exactly(10.0), 0.0);
+        assert_eq!((advice.steps, advice.idle_s), (90, (100.0, 100.0)));
+        assert!(advice.reason.contains("keep 30 s for the unforeseen: 16 min 10 s"), "{}", advice.reason);
+        assert!(!advice.reason.contains("slow end"), "{}", advice.reason);
+        let advice = recommend_steps(1000.0, Span { low: 5.0, high: 10.0 }, 70.0);
+        assert_eq!((advice.steps, advice.idle_s), (90, (480.0, 30.0)));
+        assert!(advice.reason.contains("and 1 min 10 s for what is not training"), "{}", advice.reason);
+        assert!(
+            advice.reason.contains("8 min 0 s (48 %)") || advice.reason.contains("8 min (48 %)"),
+            "{}",
+            advice.reason
+        );
+        assert!(recommend_steps(5.0, Span::exactly(10.0), 0.0).reason.contains("no time for a step of 10 s"));
+    }
 }

@@ -320,4 +320,66 @@ mod tests {
             assert_eq!(format_duration(seconds), text);
         }
     }
+
+    #[test]
+    fn every_unit_has_its_length() {
+        for (units, seconds) in [
+            (&["d"][..], 86_400.0),
+            (&["hours", "hour", "hr", "h"], 3600.0),
+            (&["min", "m"], 60.0),
+            (&["sec", "s"], 1.0),
+            (&["ms"], 0.001),
+        ] {
+            for unit in units {
+                assert_eq!(parse_duration_s(&format!("3{unit}")), Ok(3.0 * seconds), "{unit}");
+            }
+        }
+        for (units, bytes) in
+            [(["MB", "MiB"], [1e6, 1024.0 * 1024.0]), (["TB", "TiB"], [1e12, 1024.0_f64.powi(4)])]
+        {
+            for (unit, bytes) in units.into_iter().zip(bytes) {
+                assert_eq!(parse_bytes(&format!("2{unit}")), Ok(2.0 * bytes), "{unit}");
+            }
+        }
+        let century_d = 36_525;
+        assert!(parse_duration_s(&format!("{century_d}d")).is_err());
+        assert!(parse_duration_s(&format!("{}d", century_d - 1)).is_ok());
+        assert!(parse_bytes("1MB").is_ok() && parse_bytes("0.99MB").is_err());
+    }
+
+    #[test]
+    fn ranges_to_read() {
+        for (span, text) in [
+            (Span::exactly(4.5), "4.5"),
+            (Span::exactly(1.0), "1"),
+            (Span::exactly(0.999_4), "0.999"),
+            (Span { low: 1.234, high: 12.34 }, "1.23 to 12.3"),
+            (Span { low: 10.0, high: 100.4 }, "10 to 100"),
+            (Span { low: 123.4, high: 1000.0 }, "123 to 1000"),
+        ] {
+            assert_eq!(span.to_string(), text);
+        }
+        assert_eq!("4–6".parse(), Ok(Span { low: 4.0, high: 6.0 }));
+        assert_eq!("4..4".parse(), Ok(Span::exactly(4.0)));
+        assert!("4..=6".parse::<Span>() == Ok(Span { low: 4.0, high: 6.0 }));
+    }
+
+    #[test]
+    fn durations_to_read_change_units_where_they_round_up() {
+        for (seconds, text) in [
+            (9.94, "9.9 s"),
+            (9.951, "10 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min"),
+            (61.0, "1 min 1 s"),
+            (3599.4, "59 min 59 s"),
+            (3599.6, "1 h"),
+            (3660.0, "1 h 1 min"),
+            (90_000.0, "25 h"),
+            (0.0, "0.0 s"),
+            (f64::INFINITY, "unknown"),
+        ] {
+            assert_eq!(format_duration(seconds), text);
+        }
+    }
 }

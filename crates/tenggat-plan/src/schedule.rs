@@ -241,4 +241,83 @@ mod tests {
         let error = "cosin".parse::<Schedule>().unwrap_err().to_string();
         assert!(error.contains("`cosin`") && error.contains("cosine_with_restarts"), "{error}");
     }
+
+    const SHAPES: [Shape; 6] = [
+        Shape::Constant,
+        Shape::Linear,
+        Shape::LinearRamp,
+        Shape::Cosine,
+        Shape::CosineWithRestarts { cycles: 3 },
+        Shape::WarmupStableDecay { decay_share: 0.4 },
+    ];
+
+    /// `floor + (1 − floor) · shape`, between a floor above nothing and the peak.
+    #[test]
+    fn a_floor_raises_the_course_and_leaves_its_peak() {
+        for (shape, progress, height) in [
+            (Shape::Cosine, 0.5, 0.5),
+            (Shape::Cosine, 1.0 / 3.0, 0.75),
+            (Shape::Linear, 0.25, 0.75),
+            (Shape::CosineWithRestarts { cycles: 3 }, 0.5, 0.5),
+            (Shape::WarmupStableDecay { decay_share: 0.4 }, 0.9, 0.25),
+            (Shape::WarmupStableDecay { decay_share: 0.4 }, 0.5, 1.0),
+        ] {
+            for floor in [0.0, 0.2, 0.7, 1.0] {
+                let factor = Schedule { shape, floor, warmup: Warmup::None }.factor(at(progress));
+                let expected = floor + (1.0 - floor) * height;
+                assert!(
+                    (factor - expected).abs() < 1e-12,
+                    "{shape:?} {floor}: {factor}, expected {expected}"
+                );
+            }
+        }
+        // These two end at the peak, whatever the floor.
+        let ramp = Schedule { shape: Shape::LinearRamp, floor: 0.5, warmup: Warmup::None };
+        for (progress, expected) in [(0.0, 1.0 / 3.0), (0.25, 0.5), (1.0, 1.0)] {
+            assert!((ramp.factor(at(progress)) - expected).abs() < 1e-12, "{progress}");
+        }
+    }
+
+    #[test]
+    fn no_floor_and_no_progress_leave_zero_and_one() {
+        let numbers = [f64::NAN, f64::NEG_INFINITY, -1.0, 0.0, 0.1, 0.5, 0.9, 1.0, 7.0, f64::INFINITY];
+        for shape in SHAPES {
+            for (floor, progress) in numbers.iter().flat_map(|f| numbers.iter().map(move |p| (*f, *p))) {
+                for warmup in [Warmup::None, Warmup::Steps(4), Warmup::Share(0.3), Warmup::Share(floor)] {
+                    let factor = Schedule { shape, floor, warmup }.factor(Position { step: 3, progress });
+                    assert!((0.0..=1.0).contains(&factor), "{shape:?} {floor} {progress}: {factor}");
+                }
+            }
+            // What is undefined counts as the end, what lies outside as the nearer end.
+            let factor = |progress| Schedule { shape, floor: 0.1, warmup: Warmup::None }.factor(at(progress));
+            assert_eq!(factor(f64::NAN), factor(1.0), "{shape:?}");
+            assert_eq!((factor(-1.0), factor(7.0)), (factor(0.0), factor(1.0)), "{shape:?}");
+        }
+    }
+
+    /// A warm-up by progress is a straight line from 0, and multiplies what the course has come to.
+    #[test]
+    fn a_warm_up_by_share_multiplies_the_course() {
+        let schedule = Schedule { shape: Shape::Linear, floor: 0.0, warmup: Warmup::Share(0.2) };
+        for (progress, expected) in [(0.0, 0.0), (0.1, 0.5 * 0.9), (0.2, 0.8), (0.6, 0.4)] {
+            assert!((schedule.factor(at(progress)) - expected).abs() < 1e-12, "{progress}");
+        }
+        let none = Schedule { warmup: Warmup::Share(0.0), ..schedule };
+        assert_eq!(none.factor(at(0.0)), 1.0);
+        let steps = Schedule { warmup: Warmup::Steps(4), ..schedule };
+        let early = steps.factor(Position { step: 1, progress: 0.5 });
+        assert!((early - 0.4 * 0.5).abs() < 1e-12, "{early}");
+    }
+
+    #[test]
+    fn names_stand_for_these_schedules() {
+        let of = |name: &str| name.parse::<Schedule>().map(|s| (s.shape, s.warmup)).unwrap();
+        assert_eq!(of(" Constant "), (Shape::Constant, Warmup::None));
+        assert_eq!(of("constant-with-warmup"), (Shape::Constant, Warmup::Share(DEFAULT_WARMUP_SHARE)));
+        assert_eq!(of("cosine_with_restarts"), (Shape::CosineWithRestarts { cycles: 2 }, Warmup::None));
+        let wsd = Shape::WarmupStableDecay { decay_share: DECAY_SHARE };
+        assert_eq!(of("wsd"), (wsd, Warmup::Share(DEFAULT_WARMUP_SHARE)));
+        let default = Schedule::default();
+        assert_eq!((default.shape, default.warmup, default.floor), (wsd, Warmup::None, 0.0));
+    }
 }

@@ -59,4 +59,13 @@ mod tests {
         }
         assert_eq!(first_after_s(None, 0.8, 1.0), 58.0);
     }
+
+    #[test]
+    fn the_first_save_leaves_room_for_a_step_and_a_slow_save() {
+        // 5 % of 1000 s, less a save that takes a quarter longer, less a step.
+        assert!((first_after_s(Some(1000.0), 4.0, 3.0) - (50.0 - 5.0 - 3.0)).abs() < 1e-12);
+        // 5 % of ten hours would be too long to lose; where a save takes longer than that, it does not come at once.
+        assert!((first_after_s(Some(36_000.0), 0.0, 0.0) - 600.0).abs() < 1e-12);
+        assert!((first_after_s(Some(1000.0), 100.0, 3.0) - 10.0).abs() < 1e-12);
+    }
 }

@@ -148,4 +148,64 @@ mod tests {
         assert!((0.08..0.15).contains(&estimate.deviation()), "{}", estimate.deviation());
         assert!(estimate.recent_excess() > 0.09);
     }
+
+    /// The lower median; what is missing of five observations counts as a spread of 10 %.
+    #[test]
+    fn the_opening_is_summed_up_by_its_median() {
+        let seen = [4.0, 1.0, 3.0, 2.0, 5.0];
+        for (n, median) in [(1, 4.0), (2, 1.0), (3, 3.0), (4, 2.0), (5, 3.0)] {
+            assert_eq!(after(seen[..n].iter().copied()).mean(), Some(median), "{n}");
+        }
+        let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-12, "{got} {expected}");
+        close(after([4.0]).deviation(), TO_STANDARD * 0.8 * 0.1 * 4.0);
+        close(after(seen).deviation(), TO_STANDARD * (2.0 + 1.0 + 0.0 + 1.0 + 2.0) / 5.0);
+        close(after([1.0; 5]).deviation(), TO_STANDARD * LEAST_DEVIATION);
+        // An opening stall is no further from the mean than the mean itself.
+        close(after([1.0, 1.0, 1.0, 1.0, 60.0]).deviation(), TO_STANDARD * 1.0 / 5.0);
+    }
+
+    /// Two far observations are pulled in to five deviations, the third in a row is believed, up to four times the mean.
+    #[test]
+    fn a_far_observation_is_pulled_in_until_the_third_in_a_row() {
+        for (far, most) in [(100.0, 4.0), (0.001, 0.25)] {
+            let mut estimate = after([1.0; 5]);
+            for seen in 1..=3 {
+                let (mean, reach) = (estimate.mean, CLIP * estimate.deviation);
+                let taken = match (seen, far > 1.0) {
+                    (3, _) => mean * most,
+                    (_, true) => mean + reach,
+                    (_, false) => mean - reach,
+                };
+                estimate.observe(far);
+                assert!((estimate.mean - mean - NEWEST * (taken - mean)).abs() < 1e-12, "{far} {seen}");
+            }
+            // One at the mean ends the row.
+            estimate.observe(estimate.mean);
+            let (mean, reach) = (estimate.mean, CLIP * estimate.deviation);
+            estimate.observe(far);
+            assert!((estimate.mean - mean).abs() <= NEWEST * reach * (1.0 + 1e-9), "{far}");
+        }
+    }
+
+    #[test]
+    fn the_spread_moves_by_a_part_of_its_error() {
+        let mut estimate = after([1.0; 5]);
+        estimate.observe(1.03);
+        let expected = LEAST_DEVIATION + NEWEST_SPREAD * (0.03 - LEAST_DEVIATION);
+        assert!((estimate.deviation() - TO_STANDARD * expected).abs() < 1e-12, "{}", estimate.deviation());
+        assert!((estimate.mean().unwrap() - 1.0 - NEWEST * 0.03).abs() < 1e-12);
+        assert_eq!(estimate.count(), 6);
+    }
+
+    /// The excess over the mean before it; a stall counts as twice the mean; it fades by 2 % with each observation.
+    #[test]
+    fn a_slow_observation_is_remembered_and_fades() {
+        let mut estimate = after([1.0; 5]);
+        estimate.observe(1.5);
+        assert!((estimate.recent_excess() - 0.5).abs() < 1e-12);
+        estimate.observe(60.0);
+        assert_eq!(estimate.recent_excess(), LARGEST_LESSON);
+        estimate.observe(1.0);
+        assert!((estimate.recent_excess() - LARGEST_LESSON * FORGET_EXCESS).abs() < 1e-12);
+    }
 }

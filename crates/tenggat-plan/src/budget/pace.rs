@@ -265,4 +265,61 @@ mod tests {
         }
         assert!(pace.slowdown() > 1.7, "{}", pace.slowdown());
     }
+
+    /// A spread seen in n steps may itself be wrong: it counts √(1 + 8/n) times, √5 times after two.
+    #[test]
+    fn a_spread_seen_in_few_steps_is_doubted() {
+        assert_eq!(Pace::new(&[], 60.0).relative_deviation(), UNMEASURED_DEVIATION);
+        for (n, doubt) in [(2_u32, 5.0_f64.sqrt()), (8, 2.0_f64.sqrt()), (800, 1.01_f64.sqrt())] {
+            let mut pace = Pace::new(&[bucket(Some(1.0), None)], 60.0);
+            (0..n).for_each(|k| pace.observe(0, if k % 2 == 0 { 0.9 } else { 1.1 }));
+            let seen = pace.speed.deviation() / pace.speed.mean().unwrap();
+            assert!((pace.relative_deviation() - doubt * seen).abs() < 1e-12, "{n} steps");
+        }
+    }
+
+    /// The variance of the mixture is that within the buckets, `r²·E[t²]`, and that between them, `E[t²] − E[t]²`.
+    #[test]
+    fn the_spread_of_a_mixture_holds_the_differences_between_its_buckets() {
+        for [fast, slow] in [[0.5, 0.5], [3.0, 1.0]] {
+            let pace = Pace::new(&[bucket(Some(1.0), Some(fast)), bucket(Some(4.0), Some(slow))], 60.0);
+            let mean_s = (fast + 4.0 * slow) / (fast + slow);
+            let square = (fast + 16.0 * slow) / (fast + slow);
+            let between = square - mean_s * mean_s;
+            let within = square * UNMEASURED_DEVIATION * UNMEASURED_DEVIATION;
+            let step = pace.mixture().unwrap();
+            assert!((step.mean_s - mean_s).abs() < 1e-12, "{step:?}");
+            assert!((step.deviation_s - (between + within).sqrt()).abs() < 1e-12, "{step:?}");
+        }
+        let same = Pace::new(&[bucket(Some(2.0), None), bucket(Some(2.0), None)], 60.0).mixture().unwrap();
+        assert!((same.deviation_s - 2.0 * UNMEASURED_DEVIATION).abs() < 1e-6, "{same:?}");
+    }
+
+    /// A step counts in the average speed by its part of the time averaged over, and never more than an eighth.
+    #[test]
+    fn one_long_step_moves_the_average_speed_by_an_eighth_at_most() {
+        for (steady_over_s, weight) in [(0.5, 1.0 / 8.0), (120.0, 1.2 / 120.0)] {
+            let mut pace = Pace::new(&[bucket(Some(1.0), None)], steady_over_s);
+            (0..5).for_each(|_| pace.observe(0, 1.0));
+            assert!((pace.slowdown() - 1.0).abs() < 1e-12);
+            pace.observe(0, 1.2);
+            let far = pace.speed_factor() - 1.0;
+            assert!(far > 0.0 && (pace.slowdown() - 1.0 - weight * far).abs() < 1e-12, "{}", pace.slowdown());
+        }
+    }
+
+    #[test]
+    fn an_unknown_bucket_is_as_slow_as_the_slowest_and_shares_are_learnt() {
+        let mut pace = Pace::new(&[bucket(Some(1.0), None), bucket(Some(3.0), None)], 60.0);
+        assert_eq!(pace.bucket_mean_s(7), Some(3.0));
+        assert_eq!(pace.mixture().unwrap().mean_s, 2.0);
+        assert_eq!(Pace::new(&[bucket(None, None)], 60.0).mixture(), None);
+        for _ in 0..30 {
+            (0..3).for_each(|_| pace.observe(0, 1.0));
+            pace.observe(1, 3.0);
+        }
+        let mean_s = pace.mixture().unwrap().mean_s;
+        assert!((mean_s - 1.5).abs() < 0.05, "{mean_s}");
+        assert_eq!(pace.observed(), 120);
+    }
 }

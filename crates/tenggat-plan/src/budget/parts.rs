@@ -65,4 +65,24 @@ mod tests {
         assert_eq!(time, before);
         assert!((time.times(2.0).usual_s() - 2.0 * time.usual_s()).abs() < 1e-12);
     }
+
+    /// The mean of the first five, then a fifth of each; the slowest fades by a fifth.
+    #[test]
+    fn usual_and_slowest_part() {
+        let mut time = PartTime::default();
+        for (seconds, usual_s, slowest_s) in [
+            (1.0, 1.0, 1.0),
+            (3.0, 2.0, 3.0),
+            (2.0, 2.0, 2.4),
+            (2.0, 2.0, 2.0),
+            (2.0, 2.0, 2.0),
+            (4.0, 2.4, 4.0),
+        ] {
+            time.observe(seconds);
+            assert!((time.usual_s() - usual_s).abs() < 1e-12, "{time:?}");
+            assert!((time.slowest_s - slowest_s).abs() < 1e-12, "{time:?}");
+        }
+        assert!((time.hardly_more_s() - 4.8).abs() < 1e-12);
+        assert!((time.times(3.0).hardly_more_s() - 14.4).abs() < 1e-12);
+    }
 }

@@ -430,4 +430,111 @@ mod tests {
         }
         assert_eq!(seen, [true; 3]);
     }
+
+    /// The largest number that fits, both ends included.
+    #[test]
+    fn halving_finds_the_largest_that_fits() {
+        for n in 0..9 {
+            assert_eq!(most(n, |_| true), Some(n));
+            assert_eq!(most(n, |_| false), None);
+            for limit in 0..n {
+                assert_eq!(most(n, |tried| tried <= limit), Some(limit), "{n}");
+            }
+        }
+    }
+
+    /// A limit between that of all results and that of one whole block leaves every block its results.
+    #[test]
+    fn all_blocks_may_keep_their_results_and_none_all_of_it() {
+        let (config, machine) = (job(16, Precision::Uint(3)), on("h200"));
+        let bytes = |kept_blocks, result_blocks| {
+            StepConfig { kept_blocks, result_blocks, ..config }.memory(&machine).device_bytes()
+        };
+        assert!(bytes(0, 60) < bytes(1, 59));
+        for (between, expected) in [
+            ([bytes(0, 60), bytes(1, 59)], (0, 60)),
+            ([bytes(0, 59), bytes(0, 60)], (0, 59)),
+            ([bytes(0, 0), bytes(0, 1)], (0, 0)),
+            ([bytes(1, 59), bytes(2, 58)], (1, 59)),
+        ] {
+            let limit = (between[0] + between[1]) / 2.0 / (1.0 - RESERVE);
+            let kept = fit(&config, &machine, Some(limit)).config;
+            assert_eq!((kept.kept_blocks, kept.result_blocks), expected);
+        }
+        let all = bytes(60, 0) * 1.001 / (1.0 - RESERVE);
+        assert_eq!(fit(&config, &machine, Some(all)).config.kept_blocks, 60);
+        let none = bytes(0, 0) * 0.999 / (1.0 - RESERVE);
+        assert!(!fit(&config, &machine, Some(none)).fits);
+    }
+
+    /// A processor's memory holds what stands around the run as well.
+    #[test]
+    fn a_processor_has_room_for_the_host_part_too() {
+        let machine = Machine::uncalibrated_cpu("cpu", 2, 1e12);
+        let config = StepConfig { activation_bytes: 4.0, ..job(16, Precision::Uint(3)) };
+        let least = config.memory(&machine);
+        let needed = (least.device_bytes() + least.host_bytes) / (1.0 - RESERVE);
+        assert!(least.host_bytes > 0.5e9);
+        assert!(fit(&config, &machine, Some(needed * 1.0001)).fits);
+        assert!(!fit(&config, &machine, Some(needed * 0.9999)).fits);
+    }
+
+    /// A limit above the machine's own memory gives none.
+    #[test]
+    fn the_smaller_of_limit_and_memory_rules() {
+        let machine = Machine { memory_bytes: 10e9, ..on("h200") };
+        let usable = |limit| fit(&job(16, Precision::Uint(3)), &machine, limit).usable_bytes;
+        assert_eq!(usable(None), 10e9 * (1.0 - RESERVE));
+        assert_eq!(usable(Some(40e9)), usable(None));
+        assert_eq!(usable(Some(5e9)), 5e9 * (1.0 - RESERVE));
+    }
+
+    /// Each halving of rank and batch, each step of precision, 8-bit state and offloading has its price.
+    #[test]
+    fn every_change_has_its_price() {
+        let from = StepConfig {
+            shape: StepShape { batch: 4, ..job(16, Precision::Bf16).shape },
+            optimiser: Optimiser::AdamW,
+            ..job(64, Precision::Bf16)
+        };
+        let to = |change: Change| match change {
+            Change::Batch(batch) => StepConfig { shape: StepShape { batch, ..from.shape }, ..from },
+            Change::Rank(rank) => StepConfig { rank, ..from },
+            Change::Precision(precision) => StepConfig { precision, ..from },
+            Change::Adam8bit => StepConfig { optimiser: Optimiser::AdamW8bit, ..from },
+            Change::Offload(offloaded_blocks, _) => StepConfig { offloaded_blocks, ..from },
+            Change::ModulationOnHost => from,
+        };
+        let coarse = Precision::Float8;
+        for (change, expected) in [
+            (Change::ModulationOnHost, 0.0),
+            (Change::Batch(2), 0.4),
+            (Change::Batch(1), 0.8),
+            (Change::Rank(16), 2.0),
+            (Change::Precision(coarse), harm(coarse)),
+            (Change::Adam8bit, 0.1),
+            (Change::Offload(30, 60), 0.2 + 0.8 / 2.0),
+        ] {
+            let price = penalty(&from, &to(change));
+            assert!((price - expected).abs() < 1e-12, "{change}: {price}, expected {expected}");
+        }
+        let harms: Vec<f64> = Precision::ALL.into_iter().map(harm).collect();
+        assert!(harms.is_sorted() && harms[0] == 0.0, "{harms:?}");
+    }
+
+    /// A batch that fits with weights of 8 bits stays whole: half of it would be the dearer change.
+    #[test]
+    fn a_batch_that_fits_by_coarser_weights_alone_is_kept() {
+        let shape = StepShape { batch: 4, image_tokens: 1024, text_tokens: 128 };
+        let from = StepConfig { shape, ..job(4, Precision::Bf16) };
+        let machine = on("h200");
+        let least = |precision| StepConfig { precision, ..from }.memory(&machine).device_bytes();
+        // More than 8 bits need and less than any batch needs without them.
+        let single = StepConfig { shape: StepShape { batch: 1, ..shape }, ..from };
+        assert!(least(Precision::Float8) * 1.01 < single.memory(&machine).device_bytes());
+        let limit = least(Precision::Float8) * 1.01 / (1.0 - RESERVE);
+        let nearest = fit(&from, &machine, Some(limit)).nearest.unwrap();
+        assert_eq!(nearest.config.shape.batch, 4);
+        assert_eq!(nearest.changes, [Change::Precision(Precision::Float8)]);
+    }
 }
