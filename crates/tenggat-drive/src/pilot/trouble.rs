@@ -1,0 +1,124 @@
+//! Trainers that become slow, hang or die.
+
+use super::flight::Flight;
+use super::{FRUITLESS, Next, Pilot};
+use crate::trainer::{Ask, Exit, Look, Stage, Trainer, Trouble};
+
+/// A pace so many times slower than the opening's is worth a word.
+const SLOW: f64 = 1.6;
+/// Usual steps that a step may last before it is called a stall.
+const STALL_STEPS: f64 = 12.0;
+/// Stall limits after which the trainer is given up.
+const STALLS_TO_RESTART: f64 = 3.0;
+
+impl<T: Trainer> Pilot<'_, T> {
+    /// Seconds without a step that are called a stall.
+    pub(super) fn stall_s(&self, flight: &Flight, _now_s: f64) -> f64 {
+        let least_s = (0.02 * self.deadline_s).clamp(0.3, 30.0);
+        let usual_s = self.known.step_s.unwrap_or(0.0);
+        // The first step may compile kernels.
+        let first_s = if flight.measured == 0 { 0.1 * self.deadline_s } else { 0.0 };
+        least_s.max(STALL_STEPS * usual_s).max(first_s)
+    }
+
+    /// Looks for what is out of the ordinary.
+    pub(super) fn watch(&mut self, flight: &mut Flight, look: &Look, now_s: f64) {
+        if !flight.begun() || look.stage != Stage::Training {
+            return;
+        }
+        self.watch_pace(flight, now_s);
+        let running_s = flight.running_s(now_s);
+        let stall_s = self.stall_s(flight, now_s);
+        if flight.stall_told == 0 && running_s > stall_s {
+            flight.stall_told = 1;
+            let text = format!(
+                "no step for {running_s:.1} s, where one takes {:.2} s",
+                self.known.step_s.unwrap_or(0.0)
+            );
+            self.warn_with_clues(&text);
+        }
+        if flight.stall_told == 1 && running_s > STALLS_TO_RESTART * stall_s && self.may_restart(now_s) {
+            flight.stall_told = 2;
+            self.note("the trainer hangs; it is ended and started again from its last whole LoRA");
+            self.trainer.ask(Ask::Interrupt);
+            let steps = self.steps_after_loss(now_s);
+            let session = self.next_session(self.delivered, steps);
+            self.fruitless += 1;
+            self.begin_landing(flight, look, now_s, Next::Again(session));
+            // It will not save: it hangs.
+            if let Some(landing) = &mut flight.landing {
+                landing.wish = None;
+                landing.stopped_s = Some(now_s);
+            }
+            self.trainer.ask(Ask::Stop);
+        }
+    }
+
+    fn watch_pace(&mut self, flight: &mut Flight, now_s: f64) {
+        let (Some(opening_s), Some(mean_s)) = (flight.opening_s, flight.mean_s(now_s)) else { return };
+        let factor = mean_s / opening_s;
+        if factor < SLOW * flight.warned_factor {
+            return;
+        }
+        flight.warned_factor = factor;
+        flight.forecast_due_s = 0.0;
+        self.warn_with_clues(&format!(
+            "a step takes {mean_s:.2} s now, {factor:.1} times as long as in the beginning"
+        ));
+    }
+
+    fn warn_with_clues(&mut self, text: &str) {
+        let clues = self.trainer.clues();
+        if clues.is_empty() {
+            return self.warn(text);
+        }
+        self.warn(format!("{text}; {}", clues.join("; ")));
+    }
+
+    /// Whether there is time and sense in starting again from the last whole LoRA.
+    fn may_restart(&self, now_s: f64) -> bool {
+        let steps_s = 5.0 * self.known.step_s.unwrap_or(0.0);
+        let time = self.kill_s() - now_s > self.restart_s() + steps_s;
+        time && (self.resumes || self.delivered == 0) && self.fruitless <= FRUITLESS
+    }
+
+    /// The steps to give a session that goes on from the published LoRA.
+    fn steps_after_loss(&self, now_s: f64) -> u64 {
+        let room_s = self.kill_s() - now_s - self.restart_s();
+        let more = self.known.step_s.map(|step_s| (room_s / step_s).max(1.0) as u64);
+        match more {
+            Some(more) => self.plan.steps_for(Some(self.delivered + more)),
+            None => self.session.steps,
+        }
+    }
+
+    /// What follows a process that ended on its own and not as it should.
+    pub(super) fn after_failure(&mut self, flight: &mut Flight, exit: &Exit, now_s: f64) -> Next {
+        let said = exit.trouble.in_words();
+        let said = if exit.words.is_empty() { said.to_string() } else { format!("{said}: {}", exit.words) };
+        self.fruitless += 1;
+        let lost = flight.step.saturating_sub(self.delivered);
+        // A mistake in the job or the installation comes again with every start.
+        let hopeless = !flight.begun() && self.session.number == 1 && exit.trouble == Trouble::Error;
+        let shrinkable = exit.trouble == Trouble::OutOfMemory && self.shrink < self.plan.shrinks;
+        let out_of_memory_again = exit.trouble == Trouble::OutOfMemory && !shrinkable && self.fruitless > 1;
+        let full = exit.trouble == Trouble::DiskFull;
+        if hopeless || out_of_memory_again || full || !self.may_restart(now_s) {
+            return Next::Done(false, said);
+        }
+        if shrinkable {
+            self.shrink += 1;
+        }
+        let shrunk = if shrinkable {
+            format!(" with entry {} of `on_out_of_memory`", self.shrink)
+        } else {
+            String::new()
+        };
+        self.warn(format!(
+            "{said}; {lost} steps are lost, and it is started again from step {}{shrunk}",
+            self.delivered
+        ));
+        let steps = self.steps_after_loss(now_s).max(self.delivered + 1);
+        Next::Again(self.next_session(self.delivered, steps))
+    }
+}
