@@ -8,6 +8,7 @@
 
 mod error;
 mod event;
+pub mod lora;
 mod pilot;
 mod trainer;
 

@@ -100,11 +100,6 @@ impl Flight {
         self.landing.is_some()
     }
 
-    /// Whether the published LoRA holds all that was trained, but for a step that was under way.
-    pub(super) fn saved_all(&self, delivered: u64) -> bool {
-        delivered + 2 > self.step
-    }
-
     /// Seconds of the present step so far.
     pub(super) fn running_s(&self, now_s: f64) -> f64 {
         let pausing = matches!(self.stage, Stage::Saving | Stage::Sampling);

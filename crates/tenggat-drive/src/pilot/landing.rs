@@ -22,7 +22,21 @@ pub(super) struct Landing {
     pub wish: Option<Wish>,
     /// When the trainer was asked to stop.
     pub stopped_s: Option<f64>,
+    /// Whether all that was worth saving is published.
+    saved: bool,
     interrupted: bool,
+}
+
+impl Landing {
+    /// Whether all that was worth saving is published.
+    pub(super) fn is_saved(&self) -> bool {
+        self.saved
+    }
+
+    /// Of a trainer that hangs: nothing more is expected of it.
+    pub(super) fn without_save(next: Next, now_s: f64) -> Self {
+        Landing { next, wish: None, stopped_s: Some(now_s), saved: false, interrupted: true }
+    }
 }
 
 enum Progress {
@@ -35,8 +49,10 @@ impl<T: Trainer> Pilot<'_, T> {
     /// Decides what to do with a trainer that takes steps.
     pub(super) fn steer(&mut self, flight: &mut Flight, look: &Look, now_s: f64) {
         if !self.resumes && !self.catches_up(flight, now_s) {
-            let why =
-                format!("the trainer did not go on from step {}, and the time left is too short for as many", self.delivered);
+            let why = format!(
+                "the trainer did not go on from step {}, and the time left is too short for as many",
+                self.delivered
+            );
             return self.begin_landing(flight, look, now_s, Next::Done(false, why));
         }
         if self.is_last_step(flight, now_s) {
@@ -95,7 +111,9 @@ impl<T: Trainer> Pilot<'_, T> {
         if self.session.no_samples {
             return false;
         }
-        let Some(due) = self.plan.last_step_before_samples(flight.step.saturating_sub(1)) else { return false };
+        let Some(due) = self.plan.last_step_before_samples(flight.step.saturating_sub(1)) else {
+            return false;
+        };
         let Some(mean_s) = flight.mean_s(now_s) else { return false };
         // The step under way has index `step`; the round follows the one of index `due`.
         let ahead = 1 + (0.05 / mean_s.max(1e-3)).ceil() as u64;
@@ -149,6 +167,15 @@ impl<T: Trainer> Pilot<'_, T> {
         let wanted = self.plan.asked().map_or(fit, |asked| asked.min(fit));
         let off = (given as f64 - wanted as f64).abs() / wanted.max(1) as f64;
         let (spare_s, restart_s) = (flight.budget.spare_s(now_s), self.restart_s());
+        if too_few {
+            // Time would be left over: a restart pays if it wins clearly more than it costs.
+            let after = self.fit_after_restart(flight, now_s)?;
+            let wanted = self.plan.asked().map_or(after, |asked| asked.min(after));
+            let won = wanted.saturating_sub(given);
+            let won_s = won as f64 * self.known.step_s.unwrap_or(0.0);
+            let clearly = won as f64 > 0.05 * given as f64 && won_s > 0.5 * restart_s;
+            return clearly.then(|| self.corrected(flight, now_s, wanted))?;
+        }
         let price = restart_s / spare_s.max(1e-3);
         let tolerated = match (flight.measured >= MEASURED_WELL, self.corrections) {
             (false, _) => 0.15 + 2.0 * price,
@@ -158,6 +185,12 @@ impl<T: Trainer> Pilot<'_, T> {
         if off <= tolerated || spare_s < 5.0 * restart_s {
             return None;
         }
+        self.corrected(flight, now_s, wanted)
+    }
+
+    /// The new number of steps, told.
+    fn corrected(&mut self, flight: &mut Flight, now_s: f64, wanted: u64) -> Option<u64> {
+        let given = self.session.steps;
         let steps = self.plan.steps_for(self.fit_after_restart(flight, now_s));
         if steps <= flight.step + 1 {
             return None;
@@ -171,10 +204,11 @@ impl<T: Trainer> Pilot<'_, T> {
     /// Begins the end of the session: a save first, if there is anything new to save.
     pub(super) fn begin_landing(&mut self, flight: &mut Flight, look: &Look, now_s: f64, next: Next) {
         let nothing_new = flight.step <= flight.from || flight.step <= self.delivered;
-        let mut landing = Landing { next, wish: flight.wish.take(), stopped_s: None, interrupted: false };
+        let wish = flight.wish.take();
+        let mut landing = Landing { next, wish, stopped_s: None, saved: false, interrupted: false };
         let idle = flight.begun() && nothing_new && landing.wish.is_none() && look.stage == Stage::Training;
         if !flight.begun() || idle {
-            landing.wish = None;
+            (landing.wish, landing.saved) = (None, true);
             self.ask_stop(&mut landing, now_s);
         } else if landing.wish.is_none() {
             self.trainer.ask(Ask::Save);
@@ -198,7 +232,10 @@ impl<T: Trainer> Pilot<'_, T> {
                     self.ask_stop(&mut landing, now_s);
                 }
                 Progress::Waiting => landing.wish = Some(wish),
-                Progress::Done => self.ask_stop(&mut landing, now_s),
+                Progress::Done => {
+                    landing.saved = true;
+                    self.ask_stop(&mut landing, now_s);
+                }
                 Progress::Failed => {
                     self.warn("the last save did not come; the newest whole LoRA is an earlier one");
                     self.ask_stop(&mut landing, now_s);
@@ -220,7 +257,7 @@ impl<T: Trainer> Pilot<'_, T> {
     /// Makes a trainer that was asked to stop and does not do so end by stronger means. Nothing is lost by that: what it
     /// trained is published. A save that it writes is let end.
     fn press(&mut self, flight: &mut Flight, landing: &mut Landing, look: &Look, waited_s: f64, now_s: f64) {
-        if look.stage == Stage::Saving && waited_s < 60.0 {
+        if look.stage == Stage::Saving {
             return;
         }
         let usual_s = self.known.stop_s.unwrap_or(1.0).clamp(0.2, 20.0);
@@ -268,9 +305,9 @@ impl<T: Trainer> Pilot<'_, T> {
     pub(super) fn after_landing(&mut self, flight: &mut Flight, landing: Landing, now_s: f64) -> Next {
         match landing.next {
             Next::Done(as_planned, why) => {
-                let behind = flight.begun() && !flight.saved_all(self.delivered) && self.resumes;
-                if behind {
-                    let why = format!("{why}; the last {} steps could not be saved", flight.step - self.delivered);
+                if !landing.saved && flight.step > self.delivered && self.resumes {
+                    let why =
+                        format!("{why}; the last {} steps could not be saved", flight.step - self.delivered);
                     return Next::Done(false, why);
                 }
                 Next::Done(as_planned, why)
@@ -299,7 +336,7 @@ impl<T: Trainer> Pilot<'_, T> {
         }
         let spare_s = self.kill_s() - now_s - self.restart_s();
         let more = self.known.step_s.map_or(0, |step_s| (spare_s / step_s).max(0.0) as u64);
-        if self.resumes && more >= 10 && spare_s > self.restart_s() {
+        if self.resumes && more >= 10 && spare_s > 0.5 * self.restart_s() {
             self.note(format!("the trainer did its {given} steps early; it goes on with about {more} more"));
             let steps = self.plan.steps_for(Some(self.delivered + more));
             return Next::Again(self.next_session(self.delivered, steps));

@@ -173,6 +173,8 @@ impl<T: Trainer> Pilot<'_, T> {
             if let Some(next) = self.decide(&mut flight, &look, now_s) {
                 return Ok(next);
             }
+            // Publishing takes time of its own.
+            let now_s = self.trainer.now_s();
             self.trainer.wait(flight.poll_s(now_s, self.kill_s()));
         }
     }
@@ -212,8 +214,7 @@ impl<T: Trainer> Pilot<'_, T> {
 
     /// The moment from which nothing is waited for any more.
     fn kill_s(&self) -> f64 {
-        let closing_s =
-            self.plan.margin_s.unwrap_or_else(|| (0.02 * self.plan.deadline_s).clamp(0.1, 0.75));
+        let closing_s = self.plan.margin_s.unwrap_or_else(|| (0.02 * self.plan.deadline_s).clamp(0.1, 0.75));
         self.deadline_s - 0.4 * closing_s
     }
 
@@ -221,9 +222,13 @@ impl<T: Trainer> Pilot<'_, T> {
     fn cut_off(&mut self, flight: &mut Flight, now_s: f64) -> Next {
         self.trainer.ask(Ask::Kill);
         let landed = flight.landing.take();
-        match landed.map(|landing| landing.next) {
-            Some(Next::Done(as_planned, why)) if self.delivered > 0 && flight.saved_all(self.delivered) => {
-                Next::Done(as_planned, why)
+        match landed {
+            Some(landing) if landing.is_saved() && self.delivered > 0 => match landing.next {
+                Next::Done(as_planned, why) => Next::Done(as_planned, why),
+                Next::Again(_) => Next::Done(true, "no time was left for another start".into()),
+            },
+            _ if self.delivered > 0 && self.delivered >= flight.step => {
+                Next::Done(true, format!("{} steps are done", self.delivered))
             }
             _ if self.delivered == 0 => {
                 Next::Done(false, format!("the deadline came after {now_s:.0} s, before anything was saved"))

@@ -150,6 +150,10 @@ impl<T: Trainer> Pilot<'_, T> {
 
     /// Publishes the trainer's newest file if it is whole and newer; returns what became of it.
     pub(super) fn take_delivery(&mut self, flight: &mut Flight) -> Delivery {
+        // Publishing is not begun where it would not end in time: what is published stays whole.
+        if self.trainer.now_s() + self.known.publish_s.unwrap_or(0.0) > self.kill_s() {
+            return Delivery::Nothing;
+        }
         let delivery = self.trainer.deliver(self.delivered);
         match &delivery {
             Delivery::Nothing => {}

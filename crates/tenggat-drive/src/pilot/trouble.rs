@@ -1,6 +1,7 @@
 //! Trainers that become slow, hang or die.
 
 use super::flight::Flight;
+use super::landing::Landing;
 use super::{FRUITLESS, Next, Pilot};
 use crate::trainer::{Ask, Exit, Look, Stage, Trainer, Trouble};
 
@@ -23,7 +24,7 @@ impl<T: Trainer> Pilot<'_, T> {
 
     /// Looks for what is out of the ordinary.
     pub(super) fn watch(&mut self, flight: &mut Flight, look: &Look, now_s: f64) {
-        if !flight.begun() || look.stage != Stage::Training {
+        if !flight.begun() || look.stage != Stage::Training || flight.step >= self.session.steps {
             return;
         }
         self.watch_pace(flight, now_s);
@@ -40,17 +41,13 @@ impl<T: Trainer> Pilot<'_, T> {
         if flight.stall_told == 1 && running_s > STALLS_TO_RESTART * stall_s && self.may_restart(now_s) {
             flight.stall_told = 2;
             self.note("the trainer hangs; it is ended and started again from its last whole LoRA");
-            self.trainer.ask(Ask::Interrupt);
             let steps = self.steps_after_loss(now_s);
-            let session = self.next_session(self.delivered, steps);
             self.fruitless += 1;
-            self.begin_landing(flight, look, now_s, Next::Again(session));
-            // It will not save: it hangs.
-            if let Some(landing) = &mut flight.landing {
-                landing.wish = None;
-                landing.stopped_s = Some(now_s);
-            }
+            // It will not save, for it hangs; and with the wish to stop set it does not begin to.
+            let next = Next::Again(self.next_session(self.delivered, steps));
+            flight.landing = Some(Landing::without_save(next, now_s));
             self.trainer.ask(Ask::Stop);
+            self.trainer.ask(Ask::Interrupt);
         }
     }
 

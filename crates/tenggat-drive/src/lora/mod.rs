@@ -1,0 +1,10 @@
+//! LoRA files that other programs write: whether one is whole, how far it was trained, and its publication.
+
+mod check;
+mod publish;
+
+pub use check::{Checked, NotWhole, check, peek};
+pub use publish::publish;
+
+/// Name of the file that always holds the newest whole LoRA.
+pub const LAST: &str = "last.safetensors";
