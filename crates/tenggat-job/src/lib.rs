@@ -4,6 +4,7 @@ mod compare;
 mod compat;
 mod config;
 mod de;
+mod document;
 mod error;
 mod file;
 mod keys;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use compare::{Change, changes};
 pub use compat::Compat;
+pub use document::Document;
 pub use error::{Error, Result, Warning};
 pub use keys::Range;
 pub use moment::parse_moment;

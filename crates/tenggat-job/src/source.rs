@@ -47,6 +47,15 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Whether a value that begins at this mark is written without quotes, on one line.
+    pub(super) fn is_bare(&self, mark: Mark) -> bool {
+        let line = mark.line.checked_sub(1).and_then(|i| self.lines.get(i));
+        let first = line.and_then(|line| line.chars().nth(mark.column.saturating_sub(1)));
+        first.is_some_and(|c| !matches!(c, '"' | '\'' | '|' | '>'))
+    }
+}
+
 impl Place {
     /// Puts what `hide` makes of it in the place of the line.
     pub(super) fn hide(&mut self, hide: impl Fn(&str) -> String) {

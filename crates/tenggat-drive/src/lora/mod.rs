@@ -5,6 +5,7 @@ mod publish;
 
 pub use check::{Checked, NotWhole, check, peek};
 pub use publish::publish;
+pub(crate) use publish::sweep;
 
 /// Name of the file that always holds the newest whole LoRA.
 pub const LAST: &str = "last.safetensors";

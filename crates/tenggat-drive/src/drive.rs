@@ -1,0 +1,277 @@
+//! A whole drive of ai-toolkit: the run's folder, what an earlier drive left there, the flight, the marks.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde_json::Value;
+use tenggat_plan::Clock;
+
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::lora::{self, LAST};
+use crate::metrics::{Metrics, Record};
+use crate::pilot::{self, Known, Mark, Plan, Summary, Tower};
+use crate::state::{self, Home, State};
+use crate::toolkit::{AiToolkit, Installation, Saves, ToolkitJob};
+
+/// What a drive is told beside its job.
+pub struct Options<'a> {
+    /// Where ai-toolkit is.
+    pub installation: Installation,
+    /// The run's clock, which the budget is counted on.
+    pub clock: &'a dyn Clock,
+    /// The moment by which everything must have ended, on that clock.
+    pub deadline_s: f64,
+    /// Whether that is a moment of the day rather than a time to be spent: then time counts while no drive runs, too.
+    pub deadline_is_moment: bool,
+    /// Use all of it even if the job's steps are done earlier.
+    pub fill: bool,
+    /// Time kept free before the end.
+    pub margin_s: Option<f64>,
+    /// Move earlier results aside instead of going on with them.
+    pub start_over: bool,
+    /// Set when the drive should save and end.
+    pub stop: &'a AtomicBool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Driven {
+    /// The published LoRA.
+    pub lora: PathBuf,
+    /// Updates in it.
+    pub steps: u64,
+    /// Why the training ended.
+    pub ended: String,
+    /// Whether nothing was given up.
+    pub as_planned: bool,
+    /// Lives that the trainer's process had.
+    pub sessions: u32,
+}
+
+/// A clock that reads more than another.
+struct Ahead<'a> {
+    clock: &'a dyn Clock,
+    by_s: f64,
+}
+
+impl Clock for Ahead<'_> {
+    fn now_s(&self) -> f64 {
+        self.clock.now_s() + self.by_s
+    }
+}
+
+/// Drives ai-toolkit through one job.
+///
+/// # Errors
+/// The folder cannot be used, the trainer cannot be started, or there is no LoRA at the end.
+pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Driven> {
+    for warning in &job.warnings {
+        show(Event::Warning(warning.clone()));
+    }
+    let (home, earlier) = open(job, options, show)?;
+    let last = job.folder.join(LAST);
+    let resume = lora::check(&last).ok().and_then(|checked| checked.steps);
+    let saves = Saves::new(job.trainer_folder(), job.trainer_name());
+    let resume = saves.prepare(&last, &home.file("unfinished"))?.max(resume.unwrap_or(0));
+    let moment = options.deadline_is_moment;
+    let by_s = earlier.as_ref().filter(|_| !moment).map_or(0.0, |state| state.spent_s);
+    let clock = Ahead { clock: options.clock, by_s };
+    let deadline_s = options.deadline_s;
+    let asked = job.steps.filter(|_| !options.fill);
+    let is_done = asked.is_some_and(|asked| resume >= asked);
+    if is_done || deadline_s - clock.now_s() < 0.02 * deadline_s {
+        return already(&last, resume, is_done);
+    }
+    if resume > 0 || by_s > 0.0 {
+        show(Event::Resumed { steps: resume, spent_s: clock.now_s(), deadline_s });
+    }
+    let plan = Plan {
+        deadline_s,
+        margin_s: options.margin_s,
+        steps: job.steps,
+        fill: options.fill,
+        anneals: job.anneals,
+        sample_every: job.sample_every,
+        sample_from: job.sample_from,
+        shrinks: job.wishes.on_out_of_memory.len(),
+        resume,
+        known: earlier.as_ref().map_or(Known::default(), |state| state.known),
+    };
+    let metrics = Metrics::resume(&job.folder.join("metrics.jsonl"), resume);
+    let mut desk =
+        Desk { home: &home, show, metrics, essence: job.essence(), orders: Orders::new(&job.folder) };
+    desk.publish_if_new(&saves, &last, resume);
+    let mut trainer = AiToolkit::new(options.installation.clone(), job.clone(), &home, &clock);
+    let summary = pilot::fly(&mut trainer, plan, &mut desk, options.stop)?;
+    let log = trainer.log().display().to_string();
+    drop(trainer);
+    desk.finish(&summary, clock.now_s(), deadline_s);
+    conclude(last, summary, &log)
+}
+
+/// What is returned at the end of a flight.
+fn conclude(lora: PathBuf, summary: Summary, log: &str) -> Result<Driven> {
+    if summary.steps == 0 {
+        let what = format!("no LoRA came of it: {}; the trainer's log is {log}", summary.ended);
+        return Err(Error::NothingDelivered(what));
+    }
+    let Summary { steps, ended, as_planned, sessions, .. } = summary;
+    Ok(Driven { lora, steps, ended, as_planned, sessions })
+}
+
+/// A run that has nothing left to do.
+fn already(last: &Path, steps: u64, is_done: bool) -> Result<Driven> {
+    let ended = if is_done {
+        "its steps were done before; give more `steps`, or --fill, or --start-over".to_string()
+    } else {
+        "its budget was spent before; give a longer one to go on, or --start-over".to_string()
+    };
+    if steps == 0 {
+        return Err(Error::NothingDelivered(format!("no LoRA came of it: {ended}")));
+    }
+    Ok(Driven { lora: last.into(), steps, ended, as_planned: true, sessions: 0 })
+}
+
+/// Opens the run's folder; results of another job are moved aside.
+fn open(
+    job: &ToolkitJob,
+    options: &Options<'_>,
+    show: &mut dyn FnMut(Event),
+) -> Result<(Home, Option<State>)> {
+    let folder = &job.folder;
+    let home = Home::open(folder)?;
+    let earlier = home.state();
+    let other = earlier.as_ref().is_some_and(|state| state.job != job.essence());
+    if !other && !options.start_over {
+        lora::sweep(folder);
+        return Ok((home, earlier));
+    }
+    if other || earlier.is_some() || holds_results(folder) {
+        drop(home);
+        let aside = state::move_aside(folder)?;
+        let why = if options.start_over { "as asked" } else { "the job would train otherwise than before" };
+        show(Event::Warning(format!("earlier results are now in {}: {why}", aside.display())));
+        return Ok((Home::open(folder)?, None));
+    }
+    Ok((home, None))
+}
+
+fn holds_results(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
+}
+
+/// Where news goes and orders come from.
+struct Desk<'a, 'b> {
+    home: &'a Home,
+    show: &'b mut dyn FnMut(Event),
+    metrics: std::io::Result<Metrics>,
+    essence: Value,
+    orders: Orders,
+}
+
+impl Desk<'_, '_> {
+    /// A run that goes on from saves of an earlier one publishes the best of them before it begins.
+    fn publish_if_new(&mut self, saves: &Saves, last: &Path, resume: u64) {
+        let published = lora::peek(last).ok().and_then(|checked| checked.steps);
+        if resume > 0 && published.is_none_or(|steps| steps < resume) {
+            let from = saves.numbered(resume);
+            if lora::publish(&from, last).is_ok() {
+                (self.show)(Event::Saved { path: last.into(), steps: resume, seconds: 0.0 });
+            }
+        }
+    }
+
+    fn write(&mut self, state: &State) {
+        if let Err(e) = self.home.keep(state) {
+            (self.show)(Event::Warning(e.to_string()));
+        }
+    }
+
+    fn finish(&mut self, summary: &Summary, now_s: f64, deadline_s: f64) {
+        let state = State {
+            spent_s: now_s,
+            deadline_s,
+            delivered: summary.steps,
+            finished: true,
+            written_unix_s: state::unix_s(),
+            known: summary.known,
+            job: self.essence.clone(),
+            ..State::default()
+        };
+        self.write(&state);
+    }
+}
+
+impl Tower for Desk<'_, '_> {
+    fn show(&mut self, event: Event) {
+        if let (Event::Step(step), Ok(metrics)) = (&event, &mut self.metrics) {
+            let record = Record {
+                step: step.done,
+                time_s: step.time_s,
+                loss: step.loss,
+                lr: step.lr,
+                grad_norm: None,
+                s_per_step: step.step_s,
+                bucket: String::new(),
+            };
+            // The curve is worth less than the run.
+            let _ = metrics.write(&record);
+        }
+        (self.show)(event);
+    }
+
+    fn keep(&mut self, mark: Mark) {
+        let state = State {
+            spent_s: mark.spent_s,
+            deadline_s: mark.deadline_s,
+            delivered: mark.delivered,
+            finished: false,
+            trainer_pid: None,
+            written_unix_s: state::unix_s(),
+            known: mark.known,
+            job: self.essence.clone(),
+        };
+        self.write(&state);
+    }
+
+    fn moved_by_s(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
+        self.orders.moved_by_s(now_s, deadline_s)
+    }
+}
+
+/// Requests to move the deadline, as `tenggat extend` leaves them in the run's folder.
+struct Orders {
+    path: PathBuf,
+    looked_s: f64,
+}
+
+impl Orders {
+    /// For a drive that begins: what an earlier one left unanswered is removed.
+    fn new(folder: &Path) -> Self {
+        let path = folder.join("deadline.request");
+        let _ = std::fs::remove_file(&path);
+        Orders { path, looked_s: 0.0 }
+    }
+
+    fn moved_by_s(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
+        if now_s - self.looked_s < 1.0 {
+            return None;
+        }
+        self.looked_s = now_s;
+        let text = std::fs::read_to_string(&self.path).ok()?;
+        // One that stays would be answered again and again.
+        std::fs::remove_file(&self.path).ok()?;
+        let text = text.trim();
+        if let Some(later) = text.strip_prefix('+') {
+            return tenggat_plan::parse_duration_s(later).ok();
+        }
+        if let Some(earlier) = text.strip_prefix(['-', '−']) {
+            return tenggat_plan::parse_duration_s(earlier).ok().map(|s| -s);
+        }
+        let moment: jiff::Timestamp = text.parse().ok()?;
+        let left_s = moment.duration_since(jiff::Timestamp::now()).as_secs_f64();
+        Some(now_s + left_s - deadline_s)
+    }
+}

@@ -1,0 +1,121 @@
+//! A trainer's process: started in a group of its own, so that Ctrl-C reaches the drive alone and it can save first; and
+//! ended with the drive, so that no trainer outlives its deadline.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A running or ended process.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts a program with its output going to a file.
+    ///
+    /// # Errors
+    /// The system's reason.
+    pub fn start(command: &mut Command, log: &Path) -> io::Result<Process> {
+        let file = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        // Words should reach the file when they are said.
+        command.env("PYTHONUNBUFFERED", "1");
+        #[cfg(unix)]
+        {
+            use std::os::unix::process::CommandExt;
+            command.process_group(0);
+        }
+        #[cfg(target_os = "linux")]
+        die_with_parent(command);
+        Ok(Process { child: command.spawn()?, status: None })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
+    }
+
+    /// Sends its whole group what Ctrl-C would.
+    pub fn interrupt(&mut self) {
+        self.signal(Signal::Interrupt);
+    }
+
+    /// Asks its whole group to end.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::Terminate);
+    }
+
+    /// Ends its whole group, whatever it does, and waits until it is gone or half a second has passed.
+    pub fn kill(&mut self) {
+        self.signal(Signal::Kill);
+        for _ in 0..100 {
+            if self.ended().is_some() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    #[cfg(unix)]
+    fn signal(&mut self, signal: Signal) {
+        if self.ended().is_some() {
+            return;
+        }
+        let signal = match signal {
+            Signal::Interrupt => rustix::process::Signal::INT,
+            Signal::Terminate => rustix::process::Signal::TERM,
+            Signal::Kill => rustix::process::Signal::KILL,
+        };
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            // A group that is gone needs none.
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn signal(&mut self, _signal: Signal) {
+        let _ = self.child.kill();
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Signal {
+    Interrupt,
+    Terminate,
+    Kill,
+}
+
+/// Has the kernel kill the child when the drive's thread is gone: a drive that is killed leaves no trainer behind that
+/// would run past the deadline.
+#[cfg(target_os = "linux")]
+fn die_with_parent(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = rustix::process::getpid();
+    let set = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent may have gone before the line above.
+        match rustix::process::getppid() {
+            Some(now) if now == parent => Ok(()),
+            _ => Err(io::Error::other("the drive is gone")),
+        }
+    };
+    // SAFETY: runs between fork and exec; both are plain system calls that allocate nothing and take no lock.
+    unsafe { command.pre_exec(set) };
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
