@@ -18,6 +18,8 @@ pub enum Event {
     },
     /// Something the user should know.
     Warning(String),
+    /// Steps take much longer than before, or none comes; what is seen and the likely cause.
+    Slowed(String),
     /// A decision that is worth a line.
     Note(String),
     /// A run that was cut off goes on.

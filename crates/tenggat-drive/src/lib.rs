@@ -4,10 +4,12 @@
 //! that it wrote is always published as `last.safetensors`. Nothing here computes: the trainer does.
 //!
 //! - [`Trainer`]: what can be flown; [`AiToolkit`]: ostris/ai-toolkit through its own control channel.
+//! - [`follow()`]: any other trainer, by its command, its progress bar and its saves.
 //! - [`fly`]: the pilot, with [`tenggat_plan::Budget`] as its sense of time.
 //! - [`lora`]: whether a file is whole, and its publication.
 //! - [`Home`] and [`State`]: what makes a drive that was cut off go on.
 
+mod command;
 mod drive;
 mod error;
 mod event;
@@ -21,6 +23,7 @@ mod toolkit;
 mod trainer;
 mod words;
 
+pub use command::{CommandOptions, Found, Pattern, Profile, follow};
 pub use drive::{Driven, Options, drive};
 pub use error::{Error, Result};
 pub use event::{Event, Step};

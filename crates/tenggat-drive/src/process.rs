@@ -56,10 +56,13 @@ impl Process {
         self.signal(Signal::Terminate);
     }
 
-    /// Ends its whole group, whatever it does, and waits until it is gone or half a second has passed.
+    /// Ends its whole group, whatever it does, and waits until it is gone, for at most a tenth of a second.
     pub fn kill(&mut self) {
+        // Launchers start trainers in sessions of their own, which the group's signal does not reach.
+        let descendants = if self.ended().is_none() { descendants(self.child.id()) } else { Vec::new() };
         self.signal(Signal::Kill);
-        for _ in 0..100 {
+        descendants.into_iter().for_each(kill_one);
+        for _ in 0..20 {
             if self.ended().is_some() {
                 return;
             }
@@ -89,6 +92,38 @@ impl Process {
     }
 }
 
+/// The processes below a process, as Linux tells them; none elsewhere.
+fn descendants(root: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in brackets and may hold anything.
+        text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let (mut found, mut next) = (Vec::new(), vec![root]);
+    while let Some(pid) = next.pop() {
+        let children = parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child);
+        for child in children {
+            found.push(child);
+            next.push(child);
+        }
+    }
+    found
+}
+
+#[cfg(unix)]
+fn kill_one(pid: u32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+        // One that is gone needs none.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(not(unix))]
+fn kill_one(_pid: u32) {}
+
 #[derive(Debug, Clone, Copy)]
 enum Signal {
     Interrupt,
@@ -116,6 +151,8 @@ fn die_with_parent(command: &mut Command) {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.kill();
+        if self.ended().is_none() {
+            self.kill();
+        }
     }
 }

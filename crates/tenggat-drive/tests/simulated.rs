@@ -1,5 +1,6 @@
 //! Hundreds of drives in simulated time: whatever the trainer does, the deadline holds and the newest whole LoRA stays.
 
+mod dice;
 mod simulation;
 
 use std::sync::atomic::AtomicBool;

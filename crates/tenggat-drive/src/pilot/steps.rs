@@ -123,9 +123,7 @@ impl<T: Trainer> Pilot<'_, T> {
         flight.measured += new;
         flight.stall_told = 0;
         let forecast = flight.budget.forecast(now_s);
-        if flight.measured >= 3 {
-            self.known.step_s = forecast.step_s;
-        }
+        self.known.step_s = forecast.step_s;
         if flight.opening_s.is_none() && flight.measured >= OPENING {
             flight.opening_s = forecast.step_s;
         }

@@ -3,6 +3,7 @@
 use super::flight::Flight;
 use super::landing::Landing;
 use super::{FRUITLESS, Next, Pilot};
+use crate::event::Event;
 use crate::trainer::{Ask, Exit, Look, Stage, Trainer, Trouble};
 
 /// A pace so many times slower than the opening's is worth a word.
@@ -32,11 +33,11 @@ impl<T: Trainer> Pilot<'_, T> {
         let stall_s = self.stall_s(flight, now_s);
         if flight.stall_told == 0 && running_s > stall_s {
             flight.stall_told = 1;
-            let text = format!(
-                "no step for {running_s:.1} s, where one takes {:.2} s",
-                self.known.step_s.unwrap_or(0.0)
-            );
-            self.warn_with_clues(&text);
+            let text = match self.known.step_s {
+                Some(step_s) => format!("no step for {running_s:.1} s, where one takes {step_s:.2} s"),
+                None => format!("no step yet, {running_s:.1} s after the training began"),
+            };
+            self.slowed(&text);
         }
         if flight.stall_told == 1 && running_s > STALLS_TO_RESTART * stall_s && self.may_restart(now_s) {
             flight.stall_told = 2;
@@ -59,19 +60,17 @@ impl<T: Trainer> Pilot<'_, T> {
         }
         flight.warned_factor = factor;
         flight.forecast_due_s = 0.0;
-        self.warn_with_clues(&format!(
+        self.slowed(&format!(
             "a step takes {mean_s:.2} s now, {factor:.1} times as long as in the beginning"
         ));
     }
 
-    fn warn_with_clues(&mut self, text: &str) {
+    fn slowed(&mut self, text: &str) {
         // Asking the driver may take seconds.
         let time = self.kill_s() - self.trainer.now_s() > 10.0;
         let clues = if time { self.trainer.clues() } else { Vec::new() };
-        if clues.is_empty() {
-            return self.warn(text);
-        }
-        self.warn(format!("{text}; {}", clues.join("; ")));
+        let clues: String = clues.iter().map(|clue| format!("; {clue}")).collect();
+        self.tower.show(Event::Slowed(format!("{text}{clues}")));
     }
 
     /// Whether there is time and sense in starting again from the last whole LoRA.
