@@ -7,7 +7,8 @@ use clap_complete::Shell;
 use tenggat_train::job::parse_moment;
 
 use crate::commands::{
-    BenchArgs, CheckArgs, DoctorArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs, TaskArgs,
+    BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs,
+    TaskArgs,
 };
 use crate::device;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
@@ -61,6 +62,16 @@ Signals:
   SIGHUP (the terminal was closed)   with a budget or a deadline: train on until then; else save and end
   SIGUSR1                            save now, and go on")]
     Train(Train),
+    /// Keep another trainer inside a budget: ai-toolkit with every architecture that it has, or any other program.
+    #[command(after_help = "\
+The trainer is asked to save and to stop in time. The newest whole LoRA is always `last.safetensors` in the run's folder.
+
+Examples:
+  tenggat drive my_job.yaml --budget 2h
+  tenggat drive my_job.yaml --budget 2h --trainer-dir ~/ai-toolkit --python ~/ai-toolkit/venv/bin/python
+  tenggat drive my_job.yaml --max-cost 5 --price-per-hour 2.49 --then 'runpodctl stop pod $RUNPOD_POD_ID'
+  tenggat drive --budget 3h --saves 'out/**/*.safetensors' -- accelerate launch train.py --max_train_steps 4000")]
+    Drive(DriveArgs),
     /// Look a job over without running it: data sets, pictures, model, plan.
     #[command(after_help = "\
 The exit code is 0 if `tenggat train` can run the job; pictures that are left out are warnings.

@@ -5,7 +5,9 @@ mod cli;
 mod commands;
 mod device;
 mod gpu_record;
+mod hooks;
 mod limit;
+mod money;
 mod number;
 mod output;
 mod process;
@@ -57,12 +59,13 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     }
     threads::check_environment()?;
     // Runs have a deadline; they do not wait for whoever reads along.
-    if matches!(cli.command, Command::Demo(_) | Command::Train(_) | Command::Task(_)) {
+    if matches!(cli.command, Command::Demo(_) | Command::Train(_) | Command::Task(_) | Command::Drive(_)) {
         output::detach();
     }
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock, cli.device),
         Command::Train(args) => commands::train(&args, clock, cli.device),
+        Command::Drive(args) => commands::drive(&args, clock),
         Command::Check(args) => commands::check(&args, cli.device),
         Command::Init(args) => commands::init(&args),
         Command::Sample(args) => commands::sample(&args, cli.device),

@@ -1,0 +1,287 @@
+//! Telling other programs about a run: a signed message to a web address on its way, a command at its end.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use hmac::{Hmac, Mac};
+use serde::Serialize;
+use sha2::Sha256;
+
+use crate::output::{say, warning};
+
+/// The variable that holds the key of signatures.
+const SECRET: &str = "TENGGAT_WEBHOOK_SECRET";
+/// The header that holds a message's signature.
+const HEADER: &str = "X-Tenggat-Signature";
+/// Longest wait for an address to take a message.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Shortest time between two messages of one kind that come again and again.
+const SELDOM: Duration = Duration::from_secs(60);
+/// Messages that may wait for an address; a run waits for none.
+const QUEUE: usize = 32;
+
+/// Whom to tell of a run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct HookArgs {
+    /// Command that runs when the run has ended, however it did: stop the pod, send the file. It is told TENGGAT_STATUS
+    /// (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
+    #[arg(long, value_name = "COMMAND")]
+    pub then: Option<String>,
+    /// Address that is sent JSON when the run has started, slowed down, saved and ended; signed with
+    /// TENGGAT_WEBHOOK_SECRET.
+    #[arg(long, value_name = "URL")]
+    pub webhook: Option<String>,
+}
+
+/// What a message tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moment {
+    /// The run has begun.
+    Started,
+    /// Steps take longer, or none comes.
+    Slowed,
+    /// A LoRA was written.
+    Saved,
+    /// The run has ended as it should.
+    Done,
+    /// It has not.
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Message<'a> {
+    event: Moment,
+    run: &'a str,
+    time: String,
+    steps: Option<u64>,
+    text: &'a str,
+}
+
+/// The hooks of one run.
+pub struct Hooks {
+    run: String,
+    then: Option<String>,
+    post: Option<Post>,
+    seldom: [Option<Instant>; 2],
+}
+
+struct Post {
+    queue: SyncSender<String>,
+    sender: JoinHandle<u32>,
+}
+
+impl Hooks {
+    /// For a run of this name.
+    ///
+    /// # Errors
+    /// The address is none, or there is no key to sign with.
+    pub fn new(args: &HookArgs, run: &str) -> anyhow::Result<Hooks> {
+        let post = args.webhook.as_deref().map(Post::start).transpose()?;
+        Ok(Hooks { run: run.into(), then: args.then.clone(), post, seldom: [None; 2] })
+    }
+
+    /// Sends a message, if there is whom to send it to. It is only put into a queue: a run waits for nobody.
+    pub fn tell(&mut self, event: Moment, steps: Option<u64>, text: &str) {
+        let Some(post) = &self.post else { return };
+        let often = match event {
+            Moment::Slowed => Some(0),
+            Moment::Saved => Some(1),
+            _ => None,
+        };
+        if let Some(kind) = often {
+            if self.seldom[kind].is_some_and(|at| at.elapsed() < SELDOM) {
+                return;
+            }
+            self.seldom[kind] = Some(Instant::now());
+        }
+        let time = jiff::Timestamp::now().to_string();
+        let message = Message { event, run: &self.run, time, steps, text };
+        if let Ok(text) = serde_json::to_string(&message) {
+            // A full queue means that the address does not answer; it has been told of that once.
+            let _ = post.queue.try_send(text);
+        }
+    }
+
+    /// The end: the last message, at most `wait` for the queue to empty, and the command.
+    pub fn end(mut self, lora: Option<(&Path, u64)>, text: &str, wait: Duration) {
+        let event = if lora.is_some() { Moment::Done } else { Moment::Failed };
+        self.tell(event, lora.map(|(_, steps)| steps), text);
+        if let Some(post) = self.post.take() {
+            post.finish(wait);
+        }
+        if let Some(command) = &self.then {
+            run_then(command, &self.run, lora);
+        }
+    }
+}
+
+fn run_then(command: &str, run: &str, lora: Option<(&Path, u64)>) {
+    say!("{:<14} {command}", "then");
+    let mut shell = if cfg!(windows) { Command::new("cmd") } else { Command::new("sh") };
+    shell.arg(if cfg!(windows) { "/C" } else { "-c" }).arg(command).stdin(Stdio::null());
+    shell.env("TENGGAT_STATUS", if lora.is_some() { "done" } else { "failed" }).env("TENGGAT_RUN", run);
+    if let Some((path, steps)) = lora {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        shell.env("TENGGAT_LORA", path).env("TENGGAT_STEPS", steps.to_string());
+    }
+    match shell.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => warning!("--then ended with {status}: {command}"),
+        Err(e) => warning!("--then could not be run ({e}): {command}"),
+    }
+}
+
+impl Post {
+    fn start(url: &str) -> anyhow::Result<Post> {
+        anyhow::ensure!(
+            url.starts_with("https://") || url.starts_with("http://"),
+            "--webhook {url}: the address must begin with https:// or http://"
+        );
+        let secret = std::env::var(SECRET).ok().filter(|s| !s.is_empty()).with_context(|| {
+            format!("--webhook signs its messages; set {SECRET} to a key that the receiver knows")
+        })?;
+        let (queue, messages) = mpsc::sync_channel::<String>(QUEUE);
+        let url = url.to_owned();
+        let sender = std::thread::spawn(move || {
+            let agent: ureq::Agent =
+                ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+            let mut failed = 0;
+            for message in messages {
+                let sent = agent
+                    .post(&url)
+                    .header("Content-Type", "application/json")
+                    .header(HEADER, signature(secret.as_bytes(), message.as_bytes()))
+                    .send(message.as_bytes());
+                if let Err(e) = sent {
+                    if failed == 0 {
+                        warning!("the webhook does not take messages: {e}");
+                    }
+                    failed += 1;
+                }
+            }
+            failed
+        });
+        Ok(Post { queue, sender })
+    }
+
+    fn finish(self, wait: Duration) {
+        drop(self.queue);
+        let began = Instant::now();
+        while !self.sender.is_finished() && began.elapsed() < wait {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// `sha256=` and the message's HMAC-SHA256 in hexadecimal, as GitHub signs its own.
+fn signature(secret: &[u8], message: &[u8]) -> String {
+    // Keys of any length are allowed.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return String::new() };
+    mac.update(message);
+    let bytes = mac.finalize().into_bytes();
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256={hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn signatures_are_rfc_4231s() {
+        // Test case 2.
+        let expected = "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(signature(b"Jefe", b"what do ya want for nothing?"), expected);
+    }
+
+    /// Takes so many messages and gives back their signatures and bodies.
+    fn receive(listener: &TcpListener, count: usize) -> Vec<(String, String)> {
+        let mut got = Vec::new();
+        for _ in 0..count {
+            let (stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream);
+            let (mut length, mut signed, mut line) = (0, String::new(), String::new());
+            while reader.read_line(&mut line).unwrap() > 2 {
+                let (name, value) = line.split_once(':').unwrap_or((&line, ""));
+                match name.to_lowercase().as_str() {
+                    "content-length" => length = value.trim().parse().unwrap(),
+                    "x-tenggat-signature" => signed = value.trim().to_owned(),
+                    _ => {}
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            reader.get_mut().write_all(answer).unwrap();
+            got.push((signed, String::from_utf8(body).unwrap()));
+        }
+        got
+    }
+
+    #[test]
+    fn messages_arrive_signed_and_saves_are_told_seldom() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        // The key is handed over directly: other tests share the environment.
+        let (queue, messages) = mpsc::sync_channel::<String>(QUEUE);
+        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+        let sender = std::thread::spawn(move || {
+            for message in messages {
+                let signed = signature(b"key", message.as_bytes());
+                agent.post(&url).header(HEADER, signed).send(message.as_bytes()).unwrap();
+            }
+            0
+        });
+        let mut hooks =
+            Hooks { run: "fox".into(), then: None, post: Some(Post { queue, sender }), seldom: [None; 2] };
+        let receiver = std::thread::spawn(move || receive(&listener, 3));
+        hooks.tell(Moment::Started, None, "");
+        hooks.tell(Moment::Saved, Some(10), "");
+        hooks.tell(Moment::Saved, Some(20), "");
+        hooks.end(Some((Path::new("last.safetensors"), 30)), "all done", Duration::from_secs(10));
+        let got = receiver.join().unwrap();
+        let events: Vec<String> = got
+            .iter()
+            .map(|(signed, body)| {
+                assert_eq!(*signed, signature(b"key", body.as_bytes()));
+                let json: serde_json::Value = serde_json::from_str(body).unwrap();
+                assert_eq!(json["run"], "fox");
+                format!("{} {}", json["event"].as_str().unwrap(), json["steps"])
+            })
+            .collect();
+        assert_eq!(events, ["started null", "saved 10", "done 30"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_command_is_told_how_it_went() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let then =
+            format!("echo $TENGGAT_STATUS $TENGGAT_RUN $TENGGAT_STEPS $TENGGAT_LORA > {}", out.display());
+        let hooks =
+            |then: &str| Hooks::new(&HookArgs { then: Some(then.into()), webhook: None }, "fox").unwrap();
+        hooks(&then).end(Some((Path::new("/a/last.safetensors"), 7)), "", Duration::ZERO);
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "done fox 7 /a/last.safetensors\n");
+        hooks(&then).end(None, "", Duration::ZERO);
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "failed fox\n");
+        // One that fails fails nothing.
+        hooks("exit 3").end(None, "", Duration::ZERO);
+    }
+
+    #[test]
+    fn a_webhook_needs_an_address() {
+        let args = HookArgs { then: None, webhook: Some("ftp://x".into()) };
+        assert!(Hooks::new(&args, "fox").err().unwrap().to_string().contains("https://"));
+    }
+}
