@@ -56,13 +56,13 @@ impl Process {
         self.signal(Signal::Terminate);
     }
 
-    /// Ends its whole group, whatever it does, and waits until it is gone, for at most a tenth of a second.
+    /// Ends its whole group, whatever it does, and waits until it is gone, for at most a twentieth of a second.
     pub fn kill(&mut self) {
         // Launchers start trainers in sessions of their own, which the group's signal does not reach.
         let descendants = if self.ended().is_none() { descendants(self.child.id()) } else { Vec::new() };
         self.signal(Signal::Kill);
         descendants.into_iter().for_each(kill_one);
-        for _ in 0..20 {
+        for _ in 0..10 {
             if self.ended().is_some() {
                 return;
             }

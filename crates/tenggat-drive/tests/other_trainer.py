@@ -32,6 +32,8 @@ def main():
     every, step_s = int(option("--save_every_n_steps", 0)), float(option("--step_s"))
     done = 0
     print("loading", flush=True)
+    for weight in range(1, 61):
+        sys.stderr.write(f"\rLoading weights: 1%| | {weight}/60 [00:01<00:02, 1.00it/s]")
     time.sleep(0.2)
     try:
         for step in range(1, total + 1):

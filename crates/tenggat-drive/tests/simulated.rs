@@ -53,10 +53,15 @@ fn used(flown: &Flown) -> f64 {
     flown.trainer.now() / flown.trainer.script.deadline_s
 }
 
+/// Drives of each kind. `TENGGAT_DRIVES=1000` flies more.
+fn drives(usual: u64) -> std::ops::Range<u64> {
+    0..std::env::var("TENGGAT_DRIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
 #[test]
 fn steady_trainers_use_their_budget() {
     let mut shares = Vec::new();
-    for seed in 0..400 {
+    for seed in drives(60) {
         let script = Script::steady(seed);
         let flown = fly_it(script);
         check(&flown, &format!("seed {seed}"));
@@ -72,13 +77,17 @@ fn steady_trainers_use_their_budget() {
         shares.push(used(&flown));
     }
     shares.sort_by(f64::total_cmp);
-    assert!(shares[shares.len() / 20] >= 0.95, "all but one in twenty: {:?}", &shares[..30]);
+    assert!(
+        shares[shares.len() / 20] >= 0.95,
+        "all but one in twenty: {:?}",
+        &shares[..shares.len().min(30)]
+    );
 }
 
 #[test]
 fn a_drifting_pace_is_followed() {
     let mut shares = Vec::new();
-    for seed in 0..400 {
+    for seed in drives(60) {
         let flown = fly_it(Script::drifting(seed));
         check(&flown, &format!("seed {seed}"));
         let told =
@@ -92,12 +101,16 @@ fn a_drifting_pace_is_followed() {
         shares.push(used(&flown));
     }
     shares.sort_by(f64::total_cmp);
-    assert!(shares[shares.len() / 20] >= 0.95, "all but one in twenty: {:?}", &shares[..30]);
+    assert!(
+        shares[shares.len() / 20] >= 0.95,
+        "all but one in twenty: {:?}",
+        &shares[..shares.len().min(30)]
+    );
 }
 
 #[test]
 fn no_fault_breaks_the_deadline_or_loses_what_was_published() {
-    for seed in 0..1500 {
+    for seed in drives(300) {
         let flown = fly_it(Script::faulty(seed));
         check(&flown, &format!("seed {seed}"));
     }

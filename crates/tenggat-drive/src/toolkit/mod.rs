@@ -7,13 +7,14 @@ mod saves;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant, SystemTime};
 
 use tenggat_plan::Clock;
 
 use crate::error::{Error, Result};
 use crate::gpu;
-use crate::lora::{self, LAST};
+use crate::lora::{self, Checked, LAST, NotWhole};
 use crate::process::Process;
 use crate::state::Home;
 use crate::trainer::{Ask, Delivery, Exit, Look, Session, Stage, Trainer, Trouble};
@@ -85,6 +86,23 @@ pub struct AiToolkit<'a> {
     started: SystemTime,
     spoilt: Option<PathBuf>,
     extra: Option<PathBuf>,
+    publication: Option<Publication>,
+}
+
+/// A save that is being published, on a thread of its own: one that a slow disk holds up must not hold up the end.
+struct Publication {
+    save: Save,
+    began: Instant,
+    done: Receiver<Result<Checked, NotWhole>>,
+}
+
+impl Publication {
+    fn begin(save: Save, to: PathBuf) -> Self {
+        let (sender, done) = mpsc::channel();
+        let from = save.path.clone();
+        std::thread::spawn(move || sender.send(lora::publish(&from, &to)));
+        Publication { save, began: Instant::now(), done }
+    }
 }
 
 impl<'a> AiToolkit<'a> {
@@ -107,6 +125,7 @@ impl<'a> AiToolkit<'a> {
             started: SystemTime::now(),
             spoilt: None,
             extra: None,
+            publication: None,
         }
     }
 
@@ -252,15 +271,29 @@ impl Trainer for AiToolkit<'_> {
         }
     }
 
-    fn deliver(&mut self, beyond: u64) -> Delivery {
-        let began = std::time::Instant::now();
-        // Clocks of file systems are coarse.
-        let since = self.started - Duration::from_secs(2);
-        let Some(save) = self.saves.newest(beyond, since) else { return Delivery::Nothing };
-        match lora::publish(&save.path, &self.last) {
+    fn deliver(&mut self, beyond: u64, until_s: f64) -> Delivery {
+        let publication = match self.publication.take() {
+            Some(under_way) => under_way,
+            None => {
+                // Clocks of file systems are coarse.
+                let since = self.started - Duration::from_secs(2);
+                let Some(save) = self.saves.newest(beyond, since) else { return Delivery::Nothing };
+                Publication::begin(save, self.last.clone())
+            }
+        };
+        let left_s = (until_s - self.clock.now_s()).clamp(0.0, 1e6);
+        let done = match publication.done.recv_timeout(Duration::from_secs_f64(left_s)) {
+            Ok(done) => done,
+            Err(_) => {
+                self.publication = Some(publication);
+                return Delivery::Nothing;
+            }
+        };
+        let save = publication.save;
+        match done {
             Ok(_) => {
                 self.tidy(&save);
-                let seconds = began.elapsed().as_secs_f64();
+                let seconds = publication.began.elapsed().as_secs_f64();
                 Delivery::Delivered { path: self.last.clone(), steps: save.steps, seconds }
             }
             Err(e) if e.may_grow() => Delivery::Nothing,

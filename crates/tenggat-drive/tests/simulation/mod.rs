@@ -447,7 +447,7 @@ impl Trainer for Simulated {
         }
     }
 
-    fn deliver(&mut self, beyond: u64) -> Delivery {
+    fn deliver(&mut self, beyond: u64, _until_s: f64) -> Delivery {
         if let Some(steps) = self.spoilt.pop() {
             return Delivery::Spoilt { path: format!("{steps}").into(), why: "it holds NaN".into() };
         }
