@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use crate::source::{Mark, Source};
 use crate::tree::{Node, Value};
-use crate::{Error, Result, substitute};
+use crate::{Error, Result, file, substitute};
 
 /// A job file with its variables replaced and nothing decided.
 #[derive(Debug, Clone)]
@@ -27,9 +27,9 @@ impl Document {
         name: Option<&str>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Document> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        let text = substitute::variables(&Source::new(path, &text), &text, variable)?;
+        let text = file::text(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        // Secrets stay variables, which ai-toolkit replaces by itself: they are written to no file.
+        let text = substitute::variables(&Source::new(path, &text), &text, variable)?.stored;
         let source = Source::new(path, &text);
         let mut tree = Node::parse(&source, &text)?;
         let written = tree.get("config").and_then(|c| c.get("name")).map(|n| n.value.clone());
