@@ -117,21 +117,28 @@ fn equal_input_gives_equal_bytes() {
 fn tensors_are_rounded_to_the_type_of_the_job() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    let module =
-        Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[0.1, 1.0 / 3.0], b: &[-70000.0] };
+    fn of(b: &[f32]) -> Module<'_> {
+        Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[0.1, 1.0 / 3.0], b }
+    }
     let cases = [
-        (SaveType::F32, "F32", vec![0.1, 1.0 / 3.0], -70000.0),
-        (SaveType::Bf16, "BF16", vec![0.100_097_656, 0.333_984_38], -70144.0),
-        (SaveType::F16, "F16", vec![0.099_975_586, 0.333_251_95], f32::NEG_INFINITY),
+        (SaveType::F32, "F32", vec![0.1, 1.0 / 3.0], [-70000.0], -70000.0),
+        (SaveType::Bf16, "BF16", vec![0.100_097_656, 0.333_984_38], [-70000.0], -70144.0),
+        (SaveType::F16, "F16", vec![0.099_975_586, 0.333_251_95], [-65519.0], -65504.0),
     ];
-    for (dtype, name, a, b) in cases {
+    for (dtype, name, a, exact, b) in cases {
         let mut job = job();
         job.save.dtype = dtype;
-        save(&path, &[module], &Info { job: &job, steps: 1, epoch: 3 }).unwrap();
+        save(&path, &[of(&exact)], &Info { job: &job, steps: 1, epoch: 3 }).unwrap();
         assert!(entries_of(&path).values().all(|(dtype, ..)| dtype == name));
         let read = load(&path).unwrap();
         assert_eq!((&read.modules[0].a, read.modules[0].b[0]), (&a, b), "{name}");
     }
+    // What 16 bits hold as infinite is not written, and the file stays what it was.
+    let mut job = job();
+    job.save.dtype = SaveType::F16;
+    let error = save(&path, &[of(&[-70000.0])], &Info { job: &job, steps: 2, epoch: 3 }).unwrap_err();
+    assert!(error.to_string().contains("lora_B"), "{error}");
+    assert_eq!(load(&path).unwrap().modules[0].b[0], -65504.0);
 }
 
 /// Writes the golden LoRA under other names.

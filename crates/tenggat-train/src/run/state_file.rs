@@ -361,7 +361,6 @@ mod tests {
             Progress { progress: 1.5, ..progress() },
             Progress { spent_s: -1.0, ..progress() },
             Progress { spent_s: f64::INFINITY, ..progress() },
-            Progress { deadline_s: Some(f64::NAN), ..progress() },
             Progress { steps: 1 << 63, ..progress() },
             Progress { optimiser_steps: 4, ..progress() },
             Progress { optimiser_steps: u64::MAX, ..progress() },
