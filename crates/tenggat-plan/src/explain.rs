@@ -172,8 +172,10 @@ pub fn recommend_steps(budget_s: f64, step_s: Span, overhead_s: f64) -> StepAdvi
         String::new()
     };
     let mut reason = format!(
-        "Of {} keep {kept} for the unforeseen{beside}: {left} for steps. At {} s a step that is {most}, so {steps} in round numbers.",
+        "Of {} keep {kept} ({:.0} %) for the unforeseen, since fixed steps cannot give way to it{beside}: {left} \
+         for steps. At {} s a step that is {most}, so {steps} in round numbers.",
         format_duration(budget_s),
+        100.0 * UNFORESEEN,
         Span::exactly(step_s.high),
     );
     if steps == 0 {
@@ -189,7 +191,8 @@ pub fn recommend_steps(budget_s: f64, step_s: Span, overhead_s: f64) -> StepAdvi
     StepAdvice { steps, idle_s, reason }
 }
 
-/// Two significant digits and a half: down to a multiple of 5 in the second digit's place, less for small numbers.
+/// Two significant digits and a half: down to a multiple of 5 in the second digit's place, less for small
+/// numbers.
 fn round_down(steps: u64) -> u64 {
     let grain = match steps {
         0..50 => 1,

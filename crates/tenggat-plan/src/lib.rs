@@ -7,8 +7,9 @@
 //! - [`Budget`]: the controller that ends a run before its deadline and not long before it.
 //! - [`StepConfig`] and [`Rates`]: what a training step costs, operation by operation; [`Gpu`] and [`Calibration`]: how
 //!   fast machines are; [`fit`](fit()): what to keep in their memory.
-//! - [`Plan`]: all of it put together for one job on one machine; [`Trainer`] and [`compare_with_reports`]: the same
-//!   job elsewhere.
+//! - [`ModelProfile`] and [`Program`]: other models and other programs that train them, as data.
+//! - [`Plan`]: all of it put together for one job on one machine, as likely ranges; [`reports`]: what people report, which
+//!   the ranges stand on; [`Choice`]: which machine to take.
 //! - [`explain`](explain()) and [`recommend_steps`]: runs with a fixed number of steps.
 //!
 //! A training loop under a budget:
@@ -54,34 +55,56 @@
 //! ```
 
 mod budget;
+mod choice;
 mod clock;
+mod comparison;
 mod cost;
+mod evidence;
 mod explain;
+mod forecast;
 mod gpu;
+mod job;
+mod model;
 mod plan;
+mod prices;
+mod program;
 mod quantity;
-mod reports;
+mod range;
+mod reported_speeds;
 mod schedule;
-mod trainer;
 
 pub use budget::{
     BucketConfig, Budget, BudgetConfig, BudgetError, Decision, FinishReason, Forecast, Note, PartTime, Phase,
     PhaseCosts, PhaseRecord, RuledBy, SamplePlan, SampleVerdict, ValidationPlan,
 };
+pub use choice::{Candidate, Choice, ChoiceOptions, Rejected};
 pub use clock::{Clock, SimulatedClock, WallClock};
+pub use comparison::{ComparedSpeed, Group, LeftOut, ReportComparison};
 pub use cost::{
     Calibration, Change, Fit, Machine, MemoryPart, MemoryPlan, ModelDims, Modulation, Nearest, Op, OpClass,
     Optimiser, Precision, Rate, Rates, StepConfig, StepShape, UnknownPrecision, Work, fit,
 };
+pub use evidence::{Basis, Evidence};
 pub use explain::{Ending, Explanation, StepAdvice, explain, recommend_steps};
-pub use gpu::{Efficiency, Evidence, Family, GPUS, Gpu, UnknownGpu};
-pub use plan::{
-    BucketShape, BucketTime, Plan, PlanError, PlanJob, PlanOptions, PlanTable, SampleJob, Storage,
-    Surroundings, ValidationJob, upload_s,
+pub use forecast::{BucketTime, LargestBucket};
+pub use gpu::{Efficiency, EfficiencySource, Family, GPUS, Gpu, GpuDescriptionError, UnknownGpu};
+pub use job::{
+    BucketShape, ControlImage, Elsewhere, PlanJob, SampleJob, SamplePicture, Storage, Surroundings,
+    ValidationJob,
+};
+pub use model::{
+    BlockGroup, MODELS, ModelProfile, SeenControls, Streams, Targets, UnknownModel, UnknownTargets,
+};
+pub use plan::{Course, FirstStart, Plan, PlanError, PlanOptions, PlanTable, Verdict, aligned, upload_s};
+pub use prices::{Offer, PriceError};
+pub use program::{
+    Adapters, Compiles, Expansion, Program, ProgramProfile, ProgramStep, Sequence, Swap, UnknownProgram,
 };
 pub use quantity::{
     ParseBytesError, ParseQuantityError, Span, format_duration, parse_bytes, parse_duration_s,
 };
-pub use reports::{Comparison, ComparisonTable, compare_with_reports};
+pub use range::{Range, rough_duration, two_digits};
+pub use reported_speeds::{
+    Agreement, MemoryAgreement, MemoryOutcome, Report, ReportError, Row, Trust, reports,
+};
 pub use schedule::{Position, Schedule, Shape, UnknownSchedule, Warmup};
-pub use trainer::{Trainer, UnknownTrainer};

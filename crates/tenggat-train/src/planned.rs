@@ -9,14 +9,14 @@ use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
 use tenggat_plan::{
-    BucketShape, ModelDims, Optimiser as PlannedOptimiser, PlanJob, Precision, SampleJob, Surroundings,
-    ValidationJob,
+    BucketShape, Elsewhere, ModelDims, ModelProfile, Optimiser as PlannedOptimiser, PlanJob, Precision,
+    SampleJob, SamplePicture, Surroundings, Targets, ValidationJob,
 };
 use tenggat_tensor::ops::quantise::Format;
 
 use crate::dataset::{self, Batches, Item};
 use crate::from_job;
-use crate::job::{FirstRound, Job, NetworkKind, Optimiser};
+use crate::job::{FirstRound, Job, Network, NetworkKind, Optimiser};
 use crate::run::VALIDATION_SHARE;
 
 /// Characters per token of English captions with the Qwen2 vocabulary, as far as that can be said in general.
@@ -134,6 +134,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         notes.push(format!("planned as a LoRA of rank {}; a LoKr takes less", job.network.rank));
     }
     let planned = PlanJob {
+        model: ModelProfile::qwen_image_like(&facts.dims),
         dims: facts.dims,
         surroundings: facts.surroundings,
         buckets,
@@ -159,6 +160,11 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
         }),
         upload: job.push.is_some(),
         memory_limit_bytes: job.limits.memory_bytes,
+        elsewhere: Elsewhere {
+            targets: targets(&job.network),
+            captions_encoded: job.datasets.iter().all(|set| set.cache_text_to_disk),
+            ..Elsewhere::default()
+        },
         ..PlanJob::qwen_image()
     };
     Planned { job: planned, notes }
@@ -240,16 +246,33 @@ fn squares(job: &Job) -> Vec<BucketShape> {
         .collect()
 }
 
+/// Which layers other programs would train, judged by one layer of each kind; `None` if the job leaves it to them.
+fn targets(network: &Network) -> Option<Targets> {
+    if network.only_if_contains.is_empty() && network.ignore_if_contains.is_empty() {
+        return None;
+    }
+    let kinds = [
+        ("img_mod.1", Targets::All),
+        ("img_mlp.net.2", Targets::AttentionAndMlp),
+        ("attn.add_q_proj", Targets::Attention),
+    ];
+    let trained = |layer: &str| network.trains(&format!("transformer_blocks.0.{layer}"));
+    Some(kinds.into_iter().find(|(layer, _)| trained(layer)).map_or(Targets::ImageAttention, |(_, t)| t))
+}
+
+/// The job's sample pictures, each as it is drawn.
 fn samples(job: &Job) -> Option<SampleJob> {
-    let (sample, prompts) = (&job.sample, &job.sample.prompts);
-    let most = |side: fn(&crate::job::Prompt) -> usize| prompts.iter().map(side).max().unwrap_or(0) as u64;
-    (sample.enabled && !prompts.is_empty()).then(|| SampleJob {
+    let sample = &job.sample;
+    let picture = |prompt: &crate::job::Prompt| SamplePicture {
+        width_px: prompt.width as u64,
+        height_px: prompt.height as u64,
+        denoising_steps: prompt.steps as u64,
+        guided: prompt.guidance_scale > 1.0,
+    };
+    (sample.enabled && !sample.prompts.is_empty()).then(|| SampleJob {
         every_steps: sample.every,
-        prompts: prompts.len() as u64,
-        denoising_steps: most(|prompt| prompt.steps),
-        guided: prompts.iter().any(|prompt| prompt.guidance_scale > 1.0),
-        width_px: most(|prompt| prompt.width),
-        height_px: most(|prompt| prompt.height),
+        start_step: sample.start_step,
+        pictures: sample.prompts.iter().map(picture).collect(),
         first: sample.first != FirstRound::Never,
         last: true,
     })

@@ -89,8 +89,17 @@ fn one_gpu_is_planned_in_detail_and_priced() {
     let program = Program::new();
     let args = ["--gpu", "h100-sxm", "--budget", "2h", "--fill", "--price-per-hour", "2.5"];
     let text = program.prints(&[&["plan", &note()][..], &args].concat());
-    for part in ["512×512", "768×768", "1024×1024", "train,", "budget", "2 h", "activations kept", "price"]
-    {
+    for part in [
+        "512×512",
+        "768×768",
+        "1024×1024",
+        "train,",
+        "budget",
+        "2 h",
+        "activations kept",
+        "price",
+        "to fetch",
+    ] {
         assert!(text.contains(part), "{part} is missing from\n{text}");
     }
     let smaller = program.prints(&["plan", &note(), "--gpu", "4090", "--rank", "16", "--resolution", "768"]);
@@ -100,19 +109,166 @@ fn one_gpu_is_planned_in_detail_and_priced() {
 
 #[test]
 fn reported_times_stand_beside_predicted_ones() {
-    let text = Program::new().prints(&["plan", &note(), "--trainer", "ai-toolkit"]);
-    for part in ["H100 SXM · ai-toolkit", "100 to 125 min", "125 to 150 min", "contradiction"] {
+    let program = Program::new();
+    let text = program.prints(&["plan", &note(), "--trainer", "ai-toolkit@0.11"]);
+    for part in ["H100 SXM · ai-toolkit-2025", "private note", "4 to 5 s", "5 to 6 s", "public report"] {
         assert!(text.contains(part), "{part} is missing from\n{text}");
     }
+    // The private figures are of one job; they are not shown beside another.
+    let other = program.prints(&["plan", &note(), "--trainer", "ai-toolkit", "--rank", "16"]);
+    assert!(!other.contains("private note"), "{other}");
+    let text = program.prints(&["plan", "reports"]);
+    for part in ["forecast over report", "musubi-tuner", "RTX 5090", "typical error", "called fitting"] {
+        assert!(text.contains(part), "{part} is missing from\n{text}");
+    }
+}
+
+#[test]
+fn other_models_and_described_cards_are_planned() {
+    let program = Program::new();
+    let card = "name=H20,tflops=148,gb=96,bandwidth=4000";
+    let args = ["plan", "--model", "krea2", "--trainer", "ai-toolkit", "--gpu", card, "--steps", "1000"];
+    let text = program.prints(&args);
+    assert!(text.contains("krea2: rank 16") && text.contains("ai-toolkit on H20"), "{text}");
+    let own = program.complains(&["plan", "--model", "flux1-dev", "--gpu", "4090"]);
+    assert!(own.contains("does not train flux1-dev yet") && own.contains("--trainer"), "{own}");
+    let said =
+        |gpu: &str| program.complains(&["plan", "--model", "krea2", "--trainer", "musubi", "--gpu", gpu]);
+    assert!(said("tflops=91,gb=48").contains("bandwidth=…"));
+    assert!(said("tflops=91,gb=48,speed=1,bandwidth=2").contains("`speed`"));
+    // A job file of ai-toolkit that tenggat does not train.
+    let folder = tempfile::tempdir().unwrap();
+    let job = folder.path().join("z.yaml");
+    let text = "job: extension\nconfig:\n  name: my_z\n  process:\n    - network: {linear: 8}\n      \
+                datasets: [{folder_path: p, resolution: 512}]\n      train: {steps: 500, batch_size: 1}\n      \
+                model: {name_or_path: Tongyi-MAI/Z-Image, arch: zimage}\n";
+    fs::write(&job, text).unwrap();
+    let text = program.prints(&["plan", job.to_str().unwrap(), "--trainer", "ai-toolkit", "--gpu", "4090"]);
+    assert!(text.contains("my_z: z-image, rank 8") && text.contains("500 steps"), "{text}");
+}
+
+#[test]
+fn a_learnt_speed_is_used_by_later_plans() {
+    let program = Program::new();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("run.log");
+    let mut text = String::from("NVIDIA GeForce RTX 4090\n");
+    for step in 0..=40 {
+        let s = step * 3;
+        text += &format!(
+            "\rrun: 1%| | {step}/1500 [{:02}:{:02}<9:99, 3.00s/it, lr: 1.0e-04 loss: 3e-01]",
+            s / 60,
+            s % 60
+        );
+    }
+    fs::write(&log, text).unwrap();
+    let log = log.to_str().unwrap();
+    let plan = ["plan", &note(), "--trainer", "ai-toolkit", "--gpu", "4090", "--json"];
+    let ai_toolkit = |text: &str| {
+        let all: Value = serde_json::from_str(text).unwrap();
+        all["plans"].as_array().unwrap().iter().find(|plan| plan["program"] == "ai-toolkit").unwrap().clone()
+    };
+    assert_eq!(ai_toolkit(&program.prints(&plan))["evidence"]["basis"], "reports");
+    let text = program.prints(&["plan", "learn", log, "--job", &note()]);
+    assert!(text.contains("ai-toolkit on RTX 4090") && text.contains("3 s a step"), "{text}");
+    // The row that can be sent says nothing of where the log lies.
+    assert!(
+        text.contains("measured-ai-toolkit-qwen-image-RTX-4090") && text.contains("measured by a user"),
+        "{text}"
+    );
+    let row = text.lines().find(|line| line.starts_with("measured-")).unwrap();
+    assert!(!row.contains(folder.path().to_str().unwrap()), "{row}");
+    let after = ai_toolkit(&program.prints(&plan));
+    assert_eq!(after["evidence"]["basis"], "measured_here");
+    assert!((after["mean_step_s"]["likely"].as_f64().unwrap() - 3.0).abs() < 0.01, "{after}");
+    assert!((after["mean_step_s"]["high"].as_f64().unwrap() - 3.3).abs() < 0.01, "{after}");
+    let text = program.prints(&plan[..6]);
+    assert!(text.contains("4090"), "{text}");
+    // Another rank leans on it; learning twice keeps one row.
+    program.prints(&["plan", "learn", log, "--job", &note()]);
+    let other = ai_toolkit(&program.prints(&[&plan[..], &["--rank", "16"]].concat()));
+    assert_eq!(
+        (&other["evidence"]["basis"], &other["evidence"]["reports"]),
+        (&"measured_similar".into(), &1.into())
+    );
+    // What is not said is asked for.
+    assert!(program.complains(&["plan", "learn", log]).contains("--job"));
+    let bare = folder.path().join("bare.log");
+    fs::write(&bare, "12/1500 [00:54<1:51:36, 4.50s/it, lr: 1.0e-04]").unwrap();
+    let args = ["plan", "learn", bare.to_str().unwrap(), "--resolution", "1024"];
+    assert!(program.complains(&args).contains("--gpu"));
+    assert!(program.complains(&["plan", "learn", &note(), "--gpu", "4090"]).contains("no training steps"));
+}
+
+#[test]
+fn a_card_is_chosen_by_time_and_money() {
+    let program = Program::new();
+    let args = ["plan", "choose", &note(), "--deadline", "3h", "--max-cost", "6", "--trainer", "ai-toolkit"];
+    let text = program.prints(&args);
+    for part in ["within 3 h", "for 6.0 USD", "whole", "H100 SXM, RunPod", "GB", "--prices"] {
+        assert!(text.contains(part), "{part} is missing from\n{text}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let prices = folder.path().join("prices.csv");
+    fs::write(&prices, "provider,gpu,usd_per_hour\ncellar,3060,0.05\nattic,h200,1\n").unwrap();
+    let args = [&args[..], &["--as-is", "--json", "--prices", prices.to_str().unwrap()]].concat();
+    let all: Value = serde_json::from_str(&program.prints(&args)).unwrap();
+    assert_eq!(all["schema"], "tenggat-plan/2");
+    assert_eq!(all["choice"]["candidates"][0]["offer"]["provider"], "attic");
+    assert_eq!(all["choice"]["rejected"][0]["offer"]["gpu"], "RTX 3060");
+    assert!(all["choice"]["rejected"][0]["why"].as_str().unwrap().contains("GB"), "{all}");
+    fs::write(&prices, "provider,gpu\ncellar,3060\n").unwrap();
+    assert!(program.complains(&args).contains("usd_per_hour"));
+    let no_steps = program.complains(&["plan", "choose", "--model", "qwen-image", "--deadline", "1h"]);
+    assert!(no_steps.contains("--steps"), "{no_steps}");
+}
+
+/// What the README shows is what the program prints.
+#[test]
+fn the_plan_in_the_readme_is_as_printed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let mut found = 0;
+    for block in readme.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+        let (command, shown) = block.split_once('\n').unwrap();
+        if !command.starts_with("$ tenggat plan ") {
+            continue;
+        }
+        let args: Vec<&str> = command.trim_start_matches("$ tenggat ").split_whitespace().collect();
+        let program = Program::new();
+        let run = assert_cmd::Command::from_std(program.command()).args(args).current_dir(&root).assert();
+        let printed = String::from_utf8(run.success().get_output().stdout.clone()).unwrap();
+        assert_eq!(printed.trim_end(), shown.trim_end(), "{command}");
+        found += 1;
+    }
+    assert!(found >= 2, "{found} commands");
+}
+
+#[test]
+fn steps_are_recommended_from_a_plan() {
+    let program = Program::new();
+    let text = program.prints(&["plan", "steps", "--budget", "3h", "--job", &note(), "--gpu", "4090"]);
+    assert!(text.contains(" steps\n") && text.contains("slow end"), "{text}");
+    assert!(program.complains(&["plan", "steps", "--budget", "3h"]).contains("--s-per-step"));
 }
 
 #[test]
 fn plans_are_json_if_asked() {
     let text = Program::new().prints(&["plan", &note(), "--gpu", "all", "--json"]);
     let all: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(all["plans"].as_array().unwrap().len(), 10);
-    assert_eq!(all["job"]["rank"], 128);
-    assert!(all["plans"][0]["step_s"].as_f64().unwrap() > 0.0);
+    assert!(all["plans"].as_array().unwrap().len() >= 26);
+    assert_eq!((&all["schema"], &all["job"]["rank"]), (&"tenggat-plan/2".into(), &128.into()));
+    let plan = &all["plans"][0];
+    assert!(plan["mean_step_s"]["low"].as_f64().unwrap() > 0.0);
+    assert_eq!(plan["largest_bucket"]["width_px"], 1024);
+    assert!(plan["largest_bucket"]["step_s_by_class"]["gemm"].as_f64().unwrap() > 0.0);
+    assert!(plan["phases"]["load"].as_f64().unwrap() > 0.0);
+    // Every field is in the documentation.
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/plan-json.md");
+    let docs = fs::read_to_string(docs).unwrap();
+    for field in plan.as_object().unwrap().keys().filter(|field| *field != "notes") {
+        assert!(docs.contains(&format!("`{field}`")), "{field} is not in docs/plan-json.md");
+    }
 }
 
 #[test]
@@ -121,6 +277,8 @@ fn unknown_machines_and_trainers_are_told_what_there_is() {
     assert!(program.complains(&["plan", &note(), "--gpu", "h100"]).contains("H100 SXM, H100 PCIe"));
     assert!(program.complains(&["plan", &note(), "--gpu", "tpu"]).contains("RTX 4090"));
     assert!(program.complains(&["plan", &note(), "--trainer", "kohya"]).contains("ai-toolkit"));
+    assert!(program.complains(&["plan", "--model", "sdxl"]).contains("flux1-dev"));
+    assert!(program.complains(&["plan", &note(), "--price-per-hour", "-1"]).contains("more than 0"));
     assert!(program.complains(&["plan", &note(), "--budget", "2"]).contains("2h"));
     assert!(program.complains(&["plan"]).contains("<JOB>"));
     let own = program.complains(&["plan", &note(), "--trainer", "ai-toolkit", "--gpu", "cpu"]);
@@ -186,6 +344,9 @@ fn the_speed_is_read_from_logs() {
     let text = program.prints(&args);
     assert!(text.contains("10 steps at 2 s, 8.0 s beside them"), "{text}");
     assert!(text.contains("Killed after 26 of 30"), "{text}");
+    // A run by a budget asked for no number of steps: it did what it did.
+    let text = program.prints(&["plan", "explain", "--duration", "60s", "--log", folder]);
+    assert!(text.contains("all 10 steps were done"), "{text}");
     let empty = program.complains(&["plan", "explain", "--duration", "60s", "--log", &note()]);
     assert!(empty.contains("no training steps"), "{empty}");
 }

@@ -71,6 +71,8 @@ pub enum Note {
     NoTimeForSteps {
         /// Seconds until the deadline.
         left_s: f64,
+        /// Seconds until the training could begin: loading, quantising, encoding.
+        before_s: f64,
         /// Seconds that must be kept for what follows the last step.
         needed_s: f64,
     },
@@ -88,10 +90,19 @@ impl fmt::Display for Note {
                 f,
                 "the deadline allows about {fit} of the {steps} steps asked for; the learning rate is annealed over those"
             ),
-            Self::NoTimeForSteps { left_s, needed_s } => write!(
-                f,
-                "{left_s:.1} s are left and {needed_s:.1} s are needed to save and close, so no step fits; give a longer budget"
-            ),
+            Self::NoTimeForSteps { left_s, before_s, needed_s } => {
+                let before = if *before_s > 0.0 {
+                    format!("{} go by before the first step and ", format_duration(*before_s))
+                } else {
+                    String::new()
+                };
+                write!(
+                    f,
+                    "{} are left; {before}{} are needed to save and close, so no step fits; give a longer budget",
+                    format_duration(*left_s),
+                    format_duration(*needed_s)
+                )
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The parts of a run and what they cost.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::sane_s;
@@ -83,10 +85,23 @@ impl Phase {
     }
 }
 
-/// Seconds for each phase; 0 for a phase that does not occur.
+/// Seconds for each phase; 0 for a phase that does not occur. In JSON an object with the seconds of those that do.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<Phase, f64>", into = "BTreeMap<Phase, f64>")]
 pub struct PhaseCosts {
     seconds: [f64; 11],
+}
+
+impl From<BTreeMap<Phase, f64>> for PhaseCosts {
+    fn from(seconds: BTreeMap<Phase, f64>) -> Self {
+        seconds.into_iter().fold(Self::default(), |costs, (phase, seconds)| costs.with(phase, seconds))
+    }
+}
+
+impl From<PhaseCosts> for BTreeMap<Phase, f64> {
+    fn from(costs: PhaseCosts) -> Self {
+        Phase::ALL.into_iter().map(|phase| (phase, costs.get(phase))).filter(|(_, s)| *s > 0.0).collect()
+    }
 }
 
 impl PhaseCosts {

@@ -311,7 +311,7 @@ impl Budget {
         let total = forecast.steps_total?;
         if total == 0 && self.steps_done == self.config.steps_done {
             let needed_s = forecast.tail_s + forecast.margin_s;
-            return Some(Note::NoTimeForSteps { left_s, needed_s });
+            return Some(Note::NoTimeForSteps { left_s, before_s: forecast.before_s, needed_s });
         }
         let steps = self.config.steps?;
         match forecast.ruled_by {

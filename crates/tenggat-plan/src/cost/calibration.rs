@@ -133,6 +133,7 @@ impl From<&Calibration> for Machine {
             memory_bytes: calibration.memory_bytes,
             activation_bytes: calibration.activation_bytes,
             shares_host_memory: true,
+            flash_attention_2: 1.0,
             assumed: false,
         }
     }

@@ -154,10 +154,11 @@ fn most(n: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
 
 /// Harm of a weight type to the result, in halvings of the rank. Assumed: 8 bits are hardly seen, 3 bits need a
 /// recovery adapter, and 2 bits are the last resort.
-fn harm(precision: Precision) -> f64 {
+pub(crate) fn harm(precision: Precision) -> f64 {
     match precision {
         Precision::F32 | Precision::Bf16 => 0.0,
         Precision::Float8 | Precision::Int8 => 0.5,
+        Precision::Nf4 => 1.5,
         Precision::Uint(bits) => match bits {
             7.. => 0.6,
             6 => 0.8,

@@ -38,6 +38,10 @@ pub enum MemoryPart {
     GemmWorkspace,
     /// Weights of offloaded blocks: the one at work and the next.
     OffloadedAtWork,
+    /// The text encoder, where it stays on the card.
+    TextEncoder,
+    /// What the allocator holds in pieces of the wrong size.
+    Fragments,
     /// What the program, the driver and its libraries take.
     Context,
 }
@@ -58,6 +62,8 @@ impl fmt::Display for MemoryPart {
             Self::AttentionWorkspace => "attention workspace",
             Self::GemmWorkspace => "products, workspace",
             Self::OffloadedAtWork => "offloaded weights",
+            Self::TextEncoder => "text encoder",
+            Self::Fragments => "allocator",
             Self::Context => "program",
         })
     }
@@ -66,7 +72,8 @@ impl fmt::Display for MemoryPart {
 /// Memory by part, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
-    /// Device memory; parts that are not used are left out.
+    /// Device memory; parts that are not used are left out. In JSON `parts_bytes`.
+    #[serde(rename = "parts_bytes")]
     pub parts: Vec<(MemoryPart, f64)>,
     /// Host memory beside the device.
     pub host_bytes: f64,

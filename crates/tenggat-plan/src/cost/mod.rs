@@ -11,7 +11,9 @@ mod work;
 
 pub use calibration::Calibration;
 pub use dims::{ModelDims, StepShape};
+pub(crate) use fit::harm;
 pub use fit::{Change, Fit, Nearest, fit};
+pub(crate) use memory::{CONTEXT_BYTES, GEMM_WORKSPACE_BYTES};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use precision::{Precision, UnknownPrecision};
 pub use rates::{Machine, Rate, Rates};

@@ -17,6 +17,8 @@ pub enum Precision {
     Float8,
     /// 8-bit integers with one scale per output channel.
     Int8,
+    /// 4-bit codes of the quantiles of a normal distribution in groups of 64, as bitsandbytes stores them; not of tenggat.
+    Nf4,
     /// 2 to 7 bits in groups of 64 with scale and zero point.
     Uint(u8),
 }
@@ -25,9 +27,11 @@ pub enum Precision {
 const GROUP: f64 = 64.0;
 /// Bytes per group: a bfloat16 scale and a zero point of one byte.
 const GROUP_BYTES: f64 = 3.0;
+/// Bytes per group of [`Precision::Nf4`]: a 32-bit scale.
+const NF4_SCALE_BYTES: f64 = 4.0;
 
 impl Precision {
-    /// All kinds, finest first.
+    /// All kinds that tenggat stores, finest first.
     pub const ALL: [Self; 10] = [
         Self::F32,
         Self::Bf16,
@@ -47,6 +51,7 @@ impl Precision {
             Self::F32 => 4.0,
             Self::Bf16 => 2.0,
             Self::Float8 | Self::Int8 => 1.0,
+            Self::Nf4 => 0.5,
             Self::Uint(bits) => f64::from(bits) / 8.0,
         }
     }
@@ -56,6 +61,7 @@ impl Precision {
         match self {
             Self::F32 | Self::Bf16 => 0.0,
             Self::Float8 | Self::Int8 => 2.0 / inputs.max(1.0),
+            Self::Nf4 => NF4_SCALE_BYTES / GROUP,
             Self::Uint(_) => GROUP_BYTES / GROUP,
         }
     }
@@ -73,6 +79,7 @@ impl fmt::Display for Precision {
             Self::Bf16 => f.pad("bf16"),
             Self::Float8 => f.pad("float8"),
             Self::Int8 => f.pad("int8"),
+            Self::Nf4 => f.pad("nf4"),
             Self::Uint(bits) => f.pad(&format!("uint{bits}")),
         }
     }
@@ -80,7 +87,7 @@ impl fmt::Display for Precision {
 
 /// A storage type that is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown weight type `{0}`; use f32, bf16, qfloat8, float8, int8 or uint2 to uint7")]
+#[error("unknown weight type `{0}`; use f32, bf16, qfloat8, float8, int8, nf4 or uint2 to uint7")]
 pub struct UnknownPrecision(String);
 
 impl FromStr for Precision {
@@ -95,6 +102,7 @@ impl FromStr for Precision {
             "bf16" | "bfloat16" | "uint8" => Ok(Self::Bf16),
             "qfloat8" | "float8" | "fp8" => Ok(Self::Float8),
             "int8" | "qint8" => Ok(Self::Int8),
+            "nf4" => Ok(Self::Nf4),
             _ => name
                 .strip_prefix("uint")
                 .and_then(|bits| bits.parse().ok())
@@ -123,7 +131,7 @@ mod tests {
         assert_eq!("uint3|ostris/accuracy_recovery_adapters/x.safetensors".parse(), Ok(Precision::Uint(3)));
         assert_eq!("qfloat8".parse(), Ok(Precision::Float8));
         assert_eq!("uint8".parse(), Ok(Precision::Bf16));
-        for wrong in ["uint9", "uint1", "uint", "", "nf4", "uint300"] {
+        for wrong in ["uint9", "uint1", "uint", "", "nf5", "uint300"] {
             assert!(wrong.parse::<Precision>().is_err(), "{wrong}");
         }
     }

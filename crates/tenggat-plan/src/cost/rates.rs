@@ -88,6 +88,8 @@ pub struct Machine {
     pub activation_bytes: f64,
     /// Whether device memory is the host's.
     pub shares_host_memory: bool,
+    /// Rate of FlashAttention 2 over that of the attention in `rates`; programs that run on PyTorch use the former.
+    pub flash_attention_2: f64,
     /// Whether any rate was assumed and not measured.
     pub assumed: bool,
 }
@@ -130,11 +132,12 @@ impl From<&Gpu> for Machine {
             step_s: STEP_S,
         };
         Self {
-            name: gpu.name.to_owned(),
+            name: gpu.name.clone().into_owned(),
             rates,
             memory_bytes: gpu.memory_gb * 1e9,
             activation_bytes: 2.0,
             shares_host_memory: false,
+            flash_attention_2: family.flash_attention_2.share,
             // Attention and launch figures are assumed for every family so far.
             assumed: true,
         }
@@ -185,6 +188,7 @@ impl Machine {
             memory_bytes,
             activation_bytes: 4.0,
             shares_host_memory: true,
+            flash_attention_2: 1.0,
             assumed: true,
         }
     }

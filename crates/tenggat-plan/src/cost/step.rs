@@ -53,7 +53,7 @@ impl Optimiser {
 
     /// Bytes moved per parameter and step: gradient read for the norm (4) and again (4), weight read and written (8),
     /// state read and written. Prodigy reads the weight twice, Adafactor the gradient three times more.
-    fn traffic_bytes(self, rank: u64) -> f64 {
+    pub(crate) fn traffic_bytes(self, rank: u64) -> f64 {
         let more = match self {
             Self::Prodigy => 4.0,
             Self::Adafactor => 12.0,

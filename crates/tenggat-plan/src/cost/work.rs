@@ -100,7 +100,7 @@ impl Work {
     }
 
     /// Memory-bound work.
-    pub(super) fn traffic(&mut self, class: OpClass, times: f64, bytes: f64, kernels: f64) {
+    pub(crate) fn traffic(&mut self, class: OpClass, times: f64, bytes: f64, kernels: f64) {
         self.push(Op { class, times, flops: 0.0, bytes, extent: 0.0, kernels });
     }
 

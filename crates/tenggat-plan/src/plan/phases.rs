@@ -1,9 +1,11 @@
 //! Predicted durations of everything that is not a training step.
 
-use super::job::{BucketShape, PlanJob, SampleJob, Storage, ValidationJob};
 use crate::budget::{Phase, PhaseCosts};
-use crate::cost::{Machine, Precision, StepConfig};
-use crate::trainer::Trainer;
+use crate::cost::{Machine, Precision};
+use crate::forecast::own_step;
+use crate::job::{BucketShape, PlanJob, SampleJob, SamplePicture, Storage, ValidationJob};
+use crate::program::Program;
+use serde::{Deserialize, Serialize};
 
 /// Share of the product rate that convolutions and the text encoder's short rows reach. Assumed.
 const BESIDE_RATE_SHARE: f64 = 0.3;
@@ -17,7 +19,11 @@ const REPORT_S: f64 = 0.5;
 const UPLOAD_START_S: f64 = 5.0;
 /// Sending to the hub, bytes/s. Assumed.
 const UPLOAD_BYTES_PER_S: f64 = 2e7;
-/// Weights per second that ai-toolkit quantises where they lie, the CPU. Assumed.
+/// The VAE's file.
+const VAE_BYTES: f64 = 0.3e9;
+/// Files of the LoRA that are kept, if there are as many.
+const KEPT_FILES: u64 = 4;
+/// Weights per second that other programs quantise where they lie, the CPU. Assumed.
 const UPSTREAM_QUANTISED_PER_S: f64 = 3e8;
 
 /// What phases are predicted from.
@@ -25,26 +31,35 @@ pub(super) struct Scene<'a> {
     pub(super) job: &'a PlanJob,
     pub(super) machine: &'a Machine,
     pub(super) storage: &'a Storage,
-    pub(super) trainer: Trainer,
-    /// The adapted job in its largest bucket.
-    pub(super) config: StepConfig,
+    pub(super) program: Program,
+}
+
+/// What a first start on a machine takes beside the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FirstStart {
+    /// Bytes to fetch: transformer, text encoder, VAE as published.
+    pub download_bytes: f64,
+    /// Seconds that this takes.
+    pub download_s: f64,
+    /// Disk space, bytes: what is fetched, quantised weights beside it, and the LoRA files.
+    pub disk_bytes: f64,
 }
 
 impl Scene<'_> {
     /// All phases but the training.
     pub(super) fn costs(&self) -> PhaseCosts {
         let job = self.job;
-        let round_s = job.samples.map_or(0.0, |samples| self.round_s(&samples));
-        let score_s = job.score_passes as f64 * self.forward_s(&self.config);
+        let round_s = self.samples_s();
+        let score_s = job.score_passes as f64 * self.largest_forward_s();
         let when = |wanted: bool, seconds: f64| if wanted { seconds } else { 0.0 };
         let predicted = PhaseCosts::default()
             .with(Phase::Load, self.load_s())
             .with(Phase::Quantise, self.quantise_s())
             .with(Phase::Cache, self.cache_s())
             .with(Phase::ScoreBefore, score_s)
-            .with(Phase::FirstSample, when(job.samples.is_some_and(|s| s.first), round_s))
+            .with(Phase::FirstSample, when(job.samples.as_ref().is_some_and(|s| s.first), round_s))
             .with(Phase::FinalSave, self.save_s())
-            .with(Phase::FinalSample, when(job.samples.is_some_and(|s| s.last), round_s))
+            .with(Phase::FinalSample, when(job.samples.as_ref().is_some_and(|s| s.last), round_s))
             .with(Phase::ScoreAfter, score_s)
             .with(Phase::Report, REPORT_S)
             .with(Phase::Upload, when(job.upload, upload_s(self.lora_bytes())));
@@ -54,27 +69,51 @@ impl Scene<'_> {
         })
     }
 
-    /// Reading transformer and text encoder as published, 2 bytes per weight.
+    /// Weights of transformer and text encoder, as published.
+    fn published_weights(&self) -> f64 {
+        let job = self.job;
+        match self.program {
+            Program::Tenggat => {
+                let (dims, beside) = (&job.dims, job.surroundings.text_encoder_weights);
+                dims.block_weights() + dims.other_weights() + beside
+            }
+            _ => job.model.weights() + job.model.text_encoder_weights,
+        }
+    }
+
+    /// Reading them, 2 bytes per weight.
     fn load_s(&self) -> f64 {
-        let dims = &self.job.dims;
-        let weights =
-            dims.block_weights() + dims.other_weights() + self.job.surroundings.text_encoder_weights;
-        START_S + 2.0 * weights / self.storage.read_bytes_per_s
+        START_S + 2.0 * self.published_weights() / self.storage.read_bytes_per_s
+    }
+
+    /// Fetching the model and the room that it takes on the disk.
+    pub(super) fn first_start(&self, saves: u64) -> FirstStart {
+        let download_bytes = 2.0 * self.published_weights() + VAE_BYTES;
+        let quantised = if self.job.precision.is_quantised() && self.program == Program::Tenggat {
+            self.job.dims.block_weights() * self.job.precision.bytes_per_weight()
+        } else {
+            0.0
+        };
+        FirstStart {
+            download_bytes,
+            download_s: download_bytes / self.storage.download_bytes_per_s,
+            disk_bytes: download_bytes + quantised + (saves.min(KEPT_FILES) + 1) as f64 * self.lora_bytes(),
+        }
     }
 
     fn quantise_s(&self) -> f64 {
         if !self.job.precision.is_quantised() {
             return 0.0;
         }
-        let weights = self.job.dims.block_weights();
-        match self.trainer {
-            Trainer::AiToolkit => weights / UPSTREAM_QUANTISED_PER_S,
+        match self.program {
             // Through the device in passing: in over the host's link, read and written there.
-            Trainer::Tenggat => {
+            Program::Tenggat => {
+                let weights = self.job.dims.block_weights();
                 let stored = self.job.precision.bytes_per_weight();
                 let rates = &self.machine.rates;
                 weights * (2.0 / rates.host_bytes_per_s + (2.0 + stored) / rates.elementwise_bytes_per_s)
             }
+            _ => self.job.model.block_weights() / UPSTREAM_QUANTISED_PER_S,
         }
     }
 
@@ -95,56 +134,75 @@ impl Scene<'_> {
         self.job.buckets.iter().map(of_bucket).sum()
     }
 
-    /// A forward pass of one picture in the shape of `config`.
-    fn forward_s(&self, config: &StepConfig) -> f64 {
-        let mut config = *config;
-        config.shape.batch = 1;
-        let rates = &self.machine.rates;
-        match self.trainer {
-            Trainer::Tenggat => rates.seconds(&config.inference()),
-            // A step is about three forward passes as upstream runs them: forward, forward again, backward.
-            Trainer::AiToolkit => self.trainer.step_seconds(&config, self.machine) / 3.0,
+    /// A forward pass of one picture of this size.
+    fn forward_s(&self, width_px: u64, height_px: u64) -> f64 {
+        let bucket = BucketShape { width_px, height_px, share: 1.0, pictures: 0 };
+        match self.program.profile() {
+            Some(profile) => self.job.program_step(profile, &bucket).forward_seconds(self.machine),
+            None => {
+                let mut config = own_step(self.job, self.machine, &bucket);
+                config.shape.batch = 1;
+                self.machine.rates.seconds(&config.inference())
+            }
         }
     }
 
-    /// One round of sample pictures.
-    pub(super) fn round_s(&self, samples: &SampleJob) -> f64 {
-        let bucket =
-            BucketShape { width_px: samples.width_px, height_px: samples.height_px, share: 1.0, pictures: 0 };
-        let config = self.job.step_config(&bucket, self.machine.activation_bytes);
-        let config = self.trainer.adapt(&config, self.machine);
-        let passes = samples.denoising_steps as f64 * if samples.guided { 2.0 } else { 1.0 };
-        let pixels = samples.width_px as f64 * samples.height_px as f64;
+    fn largest_forward_s(&self) -> f64 {
+        let largest = self.job.largest_bucket();
+        largest.map_or(0.0, |bucket| self.forward_s(bucket.width_px, bucket.height_px))
+    }
+
+    /// One round of sample pictures, each in its own size.
+    pub(super) fn samples_s(&self) -> f64 {
+        self.job.samples.as_ref().map_or(0.0, |samples: &SampleJob| {
+            samples.pictures.iter().map(|picture| self.picture_s(picture)).sum()
+        })
+    }
+
+    fn picture_s(&self, picture: &SamplePicture) -> f64 {
+        let passes = picture.denoising_steps as f64 * if picture.guided { 2.0 } else { 1.0 };
+        let pixels = picture.width_px as f64 * picture.height_px as f64;
         let decode_s = pixels * self.job.surroundings.vae_decode_flops_per_px / self.beside_rate();
-        samples.prompts as f64 * (passes * self.forward_s(&config) + decode_s)
+        passes * self.forward_s(picture.width_px, picture.height_px) + decode_s
     }
 
     /// One measurement of the validation pictures.
     pub(super) fn validation_s(&self, validation: &ValidationJob) -> f64 {
-        let (width_px, height_px) = (validation.side_px, validation.side_px);
-        let bucket = BucketShape { width_px, height_px, share: 1.0, pictures: 0 };
-        let config = self.job.step_config(&bucket, self.machine.activation_bytes);
-        let config = self.trainer.adapt(&config, self.machine);
-        validation.pictures as f64 * validation.levels as f64 * self.forward_s(&config)
+        let passes = validation.pictures as f64 * validation.levels as f64;
+        passes * self.forward_s(validation.side_px, validation.side_px)
     }
 
     /// Bytes of the LoRA in 16 bits.
     fn lora_bytes(&self) -> f64 {
-        2.0 * self.job.dims.lora_parameters(self.job.rank)
+        2.0 * self.lora_parameters()
     }
 
-    /// Writing the LoRA in 16 bits; ai-toolkit also writes the optimiser, and hashes the file by serialising it again.
+    fn lora_parameters(&self) -> f64 {
+        match self.program.profile() {
+            Some(profile) => {
+                let targets = self.job.elsewhere.targets.unwrap_or(profile.targets);
+                self.job.model.lora_parameters(self.job.rank, targets)
+            }
+            None => self.job.dims.lora_parameters(self.job.rank),
+        }
+    }
+
+    /// Writing the LoRA in 16 bits; ai-toolkit also writes the optimiser, and hashes the file by serialising
+    /// it again.
     pub(super) fn save_s(&self) -> f64 {
-        let parameters = self.job.dims.lora_parameters(self.job.rank);
-        let bytes = match self.trainer {
-            Trainer::Tenggat => 2.0,
-            Trainer::AiToolkit => 4.0 + self.job.optimiser.state_bytes(self.job.rank),
+        let parameters = self.lora_parameters();
+        let bytes = match self.program {
+            Program::AiToolkit | Program::AiToolkit2025 => {
+                4.0 + self.job.optimiser.state_bytes(self.job.rank)
+            }
+            _ => 2.0,
         };
         FILE_S + parameters * bytes / self.storage.write_bytes_per_s
     }
 }
 
-/// Signing in, making the repository and the commit, and sending so many bytes: predicted seconds of an upload.
+/// Signing in, making the repository and the commit, and sending so many bytes: predicted seconds of an
+/// upload.
 pub fn upload_s(bytes: f64) -> f64 {
     UPLOAD_START_S + bytes / UPLOAD_BYTES_PER_S
 }

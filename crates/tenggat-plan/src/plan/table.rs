@@ -2,14 +2,16 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{BucketTime, Plan};
+use super::{Course, Plan, Verdict};
 use crate::budget::Phase;
-use crate::cost::MemoryPart;
-use crate::cost::StepConfig;
+use crate::cost::{MemoryPart, StepConfig};
+use crate::forecast::BucketTime;
+use crate::program::Program;
 use crate::quantity::format_duration;
+use crate::range::{Range, rough_duration};
 
 /// Aligns the columns of a table: the first to the left, the others to the right.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -43,25 +45,27 @@ fn gigabytes(bytes: f64) -> String {
     if bytes < 0.95e9 { format!("{:.0} MB", bytes / 1e6) } else { format!("{:.1} GB", bytes / 1e9) }
 }
 
-/// Seconds per step: two or three significant digits.
-fn step_time(seconds: f64) -> String {
-    if seconds < 1.0 { format!("{seconds:.3} s") } else { format!("{seconds:.2} s") }
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} on {}", self.trainer, self.machine)?;
+        writeln!(f, "{} on {}", self.program, self.machine)?;
         f.write_str(&aligned(&self.step_rows()))?;
+        writeln!(f, "  {}", self.evidence)?;
         writeln!(f)?;
         f.write_str(&aligned(&self.phase_rows()))?;
         writeln!(f)?;
         f.write_str(&aligned(&self.memory_rows()))?;
         if let Some(price) = self.price {
-            writeln!(f, "\nprice {price:.2}")?;
+            writeln!(f, "\nprice {price}, at the price per hour that was given")?;
         }
-        if !self.notes.is_empty() {
-            writeln!(f)?;
-        }
+        let first = &self.first_start;
+        writeln!(
+            f,
+            "\nbesides, the first time on a machine: {:.0} GB to fetch, {} at {:.0} MB/s; {:.0} GB of disk",
+            first.download_bytes / 1e9,
+            rough_duration(first.download_s),
+            first.download_bytes / first.download_s.max(f64::MIN_POSITIVE) / 1e6,
+            first.disk_bytes / 1e9
+        )?;
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }
@@ -70,6 +74,18 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// Ends of the step time's range as factors of the likely time.
+    fn step_ends(&self) -> [f64; 2] {
+        let Range { low, likely, high } = self.mean_step_s;
+        let ends = [low / likely, high / likely];
+        if ends.iter().all(|end| end.is_finite()) { ends } else { [1.0; 2] }
+    }
+
+    /// A time on the card with its range.
+    fn on_card(&self, seconds: f64) -> Range {
+        Range::around(seconds, self.step_ends())
+    }
+
     fn step_rows(&self) -> Vec<Vec<String>> {
         let mut rows = vec![["bucket", "tokens", "share", "per step"].map(str::to_owned).to_vec()];
         let shares: f64 = self.buckets.iter().map(|b| b.bucket.share).sum();
@@ -78,34 +94,65 @@ impl Plan {
                 format!("  {}×{}", time.bucket.width_px, time.bucket.height_px),
                 time.image_tokens.to_string(),
                 format!("{:.0} %", 100.0 * time.bucket.share / shares.max(f64::MIN_POSITIVE)),
-                step_time(time.step_s),
+                format!("{} s", self.on_card(time.step_s)),
             ]);
         }
         if self.buckets.len() > 1 {
-            rows.push(vec!["  mean".into(), String::new(), String::new(), step_time(self.step_s)]);
+            let mean = format!("{} s", self.mean_step_s);
+            rows.push(vec!["  mean".into(), String::new(), String::new(), mean]);
         }
         rows
     }
 
     fn phase_rows(&self) -> Vec<Vec<String>> {
         let mut rows = vec![vec!["phase".to_owned(), "time".to_owned()]];
+        let mut row = |name: String, time: String| rows.push(vec![format!("  {name}"), time]);
+        let drawn = self.training.is_some_and(|training| training.last_round_is_drawn);
         for phase in Phase::ALL {
-            let seconds =
-                if phase == Phase::Train { self.training_s.unwrap_or(0.0) } else { self.phases.get(phase) };
-            if seconds <= 0.0 {
-                continue;
+            let seconds = self.phases.get(phase);
+            match (phase, &self.training) {
+                (Phase::Train, Some(training)) => {
+                    for (name, time) in self.training_rows(training) {
+                        row(name, time);
+                    }
+                }
+                (Phase::FinalSample, _) if drawn => {}
+                (Phase::ScoreBefore | Phase::FirstSample | Phase::FinalSample | Phase::ScoreAfter, _)
+                    if seconds > 0.0 =>
+                {
+                    row(phase.name().to_owned(), self.on_card(seconds).as_duration());
+                }
+                _ if seconds > 0.0 => row(phase.name().to_owned(), rough_duration(seconds)),
+                _ => {}
             }
-            let name = match (phase, self.steps) {
-                (Phase::Train, Some(steps)) => format!("  train, {steps} steps"),
-                _ => format!("  {}", phase.name()),
-            };
-            rows.push(vec![name, format_duration(seconds)]);
         }
-        if let Some(total_s) = self.total_s {
-            rows.push(vec!["  total".into(), format_duration(total_s)]);
+        if let Some(total) = self.total_s {
+            row("total".into(), total.as_duration());
         }
         if let Some(budget_s) = self.budget_s {
-            rows.push(vec!["  budget".into(), format_duration(budget_s)]);
+            row("budget".into(), format_duration(budget_s));
+        }
+        if let Some(idle_s) = self.idle_s.filter(|idle_s| *idle_s > IDLE_WORTH_A_LINE_S) {
+            row("of it unused".into(), rough_duration(idle_s));
+        }
+        rows
+    }
+
+    /// Steps, and what is done between them, apart.
+    fn training_rows(&self, training: &Course) -> Vec<(String, String)> {
+        let steps = match self.steps_range {
+            Some([low, high]) if low < high => format!("{low} to {high} steps"),
+            _ => format!("{} steps", training.steps),
+        };
+        let mut rows = vec![(format!("train, {steps}"), self.on_card(training.steps_s).as_duration())];
+        let parts = [
+            ("samples between", training.sample_rounds, training.samples_s, true),
+            ("validation between", training.validations, training.validations_s, true),
+            ("saves between", training.saves, training.saves_s, false),
+        ];
+        for (name, times, seconds, on_card) in parts.into_iter().filter(|(_, times, ..)| *times > 0) {
+            let time = if on_card { self.on_card(seconds).as_duration() } else { rough_duration(seconds) };
+            rows.push((format!("{name}, {times}"), time));
         }
         rows
     }
@@ -114,15 +161,18 @@ impl Plan {
         let memory = &self.fit.memory;
         let mut rows = vec![vec!["memory".to_owned(), "peak".to_owned()]];
         for (part, bytes) in &memory.parts {
-            let name = match part {
-                MemoryPart::KeptActivations => format!("  {part} ({} blocks)", kept(&self.fit.config)),
+            let name = match (part, self.program) {
+                (MemoryPart::KeptActivations, Program::Tenggat) => {
+                    format!("  {part} ({} blocks)", kept(&self.fit.config))
+                }
                 _ => format!("  {part}"),
             };
             rows.push(vec![name, gigabytes(*bytes)]);
         }
-        rows.push(vec!["  device".into(), gigabytes(memory.device_bytes())]);
+        rows.push(vec!["  device".into(), self.memory_bytes.as_gigabytes()]);
         rows.push(vec!["  usable".into(), gigabytes(self.fit.usable_bytes)]);
         rows.push(vec!["  host".into(), gigabytes(memory.host_bytes)]);
+        rows.push(vec!["  fits".into(), self.verdict.to_string()]);
         rows
     }
 
@@ -132,20 +182,25 @@ impl Plan {
         self.buckets.iter().max_by_key(pixels).filter(|_| self.buckets.len() > 1)
     }
 
-    /// One line: memory, and whether it fits.
+    /// Whether it fits, and what would if it does not.
     fn fit_cell(&self) -> String {
-        if self.fit.fits {
-            return "yes".to_owned();
-        }
         match &self.fit.nearest {
-            Some(nearest) => {
+            Some(nearest) if self.verdict == Verdict::TooLarge => {
                 let changes: Vec<String> = nearest.changes.iter().map(ToString::to_string).collect();
                 format!("no: {}", changes.join(", "))
             }
-            None => "no".to_owned(),
+            _ => self.verdict.to_string(),
         }
     }
+
+    /// Blocks that keep their activations; only tenggat chooses them.
+    fn kept_cell(&self) -> String {
+        if self.program == Program::Tenggat { kept(&self.fit.config) } else { "–".into() }
+    }
 }
+
+/// Unused time of a budget that is worth a line, seconds.
+const IDLE_WORTH_A_LINE_S: f64 = 60.0;
 
 /// The same job on several machines, one line each.
 #[derive(Debug, Clone, Copy)]
@@ -157,7 +212,7 @@ pub struct PlanTable<'a>(
 impl fmt::Display for PlanTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let priced = self.0.iter().any(|plan| plan.price.is_some());
-        let several = self.0.windows(2).any(|pair| pair[0].trainer != pair[1].trainer);
+        let several = self.0.windows(2).any(|pair| pair[0].program != pair[1].program);
         let head = ["machine", "per step", "steps", "total", "memory", "kept", "fits"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         if priced {
@@ -171,21 +226,22 @@ impl fmt::Display for PlanTable<'_> {
         }
         for plan in self.0 {
             let name =
-                if several { format!("{} · {}", plan.machine, plan.trainer) } else { plan.machine.clone() };
+                if several { format!("{} · {}", plan.machine, plan.program) } else { plan.machine.clone() };
             let mut row = vec![
                 name,
-                step_time(plan.step_s),
+                format!("{} s", plan.mean_step_s),
                 plan.steps.map_or("–".into(), |steps| steps.to_string()),
-                plan.total_s.map_or("–".into(), format_duration),
-                gigabytes(plan.fit.memory.device_bytes()),
-                kept(&plan.fit.config),
+                plan.total_s.map_or("–".into(), |total| total.as_duration()),
+                plan.memory_bytes.as_gigabytes(),
+                plan.kept_cell(),
                 plan.fit_cell(),
             ];
             if priced {
-                row.insert(4, plan.price.map_or("–".into(), |price| format!("{price:.2}")));
+                row.insert(4, plan.price.map_or("–".into(), |price| price.to_string()));
             }
             if largest.is_some() {
-                row.insert(1, plan.largest_of_several().map_or("–".into(), |time| step_time(time.step_s)));
+                let at_largest = |time: &BucketTime| format!("{} s", plan.on_card(time.step_s));
+                row.insert(1, plan.largest_of_several().map_or("–".into(), at_largest));
             }
             rows.push(row);
         }

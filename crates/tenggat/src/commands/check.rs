@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::{hub, model_folder};
-use tenggat_plan::{Plan, PlanJob, PlanOptions, Precision, Trainer, format_duration};
+use tenggat_plan::{Plan, PlanJob, PlanOptions, Precision, Program, Verdict};
 use tenggat_train::adapter;
 use tenggat_train::dataset::{self, Item};
 use tenggat_train::job::{self, Job, NetworkKind};
@@ -260,16 +260,26 @@ fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     let planned = plan_job(job, &facts, Precision::Bf16).job;
     let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
     let options = PlanOptions { budget_s: job.limits.budget_s, ..PlanOptions::default() };
-    let plan = Plan::new(&on(&planned, &machine), &machine, Trainer::Tenggat, &options)?;
+    let plan = Plan::new(&on(&planned, &machine), &machine, Program::Tenggat, &options)?;
     // A run keeps to a `memory_limit` as well as it can; what the machine has is all there is.
     let unlimited = PlanJob { memory_limit_bytes: None, ..planned };
-    let fits = Plan::new(&on(&unlimited, &machine), &machine, Trainer::Tenggat, &options)?.fit.fits;
+    let fits = Plan::new(&on(&unlimited, &machine), &machine, Program::Tenggat, &options)?.fit.fits;
     let bytes = plan.fit.memory.device_bytes() + plan.fit.memory.host_bytes;
-    let mut parts = vec![format!("{:.2} s a step", plan.step_s)];
+    let mut parts = vec![format!("{} s a step", plan.mean_step_s)];
     parts.extend(plan.steps.map(|steps| format!("{steps} steps")));
-    parts.extend(plan.total_s.map(|s| format!("{} in all", format_duration(s))));
-    let more = if plan.fit.fits { "" } else { " (more than there is)" };
+    parts.extend(plan.total_s.map(|total| format!("{} in all", total.as_duration())));
+    let more = match plan.verdict {
+        Verdict::Fits => "",
+        Verdict::MayFit => " (tight)",
+        Verdict::TooLarge => " (more than there is)",
+    };
     parts.push(format!("{:.1} GB of {:.1} GB memory{more}", bytes / 1e9, plan.fit.usable_bytes / 1e9));
+    let name = &job.model.name_or_path;
+    if name != assets::MINI && !Path::new(name).is_dir() {
+        let first = &plan.first_start;
+        let (fetch, disk) = (first.download_bytes / 1e9, first.disk_bytes / 1e9);
+        parts.push(format!("{fetch:.0} GB to fetch unless the model is here, {disk:.0} GB of disk"));
+    }
     if plan.assumed {
         parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
     }

@@ -4,11 +4,14 @@ use tenggat_plan::{Clock, WallClock};
 use tenggat_tensor::Device;
 use tenggat_train::calibrate::{self, Finding};
 
-use crate::output::say;
+use crate::output::{say, warning};
 use crate::processor;
 
 /// Seconds that a calibration takes if nobody says otherwise.
 pub const USUAL_S: f64 = 18.0;
+
+/// Error of a predicted step that says that the measurements were disturbed.
+const WORTH_A_WARNING: f64 = 0.2;
 
 /// Measures, prints and stores.
 pub fn calibrate(limit_s: f64) -> anyhow::Result<()> {
@@ -28,6 +31,15 @@ pub fn calibrate(limit_s: f64) -> anyhow::Result<()> {
     for Finding { what, seconds, result, .. } in findings.iter().filter(|f| f.is_step) {
         let percent = 100.0 * (result / seconds - 1.0);
         say!("  {what:<42} {:>7.2} ms {:>9.2} ms {percent:>+6.1} %", seconds * 1e3, result * 1e3);
+    }
+    let off = |f: &&Finding| (f.result / f.seconds - 1.0).abs();
+    let worst = findings.iter().filter(|f| f.is_step).map(|f| off(&f)).fold(0.0, f64::max);
+    if worst > WORTH_A_WARNING {
+        warning!(
+            "a whole step is predicted {:.0} % off: other programs were probably at work; calibrate again when the \
+             machine is idle",
+            100.0 * worst
+        );
     }
     let path = processor::store(&calibration)?;
     say!("stored in {} after {:.0} s", path.display(), clock.now_s());

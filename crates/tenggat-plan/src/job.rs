@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::PhaseCosts;
 use crate::cost::{ModelDims, Modulation, Optimiser, Precision, StepConfig, StepShape};
+use crate::model::{MODELS, ModelProfile, Targets};
+use crate::program::{Compiles, ProgramProfile, ProgramStep, Sequence};
 
 /// Pictures of one shape.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -18,24 +20,31 @@ pub struct BucketShape {
     pub pictures: u64,
 }
 
-/// Sample pictures.
+/// One sample picture of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct SampleJob {
-    /// Steps between two rounds during training; 0 for none.
-    pub every_steps: u64,
-    /// Pictures per round.
-    pub prompts: u64,
-    /// Denoising steps per picture.
-    pub denoising_steps: u64,
-    /// Whether guidance doubles the forward passes.
-    pub guided: bool,
+pub struct SamplePicture {
     /// Width in pixels.
     pub width_px: u64,
     /// Height in pixels.
     pub height_px: u64,
+    /// Denoising steps.
+    pub denoising_steps: u64,
+    /// Whether guidance doubles the forward passes.
+    pub guided: bool,
+}
+
+/// Sample pictures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleJob {
+    /// Steps between two rounds during training; 0 for none.
+    pub every_steps: u64,
+    /// First step with a round during training.
+    pub start_step: u64,
+    /// Pictures of a round, each in its own size.
+    pub pictures: Vec<SamplePicture>,
     /// Whether there is a round before the first step.
     pub first: bool,
-    /// Whether there is a round after the last step.
+    /// Whether there is a round after the last step. The round that is due at the last step is this one.
     pub last: bool,
 }
 
@@ -54,6 +63,38 @@ pub struct ValidationJob {
     pub share_max: f64,
 }
 
+/// An image that the model is shown beside the one it learns to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlImage {
+    /// As large as the image.
+    AsImage,
+    /// Of one size for all images.
+    Sized {
+        /// Width in pixels.
+        width_px: u64,
+        /// Height in pixels.
+        height_px: u64,
+    },
+}
+
+/// What a job says to other programs, and tenggat decides by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Layers that carry an adapter; the program's own choice if it is not said.
+    pub targets: Option<Targets>,
+    /// Whether to compile.
+    pub compiled: Option<bool>,
+    /// Whether blocks are computed again in the backward pass.
+    pub checkpointed: Option<bool>,
+    /// Blocks that are fetched from the host in every pass.
+    pub swapped_blocks: u64,
+    /// Whether captions are encoded before the training (`cache_text_embeddings`).
+    pub captions_encoded: bool,
+    /// Whether it runs on Windows.
+    pub on_windows: bool,
+}
+
 /// What the model weighs and computes beside its transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Surroundings {
@@ -66,8 +107,8 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Qwen-Image: a text encoder of 7.6 G parameters; VAE figures from its channel widths (96, 192, 384, 384), one
-    /// frame.
+    /// Qwen-Image: a text encoder of 7.6 G parameters; VAE figures from its channel widths (96, 192, 384,
+    /// 384), one frame.
     pub const QWEN_IMAGE: Self =
         Self { text_encoder_weights: 7.6e9, vae_encode_flops_per_px: 5e6, vae_decode_flops_per_px: 1e7 };
 }
@@ -75,12 +116,16 @@ impl Surroundings {
 /// A job, as far as planning sees it. All fields are public; start from [`PlanJob::qwen_image`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanJob {
-    /// Dimensions of the transformer.
+    /// The model, as other programs train it.
+    pub model: ModelProfile,
+    /// Dimensions of the transformer, as tenggat trains it.
     pub dims: ModelDims,
     /// The rest of the model.
     pub surroundings: Surroundings,
     /// Shape buckets; at least one.
     pub buckets: Vec<BucketShape>,
+    /// Control images of every sample; only other programs take them.
+    pub controls: Vec<ControlImage>,
     /// Pictures per step.
     pub batch: u64,
     /// Batches per optimiser step.
@@ -115,19 +160,24 @@ pub struct PlanJob {
     pub upload: bool,
     /// Forward passes of one scoring, before and after the training; 0 for none.
     pub score_passes: u64,
-    /// Durations that are known better than predicted, for instance from an earlier run; 0 for those that are not.
+    /// Durations that are known better than predicted, for instance from an earlier run; 0 for those that are
+    /// not.
     pub known_phases: PhaseCosts,
     /// Device memory that may be used, bytes.
     pub memory_limit_bytes: Option<f64>,
+    /// What it says to other programs.
+    pub elsewhere: Elsewhere,
 }
 
 impl PlanJob {
     /// A job on Qwen-Image with 20 pictures at 1024², rank 16, no samples and no score.
     pub fn qwen_image() -> Self {
         Self {
+            model: MODELS[0].clone(),
             dims: ModelDims::QWEN_IMAGE,
             surroundings: Surroundings::QWEN_IMAGE,
             buckets: vec![BucketShape { width_px: 1024, height_px: 1024, share: 1.0, pictures: 20 }],
+            controls: Vec::new(),
             batch: 1,
             accumulation: 1,
             text_tokens: 128,
@@ -147,10 +197,11 @@ impl PlanJob {
             score_passes: 0,
             known_phases: PhaseCosts::default(),
             memory_limit_bytes: None,
+            elsewhere: Elsewhere::default(),
         }
     }
 
-    /// The training step in one bucket, with `kept_blocks` still to be chosen.
+    /// The training step of tenggat in one bucket, with `kept_blocks` still to be chosen.
     pub fn step_config(&self, bucket: &BucketShape, activation_bytes: f64) -> StepConfig {
         StepConfig {
             dims: self.dims,
@@ -173,8 +224,68 @@ impl PlanJob {
         }
     }
 
+    /// The training step of another program in one bucket.
+    pub fn program_step<'a>(&'a self, profile: &'a ProgramProfile, bucket: &BucketShape) -> ProgramStep<'a> {
+        let Elsewhere { targets, compiled, checkpointed, swapped_blocks, captions_encoded, on_windows } =
+            self.elsewhere;
+        let compiled = match profile.compiles {
+            Compiles::Never => false,
+            Compiles::IfAsked => compiled.unwrap_or(false),
+            Compiles::ByDefault => compiled.unwrap_or(true),
+        };
+        ProgramStep {
+            profile,
+            model: &self.model,
+            sequence: self.sequence(bucket),
+            rank: self.rank,
+            targets: targets.unwrap_or(profile.targets),
+            precision: self.precision,
+            ara_rank: self.ara_rank,
+            optimiser: self.optimiser,
+            accumulation: self.accumulation,
+            compiled,
+            checkpointed: checkpointed.unwrap_or(profile.checkpoints),
+            swapped_blocks,
+            captions_encoded,
+            on_windows,
+        }
+    }
+
+    /// What the transformer sees in one bucket.
+    fn sequence(&self, bucket: &BucketShape) -> Sequence {
+        let sizes = || {
+            self.controls.iter().map(|control| match *control {
+                ControlImage::AsImage => (bucket.width_px, bucket.height_px),
+                ControlImage::Sized { width_px, height_px } => (width_px, height_px),
+            })
+        };
+        let tokens = |(width, height)| self.model.image_tokens(width, height);
+        let seen = |(width, height): (u64, u64)| {
+            self.model.text_tokens(0, 1, width as f64 * height as f64) - self.model.text_tokens(0, 0, 0.0)
+        };
+        let caption = self.model.text_tokens(self.text_tokens, 0, 0.0);
+        Sequence {
+            batch: self.batch,
+            image_tokens: tokens((bucket.width_px, bucket.height_px)),
+            control_tokens: sizes().map(tokens).fold(0, u64::saturating_add),
+            text_tokens: sizes().map(seen).fold(caption, u64::saturating_add),
+        }
+    }
+
+    /// The same job with images whose sides are this share of what they are, in whole tokens.
+    #[must_use]
+    pub fn scaled(&self, share: f64) -> Self {
+        let token = self.model.pixels_per_token.max(1);
+        let side = |px: u64| ((px as f64 * share / token as f64).round() as u64).max(1) * token;
+        let scaled =
+            |b: &BucketShape| BucketShape { width_px: side(b.width_px), height_px: side(b.height_px), ..*b };
+        let buckets =
+            if share == 1.0 { self.buckets.clone() } else { self.buckets.iter().map(scaled).collect() };
+        Self { buckets, ..self.clone() }
+    }
+
     /// The bucket with the most pixels, which decides about memory.
-    pub(super) fn largest_bucket(&self) -> Option<&BucketShape> {
+    pub(crate) fn largest_bucket(&self) -> Option<&BucketShape> {
         self.buckets.iter().max_by_key(|bucket| bucket.width_px.saturating_mul(bucket.height_px))
     }
 }
@@ -186,11 +297,13 @@ pub struct Storage {
     pub read_bytes_per_s: f64,
     /// Writing and syncing, bytes/s.
     pub write_bytes_per_s: f64,
+    /// Fetching from the hub, bytes/s.
+    pub download_bytes_per_s: f64,
 }
 
 impl Default for Storage {
-    /// A common NVMe drive: 2 GB/s and 1 GB/s. Assumed.
+    /// A common NVMe drive, 2 GB/s and 1 GB/s, and a rented machine's line, 100 MB/s. Assumed.
     fn default() -> Self {
-        Self { read_bytes_per_s: 2e9, write_bytes_per_s: 1e9 }
+        Self { read_bytes_per_s: 2e9, write_bytes_per_s: 1e9, download_bytes_per_s: 1e8 }
     }
 }
