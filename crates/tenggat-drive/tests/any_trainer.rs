@@ -49,28 +49,31 @@ impl Ran {
 
 #[test]
 fn a_trainer_that_is_done_in_time_is_let_end() {
-    let ran = run(20.0, "--max_train_steps 40 --step_s 0.02");
+    let ran = run(60.0, "--max_train_steps 40 --step_s 0.02");
     let driven = ran.driven.as_ref().unwrap();
-    assert!(driven.as_planned && ran.end_s < 15.0, "{driven:?} {}", ran.end_s);
+    assert!(driven.as_planned && driven.ended.contains("did its steps"), "{driven:?}");
     assert_eq!((driven.steps, ran.published()), (40, 40));
     assert!(ran.folder.path().join("out/metrics.jsonl").is_file());
 }
 
 #[test]
 fn one_that_does_not_fit_is_told_and_ended_after_its_last_save_in_time() {
-    let ran = run(6.0, "--max_train_steps 10000 --step_s 0.02 --save_every_n_steps 50");
+    let ran = run(10.0, "--max_train_steps 10000 --step_s 0.02 --save_every_n_steps 50");
     let driven = ran.driven.as_ref().unwrap();
-    assert!(ran.end_s <= 6.0 && driven.as_planned, "{driven:?} {}", ran.end_s);
-    assert!(driven.steps >= 50 && driven.steps == ran.published() && driven.steps % 50 == 0, "{driven:?}");
+    assert!(ran.end_s <= 10.0 && driven.as_planned, "{driven:?} {}", ran.end_s);
+    assert!(
+        driven.steps >= 50 && driven.steps == ran.published() && driven.steps.is_multiple_of(50),
+        "{driven:?}"
+    );
     assert!(ran.warnings().contains("would fit"), "{}", ran.warnings());
 }
 
 #[test]
 fn one_that_saves_when_interrupted_uses_the_time() {
     // OneTrainer is told by its option.
-    let ran = run(6.0, "--max_train_steps 10000 --step_s 0.02 --saves_on_interrupt --config-path x");
+    let ran = run(10.0, "--max_train_steps 10000 --step_s 0.02 --saves_on_interrupt --config-path x");
     let driven = ran.driven.as_ref().unwrap();
-    assert!(ran.end_s <= 6.0 && driven.as_planned, "{driven:?} {}", ran.end_s);
+    assert!(ran.end_s <= 10.0 && driven.as_planned, "{driven:?} {}", ran.end_s);
     assert_eq!(driven.steps, ran.published());
     let newest =
         ran.events.iter().rev().find_map(|e| if let Event::Step(s) = e { Some(s.done) } else { None });
@@ -79,10 +82,10 @@ fn one_that_saves_when_interrupted_uses_the_time() {
 
 #[test]
 fn one_that_fails_leaves_what_it_saved_and_its_words() {
-    let ran = run(20.0, "--max_train_steps 100 --step_s 0.02 --save_every_n_steps 10 --crash broken-cable");
+    let ran = run(60.0, "--max_train_steps 100 --step_s 0.02 --save_every_n_steps 10 --crash broken-cable");
     let driven = ran.driven.as_ref().unwrap();
     assert!(!driven.as_planned && driven.ended.contains("broken-cable"), "{driven:?}");
     assert_eq!((driven.steps, ran.published()), (20, 20));
-    let nothing = run(20.0, "--max_train_steps 100 --step_s 0.02 --crash broken-cable");
+    let nothing = run(60.0, "--max_train_steps 100 --step_s 0.02 --crash broken-cable");
     assert!(nothing.driven.unwrap_err().to_string().contains("no whole save"));
 }

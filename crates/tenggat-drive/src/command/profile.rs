@@ -84,7 +84,7 @@ impl Profile {
     /// The profile that a command line tells.
     pub fn of(command: &[String]) -> Profile {
         let told = |mark: &&str| command.iter().any(|word| word.contains(*mark));
-        KNOWN.into_iter().find(|profile| profile.marks.iter().any(|mark| told(mark))).unwrap_or(OTHER)
+        KNOWN.into_iter().find(|profile| profile.marks.iter().any(&told)).unwrap_or(OTHER)
     }
 
     /// The number that an option of the command line has: `--name 25` or `--name=25`.

@@ -81,7 +81,10 @@ pub fn peek(path: &Path) -> Result<Checked, NotWhole> {
     Ok(header(&mut File::open(path)?)?.0)
 }
 
-fn header(file: &mut File) -> Result<(Checked, Vec<u8>, Vec<(String, TensorInfo)>), NotWhole> {
+/// What the beginning of a file says: what is told of it, its bytes, and the tensors in the order of their data.
+type Header = (Checked, Vec<u8>, Vec<(String, TensorInfo)>);
+
+fn header(file: &mut File) -> Result<Header, NotWhole> {
     let found = file.metadata()?.len();
     let mut first = [0; 8];
     file.read_exact(&mut first).map_err(|_| NotWhole::Length { promised: 8, found })?;
