@@ -122,10 +122,12 @@ fn ways(cuda: &Cuda) -> Found {
         (asked, missing) if missing.is_empty() => (Outcome::Passed, format!("{asked} products")),
         (asked, missing) => (
             Outcome::Failed,
+            // A few tell what they have in common.
             format!(
-                "{} of {asked} have none and go through a slow kernel: {}",
+                "{} of {asked} have none and go through a slow kernel: {}{}",
                 missing.len(),
-                missing.join(", ")
+                missing[..missing.len().min(3)].join(", "),
+                if missing.len() > 3 { ", …" } else { "" }
             ),
         ),
     }
