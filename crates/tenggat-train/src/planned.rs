@@ -10,14 +10,13 @@ use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
 use tenggat_plan::{
     BucketShape, Elsewhere, ModelDims, ModelProfile, Optimiser as PlannedOptimiser, PlanJob, Precision,
-    SampleJob, SamplePicture, Surroundings, Targets, ValidationJob,
+    SampleJob, SamplePicture, Surroundings, Targets, ValidationJob, ValidationPlan,
 };
 use tenggat_tensor::ops::quantise::Format;
 
 use crate::dataset::{self, Batches, Item};
 use crate::from_job;
 use crate::job::{FirstRound, Job, Network, NetworkKind, Optimiser};
-use crate::run::VALIDATION_SHARE;
 
 /// Characters per token of English captions with the Qwen2 vocabulary, as far as that can be said in general.
 const CHARACTERS_PER_TOKEN: f64 = 4.3;
@@ -156,7 +155,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
             pictures: validation.items.len() as u64,
             levels: validation.sigmas.len() as u64,
             side_px: validation.resolution as u64,
-            share_max: VALIDATION_SHARE,
+            share_max: ValidationPlan::SHARE_MAX,
         }),
         upload: job.push.is_some(),
         memory_limit_bytes: job.limits.memory_bytes,

@@ -34,6 +34,11 @@ pub struct ValidationPlan {
     pub share_max: f64,
 }
 
+impl ValidationPlan {
+    /// Share of the training time that validation may take, unless a caller wants another.
+    pub const SHARE_MAX: f64 = 0.1;
+}
+
 /// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from `default()`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BudgetConfig {

@@ -6,7 +6,7 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::Tensor;
 
 use super::rules::{self, Redrawing};
-use crate::score::{Error, HeldOut, Judge, LEVELS, Prompt, Redraw};
+use crate::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt, Redraw};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,7 +46,7 @@ impl Measured {
     fn new(pictures: Vec<[f64; 2]>) -> Self {
         let n = pictures.len().max(1) as f64;
         let mean = |f: &dyn Fn(&[f64; 2]) -> f64| pictures.iter().map(f).sum::<f64>() / n;
-        let total = |p: &[f64; 2]| Error { captioned: p[0], empty: p[1] }.total();
+        let total = |p: &[f64; 2]| HeldOutError { captioned: p[0], empty: p[1] }.total();
         let centre = mean(&total);
         let deviation = mean(&|p| (total(p) - centre).powi(2)).sqrt();
         Measured { total: centre, captioned: mean(&|p| p[0]), empty: mean(&|p| p[1]), deviation, pictures }
@@ -55,7 +55,7 @@ impl Measured {
     /// Mean difference of the totals, picture by picture, from another adapter's on the same pictures and noise, and its
     /// standard error.
     pub fn difference(&self, other: &Self) -> (f64, f64) {
-        let total = |p: &[f64; 2]| Error { captioned: p[0], empty: p[1] }.total();
+        let total = |p: &[f64; 2]| HeldOutError { captioned: p[0], empty: p[1] }.total();
         let each: Vec<f64> =
             self.pictures.iter().zip(&other.pictures).map(|(a, b)| total(a) - total(b)).collect();
         let n = each.len().max(1) as f64;

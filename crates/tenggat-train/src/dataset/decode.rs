@@ -12,11 +12,8 @@ use std::sync::Once;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::limits::MOST_PIXELS;
 use super::{Error, Result, file, jpeg, orientation};
-
-/// Most pixels of an image. Pillow, and so ai-toolkit, refuses more. Source: Pillow `PIL/Image.py`, twice
-/// `MAX_IMAGE_PIXELS`.
-pub(super) const MOST_PIXELS: u64 = 178_956_970;
 
 /// Most bytes that a decoder may ask for; enough for `MOST_PIXELS` of four channels of 16 bits.
 const MOST_BYTES: u64 = 8 * MOST_PIXELS + (64 << 20);

@@ -10,6 +10,7 @@ mod caption;
 mod decode;
 mod file;
 mod jpeg;
+mod limits;
 mod mask;
 mod orientation;
 mod picture;

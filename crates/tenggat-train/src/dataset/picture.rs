@@ -5,6 +5,7 @@ use std::path::Path;
 use fast_image_resize as fir;
 use image::{RgbImage, imageops};
 
+use super::limits::MOST_PIXELS;
 use super::{Error, Item, Result, decode};
 
 /// Width and height of a picture after its orientation; reads the header alone.
@@ -74,7 +75,7 @@ pub(crate) enum Filter {
 /// Whether a size is one that there is memory for. A picture of one row would otherwise become as high as a bucket, and
 /// as many times wider.
 pub(super) fn can_be_resized_to((width, height): (usize, usize)) -> bool {
-    width.checked_mul(height).is_some_and(|pixels| pixels as u64 <= decode::MOST_PIXELS)
+    width.checked_mul(height).is_some_and(|pixels| pixels as u64 <= MOST_PIXELS)
 }
 
 /// Resizes as Pillow does.

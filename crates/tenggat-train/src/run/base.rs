@@ -13,26 +13,44 @@ use tenggat_tensor::DType;
 use tenggat_tensor::ops::linear;
 
 use super::event::Event;
-use super::{Error, Options, Result, memory, room};
+use super::options::Options;
+use super::{Error, Result, memory, room};
 use crate::from_job;
 use crate::job::{Job, Qtype};
+use crate::painter::Painter;
+use crate::score::Judge;
 
-/// What is loaded from the model's folder.
+/// What a run needs of the frozen models from start to end.
 pub(super) struct Base {
     pub model: Transformer,
     pub vae: Vae,
-    pub text: PromptEncoder,
     pub scheduler: Scheduler,
     /// Steps whose modulation is worked out together; `None` if it is part of the step.
     pub steps_ahead: Option<u64>,
 }
 
-/// Loads all parts; quantises those that the job wants quantised, or takes them from the folder that keeps quantised
+impl Base {
+    /// What measures on held-out images.
+    pub fn judge(&self) -> Judge<'_> {
+        Judge { model: &self.model, vae: &self.vae, scheduler: &self.scheduler }
+    }
+
+    /// What generates samples.
+    pub fn painter(&self) -> Painter<'_> {
+        Painter { model: &self.model, vae: &self.vae, scheduler: &self.scheduler }
+    }
+}
+
+/// Loads all parts, the text encoder apart, which is needed only to encode; quantises those that the job wants quantised, or takes them from the folder that keeps quantised
 /// models.
 ///
 /// # Errors
 /// A part cannot be read, or the recovery adapter is not there.
-pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Base> {
+pub(super) fn load(
+    job: &Job,
+    options: &Options<'_>,
+    show: &mut dyn FnMut(Event),
+) -> Result<(Base, PromptEncoder)> {
     let (folder, device) = (options.model, options.device);
     let interrupt = options.stop.interrupt();
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
@@ -94,7 +112,8 @@ pub(super) fn load(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     let text = room::beside(&model, device, &mut tell, || {
         PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress, interrupt)
     })?;
-    Ok(Base { model, vae, text, scheduler: Scheduler::load(&folder.join("scheduler"))?, steps_ahead })
+    let scheduler = Scheduler::load(&folder.join("scheduler"))?;
+    Ok((Base { model, vae, scheduler, steps_ahead }, text))
 }
 
 fn quantisation(qtype: Qtype, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {

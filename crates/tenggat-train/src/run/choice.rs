@@ -8,10 +8,11 @@ use tenggat_plan::{Clock, PartTime};
 
 use super::Result;
 use super::event::{Contender, Event};
-use super::folder::{LAST, RunFolder};
+use super::folder::RunFolder;
+use super::names::LAST;
 use super::saving::Saver;
 use super::stop::unless_interrupted;
-use crate::score::{self, HeldOut, Judge, LEVELS, Prompt};
+use crate::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt};
 
 /// Share of the budget that one measurement may take; with less there are more noises, with more there is no
 /// choice.
@@ -19,6 +20,12 @@ const SHARE: f64 = 0.005;
 const MOST_SHARE: f64 = 0.04;
 /// Most noises at each level.
 const MAX_NOISES: u64 = 4;
+
+/// Where a LoRA is written, and by what.
+pub(super) struct Place<'a> {
+    pub saver: &'a Saver<'a>,
+    pub folder: &'a RunFolder,
+}
 
 /// Measures contenders and remembers the best.
 pub(super) struct Choice<'a> {
@@ -45,11 +52,12 @@ impl<'a> Choice<'a> {
         judge: Judge<'a>,
         held: &'a [HeldOut],
         clock: &'a dyn Clock,
-        (lora, steps): (&Lora, u64),
+        lora: &Lora,
+        steps: u64,
         deadline_s: Option<f64>,
     ) -> Result<Option<Self>> {
         let began_s = clock.now_s();
-        let first = Contender { steps, error: score::Error { captioned: 0.0, empty: 0.0 }, is_best: true };
+        let first = Contender { steps, error: HeldOutError { captioned: 0.0, empty: 0.0 }, is_best: true };
         let (part, seconds) = (PartTime::default(), 0.0);
         let mut choice =
             Choice { judge, held, clock, noises: 1, part, seconds, first, best: first, improving: true };
@@ -110,7 +118,7 @@ impl<'a> Choice<'a> {
         &mut self,
         lora: &Lora,
         steps: u64,
-        (saver, folder): (&Saver<'_>, &RunFolder),
+        Place { saver, folder }: Place<'_>,
         may_go_on: &mut dyn FnMut(PartTime) -> bool,
         show: &mut dyn FnMut(Event),
     ) -> Result<PathBuf> {
@@ -144,9 +152,9 @@ impl<'a> Choice<'a> {
         &mut self,
         lora: &Lora,
         may_go_on: &mut dyn FnMut(PartTime) -> bool,
-    ) -> Result<Option<score::Error>> {
+    ) -> Result<Option<HeldOutError>> {
         let began_s = self.clock.now_s();
-        let mut sum = score::Error { captioned: 0.0, empty: 0.0 };
+        let mut sum = HeldOutError { captioned: 0.0, empty: 0.0 };
         let mut pictures = 0;
         for held in self.held {
             pictures += held.digests.len();
@@ -166,6 +174,6 @@ impl<'a> Choice<'a> {
         }
         self.seconds = self.clock.now_s() - began_s;
         let cases = ((pictures * LEVELS) as f64 * self.noises as f64).max(1.0);
-        Ok(Some(score::Error { captioned: sum.captioned / cases, empty: sum.empty / cases }))
+        Ok(Some(HeldOutError { captioned: sum.captioned / cases, empty: sum.empty / cases }))
     }
 }

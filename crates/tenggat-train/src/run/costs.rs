@@ -2,11 +2,12 @@
 
 use tenggat_models::lora::Lora;
 use tenggat_plan::{
-    BucketConfig, Budget, BudgetConfig, Clock, Phase, PhaseCosts, SamplePlan, ValidationPlan, upload_s,
+    BucketConfig, Budget, BudgetConfig, Phase, PhaseCosts, PhaseRecord, SamplePlan, ValidationPlan, upload_s,
 };
 
+use super::Result;
 use super::data::Prepared;
-use super::{Event, Options, Result, VALIDATION_SHARE};
+use super::options::Options;
 use crate::job::{Deliver, Job};
 use crate::optimiser::Optimiser;
 
@@ -25,85 +26,83 @@ pub(super) fn state_s(job: &Job, lora: &Lora, optimiser: &Optimiser, averaged: b
     if job.resume { bytes as f64 / STATE_BYTES_PER_S } else { 0.0 }
 }
 
-/// Times the phases before there is a budget.
-pub(super) struct Phases<'a> {
-    pub clock: &'a dyn Clock,
-    pub records: Vec<(Phase, f64, f64)>,
+/// What is expected of a run, and what an earlier part of it has done.
+pub(super) struct Costs {
+    /// Expected seconds of writing a LoRA and the checkpoint.
+    pub write_s: f64,
+    /// Expected seconds of measuring a LoRA before it is written.
+    pub measure_s: f64,
+    /// Size of the LoRA.
+    pub lora_bytes: usize,
+    /// Steps done before.
+    pub steps_done: u64,
+    /// Progress of the schedule that they reached.
+    pub progress_done: f64,
 }
 
-impl Phases<'_> {
-    pub fn time<T>(
-        &mut self,
-        phase: Phase,
-        show: &mut dyn FnMut(Event),
-        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T>,
-    ) -> Result<T> {
-        let began_s = self.clock.now_s();
-        show(Event::PhaseStarted(phase));
-        let result = work(show)?;
-        let now_s = self.clock.now_s();
-        self.records.push((phase, began_s, now_s));
-        show(Event::PhaseFinished { phase, seconds: now_s - began_s });
-        Ok(result)
-    }
-}
-
-/// The controller of a run's time, told of the phases that are over. `write_s` and `measure_s` are the expected seconds of
-/// writing a LoRA and of measuring it first, `lora_bytes` its size; the last pair is the steps done before and their progress of the schedule.
+/// The controller of a run's time, told of the phases that are over.
+///
+/// # Errors
+/// No run could keep this budget.
 pub(super) fn budget(
     job: &Job,
     options: &Options<'_>,
     data: &Prepared,
-    ((write_s, measure_s), lora_bytes): ((f64, f64), usize),
-    phases: &Phases<'_>,
-    (steps_done, progress_done): (u64, f64),
+    costs: &Costs,
+    records: &[PhaseRecord],
 ) -> Result<Budget> {
-    let mut costs = PhaseCosts::default().with(Phase::FinalSave, 2.0 * write_s + measure_s);
-    let mut round_s = 0.0;
-    for &(phase, began_s, ended_s) in &phases.records {
-        costs = costs.with(phase, ended_s - began_s);
-        match phase {
-            // A choice is made before it is saved.
-            Phase::ScoreBefore if job.save.deliver == Deliver::Newest => {
-                costs = costs.with(Phase::ScoreAfter, ended_s - began_s)
-            }
-            Phase::FirstSample => {
-                costs = costs.with(Phase::FinalSample, ended_s - began_s);
-                round_s = ended_s - began_s;
-            }
-            _ => {}
-        }
-    }
-    if options.report {
-        costs = costs.with(Phase::Report, REPORT_S);
-    }
-    if job.push.is_some() {
-        costs = costs.with(Phase::Upload, upload_s(lora_bytes as f64));
-    }
+    let save_s = costs.write_s + costs.measure_s;
+    let over: Vec<(Phase, f64, f64)> =
+        records.iter().filter_map(|r| Some((r.phase, r.started_s, r.finished_s?))).collect();
+    let of_round = over.iter().find(|(phase, ..)| *phase == Phase::FirstSample);
+    let round_s = of_round.map_or(0.0, |(_, began_s, ended_s)| ended_s - began_s);
     let shares = data.bucket_shares();
     let mut budget = Budget::new(BudgetConfig {
         deadline_s: options.deadline_s,
         steps: job.train.steps,
         fill: job.limits.fill && options.deadline_s.is_some(),
         margin_s: job.limits.margin_s,
-        phases: costs,
-        save_s: write_s + measure_s,
+        phases: phase_costs(job, options, costs, &over),
+        save_s,
         buckets: shares.iter().map(|&share| BucketConfig { step_s: None, share: Some(share) }).collect(),
-        steps_done,
-        progress_done,
+        steps_done: costs.steps_done,
+        progress_done: costs.progress_done,
         samples: (job.sample.enabled && job.sample.every > 0)
             .then_some(SamplePlan { every_steps: job.sample.every, round_s }),
         // The first step's measurement tells how long they take.
         validation: job.train.validation.as_ref().map(|validation| ValidationPlan {
             every_steps: validation.every,
             round_s: 0.0,
-            share_max: VALIDATION_SHARE,
+            share_max: ValidationPlan::SHARE_MAX,
         }),
         ..BudgetConfig::default()
     })?;
-    for &(phase, began_s, ended_s) in &phases.records {
+    for (phase, began_s, ended_s) in over {
         budget.phase_started(phase, began_s);
         budget.phase_finished(phase, ended_s);
     }
     Ok(budget)
+}
+
+/// Seconds of the phases that are over, and of those to come as these foretell them.
+fn phase_costs(job: &Job, options: &Options<'_>, costs: &Costs, over: &[(Phase, f64, f64)]) -> PhaseCosts {
+    let mut phases = PhaseCosts::default().with(Phase::FinalSave, 2.0 * costs.write_s + costs.measure_s);
+    for &(phase, began_s, ended_s) in over {
+        phases = phases.with(phase, ended_s - began_s);
+        match phase {
+            // A choice is made before it is saved.
+            Phase::ScoreBefore if job.save.deliver == Deliver::Newest => {
+                phases = phases.with(Phase::ScoreAfter, ended_s - began_s);
+            }
+            Phase::FirstSample => phases = phases.with(Phase::FinalSample, ended_s - began_s),
+            _ => {}
+        }
+    }
+    if options.report {
+        phases = phases.with(Phase::Report, REPORT_S);
+    }
+    if job.push.is_some() {
+        phases = phases.with(Phase::Upload, upload_s(costs.lora_bytes as f64));
+    }
+    phases
 }

@@ -20,6 +20,28 @@ use crate::step::Batch;
 /// Rows and columns of patches.
 pub(super) type Grid = (usize, usize);
 
+/// How noise is drawn for a batch.
+pub(super) struct Noising {
+    draws: Draws,
+    levels: NoiseLevels,
+    /// Standard deviation of what is added to the noise of a whole channel: the job's `noise_offset`.
+    offset: f64,
+}
+
+impl Noising {
+    /// As the job says.
+    pub fn of(job: &Job) -> Self {
+        let train = &job.train;
+        let levels = NoiseLevels {
+            kind: train.timestep_type,
+            balance: train.balance,
+            bell: train.bell,
+            range: train.denoising_steps,
+        };
+        Noising { draws: Draws::new(job.seed), levels, offset: train.noise_offset }
+    }
+}
+
 /// The encoded data set.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -148,13 +170,8 @@ impl Prepared {
     }
 
     /// The noise levels of batch `number`, as [`Prepared::draw`] draws them.
-    pub fn levels(
-        &mut self,
-        number: u64,
-        scheduler: &Scheduler,
-        draws: &Draws,
-        levels: NoiseLevels,
-    ) -> Result<Vec<Level>> {
+    pub fn levels(&mut self, number: u64, scheduler: &Scheduler, noising: &Noising) -> Result<Vec<Level>> {
+        let &Noising { ref draws, levels, .. } = noising;
         let chosen = self.batches.at(number).to_vec();
         let Some(&first) = chosen.first() else { return Ok(Vec::new()) };
         let tokens = self.latent(first)?.view().rows();
@@ -171,8 +188,9 @@ impl Prepared {
         number: u64,
         model: &Transformer,
         scheduler: &Scheduler,
-        (draws, levels, offset): (&Draws, NoiseLevels, f64),
+        noising: &Noising,
     ) -> Result<Batch> {
+        let &Noising { ref draws, levels, offset } = noising;
         let chosen = self.batches.at(number).to_vec();
         let Some(&first) = chosen.first() else {
             return Err(Error::Job("there is nothing to train on".into()));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tenggat_plan::{Forecast, Phase};
 
-use crate::score;
+use crate::score::HeldOutError;
 
 /// News of a run.
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ pub struct Contender {
     /// Updates in it.
     pub steps: u64,
     /// Velocity error.
-    pub error: score::Error,
+    pub error: HeldOutError,
     /// Whether it is the best so far.
     pub is_best: bool,
 }
@@ -119,9 +119,9 @@ pub struct Scores {
     /// Whether the LoRA was on.
     pub trained: bool,
     /// Mean squared error of redrawn pictures.
-    pub picture: score::Error,
+    pub picture: HeldOutError,
     /// Mean squared error of predicted velocities, if there was time for it.
-    pub velocity: Option<score::Error>,
+    pub velocity: Option<HeldOutError>,
     /// Seeds that the picture error is a mean over.
     pub seeds: u64,
 }

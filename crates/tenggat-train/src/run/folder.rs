@@ -5,14 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::found::is_own;
 use super::lock::{Place, RunLock};
+use super::names::{self, MOST_ASIDE};
 use super::state_file::{PREVIOUS, STATE};
 use super::{Error, Result};
-
-/// Name of the file that always holds the newest adapter, whole.
-pub const LAST: &str = "last.safetensors";
-
-/// Most names that are tried for what is moved aside.
-pub(super) const MOST_ASIDE: u32 = 9999;
 
 /// The folder of one run, which holds the lock on it.
 #[derive(Debug)]
@@ -59,22 +54,9 @@ impl RunFolder {
         )))
     }
 
-    /// The files `<name>_<9 digits>.safetensors` of a folder and their numbers, lowest first.
-    pub fn numbered_in(path: &Path, name: &str) -> Vec<(u64, PathBuf)> {
-        let number = |file: &Path| -> Option<u64> {
-            let digits = file.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('_')?;
-            let digits = digits.strip_suffix(".safetensors")?;
-            (digits.len() == 9 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
-        };
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        let mut found: Vec<_> = entries.filter_map(|e| Some((number(&e.path())?, e.path()))).collect();
-        found.sort();
-        found
-    }
-
     /// The numbered files that we wrote, oldest first; those of other programs are not ours to remove.
     fn own_numbered_in(path: &Path, name: &str) -> Vec<PathBuf> {
-        Self::numbered_in(path, name).into_iter().map(|(_, path)| path).filter(|path| is_own(path)).collect()
+        names::numbered_in(path, name).into_iter().map(|(_, path)| path).filter(|path| is_own(path)).collect()
     }
 
     /// The folder itself.
@@ -258,7 +240,7 @@ mod tests {
         };
         let mut folder = open(&path);
         [250, 500, 750].into_iter().for_each(|step| write(&mut folder, step));
-        let left = || RunFolder::numbered_in(&path, "fox").into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        let left = || names::numbered_in(&path, "fox").into_iter().map(|(n, _)| n).collect::<Vec<_>>();
         assert_eq!(left(), [500, 750]);
         assert!(folder.numbered(500).ends_with("fox_000000500.safetensors"));
         // Cut off, gone on with: files of before count, the last is written again.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::folder::{LAST, MOST_ASIDE, RunFolder};
+use super::names::{self, LAST, MOST_ASIDE};
 use super::{Error, Result};
 use crate::lora_file::Header;
 
@@ -40,7 +40,7 @@ impl Found {
     /// they hold.
     pub fn in_folder(folder: &Path, name: &str, step_names: bool) -> Found {
         let mut found = Found::default();
-        let numbered = RunFolder::numbered_in(folder, name);
+        let numbered = names::numbered_in(folder, name);
         let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut paths: Vec<_> =
             entries.filter(|p| p.extension().is_some_and(|x| x == "safetensors")).collect();

@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use tenggat_models::Interrupt;
-use tenggat_models::qwen_image::PromptEncoder;
-use tenggat_models::qwen_image::vae::Vae;
-use tenggat_tensor::Device;
-
+use super::encoding::Encoders;
 use super::{Error, Result};
 use crate::dataset::{self, Bad};
 use crate::job::Job;
@@ -17,12 +13,7 @@ const AT_ONCE: usize = 2;
 
 /// Reads a folder of captioned pictures as the job's first data set would be read, without mirroring or dropout, in
 /// groups of one size. Broken pictures are left out and returned.
-pub(super) fn load(
-    folder: &Path,
-    job: &Job,
-    (device, vae, text): (&Device, &Vae, &PromptEncoder),
-    interrupt: &Interrupt,
-) -> Result<(Vec<HeldOut>, Vec<Bad>)> {
+pub(super) fn load(folder: &Path, job: &Job, encoders: &Encoders<'_>) -> Result<(Vec<HeldOut>, Vec<Bad>)> {
     let Some(first_set) = job.datasets.first() else {
         return Err(Error::Job("the job has no data set".into()));
     };
@@ -34,7 +25,7 @@ pub(super) fn load(
     let dataset::Loaded { items, mut bad, .. } = dataset::load(&[set], job.compat, job.seed)?;
     let mut pictures = Vec::new();
     for item in &items {
-        interrupt.check()?;
+        encoders.interrupt.check()?;
         match dataset::load_pixels(item) {
             Ok(pixels) => pictures.push(Picture {
                 caption: item.captions.first().cloned().unwrap_or_default(),
@@ -47,5 +38,6 @@ pub(super) fn load(
     if pictures.is_empty() {
         return Err(dataset::Error::Empty { path: folder.to_path_buf(), bad }.into());
     }
+    let &Encoders { device, vae, text, .. } = encoders;
     Ok((HeldOut::encode(&pictures, AT_ONCE, device, vae, text)?, bad))
 }

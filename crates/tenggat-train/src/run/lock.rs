@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use tenggat_plan::{Clock, WallClock};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::resume::unix_s;
 use super::{Error, Result};
 
 /// Its name in the run's folder.
@@ -31,6 +30,11 @@ const BEAT: Duration = Duration::from_millis(200);
 const NOTE_BYTES: usize = 400;
 /// Folders that are renamed just while they are being locked are tried again so often.
 const TRIES: usize = 10;
+
+/// Seconds since 1970.
+pub(super) fn unix_s() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
 
 /// What the holder of a lock says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,8 @@ use tenggat_tensor::{DType, Device};
 
 use super::data::Prepared;
 use super::event::Event;
-use super::{Options, Result, room};
+use super::options::Options;
+use super::{Result, room};
 use crate::from_job;
 use crate::job::{Checkpointing, Job};
 use crate::planned;

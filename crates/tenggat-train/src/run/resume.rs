@@ -1,14 +1,13 @@
 //! What becomes of a folder that holds an earlier run: gone on with, moved aside, or done already.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tenggat_plan::Clock;
 
-use super::Options;
-use super::folder::LAST;
 use super::found::{Found, Save};
-use super::lock::Note;
+use super::lock::{Note, unix_s};
+use super::names::LAST;
+use super::options::Options;
 use super::state_file::{End, PREVIOUS, STATE, Saved};
 use crate::job::{self, Deliver, Job};
 use crate::lora_file::{self, LoraFile};
@@ -181,11 +180,6 @@ fn more_wanted(job: &Job, options: &Options<'_>, saved: &Saved) -> Result<(), St
         _ => return Ok(()),
     };
     Err(format!("to go on with it, give {raise}; to train anew, --start-over"))
-}
-
-/// Seconds since 1970.
-pub(super) fn unix_s() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Whether so many steps are all that the job asks for.

@@ -12,9 +12,10 @@ use super::data::Prepared;
 use super::error::is_disk_full;
 use super::folder::{self, RunFolder};
 use super::found;
-use super::resume::unix_s;
+use super::lock::unix_s;
+use super::names::LAST;
 use super::state_file::{self, End, Progress, STATE, Tensors};
-use super::training::State;
+use super::trained::Trained;
 use super::{Error, Result};
 use crate::job::Job;
 use crate::lora_file::{self, Info, Module};
@@ -55,7 +56,7 @@ impl<'a> Saver<'a> {
     pub fn save_state(
         &self,
         folder: &RunFolder,
-        state: &State<'_>,
+        state: &Trained<'_>,
         budget: &Budget,
         now_s: f64,
         end: Option<End>,
@@ -189,7 +190,7 @@ impl<'a> Saver<'a> {
 /// They cannot be written.
 pub(super) fn complete(job: &Job, source: &Path, steps: u64) -> Result<Vec<String>> {
     let saver = Saver::new(job, false, None);
-    for name in [folder::LAST.to_owned(), format!("{}.safetensors", job.name)] {
+    for name in [LAST.to_owned(), format!("{}.safetensors", job.name)] {
         let path = job.folder.join(name);
         let has = lora_file::Header::read(&path).ok().and_then(|header| header.step());
         let wanted = lora_file::Header::read(source).ok().and_then(|header| header.step());

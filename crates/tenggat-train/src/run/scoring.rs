@@ -10,7 +10,7 @@ use tenggat_tensor::Tensor;
 
 use super::Result;
 use super::event::Scores;
-use crate::score::{self, Error, HeldOut, Judge, LEVELS, Prompt};
+use crate::score::{self, HeldOut, HeldOutError, Judge, LEVELS, Prompt};
 
 /// Share of the budget that the picture errors may take each time; decides how many seeds there are.
 const SHARE: f64 = 0.06;
@@ -42,8 +42,8 @@ struct Pair {
     group: usize,
     /// Seed of the picture's noise, or noise level of a velocity.
     seed: u64,
-    bare: Error,
-    trained: Option<Error>,
+    bare: HeldOutError,
+    trained: Option<HeldOutError>,
     /// Redrawn from the captions by the bare model and with the LoRA; kept for the first seed alone.
     redrawn: (Option<Tensor>, Option<Tensor>),
 }
@@ -196,7 +196,7 @@ impl<'a> Scoring<'a> {
     }
 
     /// Errors of one group with the captions and with the empty prompt, and the pictures from the captions.
-    fn redraw(&mut self, group: usize, lora: Option<&Lora>, seed: u64) -> Result<(Error, Tensor)> {
+    fn redraw(&mut self, group: usize, lora: Option<&Lora>, seed: u64) -> Result<(HeldOutError, Tensor)> {
         let began_s = self.clock.now_s();
         let held = &self.held[group];
         let redraw = self.judge.part_of_schedule(held, STEPS, STRENGTH);
@@ -205,13 +205,19 @@ impl<'a> Scoring<'a> {
         let without = self.judge.redraw(held, Prompt::Empty, lora, &redraw, seed)?;
         let empty = mean(&score::squared_differences(&without, held)?);
         self.redraw_time.observe(self.clock.now_s() - began_s);
-        Ok((Error { captioned, empty }, pictures))
+        Ok((HeldOutError { captioned, empty }, pictures))
     }
 
-    fn velocity(&mut self, group: usize, lora: Option<&Lora>, level: usize, noise: u64) -> Result<Error> {
+    fn velocity(
+        &mut self,
+        group: usize,
+        lora: Option<&Lora>,
+        level: usize,
+        noise: u64,
+    ) -> Result<HeldOutError> {
         let captioned = self.velocity_of(group, Prompt::Caption, lora, level, noise)?;
         let empty = self.velocity_of(group, Prompt::Empty, lora, level, noise)?;
-        Ok(Error { captioned, empty })
+        Ok(HeldOutError { captioned, empty })
     }
 
     fn velocity_of(
@@ -230,10 +236,10 @@ impl<'a> Scoring<'a> {
 
     /// Mean over pictures of what `of` picks from each pair: over the pairs of one group and level first, so that a
     /// level with more noises weighs no more than the others.
-    fn mean(&self, pairs: &[Pair], of: fn(&Pair) -> Option<Error>) -> Error {
+    fn mean(&self, pairs: &[Pair], of: fn(&Pair) -> Option<HeldOutError>) -> HeldOutError {
         let mut cells = std::collections::BTreeMap::new();
         for (pair, error) in pairs.iter().filter_map(|p| Some((p, of(p)?))) {
-            let cell: &mut (Error, f64) = cells.entry((pair.seed, pair.group)).or_insert((ZERO, 0.0));
+            let cell: &mut (HeldOutError, f64) = cells.entry((pair.seed, pair.group)).or_insert((ZERO, 0.0));
             *cell = (plus(cell.0, error, 1.0), cell.1 + 1.0);
         }
         let weight = |group: usize| self.held[group].captions.lens.len() as f64;
@@ -248,22 +254,22 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-const ZERO: Error = Error { captioned: 0.0, empty: 0.0 };
+const ZERO: HeldOutError = HeldOutError { captioned: 0.0, empty: 0.0 };
 
-fn bare(pair: &Pair) -> Option<Error> {
+fn bare(pair: &Pair) -> Option<HeldOutError> {
     Some(pair.bare)
 }
 
 /// The bare model's error where there is the LoRA's too.
-fn both(pair: &Pair) -> Option<Error> {
+fn both(pair: &Pair) -> Option<HeldOutError> {
     pair.trained.map(|_| pair.bare)
 }
 
-fn with_lora(pair: &Pair) -> Option<Error> {
+fn with_lora(pair: &Pair) -> Option<HeldOutError> {
     pair.trained
 }
 
 /// `a + weight · b`.
-fn plus(a: Error, b: Error, weight: f64) -> Error {
-    Error { captioned: a.captioned + weight * b.captioned, empty: a.empty + weight * b.empty }
+fn plus(a: HeldOutError, b: HeldOutError, weight: f64) -> HeldOutError {
+    HeldOutError { captioned: a.captioned + weight * b.captioned, empty: a.empty + weight * b.empty }
 }

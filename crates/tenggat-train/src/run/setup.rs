@@ -9,7 +9,8 @@ use tenggat_plan::{Schedule, Shape, Warmup};
 use tenggat_tensor::ops::loss;
 use tenggat_tensor::{DType, Device};
 
-use super::{Error, Event, Result};
+use super::event::Event;
+use super::{Error, Result};
 use crate::adapter;
 use crate::job::{self, Job, Loss, LrScheduler};
 use crate::lora_file;

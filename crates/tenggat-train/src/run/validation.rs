@@ -2,14 +2,11 @@
 //! Source: ai-toolkit `jobs/process/BaseSDTrainProcess.py`, `setup_validation` and `validate`; latents are means of the
 //! VAE's posterior, as in training.
 
-use tenggat_models::Interrupt;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::PromptEncoder;
-use tenggat_models::qwen_image::vae::Vae;
 use tenggat_plan::{Budget, Clock, PartTime};
-use tenggat_tensor::Device;
 
 use super::Result;
+use super::encoding::Encoders;
 use crate::dataset::{self, Bad};
 use crate::job;
 use crate::noise;
@@ -17,8 +14,14 @@ use crate::score::{HeldOut, Judge, Picture, Prompt};
 
 /// Seed of the first picture's noise; the others follow it.
 const FIRST_SEED: u64 = 42;
-/// Share of the training time that validation may take where there is a deadline.
-pub(crate) const SHARE: f64 = 0.1;
+
+/// What a measurement says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured {
+    pub loss: f64,
+    /// Whether it is the lowest so far.
+    pub is_best: bool,
+}
 
 /// Measures a LoRA again and again.
 pub(super) struct Validation<'a> {
@@ -39,18 +42,18 @@ impl<'a> Validation<'a> {
     pub fn new(
         config: Option<&'a job::Validation>,
         judge: Judge<'a>,
-        (device, vae, text): (&Device, &Vae, &PromptEncoder),
-        interrupt: &Interrupt,
+        encoders: &Encoders<'_>,
     ) -> Result<(Option<Self>, Vec<Bad>)> {
         let Some(config) = config else { return Ok((None, Vec::new())) };
         let (mut pictures, mut bad) = (Vec::new(), Vec::new());
         for (path, prompt) in &config.items {
-            interrupt.check()?;
+            encoders.interrupt.check()?;
             match dataset::load_whole(path, config.resolution) {
                 Ok((size, rgb)) => pictures.push(Picture { caption: prompt.clone(), size, rgb }),
                 Err(error) => bad.push(Bad { path: path.clone(), error: Box::new(error) }),
             }
         }
+        let &Encoders { device, vae, text, .. } = encoders;
         let items = HeldOut::encode(&pictures, 1, device, vae, text)?;
         let (part, best) = (PartTime::default(), f64::INFINITY);
         let validation = Validation { config, judge, items, part, best };
@@ -69,7 +72,7 @@ impl<'a> Validation<'a> {
         done: u64,
         budget: &mut Budget,
         clock: &dyn Clock,
-    ) -> Result<Option<(f64, bool)>> {
+    ) -> Result<Option<Measured>> {
         let due = done == 1 || self.config.every > 0 && done.is_multiple_of(self.config.every);
         let began_s = clock.now_s();
         if !due || !budget.allows_validation(began_s) {
@@ -93,8 +96,8 @@ impl<'a> Validation<'a> {
         }
         budget.observe_validation(before_s, before_s - began_s);
         let loss = sum / (self.items.len() * self.config.sigmas.len()).max(1) as f64;
-        let best = loss < self.best;
+        let is_best = loss < self.best;
         self.best = self.best.min(loss);
-        Ok(Some((loss, best)))
+        Ok(Some(Measured { loss, is_best }))
     }
 }

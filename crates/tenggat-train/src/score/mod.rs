@@ -28,14 +28,14 @@ const CAPTIONED: f64 = 0.25;
 
 /// An error with captions and with the empty prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Error {
+pub struct HeldOutError {
     /// With the captions.
     pub captioned: f64,
     /// With the empty prompt.
     pub empty: f64,
 }
 
-impl Error {
+impl HeldOutError {
     /// The part with one kind of prompt.
     pub fn of_mut(&mut self, prompt: Prompt) -> &mut f64 {
         match prompt {

@@ -1,6 +1,15 @@
 //! Bits of entropy-coded data, and the Huffman codes in them.
 
-use super::scan::Stop;
+/// Why a scan cannot be read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The file ends.
+    End,
+    /// A marker comes too early.
+    Marker,
+    /// A value that cannot be.
+    Value,
+}
 
 /// A Huffman table: length and value of the code that begins each 16 bits; a length of 0 where there is none.
 pub(super) struct Table(Box<[(u8, u8)]>);

@@ -11,8 +11,9 @@
 mod bits;
 mod scan;
 
-use bits::Table;
-use scan::{Component, Scan, Stop};
+use super::limits::MOST_PIXELS;
+use bits::{Stop, Table};
+use scan::{Component, Scan};
 
 /// What is wrong with a JPEG file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +108,7 @@ impl<'a> Walk<'a> {
             listed.map(|&[id, s, _]| (id, usize::from(s >> 4), usize::from(s & 15))).collect();
         let is_sane = sides.iter().all(|(_, h, v)| (1..=4).contains(h) && (1..=4).contains(v));
         let pixels = width * height;
-        let is_sized = pixels > 0 && pixels as u64 <= super::decode::MOST_PIXELS;
+        let is_sized = pixels > 0 && pixels as u64 <= MOST_PIXELS;
         if self.frame.is_some() || !is_sized || !is_sane || !(1..=4).contains(&sides.len()) {
             return Err(wrong);
         }

@@ -1,17 +1,6 @@
 //! One scan: the values of some components, in blocks of 8 × 8.
 
-use super::bits::{Bits, Table};
-
-/// Why a scan cannot be read on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// The file ends.
-    End,
-    /// A marker comes too early.
-    Marker,
-    /// A value that cannot be.
-    Value,
-}
+use super::bits::{Bits, Stop, Table};
 
 /// A colour component of the image.
 pub(super) struct Component {

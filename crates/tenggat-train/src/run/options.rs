@@ -1,0 +1,36 @@
+//! What a run is given besides its job.
+
+use std::path::Path;
+
+use tenggat_plan::Clock;
+use tenggat_tensor::Device;
+
+use super::stop::Stop;
+
+/// What a run is given besides its job.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// The device that computes.
+    pub device: &'a Device,
+    /// Where the present comes from; reads 0 when the budget begins to run.
+    pub clock: &'a dyn Clock,
+    /// Moment by which the process must have ended, on the clock.
+    pub deadline_s: Option<f64>,
+    /// True for a point in time (`--deadline`); false for a duration (`--budget`), from which time spent before an
+    /// interruption is subtracted.
+    pub deadline_is_moment: bool,
+    /// Folder of the model.
+    pub model: &'a Path,
+    /// Folder that keeps quantised models for later runs; without one they are quantised every time.
+    pub quantised: Option<&'a Path>,
+    /// Memory that may be used where the job sets no limit; `None`: nobody knows.
+    pub memory_bytes: Option<f64>,
+    /// Folder of held-out images to score before and after.
+    pub held_out: Option<&'a Path>,
+    /// Whether the loss curve, and with held-out images their sheet, are rendered at the end.
+    pub report: bool,
+    /// Moves aside what an earlier run left, instead of resuming it.
+    pub start_over: bool,
+    /// How the end, or a save, is asked for meanwhile.
+    pub stop: &'a Stop,
+}
