@@ -21,7 +21,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tenggat_train::report::chart::{Chart, Series, save};
+use tenggat_train::outcome::report::chart::{Chart, Series, save};
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

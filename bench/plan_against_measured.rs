@@ -15,9 +15,9 @@ use std::fs;
 
 use tenggat_plan::{Clock, Machine, WallClock};
 use tenggat_tensor::Device;
-use tenggat_train::calibrate::calibrate;
-use tenggat_train::calibrate::rehearsal::Rehearsal;
-use tenggat_train::calibrate::timing::{Trial, in_turn, median};
+use tenggat_train::plan::calibrate::calibrate;
+use tenggat_train::plan::calibrate::rehearsal::Rehearsal;
+use tenggat_train::plan::calibrate::timing::{Trial, in_turn, median};
 
 /// How often calibration and measurement alternate, and seconds for each.
 const ROUNDS: usize = 5;

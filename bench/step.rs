@@ -9,9 +9,9 @@ use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Precision, Transformer};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
-use tenggat_train::adapter;
-use tenggat_train::draws::Level;
-use tenggat_train::optimiser::{Method, Optimiser};
+use tenggat_train::lora::initial;
+use tenggat_train::step::draws::Level;
+use tenggat_train::step::optimiser::{Method, Optimiser};
 use tenggat_train::step::{Batch, Trainer};
 
 const BATCH: usize = 4;
@@ -36,7 +36,7 @@ fn step(c: &mut Criterion) {
     let caption = randn(&device, &[TEXT, model.config().joint_attention_dim], 3);
     let text = || TextBatch::new(&[&caption; BATCH]).unwrap();
     let positions = Arc::new(model.positions(GRID, TEXT).unwrap());
-    let lora = adapter::initialise(model.lora_layout(16, |_| true), 1, &device, DType::F32).unwrap();
+    let lora = initial::initialise(model.lora_layout(16, |_| true), 1, &device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora).unwrap();
     let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::ALL).unwrap();
 

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use tenggat_models::qwen_image::transformer::Precision;
 use tenggat_tensor::{DType, Device};
-use tenggat_train::calibrate::rehearsal::Rehearsal;
+use tenggat_train::plan::calibrate::rehearsal::Rehearsal;
 use turns::Error;
 
 fn serve(arguments: &HashMap<String, String>) -> Result<(), Error> {

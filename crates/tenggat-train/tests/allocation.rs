@@ -10,10 +10,10 @@ use tenggat_models::qwen_image::transformer::{KeptBlocks, Precision};
 use tenggat_tensor::ops::linear;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
-use tenggat_train::adapter;
-use tenggat_train::calibrate::rehearsal::Rehearsal;
-use tenggat_train::draws::Level;
-use tenggat_train::optimiser::{Method, Optimiser};
+use tenggat_train::lora::initial;
+use tenggat_train::plan::calibrate::rehearsal::Rehearsal;
+use tenggat_train::step::draws::Level;
+use tenggat_train::step::optimiser::{Method, Optimiser};
 use tenggat_train::step::{Batch, Trainer};
 
 /// Counts what is asked of the system's allocator.
@@ -81,7 +81,7 @@ fn warm_step(weights: DType) -> (usize, usize) {
     };
     let device = Device::cpu();
     let model = rehearsal.model_in(&device, Precision { compute: DType::F32, weights }).unwrap();
-    let lora = adapter::initialise(model.lora_layout(RANK, |_| true), 1, &device, DType::F32).unwrap();
+    let lora = initial::initialise(model.lora_layout(RANK, |_| true), 1, &device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora).unwrap();
     let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::ALL).unwrap();
     let shape = [GRID.0 * GRID.1, model.config().in_channels];

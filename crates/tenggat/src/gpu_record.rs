@@ -49,7 +49,7 @@ impl Record {
         if let Some(folder) = file.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        tenggat_train::atomic::write(&file, serde_json::to_string_pretty(self)?.as_bytes())?;
+        tenggat_train::files::atomic::write(&file, serde_json::to_string_pretty(self)?.as_bytes())?;
         Ok(())
     }
 }

@@ -43,7 +43,8 @@ pub fn usable_bytes() -> Option<f64> {
 pub fn store(calibration: &Calibration) -> anyhow::Result<PathBuf> {
     let path = file(&calibration.device)?;
     let text = serde_json::to_vec_pretty(calibration)?;
-    tenggat_train::atomic::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+    tenggat_train::files::atomic::write(&path, &text)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 

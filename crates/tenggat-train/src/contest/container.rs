@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
-use crate::{lora_file, run};
+use crate::lora::file as lora_file;
+use crate::run;
 
 /// Folders that the container is given, all movable for tests.
 #[derive(Debug, Clone)]

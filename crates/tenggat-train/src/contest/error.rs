@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::dataset;
+use crate::data::pictures;
 
 /// Result of preparing a task.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -71,7 +71,7 @@ pub enum Error {
     },
     /// Pictures that cannot be listed.
     #[error(transparent)]
-    Pictures(#[from] dataset::Error),
+    Pictures(#[from] pictures::Error),
 }
 
 impl Error {

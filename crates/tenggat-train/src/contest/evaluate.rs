@@ -6,7 +6,7 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::Tensor;
 
 use super::rules::{self, Redrawing};
-use crate::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt, Redraw};
+use crate::measure::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt, Redraw};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]

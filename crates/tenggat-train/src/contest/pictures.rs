@@ -4,8 +4,8 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use crate::dataset::{self, Error, Filter, Result};
-use crate::score::Picture;
+use crate::data::pictures::{self, Error, Filter, Result};
+use crate::measure::score::Picture;
 
 /// Sides are cut to multiples of this.
 const DIVISIBLE_BY: usize = 16;
@@ -18,7 +18,7 @@ const DIVISIBLE_BY: usize = 16;
 /// A picture cannot be read, is too long and narrow, or has no caption; or there is none.
 pub fn test_pictures(folder: &Path, long_side: usize) -> Result<Vec<Picture>> {
     let pictures: Vec<Picture> =
-        dataset::pictures(folder)?.iter().map(|path| read(path, long_side)).collect::<Result<_>>()?;
+        pictures::pictures(folder)?.iter().map(|path| read(path, long_side)).collect::<Result<_>>()?;
     if pictures.is_empty() {
         return Err(Error::Empty { path: folder.into(), bad: Vec::new() });
     }
@@ -27,7 +27,7 @@ pub fn test_pictures(folder: &Path, long_side: usize) -> Result<Vec<Picture>> {
 
 fn read(path: &Path, long_side: usize) -> Result<Picture> {
     let (size, rgb) = scaled(path, long_side)?;
-    let caption = dataset::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
+    let caption = pictures::read_caption(path, ".txt")?.filter(|caption| !caption.trim().is_empty());
     let Some(caption) = caption else {
         return Err(Error::Uncaptioned { path: path.into() });
     };
@@ -37,13 +37,13 @@ fn read(path: &Path, long_side: usize) -> Result<Picture> {
 /// One picture as the scorer sees it: width and height, and its bytes `[h, w, 3]`.
 pub(super) fn scaled(path: &Path, long_side: usize) -> Result<((usize, usize), Vec<u8>)> {
     let unusable = |reason: String| Error::Picture { path: path.into(), reason };
-    let picture = dataset::as_stored(path)?.into_rgb8();
+    let picture = pictures::as_stored(path)?.into_rgb8();
     let scaled = scaled_size(picture.width() as usize, picture.height() as usize, long_side);
     let size = (scaled.0 / DIVISIBLE_BY * DIVISIBLE_BY, scaled.1 / DIVISIBLE_BY * DIVISIBLE_BY);
     if size.0 == 0 || size.1 == 0 {
         return Err(unusable(format!("it is too long and narrow: {} x {} at that size", scaled.0, scaled.1)));
     }
-    let scaled = dataset::resize(picture, scaled, Filter::Lanczos).map_err(&unusable)?;
+    let scaled = pictures::resize(picture, scaled, Filter::Lanczos).map_err(&unusable)?;
     Ok((size, middle(&scaled, size)))
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::pictures::scaled;
 use super::{Error, Result};
-use crate::dataset;
+use crate::data::pictures;
 
 /// Of so many pictures one is held out, rounded up, as the contest does.
 const HELD_OUT_ONE_IN: usize = 10;
@@ -37,14 +37,14 @@ pub struct Split {
 /// # Errors
 /// A folder cannot be read or written, or there is no usable picture.
 pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) -> Result<Split> {
-    let paths = dataset::pictures(from)?;
+    let paths = pictures::pictures(from)?;
     let read: Vec<_> = paths
         .par_iter()
         .map(|path| {
             // A decoder that panics costs one picture, not the task.
             let read = || Ok((path, scaled(path, long_side)?, caption_of(path)?));
             catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-                Err(dataset::Error::Picture { path: path.clone(), reason: "its decoder failed".into() })
+                Err(pictures::Error::Picture { path: path.clone(), reason: "its decoder failed".into() })
             })
         })
         .collect();
@@ -84,8 +84,8 @@ pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) 
     Ok(Split { train, held_out, pictures: (good.len() - held, held), bad, trigger_in_captions })
 }
 
-fn caption_of(picture: &Path) -> dataset::Result<String> {
-    Ok(dataset::read_caption(picture, ".txt")?.unwrap_or_default())
+fn caption_of(picture: &Path) -> pictures::Result<String> {
+    Ok(pictures::read_caption(picture, ".txt")?.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
         let captions = ["a.b", "a_b"].map(|name| {
             let picture = split.train.join(format!("{name}.png.png"));
             assert!(picture.is_file());
-            dataset::read_caption(&picture, ".txt").unwrap().unwrap()
+            pictures::read_caption(&picture, ".txt").unwrap().unwrap()
         });
         assert_eq!(captions, ["d0g number 0", "d0g number 1"]);
     }

@@ -7,7 +7,7 @@ use tenggat_tensor::ops::{attention, copy};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 
-use crate::step_bench::product_flops_per_s;
+use crate::plan::bench::product_flops_per_s;
 
 /// Tokens of attention, as in a step at 1024 × 1024; heads and channels of each.
 const TOKENS: usize = 4320;

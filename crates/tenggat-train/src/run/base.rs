@@ -15,10 +15,10 @@ use tenggat_tensor::ops::linear;
 use super::event::Event;
 use super::options::Options;
 use super::{Error, Result, memory, room};
-use crate::from_job;
 use crate::job::{Job, Qtype};
-use crate::painter::Painter;
-use crate::score::Judge;
+use crate::measure::score::Judge;
+use crate::outcome::painter::Painter;
+use crate::plan::job as planned;
 
 /// What a run needs of the frozen models from start to end.
 pub(super) struct Base {
@@ -41,8 +41,8 @@ impl Base {
     }
 }
 
-/// Loads all parts, the text encoder apart, which is needed only to encode; quantises those that the job wants quantised, or takes them from the folder that keeps quantised
-/// models.
+/// Loads all parts, the text encoder apart, which is needed only to encode; quantises those that the job
+/// wants quantised, or takes them from the folder that keeps quantised models.
 ///
 /// # Errors
 /// A part cannot be read, or the recovery adapter is not there.
@@ -56,8 +56,8 @@ pub(super) fn load(
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
     let recovery = job.model.recovery_adapter.as_deref().map(adapter).transpose()?;
     let base = job.model.quantisation.map(|format| stored(format, recovery));
-    // Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was made for.
-    // Elsewhere 32-bit products are the faster ones.
+    // Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was
+    // made for. Elsewhere 32-bit products are the faster ones.
     let narrow = job.train.narrow && linear::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let transformer = folder.join("transformer");
@@ -117,7 +117,7 @@ pub(super) fn load(
 }
 
 fn quantisation(qtype: Qtype, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {
-    Quantisation { format: from_job::format(qtype), recovery, cache: cache.map(Path::to_path_buf) }
+    Quantisation { format: planned::format(qtype), recovery, cache: cache.map(Path::to_path_buf) }
 }
 
 fn adapter(name: &str) -> Result<PathBuf> {

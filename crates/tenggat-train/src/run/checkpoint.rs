@@ -67,7 +67,7 @@ impl Training<'_, '_> {
         self.requests.moved_to(self.folder.path());
         if followed.is_empty {
             let moved = self.metrics.move_to(&self.folder.file("metrics.jsonl")).and_then(|()| {
-                crate::atomic::write(&self.folder.file("config.yaml"), self.job.text.as_bytes())
+                crate::files::atomic::write(&self.folder.file("config.yaml"), self.job.text.as_bytes())
             });
             if let Err(e) = moved {
                 time.warn(format!("the files of the run cannot be written again: {e}"));

@@ -12,7 +12,7 @@ use super::folder::RunFolder;
 use super::names::LAST;
 use super::saving::Saver;
 use super::stop::unless_interrupted;
-use crate::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt};
+use crate::measure::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt};
 
 /// Share of the budget that one measurement may take; with less there are more noises, with more there is no
 /// choice.

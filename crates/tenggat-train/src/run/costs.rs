@@ -1,4 +1,5 @@
-//! What is known of a run's costs when its training begins: the phases before it, timed, and the budget made of them.
+//! What is known of a run's costs when its training begins: the phases before it, timed, and the budget made
+//! of them.
 
 use tenggat_models::lora::Lora;
 use tenggat_plan::{
@@ -6,10 +7,10 @@ use tenggat_plan::{
 };
 
 use super::Result;
-use super::data::Prepared;
 use super::options::Options;
+use crate::data::batch::Prepared;
 use crate::job::{Deliver, Job};
-use crate::optimiser::Optimiser;
+use crate::step::optimiser::Optimiser;
 
 /// Expected seconds of drawing the report's pictures.
 const REPORT_S: f64 = 0.6;

@@ -1,4 +1,5 @@
-//! Moving the deadline of a run that is under way: a small file in its folder, which the loop looks for and answers.
+//! Moving the deadline of a run that is under way: a small file in its folder, which the loop looks for and
+//! answers.
 
 use std::fmt;
 use std::fs;
@@ -72,7 +73,7 @@ pub fn request(folder: &Path, asked: Move) -> io::Result<()> {
         Move::By(s) => format!("{}{:.3}s\n", if s < 0.0 { '-' } else { '+' }, s.abs()),
         Move::To(moment) => format!("{moment}\n"),
     };
-    crate::atomic::write(&folder.join(REQUEST), text.as_bytes())
+    crate::files::atomic::write(&folder.join(REQUEST), text.as_bytes())
 }
 
 /// Whether a request waits to be taken up.
@@ -100,7 +101,8 @@ impl Requests {
         self.path = folder.join(REQUEST);
     }
 
-    /// Answers a request if it is time to look and there is one: moves the deadline, removes the file, and tells.
+    /// Answers a request if it is time to look and there is one: moves the deadline, removes the file, and
+    /// tells.
     pub fn answer(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
         if now_s - self.looked_s < LOOK_EVERY_S {
             return;

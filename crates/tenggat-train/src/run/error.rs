@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::data;
+
 /// Result of a part of a run.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -29,13 +31,13 @@ pub enum Error {
     Model(#[from] tenggat_models::Error),
     /// The pictures could not be read.
     #[error(transparent)]
-    Data(#[from] crate::dataset::Error),
+    Data(#[from] crate::data::pictures::Error),
     /// A LoRA file could not be read or written.
     #[error(transparent)]
-    LoraFile(#[from] crate::lora_file::Error),
+    LoraFile(#[from] crate::lora::file::Error),
     /// The pictures about the run could not be drawn or written.
     #[error(transparent)]
-    Report(#[from] crate::report::Error),
+    Report(#[from] crate::outcome::report::Error),
     /// No run could keep this budget.
     #[error(transparent)]
     Budget(#[from] tenggat_plan::BudgetError),
@@ -75,7 +77,8 @@ impl Error {
         matches!(self, Error::Model(e) if e.is_interrupted())
     }
 
-    /// Whether a file could not be written or read, as opposed to a device that failed or numbers that make no sense.
+    /// Whether a file could not be written or read, as opposed to a device that failed or numbers that make
+    /// no sense.
     pub(super) fn is_of_a_file(&self) -> bool {
         self.io().is_some()
     }
@@ -88,14 +91,25 @@ impl Error {
     fn io(&self) -> Option<&std::io::Error> {
         match self {
             Error::File { source, .. } => Some(source),
-            Error::LoraFile(crate::lora_file::Error::File { source, .. }) => Some(source),
-            Error::Report(crate::report::Error::Write { source, .. }) => Some(source),
+            Error::LoraFile(crate::lora::file::Error::File { source, .. }) => Some(source),
+            Error::Report(crate::outcome::report::Error::Write { source, .. }) => Some(source),
             _ => None,
         }
     }
 
     pub(super) fn file(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Error::File { action, path: path.to_path_buf(), source }
+    }
+}
+
+impl From<data::Error> for Error {
+    fn from(e: data::Error) -> Self {
+        match e {
+            data::Error::Job(text) => Error::Job(text),
+            data::Error::File { action, path, source } => Error::File { action, path, source },
+            data::Error::Model(e) => Error::Model(e),
+            data::Error::Images(e) => Error::Data(e),
+        }
     }
 }
 

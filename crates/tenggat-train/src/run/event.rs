@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use tenggat_plan::{Forecast, Phase};
 
-use crate::score::HeldOutError;
+use crate::measure::score::{HeldOutError, Scores};
 
 /// News of a run.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A phase begins.
     PhaseStarted(Phase),
-    /// A phase is over.
+    /// A phase is over, whether it succeeded or not.
     PhaseFinished {
         /// Which.
         phase: Phase,
@@ -111,17 +111,4 @@ pub struct Step {
     pub step_s: f64,
     /// Seconds until the deadline, if there is one.
     pub left_s: Option<f64>,
-}
-
-/// Held-out errors of the bare model or of the trained LoRA.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scores {
-    /// Whether the LoRA was on.
-    pub trained: bool,
-    /// Mean squared error of redrawn pictures.
-    pub picture: HeldOutError,
-    /// Mean squared error of predicted velocities, if there was time for it.
-    pub velocity: Option<HeldOutError>,
-    /// Seeds that the picture error is a mean over.
-    pub seeds: u64,
 }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use tenggat_plan::{FinishReason, Phase};
 
 use super::choice::{Choice, Place};
-use super::event::{Event, Scores};
+use super::event::Event;
 use super::names::LAST;
 use super::report;
-use super::scoring::Scoring;
 use super::state_file::End;
 use super::stop::unless_interrupted;
 use super::summary::Summary;
 use super::timeline::{Ledger, Timed, Timeline};
 use super::training::Training;
 use super::{Error, Result};
+use crate::measure::before_and_after::Scoring;
+use crate::measure::score::Scores;
 
 impl Training<'_, '_> {
     /// Trains and does all that comes after.
@@ -88,8 +89,8 @@ impl Training<'_, '_> {
         })
     }
 
-    /// Writes the checkpoint before the LoRA, so that a run that is killed between them still delivers it. What
-    /// goes wrong is no reason not to deliver.
+    /// Writes the checkpoint before the LoRA, so that a run that is killed between them still delivers it.
+    /// What goes wrong is no reason not to deliver.
     fn save_final_state(&mut self, end: Option<FinishReason>) {
         let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
         if let Err(e) = self.metrics.sync() {
@@ -102,8 +103,8 @@ impl Training<'_, '_> {
         }
     }
 
-    /// Makes sure that `last.safetensors` holds what is delivered; returns where it is, which is elsewhere if the
-    /// folder has no room.
+    /// Makes sure that `last.safetensors` holds what is delivered; returns where it is, which is elsewhere if
+    /// the folder has no room.
     fn save_last_or_best(&mut self, last: &std::path::Path) -> Result<PathBuf> {
         let Timeline { clock, show, stop, budget } = &mut self.time;
         let steps = budget.steps_done();
@@ -147,7 +148,8 @@ impl Training<'_, '_> {
         }
         self.phase(Phase::ScoreAfter, |run| {
             let Some(scoring) = &mut run.scoring else { return Ok(()) };
-            unless_interrupted(scoring.after(run.trained.best(), &mut run.time.budget))?;
+            let scored = scoring.after(run.trained.best(), &mut run.time.budget);
+            unless_interrupted(scored.map_err(Error::from))?;
             Ok(())
         })
     }
@@ -172,7 +174,8 @@ impl Training<'_, '_> {
         let Some(scoring) = &mut self.scoring else { return Ok(None) };
         let is_stopped = self.time.stop.is_requested();
         if !is_stopped {
-            unless_interrupted(scoring.fill(self.trained.best(), &mut self.time.budget))?;
+            let filled = scoring.fill(self.trained.best(), &mut self.time.budget);
+            unless_interrupted(filled.map_err(Error::from))?;
         }
         let compared = scoring.compared();
         match compared {

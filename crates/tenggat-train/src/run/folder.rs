@@ -181,9 +181,9 @@ pub struct Followed {
 /// # Errors
 /// The folder cannot be read.
 pub fn sweep(path: &Path) -> Result<()> {
-    crate::atomic::sweep(path).map_err(|e| Error::file("tidy the folder", path, e))?;
+    crate::files::atomic::sweep(path).map_err(|e| Error::file("tidy the folder", path, e))?;
     for inner in ["samples", "sheets"].map(|name| path.join(name)).iter().filter(|inner| inner.is_dir()) {
-        crate::atomic::sweep(inner).map_err(|e| Error::file("tidy the folder", inner, e))?;
+        crate::files::atomic::sweep(inner).map_err(|e| Error::file("tidy the folder", inner, e))?;
     }
     Ok(())
 }
@@ -204,8 +204,8 @@ pub fn give_up_state(folder: &Path, bytes: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tensor_file::{self, Entry};
     use crate::job::SaveType;
-    use crate::tensor_file::{self, Entry};
 
     fn open(path: &Path) -> RunFolder {
         let lock = RunLock::acquire(path, "job", &mut |text| panic!("{text}")).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::names::{self, LAST, MOST_ASIDE};
 use super::{Error, Result};
-use crate::lora_file::Header;
+use crate::lora::file::Header;
 
 /// The program that writes our files, as their metadata name it.
 const OWN: &str = "tenggat";
@@ -126,8 +126,8 @@ pub fn set_aside(path: &Path, steps: u64) -> Result<Option<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tensor_file::{self, Entry};
     use crate::job::SaveType;
-    use crate::tensor_file::{self, Entry};
 
     fn write(path: &Path, software: &str, step: Option<u64>) {
         let entries = [Entry::floats("w".into(), vec![1], &[1.0], SaveType::F32)];

@@ -126,7 +126,7 @@ impl RunLock {
     /// # Errors
     /// [`Error::Locked`]: another run is under way there. The folder cannot be made.
     pub fn acquire(folder: &Path, job: &str, warn: &mut dyn FnMut(String)) -> Result<RunLock> {
-        crate::atomic::make_folder(folder).map_err(|e| Error::file("make the folder", folder, e))?;
+        crate::files::atomic::make_folder(folder).map_err(|e| Error::file("make the folder", folder, e))?;
         let path = folder.join(LOCK);
         let note = Arc::new(Mutex::new(Note::new(job)));
         let lock = |file, before| RunLock { folder: folder.to_path_buf(), file, before, note, beating: None };
@@ -141,7 +141,7 @@ impl RunLock {
                 Ok(file) => file,
                 // The folder was renamed meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    crate::atomic::make_folder(folder)
+                    crate::files::atomic::make_folder(folder)
                         .map_err(|e| Error::file("make the folder", folder, e))?;
                     continue;
                 }

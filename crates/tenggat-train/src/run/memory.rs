@@ -6,16 +6,15 @@ use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::{DType, Device};
 
-use super::data::Prepared;
 use super::event::Event;
 use super::options::Options;
 use super::{Result, room};
-use crate::from_job;
+use crate::data::batch::Prepared;
 use crate::job::{Checkpointing, Job};
-use crate::planned;
+use crate::plan::job as planned;
 
-/// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping them costs
-/// little.
+/// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping
+/// them costs little.
 pub(super) fn steps_ahead(
     job: &Job,
     model: &Config,
@@ -32,8 +31,8 @@ pub(super) fn steps_ahead(
     })
 }
 
-/// The device as planning sees it, of which so much may be used: of a GPU, what is free and what a plan counts that is there
-/// already.
+/// The device as planning sees it, of which so much may be used: of a GPU, what is free and what a plan
+/// counts that is there already.
 fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machine> {
     Ok(match (device.description(), device.memory()?) {
         (Some(name), Some((free, _))) if free < usize::MAX => Machine::gpu(&name, free as f64 + there_bytes),
@@ -41,8 +40,8 @@ fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machin
     })
 }
 
-/// Blocks that keep everything for the backward pass; the others compute it again. Without a limit from the job,
-/// `memory_bytes` may be used; all blocks keep everything if nobody knows a limit.
+/// Blocks that keep everything for the backward pass; the others compute it again. Without a limit from the
+/// job, `memory_bytes` may be used; all blocks keep everything if nobody knows a limit.
 pub(super) fn kept_blocks(
     job: &Job,
     model: &Transformer,
@@ -91,7 +90,8 @@ pub(super) fn kept_blocks(
     Ok(KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize })
 }
 
-/// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices resident.
+/// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices
+/// resident.
 fn step(
     job: &Job,
     model: &Config,
@@ -109,7 +109,7 @@ fn step(
         },
         rank: job.network.rank as u64,
         precision: match job.model.quantisation {
-            Some(qtype) => planned::precision(from_job::format(qtype)),
+            Some(qtype) => planned::precision(planned::format(qtype)),
             None if stored.weights == DType::BF16 => Precision::Bf16,
             None => Precision::F32,
         },

@@ -1,19 +1,17 @@
-//! A run from job to LoRA: load → cache → score → train → save → score → report. [`phases`] is the way as a whole.
+//! A run from job to LoRA: load → cache → score → train → save → score → report. [`phases`] is the way as a
+//! whole.
 #![warn(clippy::too_many_lines)]
 
 mod base;
 mod checkpoint;
 mod choice;
 mod costs;
-mod data;
 pub mod deadline;
-mod encoding;
 mod error;
 mod event;
 mod finish;
 mod folder;
 mod found;
-mod held_out;
 mod lock;
 mod memory;
 mod names;
@@ -25,7 +23,6 @@ mod resume;
 mod room;
 mod sampling;
 mod saving;
-mod scoring;
 mod setup;
 mod state_file;
 mod stop;
@@ -33,10 +30,10 @@ mod summary;
 mod timeline;
 mod trained;
 mod training;
-mod validation;
 
+pub use crate::measure::score::Scores;
 pub use error::{Error, Result};
-pub use event::{Contender, Event, Scores, Step};
+pub use event::{Contender, Event, Step};
 pub use lock::{LOCK, RunLock};
 pub use names::LAST;
 pub use opening::deliver_untrained;

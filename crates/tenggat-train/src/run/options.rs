@@ -16,8 +16,8 @@ pub struct Options<'a> {
     pub clock: &'a dyn Clock,
     /// Moment by which the process must have ended, on the clock.
     pub deadline_s: Option<f64>,
-    /// True for a point in time (`--deadline`); false for a duration (`--budget`), from which time spent before an
-    /// interruption is subtracted.
+    /// True for a point in time (`--deadline`); false for a duration (`--budget`), from which time spent
+    /// before an interruption is subtracted.
     pub deadline_is_moment: bool,
     /// Folder of the model.
     pub model: &'a Path,

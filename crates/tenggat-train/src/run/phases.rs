@@ -1,5 +1,5 @@
-//! The whole way of a run, from its folder to what came out of it. Each phase is a method; those from training on are in
-//! `finish.rs`.
+//! The whole way of a run, from its folder to what came out of it. Each phase is a method; those from
+//! training on are in `finish.rs`.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,12 +10,9 @@ use tenggat_plan::Phase;
 use super::base::{self, Base};
 use super::choice::Choice;
 use super::costs::{self, Costs};
-use super::data::Prepared;
 use super::deadline::Requests;
-use super::encoding::Encoders;
 use super::event::Event;
 use super::folder::RunFolder;
-use super::held_out;
 use super::lock::RunLock;
 use super::memory;
 use super::names::LAST;
@@ -25,23 +22,26 @@ use super::resume::Start;
 use super::room::Room;
 use super::sampling::Sampling;
 use super::saving::Saver;
-use super::scoring::Scoring;
 use super::setup::{first_lora, max_grad_norm, objective, schedule};
 use super::summary::Summary;
 use super::timeline::{Ledger, NoBudgetYet, Timed, Timeline};
 use super::trained::Trained;
 use super::training::Training;
-use super::validation::Validation;
 use super::{Error, Result};
-use crate::dataset;
-use crate::ema::Ema;
+use crate::data::batch::Prepared;
+use crate::data::encoding::Encoders;
+use crate::data::pictures;
 use crate::job::{Deliver, FirstRound, Job};
-use crate::lora_file;
-use crate::metrics::{Metrics, Record};
-use crate::optimiser::{Method, Optimiser};
-use crate::score::HeldOut;
+use crate::lora::average::Ema;
+use crate::lora::file as lora_file;
+use crate::measure::before_and_after::Scoring;
+use crate::measure::images;
+use crate::measure::score::HeldOut;
+use crate::measure::validation::Validation;
+use crate::outcome::metrics::{Metrics, Record};
+use crate::outcome::tensorboard::TensorBoard;
 use crate::step::Trainer;
-use crate::tensorboard::TensorBoard;
+use crate::step::optimiser::{Method, Optimiser};
 use tenggat_models::lora::Lora;
 
 /// Share of the time left that the samples before the first step may take.
@@ -49,11 +49,12 @@ const FIRST_SAMPLES_SHARE: f64 = 0.1;
 
 /// Runs a job. A run of the same job that was cut off is resumed, so that it ends as if it had not been.
 ///
-/// Once [`Options::stop`] asks for the end, whatever is under way ends within moments, and what was trained is saved.
+/// Once [`Options::stop`] asks for the end, whatever is under way ends within moments, and what was trained
+/// is saved.
 ///
 /// # Errors
-/// The model, the images or the folder of the results cannot be used, or the training diverges. What was saved
-/// before stays on disk.
+/// The model, the images or the folder of the results cannot be used, or the training diverges. What was
+/// saved before stays on disk.
 pub fn run(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)) -> Result<Summary> {
     options.stop.set_has_deadline(options.deadline_s.is_some());
     let mut before = 0;
@@ -169,7 +170,7 @@ impl<'a> Run<'a> {
         }
         let requests = Requests::new(&job.folder);
         let config = folder.file("config.yaml");
-        if let Err(e) = crate::atomic::write(&config, job.config.as_bytes()) {
+        if let Err(e) = crate::files::atomic::write(&config, job.config.as_bytes()) {
             time.warn(Error::file("write", &config, e).to_string());
         }
         let held_out = options.held_out.or(job.held_out.as_deref());
@@ -190,9 +191,10 @@ impl<'a> Run<'a> {
         Ok(Run { job, options, time, folder, start, requests, held_out, lora })
     }
 
-    /// Looks for the images. Those that cannot be read are told before the model is read, which may take minutes.
-    fn find_images(&mut self) -> Result<dataset::Loaded> {
-        let mut loaded = dataset::load(&self.job.datasets, self.job.compat, self.job.seed)?;
+    /// Looks for the images. Those that cannot be read are told before the model is read, which may take
+    /// minutes.
+    fn find_images(&mut self) -> Result<pictures::Loaded> {
+        let mut loaded = pictures::load(&self.job.datasets, self.job.compat, self.job.seed)?;
         std::mem::take(&mut loaded.remarks).into_iter().for_each(|remark| self.time.warn(remark));
         Ok(loaded)
     }
@@ -207,7 +209,7 @@ impl<'a> Run<'a> {
         &mut self,
         base: &'s Base,
         text: PromptEncoder,
-        images: dataset::Loaded,
+        images: pictures::Loaded,
     ) -> Result<Encoded<'s>>
     where
         'a: 's,
@@ -238,8 +240,8 @@ impl<'a> Run<'a> {
     }
 
     /// What is trained on.
-    fn encode_data(&mut self, images: dataset::Loaded, encoders: &Encoders<'_>) -> Result<Prepared> {
-        let dataset::Loaded { items, mut bad, .. } = images;
+    fn encode_data(&mut self, images: pictures::Loaded, encoders: &Encoders<'_>) -> Result<Prepared> {
+        let pictures::Loaded { items, mut bad, .. } = images;
         let mut remarks = Vec::new();
         let (data, broken) = Prepared::new(items, self.job, encoders, &mut remarks)?;
         bad.extend(broken);
@@ -255,7 +257,7 @@ impl<'a> Run<'a> {
     /// What is measured on, if the user names a folder of it.
     fn encode_held_out(&mut self, encoders: &Encoders<'_>) -> Result<Option<Vec<HeldOut>>> {
         let Some(path) = self.held_out else { return Ok(None) };
-        let (pictures, broken) = held_out::load(path, self.job, encoders)?;
+        let (pictures, broken) = images::load(path, self.job, encoders)?;
         for bad in broken {
             self.time.warn(format!("left out of the held-out pictures: {}", bad.error));
         }

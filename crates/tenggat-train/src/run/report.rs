@@ -5,11 +5,11 @@ use image::RgbImage;
 use super::Result;
 use super::event::Event;
 use super::folder::RunFolder;
-use super::scoring::Redrawn;
 use crate::job::Job;
-use crate::report::plot::{self, Plot};
-use crate::report::sheet::{self, Row, Sheet};
-use crate::report::{self, Point};
+use crate::measure::before_and_after::Redrawn;
+use crate::outcome::report::plot::{self, Plot};
+use crate::outcome::report::sheet::{self, Row, Sheet};
+use crate::outcome::report::{self, Point};
 
 /// Writes `loss.png`, and `sheet.png` if held-out pictures were redrawn both ways.
 pub(super) fn write(

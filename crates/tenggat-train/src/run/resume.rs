@@ -10,7 +10,7 @@ use super::names::LAST;
 use super::options::Options;
 use super::state_file::{End, PREVIOUS, STATE, Saved};
 use crate::job::{self, Deliver, Job};
-use crate::lora_file::{self, LoraFile};
+use crate::lora::file::{self as lora_file, LoraFile};
 
 /// How a run begins.
 pub(super) enum Start {

@@ -1,9 +1,10 @@
 //! What a run does when a GPU has no room for a step: it makes room and takes the step again.
 //!
-//! First more blocks compute their activations again, half as many keeping them each time: at first with some results kept,
-//! then without. Then quantised weights stay in their file, a quarter of the blocks more each time; they come ahead of their
-//! use, then when they are used. Then batches are cut into micro-batches, whose gradients add up to the same. Then there is
-//! nothing left to do but say so. What was found stays for the rest of the run.
+//! First more blocks compute their activations again, half as many keeping them each time: at first with some
+//! results kept, then without. Then quantised weights stay in their file, a quarter of the blocks more each
+//! time; they come ahead of their use, then when they are used. Then batches are cut into micro-batches,
+//! whose gradients add up to the same. Then there is nothing left to do but say so. What was found stays for
+//! the rest of the run.
 
 use tenggat_models::qwen_image::transformer::{KeptBlocks, Transformer};
 use tenggat_tensor::Device;
@@ -49,8 +50,8 @@ pub(super) fn offloaded(blocks: usize) -> String {
     format!("the weights of {blocks} blocks stay in their file from now on and are read for every pass")
 }
 
-/// The next smaller number of blocks that keep something: half as many keep all, and the others what is dear to compute; where
-/// none keeps all, half as many keep that.
+/// The next smaller number of blocks that keep something: half as many keep all, and the others what is dear
+/// to compute; where none keeps all, half as many keep that.
 fn fewer(KeptBlocks { whole, results }: KeptBlocks) -> Option<KeptBlocks> {
     if whole > 0 {
         return Some(KeptBlocks { whole: whole / 2, results: results + whole - whole / 2 });
@@ -71,8 +72,8 @@ impl Room {
         Room { device: device.clone(), at_once: None }
     }
 
-    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has changed nothing but
-    /// gradients, which the next try writes anew.
+    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has
+    /// changed nothing but gradients, which the next try writes anew.
     ///
     /// # Errors
     /// As [`Trainer::step`]; if no room can be made, what to change.
@@ -161,9 +162,9 @@ mod tests {
     use tenggat_tensor::DType;
 
     use super::*;
-    use crate::adapter;
-    use crate::optimiser::{AdamWConfig, Method, Optimiser};
-    use crate::step_bench::StepBench;
+    use crate::lora::initial;
+    use crate::plan::bench::StepBench;
+    use crate::step::optimiser::{AdamWConfig, Method, Optimiser};
 
     fn bench() -> StepBench {
         let mut model = Config::qwen_image();
@@ -213,7 +214,7 @@ mod tests {
         model: &Transformer,
         (kept, at_once): (KeptBlocks, Option<usize>),
     ) -> Result<Taken> {
-        let lora = adapter::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32)?;
+        let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32)?;
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora)?;
         let mut trainer = Trainer::new(model, lora, optimiser, kept)?;
         let batch = bench.batch(model, &bench.fixed(model)?, 0)?;
@@ -270,7 +271,8 @@ mod tests {
         Transformer::load_with(&folder(), device, precision, options)
     }
 
-    /// After recomputation and before smaller batches, weights leave the GPU; the step stays the same to the bit.
+    /// After recomputation and before smaller batches, weights leave the GPU; the step stays the same to the
+    /// bit.
     #[test]
     fn weights_that_lie_in_a_file_make_room() {
         if is_skipped() {

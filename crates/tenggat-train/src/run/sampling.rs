@@ -14,14 +14,15 @@ use super::event::Event;
 use super::folder::RunFolder;
 use super::{Error, Result};
 use crate::job::{Job, PictureFormat, Prompt};
-use crate::painter::{Painter, Request};
-use crate::report::sheet::{self, Row, Sheet};
+use crate::outcome::painter::{Painter, Request};
+use crate::outcome::report::sheet::{self, Row, Sheet};
 
 /// Folder of the pictures inside the run's.
 const FOLDER: &str = "samples";
 /// Folder of the sheets, one a round.
 const SHEETS: &str = "sheets";
-/// Negative prompt of guided pictures whose job names none: as good as none, and what Qwen-Image's authors use.
+/// Negative prompt of guided pictures whose job names none: as good as none, and what Qwen-Image's authors
+/// use.
 const NO_NEGATIVE: &str = " ";
 
 /// Draws rounds of pictures.
@@ -89,8 +90,8 @@ impl<'a> Sampling<'a> {
         self.last_round == Some(steps)
     }
 
-    /// Takes a round for drawn whose pictures an earlier part of the run has left in the folder, if all are there. What is
-    /// there of another is not drawn again.
+    /// Takes a round for drawn whose pictures an earlier part of the run has left in the folder, if all are
+    /// there. What is there of another is not drawn again.
     pub fn take_over(&mut self, steps: u64, folder: &RunFolder) {
         let found = self.found(steps, folder);
         if found.len() == self.prompts.len() {
@@ -112,9 +113,10 @@ impl<'a> Sampling<'a> {
         pictures.filter_map(|path| Some((number(&path)?, path))).collect()
     }
 
-    /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as `may_go_on`
-    /// allows: it is asked after every step of the sampler. Several prompts also give `sheets/<9-digit step>.<format>`,
-    /// all of the round and of the one before the first step. Returns whether the round is whole.
+    /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as
+    /// `may_go_on` allows: it is asked after every step of the sampler. Several prompts also give
+    /// `sheets/<9-digit step>.<format>`, all of the round and of the one before the first step. Returns
+    /// whether the round is whole.
     ///
     /// # Errors
     /// A picture cannot be drawn or written.
@@ -160,8 +162,8 @@ impl<'a> Sampling<'a> {
             let negative = negative.as_ref().and(prompt.negative.as_deref());
             let mut parameters = request.parameters(&prompt.text, negative, self.model);
             parameters += &format!(", LoRA: {} after {steps} steps, strength {}", self.name, prompt.strength);
-            crate::report::save_picture_with(&picture, 0, &path, &parameters)?;
-            drawn.push(crate::report::to_rgb(&picture, 0)?);
+            crate::outcome::report::save_picture_with(&picture, 0, &path, &parameters)?;
+            drawn.push(crate::outcome::report::to_rgb(&picture, 0)?);
         }
         self.last_round = Some(steps);
         if drawn.len() > 1 && may_go_on(self.sheet_time) {

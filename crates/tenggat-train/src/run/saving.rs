@@ -8,7 +8,6 @@ use tenggat_models::lora::{Kind, Lora};
 
 use tenggat_plan::Budget;
 
-use super::data::Prepared;
 use super::error::is_disk_full;
 use super::folder::{self, RunFolder};
 use super::found;
@@ -17,8 +16,9 @@ use super::names::LAST;
 use super::state_file::{self, End, Progress, STATE, Tensors};
 use super::trained::Trained;
 use super::{Error, Result};
+use crate::data::batch::Prepared;
 use crate::job::Job;
-use crate::lora_file::{self, Info, Module};
+use crate::lora::file::{self as lora_file, Info, Module};
 
 /// Variable of a folder where a finished LoRA goes that finds no place in its own.
 const RESCUE: &str = "TENGGAT_RESCUE";
@@ -143,7 +143,7 @@ impl<'a> Saver<'a> {
     /// The system's reason.
     pub fn deliver(&self, from: &Path, to: &Path, steps: u64) -> Result<()> {
         self.protect(to, steps)?;
-        crate::atomic::link(from, to).map_err(|e| Error::file("write", to, e))
+        crate::files::atomic::link(from, to).map_err(|e| Error::file("write", to, e))
     }
 
     /// Sees to it that nothing is replaced that may not be.

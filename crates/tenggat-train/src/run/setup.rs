@@ -11,9 +11,9 @@ use tenggat_tensor::{DType, Device};
 
 use super::event::Event;
 use super::{Error, Result};
-use crate::adapter;
 use crate::job::{self, Job, Loss, LrScheduler};
-use crate::lora_file;
+use crate::lora::file as lora_file;
+use crate::lora::initial;
 use crate::step::Objective;
 
 /// The adapter that a run begins with, made from the dimensions of the model alone.
@@ -24,8 +24,8 @@ pub(super) fn first_lora(
     show: &mut dyn FnMut(Event),
 ) -> Result<Lora> {
     let config = Config::read(&model.join("transformer"))?;
-    let layout = adapter::layout(&job.network, &config).map_err(|reason| Error::Job(reason.into()))?;
-    let mut lora = adapter::initialise(layout, job.seed, device, DType::F32)?;
+    let layout = initial::layout(&job.network, &config).map_err(|reason| Error::Job(reason.into()))?;
+    let mut lora = initial::initialise(layout, job.seed, device, DType::F32)?;
     if let Some(path) = &job.network.pretrained {
         let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
         if lacking > 0 {
@@ -41,7 +41,8 @@ pub(super) fn max_grad_norm(job: &Job) -> Option<f64> {
     (job.train.optimiser.kind != job::Optimiser::Adafactor).then_some(job.train.max_grad_norm)
 }
 
-/// Where the pseudo-Huber loss turns from square to straight. Source: ai-toolkit `extensions_built_in/sd_trainer`.
+/// Where the pseudo-Huber loss turns from square to straight. Source: ai-toolkit
+/// `extensions_built_in/sd_trainer`.
 const PSEUDO_HUBER_C: f64 = 0.01;
 
 /// What the job minimises.

@@ -17,9 +17,9 @@ use tenggat_tensor::{DType, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Error, Result};
-use crate::ema::Ema;
-use crate::optimiser::Optimiser;
-use crate::tensor_file::{self, Entry};
+use crate::files::tensor_file::{self, Entry};
+use crate::lora::average::Ema;
+use crate::step::optimiser::Optimiser;
 
 /// Its name in the run's folder; no `.safetensors`, so that nobody takes it for a LoRA.
 pub const STATE: &str = "resume.state";
@@ -45,7 +45,7 @@ pub(super) struct Progress {
     pub lr: f64,
     pub rank: usize,
     pub seed: u64,
-    /// What is trained on, see [`super::data::Prepared::fingerprint`].
+    /// What is trained on, see [`crate::data::batch::Prepared::fingerprint`].
     pub data: String,
     pub steps: u64,
     /// Progress of the learning-rate schedule.
@@ -259,7 +259,7 @@ mod tests {
     use tenggat_tensor::Device;
 
     use super::*;
-    use crate::optimiser::{AdamW8bitConfig, Method};
+    use crate::step::optimiser::{AdamW8bitConfig, Method};
 
     fn progress() -> Progress {
         Progress {
@@ -283,7 +283,8 @@ mod tests {
     fn trained() -> (Lora, Optimiser, Ema) {
         let layer = (2000, vec![Candidate { name: "m".into(), output: 3000, trained: true }]);
         let layout = Layout::new(2, [layer], |_| true);
-        let mut lora = crate::adapter::initialise(layout, 1, &Device::cpu_poisoned(), DType::F32).unwrap();
+        let mut lora =
+            crate::lora::initial::initialise(layout, 1, &Device::cpu_poisoned(), DType::F32).unwrap();
         let method = Method::AdamW8bit(AdamW8bitConfig::default());
         let mut optimiser = Optimiser::new(method, Some(1.0), &lora).unwrap();
         let mut ema = Ema::new(0.9, true, &lora).unwrap();
@@ -312,7 +313,7 @@ mod tests {
         let saved = Saved::open(&path).unwrap();
         assert_eq!(saved.progress, progress());
         let mut fresh =
-            crate::adapter::initialise(lora.layout.clone(), 2, &Device::cpu(), DType::F32).unwrap();
+            crate::lora::initial::initialise(lora.layout.clone(), 2, &Device::cpu(), DType::F32).unwrap();
         let method = Method::AdamW8bit(AdamW8bitConfig::default());
         let mut again = Optimiser::new(method, Some(1.0), &fresh).unwrap();
         let mut average = Ema::new(0.9, true, &fresh).unwrap();
@@ -378,7 +379,7 @@ mod tests {
         let path = folder.path().join(STATE);
         let layout =
             Layout::new(1, [(8, vec![Candidate { name: "m".into(), output: 8, trained: true }])], |_| true);
-        let lora = crate::adapter::initialise(layout, 1, &Device::cpu(), DType::F32).unwrap();
+        let lora = crate::lora::initial::initialise(layout, 1, &Device::cpu(), DType::F32).unwrap();
         let optimiser = Optimiser::new(Method::default(), None, &lora).unwrap();
         let tensors = Tensors { parameters: &lora.parameters, optimiser: &optimiser, ema: None };
         let early = Progress { optimiser_steps: 0, ema_steps: None, ..progress() };

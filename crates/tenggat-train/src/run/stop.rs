@@ -9,8 +9,8 @@ use super::Result;
 
 /// Shared between a run and whoever hears signals for it; clones are the same.
 ///
-/// Once the end is asked for, every phase of the run ends within moments: between two blocks of the model, two pictures,
-/// two parts of a file. What was trained is saved; nothing is drawn or measured any more.
+/// Once the end is asked for, every phase of the run ends within moments: between two blocks of the model,
+/// two pictures, two parts of a file. What was trained is saved; nothing is drawn or measured any more.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     interrupt: Interrupt,
@@ -57,7 +57,8 @@ impl Stop {
         self.shared.has_deadline.store(has_deadline, Ordering::Relaxed);
     }
 
-    /// Whether there are updates that no file holds. As long as there are none, the process may end at any moment.
+    /// Whether there are updates that no file holds. As long as there are none, the process may end at any
+    /// moment.
     pub fn has_unsaved(&self) -> bool {
         self.shared.is_unsaved.load(Ordering::SeqCst)
     }

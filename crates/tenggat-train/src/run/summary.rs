@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::event::{Contender, Scores};
+use super::event::Contender;
 use super::lock::RunLock;
 use super::names::{self, LAST};
 use super::resume::Done;
 use crate::job::Job;
+use crate::measure::score::Scores;
 
 /// What came out of a run.
 #[derive(Debug, Clone)]
@@ -33,7 +34,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of a run that was asked to end before it had made an update; `steps` are those of an earlier part of it.
+    /// Of a run that was asked to end before it had made an update; `steps` are those of an earlier part of
+    /// it.
     pub fn interrupted(job: &Job, steps: u64, left_s: Option<f64>) -> Self {
         Summary {
             lora: job.folder.join(LAST),

@@ -1,5 +1,5 @@
-//! The one way to note a phase of a run: it is timed, told to the budget, and announced by an event at its start
-//! and at its end, however it ends.
+//! The one way to note a phase of a run: it is timed, told to the budget, and announced by an event at its
+//! start and at its end, however it ends.
 
 use tenggat_plan::{Budget, Clock, Phase, PhaseRecord};
 

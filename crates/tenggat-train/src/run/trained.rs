@@ -4,9 +4,9 @@ use tenggat_models::lora::Lora;
 
 use super::event::Event;
 use super::{Error, Result};
-use crate::ema::Ema;
-use crate::metrics::Record;
-use crate::report::Point;
+use crate::lora::average::Ema;
+use crate::outcome::metrics::Record;
+use crate::outcome::report::Point;
 use crate::step::{Outcome, Trainer};
 
 /// Steps in a row without a usable loss after which a run is given up.

@@ -8,7 +8,6 @@ use tenggat_tensor::Tensor;
 
 use super::base::Base;
 use super::choice::Choice;
-use super::data::{Noising, Prepared};
 use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::RunFolder;
@@ -17,17 +16,19 @@ use super::options::Options;
 use super::room::Room;
 use super::sampling::Sampling;
 use super::saving::Saver;
-use super::scoring::Scoring;
 use super::stop::unless_interrupted;
 use super::timeline::{Timed, Timeline};
 use super::trained::Trained;
-use super::validation::{Measured, Validation};
 use super::{Error, Result};
+use crate::data;
+use crate::data::batch::{Noising, Prepared};
 use crate::job::{Job, Train};
-use crate::lora_file;
-use crate::metrics::{Metrics, Record};
+use crate::lora::file as lora_file;
+use crate::measure::before_and_after::Scoring;
+use crate::measure::validation::{Measured, Validation};
+use crate::outcome::metrics::{Metrics, Record};
+use crate::outcome::tensorboard::TensorBoard;
 use crate::step::{Batch, Outcome, Part};
-use crate::tensorboard::TensorBoard;
 
 /// Steps after which the first forecast is worth showing.
 const FIRST_FORECAST: u64 = 5;
@@ -164,8 +165,8 @@ impl Training<'_, '_> {
         Ok(())
     }
 
-    /// Adds a step to the loss curve; gives up after too many steps without a usable loss, and at once if the update before
-    /// this step ruined the weights.
+    /// Adds a step to the loss curve; gives up after too many steps without a usable loss, and at once if the
+    /// update before this step ruined the weights.
     fn take_in(&mut self, step: u64, outcome: Outcome, lr: f64) -> Result<()> {
         let trained = &mut self.trained;
         // Ruined weights have no loss, so that good steps need not be looked at.
@@ -242,7 +243,7 @@ impl Training<'_, '_> {
         let mut draw = |first: u64| {
             let numbers = first..first + accumulation;
             let batch = |number| data.draw(number, &base.model, &base.scheduler, &noising);
-            numbers.map(batch).collect::<Result<Vec<_>>>()
+            numbers.map(batch).collect::<data::Result<Vec<_>>>()
         };
         let batches = match self.drawn.take() {
             Some(drawn) if drawn.first == first => drawn.batches,
@@ -265,8 +266,9 @@ impl Training<'_, '_> {
         Ok(outcome)
     }
 
-    /// Works out the modulation of this step and of those after it, if that was not done yet. Steps go together by their
-    /// number alone: a run that was cut off multiplies the same matrices when it is resumed.
+    /// Works out the modulation of this step and of those after it, if that was not done yet. Steps go
+    /// together by their number alone: a run that was cut off multiplies the same matrices when it is
+    /// resumed.
     fn prepare(&mut self, step: u64, noising: &Noising) -> Result<()> {
         let Some(ahead) = self.base.steps_ahead.filter(|&ahead| ahead > 0) else { return Ok(()) };
         if !self.base.model.is_prepared(&self.sigmas(step..step + 1, noising)?) {
@@ -328,7 +330,7 @@ impl Training<'_, '_> {
         let Some(validation) = &mut self.validation else { return Ok(None) };
         let Timeline { clock, budget, .. } = &mut self.time;
         let done = budget.steps_done();
-        validation.measure(self.trained.best(), done, budget, *clock)
+        Ok(validation.measure(self.trained.best(), done, budget, *clock)?)
     }
 
     /// The samples that the job wants at certain steps, if there is time for them.

@@ -11,9 +11,9 @@ use tenggat_models::weights::Quantisation;
 use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, StepConfig, WallClock, fit};
 use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device};
-use tenggat_train::calibrate::timing::median;
+use tenggat_train::plan::bench::{Measured, News, StepBench, StepTime, product_flops_per_s};
+use tenggat_train::plan::calibrate::timing::median;
 use tenggat_train::step::Part;
-use tenggat_train::step_bench::{Measured, News, StepBench, StepTime, product_flops_per_s};
 
 use super::model::locate;
 use crate::device::{self, Choice};

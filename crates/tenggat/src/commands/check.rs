@@ -7,11 +7,11 @@ use clap::Args;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::{hub, model_folder};
 use tenggat_plan::{Plan, PlanJob, PlanOptions, Precision, Program, Verdict};
-use tenggat_train::adapter;
-use tenggat_train::dataset::{self, Item};
+use tenggat_train::data::pictures::{self, Item};
 use tenggat_train::job::{self, Job, NetworkKind};
-use tenggat_train::lora_file;
-use tenggat_train::planned::plan_job;
+use tenggat_train::lora::file as lora_file;
+use tenggat_train::lora::initial;
+use tenggat_train::plan::job::plan_job;
 
 use super::plan::job::{facts, on};
 use super::train::{NO_STEPS, default_steps, show_warnings};
@@ -83,7 +83,7 @@ pub fn check(args: &CheckArgs, device: device::Choice) -> anyhow::Result<()> {
         line("held-out", &data(&set, &job, &mut found));
     }
     for (path, _) in job.train.validation.iter().flat_map(|validation| &validation.items) {
-        if let Err(e) = dataset::load_whole(path, 32) {
+        if let Err(e) = pictures::load_whole(path, 32) {
             found.remark(format!("left out: {e}"));
         }
     }
@@ -176,7 +176,7 @@ fn trained_modules(job: &Job) -> Result<(), &'static str> {
     };
     // What is wrong with the file itself is told of the model.
     let config = Config::read(&folder.join("transformer")).unwrap_or_else(|_| Config::qwen_image());
-    adapter::layout(&job.network, &config).map(|_| ())
+    initial::layout(&job.network, &config).map(|_| ())
 }
 
 fn recovery(name: &str, found: &mut Findings) -> String {
@@ -202,15 +202,15 @@ fn recovery(name: &str, found: &mut Findings) -> String {
 /// Reads a data set and decodes all of its pictures.
 fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
     let path = set.path.display();
-    let dataset::Loaded { items, bad, remarks } =
-        match dataset::load(std::slice::from_ref(set), job.compat, job.seed) {
+    let pictures::Loaded { items, bad, remarks } =
+        match pictures::load(std::slice::from_ref(set), job.compat, job.seed) {
             Ok(loaded) => loaded,
             Err(e) => {
                 found.problem(e);
                 return format!("{path} cannot be used");
             }
         };
-    let broken = dataset::broken(&items);
+    let broken = pictures::broken(&items);
     let is_whole = |item: &&Item| !broken.iter().any(|bad| bad.path == item.path);
     let mut told = BTreeSet::new();
     let left_out = bad.iter().chain(&broken).filter(|bad| told.insert(&bad.path));

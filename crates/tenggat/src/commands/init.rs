@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use tenggat_train::dataset;
+use tenggat_train::data::pictures;
 use tenggat_train::job::Job;
 
 use crate::output::{say, warning};
@@ -40,12 +40,12 @@ pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     let text = job_text(&folder, &name, args)?;
     // What is written is read back, so that a name no job can have is told here.
     let (job, _) = Job::from_str(&text, &out, None, &|_| None)?;
-    let dataset::Loaded { items, bad, remarks } = dataset::load(&job.datasets, job.compat, job.seed)?;
+    let pictures::Loaded { items, bad, remarks } = pictures::load(&job.datasets, job.compat, job.seed)?;
     for bad in &bad {
         warning!("left out: {}", bad.error);
     }
     remarks.iter().for_each(|remark| warning!("{remark}"));
-    tenggat_train::atomic::write(&out, text.as_bytes()).with_context(|| out.display().to_string())?;
+    tenggat_train::files::atomic::write(&out, text.as_bytes()).with_context(|| out.display().to_string())?;
     let pictures: BTreeSet<&Path> = items.iter().map(|item| item.path.as_path()).collect();
     say!("{}: {} pictures; try `tenggat check {0}`", out.display(), pictures.len());
     Ok(())

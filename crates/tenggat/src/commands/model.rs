@@ -7,7 +7,7 @@ use anyhow::Context;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::{Interrupt, hub, model_folder};
-use tenggat_train::lora_file;
+use tenggat_train::lora::file as lora_file;
 
 use crate::assets;
 use crate::output::Bar;

@@ -8,7 +8,7 @@ use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_tensor::DType;
-use tenggat_train::painter::{Painter, Request};
+use tenggat_train::outcome::painter::{Painter, Request};
 
 use super::model::{load_lora, locate};
 use crate::cli;
@@ -54,7 +54,7 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
                 let name = lora.file_stem().unwrap_or_default().to_string_lossy();
                 parameters += &format!(", LoRA: {name}, strength {}", args.strength);
             }
-            tenggat_train::report::save_picture_with(&picture, 0, &path, &parameters)?;
+            tenggat_train::outcome::report::save_picture_with(&picture, 0, &path, &parameters)?;
             say!("{}", path.display());
         }
     }

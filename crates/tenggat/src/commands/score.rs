@@ -10,7 +10,7 @@ use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_tensor::DType;
 use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures, evaluate};
 use tenggat_train::contest::{rules, test_pictures};
-use tenggat_train::score::{HeldOut, Judge};
+use tenggat_train::measure::score::{HeldOut, Judge};
 
 use super::model::{load_lora, locate};
 use crate::assets;

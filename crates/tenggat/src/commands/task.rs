@@ -10,7 +10,7 @@ use tenggat_train::contest::container::{self, Roots, Task};
 use tenggat_train::contest::work::Work;
 use tenggat_train::contest::{Split, rules, split, unpack};
 use tenggat_train::job::{self, Job, Warning};
-use tenggat_train::lora_file;
+use tenggat_train::lora::file as lora_file;
 use tenggat_train::run::{self, Stop};
 
 use super::train::{run_job, show_interrupted, show_warnings};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tenggat_models::lora::Lora;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::job::Job;
-use tenggat_train::{adapter, lora_file};
+use tenggat_train::lora::{file as lora_file, initial};
 
 use crate::fixture::{Golden, folder, has_file};
 use crate::transformer;
@@ -65,7 +65,7 @@ fn a_new_adapter_is_laid_out_as_by_ai_toolkit() {
     let rank = reference["rank"].as_u64().expect("rank") as usize;
     let model = transformer::load(&Device::cpu_poisoned(), DType::F32);
     let layout = model.lora_layout(rank, |_| true);
-    let lora = adapter::initialise(layout, 1, model.device(), DType::F32).expect("adapter");
+    let lora = initial::initialise(layout, 1, model.device(), DType::F32).expect("adapter");
     let temporary = tempfile::tempdir().expect("temporary folder");
     let path = temporary.path().join("new.safetensors");
     write(&lora, &path);

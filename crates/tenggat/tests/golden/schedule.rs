@@ -1,7 +1,7 @@
 //! Noise schedules of sampling, and the tables that training draws from.
 
 use tenggat_models::qwen_image::Scheduler;
-use tenggat_train::timesteps;
+use tenggat_train::step::timesteps;
 
 use crate::fixture::{Golden, assert_close, folder, skip};
 

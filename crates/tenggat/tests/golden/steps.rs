@@ -6,7 +6,7 @@ use tenggat_tensor::ops::adamw8bit::{self, BLOCK, Map, Moment, SIGNED, UNSIGNED}
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
 use tenggat_tensor::{DType, Device, Tensor};
-use tenggat_train::optimiser::{AdamW8bitConfig, AdamWConfig, Method, Optimiser};
+use tenggat_train::step::optimiser::{AdamW8bitConfig, AdamWConfig, Method, Optimiser};
 
 use crate::fixture::{Golden, assert_close};
 use crate::transformer::{adapter, load, rows};

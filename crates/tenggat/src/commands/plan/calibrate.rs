@@ -2,7 +2,7 @@
 
 use tenggat_plan::{Clock, WallClock};
 use tenggat_tensor::Device;
-use tenggat_train::calibrate::{self, Finding};
+use tenggat_train::plan::calibrate::{self, Finding};
 
 use crate::output::{say, warning};
 use crate::processor;

@@ -6,7 +6,7 @@ use serde_json::json;
 use tenggat_plan::{
     Basis, Evidence, Machine, Modulation, Plan, PlanJob, PlanOptions, PlanTable, Precision, Program,
 };
-use tenggat_train::planned::ModelFacts;
+use tenggat_train::plan::job::ModelFacts;
 
 use super::args::JobArgs;
 use super::shape::{Shaped, shaped};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use tenggat_plan::Report;
-use tenggat_train::atomic;
+use tenggat_train::files::atomic;
 
 use crate::assets;
 

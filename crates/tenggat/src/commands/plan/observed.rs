@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use tenggat_plan::{Gpu, Program, Span, format_duration};
 use tenggat_train::job::Job;
-use tenggat_train::metrics::{self, Record};
+use tenggat_train::outcome::metrics::{self, Record};
 
 /// What a log says about a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]

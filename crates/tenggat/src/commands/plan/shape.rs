@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use tenggat_plan::{BucketShape, ControlImage, ModelProfile, PlanJob, Precision};
 use tenggat_train::job::Job;
-use tenggat_train::planned::{Planned, plan_job};
+use tenggat_train::plan::job::{Planned, plan_job};
 
 use super::args::ShapeArgs;
 use super::job::facts;

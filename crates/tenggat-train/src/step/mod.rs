@@ -1,0 +1,10 @@
+//! One training step, and everything random in it.
+
+pub mod draws;
+pub(crate) mod noise;
+pub mod optimiser;
+mod passes;
+pub mod timesteps;
+mod trainer;
+
+pub use trainer::{Batch, Objective, Outcome, Part, Trainer};

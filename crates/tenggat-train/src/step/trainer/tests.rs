@@ -1,0 +1,180 @@
+use tenggat_models::qwen_image::transformer::{Config, KeptBlocks};
+use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::{DType, Device};
+
+use super::*;
+use crate::lora::initial;
+use crate::plan::bench::StepBench;
+use crate::step::optimiser::{AdamWConfig, Method};
+
+fn gpu(bytes: usize) -> Option<Device> {
+    let gpu = Device::emulated_with(bytes);
+    if gpu.is_err() {
+        assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
+        eprintln!("skipped: no C++ compiler");
+    }
+    gpu.ok()
+}
+
+fn bench() -> StepBench {
+    let mut model = Config::qwen_image();
+    (model.num_layers, model.num_attention_heads, model.attention_head_dim) = (2, 1, 16);
+    (model.joint_attention_dim, model.axes_dims_rope) = (16, [4, 6, 6]);
+    StepBench {
+        model,
+        format: Some(Format::Uint(3)),
+        rank: 2,
+        grid: (2, 3),
+        text_tokens: 4,
+        batch: 2,
+        adam_8bit: false,
+        compute: DType::BF16,
+        fp8_products: false,
+        kept: KeptBlocks { whole: 1, results: 1 },
+        steps_ahead: Some(3),
+        direct: false,
+    }
+}
+
+/// What a few steps came to.
+#[derive(Debug, PartialEq)]
+struct Course {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    parameters: Vec<f64>,
+}
+
+/// Steps with captions of three lengths, two of which are padded alike, pictures of two shapes with as many tokens, and two
+/// micro-batches each; how many passes are recorded at their end.
+fn course(device: &Device, bench: &StepBench, objective: Objective, records: bool) -> (Course, usize) {
+    let steps = 6;
+    let model = bench.random_model(device).unwrap();
+    let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32).unwrap();
+    let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
+    let mut trainer = Trainer::new(&model, lora, optimiser, bench.kept).unwrap().minimising(objective);
+    if !records {
+        trainer.record_nothing();
+    }
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for step in 0..steps {
+        let grid = if step / 2 % 2 == 0 { bench.grid } else { (bench.grid.1, bench.grid.0) };
+        let bench = StepBench { text_tokens: [4, 5, 12][step % 3], grid, ..bench.clone() };
+        let fixed = bench.fixed(&model).unwrap();
+        let batches = [0, 1].map(|i| bench.batch(&model, &fixed, 2 * step + i).unwrap());
+        let outcome = trainer.step(&batches, 1e-2).unwrap();
+        assert!(outcome.updated);
+        losses.push(outcome.loss);
+        norms.push(outcome.gradient_norm);
+    }
+    assert_eq!(trainer.take_notes(), Vec::<String>::new());
+    let parameters = trainer.lora().parameters.to_f64().unwrap();
+    (Course { losses, norms, parameters }, trainer.recordings())
+}
+
+/// Recorded passes come to the same, to the bit: other noise, levels and modulation, gradients that replace and that are
+/// added, an adapter that changes.
+#[test]
+fn recorded_steps_are_the_same_steps() {
+    let Some(device) = gpu(usize::MAX) else { return };
+    for bench in [bench(), StepBench { format: None, fp8_products: true, steps_ahead: None, ..bench() }] {
+        let (expected, none) = course(&device, &bench, Objective::default(), false);
+        let (got, recorded) = course(&device, &bench, Objective::default(), true);
+        assert_eq!((none, recorded), (0, 4));
+        assert_eq!(got, expected);
+        assert!(expected.losses.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
+
+/// What changes from pass to pass on the host is not recorded, and stays as it is.
+#[test]
+fn steps_with_dropout_are_not_recorded() {
+    let Some(device) = gpu(usize::MAX) else { return };
+    let dropout = Dropout { elements: 0.3, ranks: 0.0, modules: 0.0, seed: 1, pass: 0, samples: 0 };
+    let objective = Objective { dropout: Some(dropout), ..Objective::default() };
+    let (got, recorded) = course(&device, &bench(), objective, true);
+    assert_eq!(recorded, 0);
+    assert_eq!(got, course(&device, &bench(), objective, false).0);
+}
+
+/// A recording that loses its memory in the middle of a run costs nothing but itself.
+#[test]
+fn a_lost_recording_is_a_direct_step() {
+    let bench = StepBench { batch: 1, ..bench() };
+    let run = |device: &Device, greedy_at: Option<usize>| {
+        let model = bench.random_model(device).unwrap();
+        let fixed = bench.fixed(&model).unwrap();
+        let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32);
+        let lora = lora.unwrap();
+        let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::INPUTS).unwrap();
+        let mut losses = Vec::new();
+        for step in 0..6 {
+            if greedy_at == Some(step) {
+                assert_eq!(trainer.recordings(), 1);
+                let mut all = Vec::new();
+                while let Ok(some) = Tensor::empty(device, DType::U8, &[4096]) {
+                    all.push(some);
+                }
+            }
+            let batch = bench.batch(&model, &fixed, step).unwrap();
+            losses.push(trainer.step(&[batch], 1e-2).unwrap().loss);
+        }
+        (losses, trainer.recordings(), trainer.passes.lost_so_far())
+    };
+    let Some(device) = gpu(usize::MAX) else { return };
+    let (expected, recorded, lost) = run(&device, None);
+    assert_eq!((recorded, lost), (1, 0));
+    let Some(limited) = gpu(device.peak_bytes() + (64 << 10)) else { return };
+    let (got, recorded, lost) = run(&limited, Some(3));
+    assert_eq!((got, recorded, lost), (expected, 1, 1));
+}
+
+/// A model whose blocks leave the GPU after a step was recorded: the recording's weights are no longer there.
+#[test]
+fn offloading_ends_recordings() {
+    let Some(device) = gpu(usize::MAX) else { return };
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen_image/transformer");
+    let cache = tempfile::tempdir().unwrap();
+    let wanted = tenggat_models::weights::Quantisation {
+        format: "float8".parse().unwrap(),
+        recovery: None,
+        cache: Some(cache.path().to_path_buf()),
+    };
+    let bench = StepBench { model: Config::read(&folder).unwrap(), steps_ahead: None, ..bench() };
+    let run = |offload_at: Option<usize>| {
+        let options = tenggat_models::qwen_image::transformer::LoadOptions {
+            quantisation: Some(&wanted),
+            ..Default::default()
+        };
+        let precision =
+            tenggat_models::qwen_image::transformer::Precision { compute: DType::BF16, weights: DType::BF16 };
+        let model = Transformer::load_with(&folder, &device, precision, options).unwrap();
+        let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32);
+        let lora = lora.unwrap();
+        let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::INPUTS).unwrap();
+        let fixed = bench.fixed(&model).unwrap();
+        let step = |step| {
+            if offload_at == Some(step) {
+                assert!(trainer.recordings() == 1 && model.offload(1) == 1);
+            }
+            trainer.step(&[bench.batch(&model, &fixed, step).unwrap()], 1e-2).unwrap().loss
+        };
+        (0..6).map(step).collect::<Vec<_>>()
+    };
+    assert_eq!(run(Some(3)), run(None));
+}
+
+#[test]
+fn recordings_that_come_to_something_else_are_not_used() {
+    let mut passes = Passes::default();
+    passes.compare([1.0, 2.0], [1.0, 2.001]);
+    assert!(passes.are_trusted() && passes.take_notes().is_empty());
+    for other in [[1.0, 2.1], [1.1, 2.0], [1.0, f64::NAN]] {
+        let mut passes = Passes::default();
+        passes.compare([1.0, 2.0], other);
+        assert!(!passes.are_trusted());
+        assert!(passes.take_notes()[0].contains("no steps are recorded"));
+    }
+}
