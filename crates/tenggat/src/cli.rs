@@ -11,6 +11,7 @@ use crate::commands::{
     TaskArgs,
 };
 use crate::device;
+use crate::events;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
 
 /// Exit codes, shown under `--help`.
@@ -186,6 +187,9 @@ pub struct Demo {
     /// Rank of the LoRA.
     #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
+    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    #[arg(long, value_name = "FORMAT")]
+    pub events: Option<events::Format>,
 }
 
 #[derive(Debug, Args)]
@@ -203,6 +207,9 @@ pub struct Train {
     /// Folder of held-out pictures with captions, scored before and after training.
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,
+    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    #[arg(long, value_name = "FORMAT")]
+    pub events: Option<events::Format>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod assets;
 mod cli;
 mod commands;
 mod device;
+mod events;
 mod gpu_record;
 mod hooks;
 mod limit;

@@ -1,16 +1,18 @@
-//! What a run tells whoever watches it.
+//! What a run tells whoever watches it. Names and fields are stable, see `docs/events.md`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::{Serialize, Serializer};
 use tenggat_plan::{Forecast, Phase};
 
 use crate::measure::score::{HeldOutError, Scores};
 
 /// News of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A phase begins.
-    PhaseStarted(Phase),
+    PhaseStarted(#[serde(serialize_with = "as_phase")] Phase),
     /// A phase is over, whether it succeeded or not.
     PhaseFinished {
         /// Which.
@@ -26,7 +28,7 @@ pub enum Event {
         total: u64,
     },
     /// Something the user should know.
-    Warning(String),
+    Warning(#[serde(serialize_with = "as_text")] String),
     /// What is trained on.
     Data {
         /// Entries of an epoch: pictures × resolutions × repeats × mirrored copies.
@@ -66,6 +68,7 @@ pub enum Event {
     /// A LoRA file was written.
     Saved {
         /// The file.
+        #[serde(serialize_with = "as_text_path")]
         path: PathBuf,
         /// Updates in it.
         steps: u64,
@@ -79,12 +82,13 @@ pub enum Event {
         /// What it shows.
         what: &'static str,
         /// The file.
+        #[serde(serialize_with = "as_text_path")]
         path: PathBuf,
     },
 }
 
 /// A LoRA of the run, measured on the held-out pictures.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Contender {
     /// Updates in it.
     pub steps: u64,
@@ -95,7 +99,7 @@ pub struct Contender {
 }
 
 /// One finished step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Step {
     /// Steps done.
     pub done: u64,
@@ -111,4 +115,172 @@ pub struct Step {
     pub step_s: f64,
     /// Seconds until the deadline, if there is one.
     pub left_s: Option<f64>,
+}
+
+/// A phase as an object, in which other fields have room.
+fn as_phase<S: Serializer>(phase: &Phase, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Named {
+        phase: Phase,
+    }
+    Named { phase: *phase }.serialize(to)
+}
+
+/// Likewise a text.
+fn as_text<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Named<'a> {
+        text: &'a str,
+    }
+    Named { text }.serialize(to)
+}
+
+/// A path, also one that is no Unicode.
+fn as_text_path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+    use tenggat_plan::{Note, RuledBy};
+
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../../docs/events.md");
+    /// Fields of every line, which the program adds.
+    const OF_LINES: [&str; 4] = ["v", "seq", "time", "at_s"];
+
+    /// One event of each variant, with its documented name.
+    fn all() -> Vec<(&'static str, Event)> {
+        let error = HeldOutError { captioned: 0.25, empty: 0.5 };
+        let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2 };
+        let (loss, smoothed, lr, step_s) = (0.4, 0.5, 1e-4, 0.25);
+        let step = Step { done: 6, total: Some(48), loss, smoothed, lr, step_s, left_s: None };
+        let forecast = Forecast {
+            steps_done: 5,
+            steps_total: Some(48),
+            ruled_by: RuledBy::Deadline,
+            step_s: Some(0.5),
+            progress: 0.1,
+            left_s: Some(30.0),
+            before_s: 0.0,
+            training_s: Some(24.0),
+            tail_s: 3.0,
+            margin_s: 1.0,
+            end_s: Some(59.0),
+            idle_s: 0.0,
+            notes: vec![Note::StepsCut { steps: 60, fit: 48 }],
+        };
+        let (phase, steps, path) = (Phase::FinalSave, 48, PathBuf::from("fox.safetensors"));
+        let moved = Event::DeadlineMoved { deadline_s: 90.0, by_s: Some(30.0) };
+        vec![
+            ("phase_started", Event::PhaseStarted(phase)),
+            ("phase_finished", Event::PhaseFinished { phase, seconds: 0.5 }),
+            ("quantised", Event::Quantised { done: 1, total: 2 }),
+            ("warning", Event::Warning("left out: b.png".into())),
+            ("data", Event::Data { entries: 12, buckets: 2, trainable: 100 }),
+            ("resumed", Event::Resumed { steps, ahead_s: 2.0, deadline_s: Some(60.0) }),
+            ("done", Event::Done { steps, advice: "give more steps".into() }),
+            ("forecast", Event::Forecast(forecast)),
+            ("deadline_moved", moved),
+            ("step", Event::Step(step)),
+            ("saved", Event::Saved { path: path.clone(), steps }),
+            ("scored", Event::Scored(scores)),
+            ("contender", Event::Contender(Contender { steps, error, is_best: true })),
+            ("wrote", Event::Wrote { what: "loss curve", path }),
+        ]
+    }
+
+    /// The place of a variant in [`all`]; a new one does not compile without one.
+    fn place(event: &Event) -> usize {
+        match event {
+            Event::PhaseStarted(_) => 0,
+            Event::PhaseFinished { .. } => 1,
+            Event::Quantised { .. } => 2,
+            Event::Warning(_) => 3,
+            Event::Data { .. } => 4,
+            Event::Resumed { .. } => 5,
+            Event::Done { .. } => 6,
+            Event::Forecast(_) => 7,
+            Event::DeadlineMoved { .. } => 8,
+            Event::Step(_) => 9,
+            Event::Saved { .. } => 10,
+            Event::Scored(_) => 11,
+            Event::Contender(_) => 12,
+            Event::Wrote { .. } => 13,
+        }
+    }
+
+    /// Keys of an object and of the objects in it, and whether each is a number, a text and so on.
+    fn kinds(value: &Value) -> BTreeMap<String, Value> {
+        let Value::Object(fields) = value else { return BTreeMap::new() };
+        let mut kinds = BTreeMap::new();
+        for (key, value) in fields {
+            let kind = match value {
+                Value::Null | Value::Number(_) => "number",
+                Value::Bool(_) => "bool",
+                Value::String(_) => "text",
+                Value::Array(_) => "list",
+                Value::Object(_) => "object",
+            };
+            kinds.insert(key.clone(), kind.into());
+            kinds
+                .extend(self::kinds(value).into_iter().map(|(inner, kind)| (format!("{key}.{inner}"), kind)));
+        }
+        kinds
+    }
+
+    /// The sections of the document: each event's name with its text.
+    fn sections() -> BTreeMap<&'static str, &'static str> {
+        let parts = DOCUMENT.split("\n### `").skip(1);
+        parts.map(|part| part.split_once('`').unwrap()).collect()
+    }
+
+    #[test]
+    fn every_event_has_its_documented_name_and_fields() {
+        let mut sections = sections();
+        for (n, (name, event)) in all().into_iter().enumerate() {
+            assert_eq!(place(&event), n);
+            let value = serde_json::to_value(&event).unwrap();
+            assert_eq!(value["event"], name);
+            let section = sections.remove(name).unwrap_or_else(|| panic!("{name} is not documented"));
+            let example = section.split("```json\n").nth(1).unwrap().split('\n').next().unwrap();
+            let mut example: Value = serde_json::from_str(example).unwrap();
+            for field in OF_LINES {
+                assert!(example.as_object_mut().unwrap().remove(field).is_some(), "{name}: {field}");
+            }
+            assert_eq!(kinds(&value), kinds(&example), "{name}");
+            for field in value.as_object().unwrap().keys().filter(|field| *field != "event") {
+                assert!(section.contains(&format!("`{field}`")), "{name}: `{field}` is not documented");
+            }
+        }
+        assert!(sections.is_empty(), "documented and not there: {sections:?}");
+    }
+
+    #[test]
+    fn every_phase_has_its_documented_name() {
+        for phase in Phase::ALL {
+            let value = serde_json::to_value(Event::PhaseStarted(phase)).unwrap();
+            let name = value["phase"].as_str().unwrap();
+            assert!(sections()["phase_started"].contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_null_and_any_path_is_shown() {
+        let (loss, lr) = (f64::NAN, f64::INFINITY);
+        let step = Step { done: 1, total: None, loss, smoothed: 1.0, lr, step_s: 1.0, left_s: None };
+        let value = serde_json::to_value(Event::Step(step)).unwrap();
+        assert!(["loss", "lr", "total", "left_s"].iter().all(|key| value[key].is_null()), "{value}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStringExt;
+            let path = PathBuf::from(std::ffi::OsString::from_vec(b"f\xffx.safetensors".to_vec()));
+            let value = serde_json::to_value(Event::Saved { path, steps: 1 }).unwrap();
+            assert_eq!(value["path"], "f\u{fffd}x.safetensors");
+        }
+    }
 }

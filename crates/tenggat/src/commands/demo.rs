@@ -5,10 +5,11 @@ use tenggat_plan::{Clock, WallClock};
 use tenggat_train::job::Job;
 use tenggat_train::run::Scores;
 
-use super::train::{run_job, show_interrupted, show_warnings};
+use super::train::{Setting, run_job, show_interrupted, show_warnings};
 use crate::assets;
 use crate::cli;
 use crate::device::Choice;
+use crate::events::EventLines;
 use crate::limit::Limited;
 use crate::output::say;
 use crate::signals;
@@ -18,6 +19,7 @@ const JOB: &str = include_str!("../../../../assets/mini/demo.yaml");
 
 /// Trains, scores before and after, and draws the pictures.
 pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
+    let events = args.events.map(|format| EventLines::new(clock, format));
     let stop = signals::listen(0)?;
     let budget_s = tenggat_plan::parse_duration_s(&args.budget)?;
     let assets = assets::mini()?;
@@ -39,7 +41,9 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     // Every demo is a new one.
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
-    let summary = run_job(&job, Some(&assets.join("demo-dataset/test")), &limited, false, (choice, &stop))?;
+    let held_out = assets.join("demo-dataset/test");
+    let setting = Setting { held_out: Some(&held_out), start_over: false, choice, stop: &stop, events };
+    let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
     if summary.steps == 0 {
         return Ok(());

@@ -13,9 +13,10 @@ use tenggat_train::job::{self, Job, Warning};
 use tenggat_train::lora::file as lora_file;
 use tenggat_train::run::{self, Stop};
 
-use super::train::{run_job, show_interrupted, show_warnings};
+use super::train::{Setting, run_job, show_interrupted, show_warnings};
 use crate::assets;
 use crate::device::Choice;
+use crate::events::{self, EventLines};
 use crate::limit::Limited;
 use crate::number::{MOST_RANK, learning_rate, number, whole};
 use crate::output::{self, say, warning};
@@ -79,6 +80,9 @@ pub struct TaskArgs {
     /// Peak learning rate, in place of the one worked out.
     #[arg(long, allow_negative_numbers = true, value_parser = learning_rate)]
     lr: Option<f64>,
+    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    #[arg(long, value_name = "FORMAT")]
+    events: Option<events::Format>,
 }
 
 /// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code other than 0: with
@@ -135,6 +139,7 @@ fn train(
     clock: WallClock,
     (choice, stop): (Choice, &Stop),
 ) -> anyhow::Result<()> {
+    let events = args.events.map(|format| EventLines::new(clock, format));
     let is_mini = args.model == assets::MINI;
     let model = if is_mini { assets::mini()?.join("model") } else { roots.model(task)? };
     let archive = roots.dataset(task)?;
@@ -181,7 +186,8 @@ fn train(
     }
     // The hours count from each start of the container: what is left of them is known outside alone.
     let limited = Limited { clock, deadline_s: Some(deadline_s), is_moment: true };
-    let summary = run_job(&job, None, &limited, false, (choice, stop))?;
+    let setting = Setting { held_out: None, start_over: false, choice, stop, events };
+    let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
     // What is uploaded at the end is the LoRA; a task that was interrupted may be started again.
     if !summary.interrupted {

@@ -15,6 +15,7 @@ use super::model::{locate_file, locate_unless};
 use crate::assets;
 use crate::cli;
 use crate::device::{self, Choice};
+use crate::events::EventLines;
 use crate::limit::{self, Limited};
 use crate::output::{say, warning};
 use crate::processor;
@@ -32,7 +33,10 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     if limited.deadline_s.is_none() && default_steps(&mut job) {
         warning!("{NO_STEPS}");
     }
-    let summary = run_job(&job, args.held_out.as_deref(), &limited, args.start_over, (choice, &stop))?;
+    let events = args.events.map(|format| EventLines::new(limited.clock, format));
+    let held_out = args.held_out.as_deref();
+    let setting = Setting { held_out, start_over: args.start_over, choice, stop: &stop, events };
+    let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
     if summary.steps > 0 || summary.lora.exists() {
         say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
@@ -66,7 +70,8 @@ pub fn default_steps(job: &mut Job) -> bool {
 /// Time that ending the process needs after an upload was given up.
 const CLOSING: Duration = Duration::from_millis(300);
 
-/// [`push`], given up where the deadline comes first: the repository gets its files in one commit, at the end, or none.
+/// [`push`], given up where the deadline comes first: the repository gets its files in one commit, at the
+/// end, or none.
 fn push_in_time(
     job: &Job,
     to: &Push,
@@ -119,7 +124,8 @@ pub fn show_warnings(warnings: &[Warning]) {
     }
 }
 
-/// The model's folder, fetched if need be, and the recovery adapter with it, whose path the job has from now on.
+/// The model's folder, fetched if need be, and the recovery adapter with it, whose path the job has from now
+/// on.
 fn fetch(job: &mut Job, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
     let model = locate_unless(&job.model.name_or_path, interrupt)?;
     if let Some(adapter) = &mut job.model.recovery_adapter {
@@ -136,14 +142,23 @@ fn is_interrupted(error: &anyhow::Error) -> bool {
     })
 }
 
+/// What a run is given besides its job and its limits.
+pub struct Setting<'a> {
+    /// Folder of held-out images.
+    pub held_out: Option<&'a Path>,
+    /// Trains anew where there are results.
+    pub start_over: bool,
+    /// The device.
+    pub choice: Choice,
+    /// How the end is asked for.
+    pub stop: &'a Stop,
+    /// Prints events for programs.
+    pub events: Option<EventLines>,
+}
+
 /// Runs a job with a display, stopping early but whole at an interrupt.
-pub fn run_job(
-    job: &Job,
-    held_out: Option<&Path>,
-    limited: &Limited,
-    start_over: bool,
-    (choice, stop): (Choice, &Stop),
-) -> anyhow::Result<Summary> {
+pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Result<Summary> {
+    let Setting { held_out, start_over, choice, stop, mut events } = setting;
     stop.set_has_deadline(limited.deadline_s.is_some());
     let mut job = job.clone();
     let model = match fetch(&mut job, stop.interrupt()) {
@@ -182,7 +197,12 @@ pub fn run_job(
             start_over,
             stop,
         };
-        run::run(&job, &options, &mut |event| progress.show(event))
+        run::run(&job, &options, &mut |event| {
+            if let Some(events) = &mut events {
+                events.print(&event);
+            }
+            progress.show(event);
+        })
     })?;
     if stop.is_requested() {
         // An upload takes as long as it takes.

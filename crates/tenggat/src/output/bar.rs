@@ -44,7 +44,7 @@ impl Bar {
     }
 
     fn with(length: Option<u64>, style: ProgressStyle) -> Self {
-        let target = if super::print::shows_bars() {
+        let target = if super::terminal::shows_bars() {
             ProgressDrawTarget::term_like_with_hz(Box::new(Screen::default()), RATE)
         } else {
             ProgressDrawTarget::hidden()

@@ -9,8 +9,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::registry::LookupSpan;
 
 use super::escape;
-use super::print::{has_colours, print};
+use super::print::print;
 use super::sink::{self, Stream, Worth};
+use super::terminal::has_colours;
 
 /// Sends the log to standard error: `RUST_LOG` if set; else warnings, with `-v` information and with `-vv`
 /// everything.

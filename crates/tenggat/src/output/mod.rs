@@ -9,9 +9,13 @@ mod escape;
 mod hooks;
 mod print;
 mod sink;
+mod terminal;
 
 pub use bar::Bar;
 pub use hooks::{start_logging, tell_panics};
-pub use print::{Closing, aside, block, complaint, json, json_line, line, parse, product, shows_bars};
+pub use print::{
+    Closing, aside, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse, product,
+};
 pub(crate) use print::{note, say, warning};
 pub use sink::detach;
+pub use terminal::shows_bars;

@@ -1,14 +1,29 @@
 //! Lines, results and failures on their way to the streams.
 
 use std::fmt::{self, Write as _};
-use std::io::{ErrorKind, IsTerminal};
+use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::sink::{self, Stream, Worth};
+use super::terminal::has_colours;
 use super::{bar, escape};
+
+/// Whether standard output belongs to another program, see [`leave_stdout_to_events`].
+static FOR_EVENTS: AtomicBool = AtomicBool::new(false);
+
+/// From here on standard output has nothing but [`event`]s; what people read goes to standard error.
+pub fn leave_stdout_to_events() {
+    FOR_EVENTS.store(true, Ordering::Relaxed);
+}
+
+/// Where people read.
+fn for_people() -> Stream {
+    if FOR_EVENTS.load(Ordering::Relaxed) { Stream::Err } else { Stream::Out }
+}
 
 /// Prints one line on standard output.
 macro_rules! say {
@@ -30,7 +45,7 @@ pub(crate) use warning;
 
 /// One line on standard output; see [`say!`].
 pub fn line(text: fmt::Arguments<'_>) {
-    print(Stream::Out, &format!("{}\n", escape::line(&text.to_string())));
+    print(for_people(), &format!("{}\n", escape::line(&text.to_string())));
 }
 
 /// One line on standard error; see [`note!`] and [`warning!`].
@@ -40,7 +55,7 @@ pub fn aside(text: fmt::Arguments<'_>) {
 
 /// Lines of our own making on standard output, such as a table; the last one is ended if need be.
 pub fn block(text: &str) {
-    print(Stream::Out, &ended(&escape::block(text)));
+    print(for_people(), &ended(&escape::block(text)));
 }
 
 /// A failure of several lines on standard error, such as an excerpt of a job or a compiler's log. Further
@@ -52,6 +67,17 @@ pub fn complaint(kind: &str, text: &str) {
         let _ = writeln!(shown, "{gap}{line}");
     }
     print(Stream::Err, &ended(&shown));
+}
+
+/// One line of JSON on standard output, for a program that reads along. A reader that is gone or does not keep up
+/// stops nothing.
+///
+/// # Errors
+/// The value cannot be written as JSON.
+pub fn event(value: &impl Serialize) -> serde_json::Result<()> {
+    let text = serde_json::to_string(value)?;
+    print(Stream::Out, &ended(&escape::json(&text)));
+    Ok(())
 }
 
 /// A result that other programs read.
@@ -107,12 +133,6 @@ pub fn parse<T: clap::Parser>() -> Result<T, ExitCode> {
     Err(ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(2)))
 }
 
-/// Whether progress bars are seen; otherwise lines say how far the work is.
-#[expect(clippy::disallowed_methods, reason = "it writes nothing")]
-pub fn shows_bars() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
-}
-
 /// Writes what is left when the process ends, however it does.
 pub struct Closing;
 
@@ -133,15 +153,4 @@ fn ended(text: &str) -> String {
 /// Whether the reader has gone: a closed pipe, a terminal that hung up (EIO).
 fn is_gone(e: &std::io::Error) -> bool {
     e.kind() == ErrorKind::BrokenPipe || cfg!(unix) && e.raw_os_error() == Some(5)
-}
-
-/// Whether a stream is a terminal that is asked for colours.
-#[expect(clippy::disallowed_methods, reason = "it writes nothing")]
-pub(super) fn has_colours(stream: Stream) -> bool {
-    let is_terminal = match stream {
-        Stream::Out => std::io::stdout().is_terminal(),
-        Stream::Err => std::io::stderr().is_terminal(),
-    };
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    is_terminal && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }

@@ -10,6 +10,7 @@ mod held_out;
 
 use std::ops::ControlFlow;
 
+use serde::Serialize;
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::transformer::{Inputs, Transformer};
@@ -28,7 +29,7 @@ pub use held_out::{HeldOut, Picture};
 const CAPTIONED: f64 = 0.25;
 
 /// An error with captions and with the empty prompt.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct HeldOutError {
     /// With the captions.
     pub captioned: f64,
@@ -52,7 +53,7 @@ impl HeldOutError {
 }
 
 /// Held-out errors of the bare model or of the trained LoRA.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Scores {
     /// Whether the LoRA was on.
     pub trained: bool,
