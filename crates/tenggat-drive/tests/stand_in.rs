@@ -1,6 +1,7 @@
 //! Whole drives of the stand-in for ai-toolkit: real processes, files, signals and seconds.
 //!
 //! `cargo test -p tenggat-drive --test stand_in -- --ignored` drives three hundred.
+#![expect(clippy::print_stdout, reason = "the long tier tells what it tried")]
 
 mod dice;
 

@@ -381,7 +381,7 @@ impl Simulated {
     fn written(&mut self, steps: u64) {
         self.saves += 1;
         let number = self.saves;
-        let spoils = self.script.faults.iter().any(|f| *f == Fault::SpoilsSave { number });
+        let spoils = self.script.faults.contains(&Fault::SpoilsSave { number });
         if spoils { self.spoilt.push(steps) } else { self.whole_files.push(steps) }
     }
 }

@@ -67,21 +67,25 @@ pub(super) fn against_cpu(device: &Device, scope: Scope, clock: &dyn Clock) -> R
     Ok((difference(&there, &here), AGAINST_CPU))
 }
 
-/// The same steps captured as CUDA graphs and kernel by kernel. `None` if nothing was captured, with why.
+/// What came of capturing a step.
+pub(super) struct Captured {
+    /// Difference from kernel by kernel, and the most that is right; `None` if nothing was captured.
+    pub compared: Option<(f64, f64)>,
+    /// What the device had to say, such as why nothing was.
+    pub notes: Vec<String>,
+}
+
+/// The same steps captured as CUDA graphs and kernel by kernel.
 ///
 /// # Errors
 /// As [`against_cpu`].
-pub(super) fn graphs(
-    device: &Device,
-    scope: Scope,
-    clock: &dyn Clock,
-) -> Result<(Option<(f64, f64)>, Vec<String>)> {
+pub(super) fn graphs(device: &Device, scope: Scope, clock: &dyn Clock) -> Result<Captured> {
     let direct = bench(scope, device.activations());
     let captured = StepBench { direct: false, ..direct.clone() };
     let expected = measured(&direct, device, clock, STEPS)?;
     let got = measured(&captured, device, clock, STEPS)?;
     let compared = (got.recordings > 0).then(|| (difference(&got, &expected), AGAINST_DIRECT));
-    Ok((compared, got.notes))
+    Ok(Captured { compared, notes: got.notes })
 }
 
 /// The same steps with frozen matrices multiplied in 8-bit floats.

@@ -84,10 +84,11 @@ pub fn run(
         suite.check("blocks against the CPU", || Ok(within(step::against_cpu(device, scope, clock)?)));
     }
     suite.check("CUDA graphs against single launches", || {
-        Ok(match step::graphs(device, scope, clock)? {
-            (Some(compared), _) => within(compared),
-            (None, _) if cuda.without().graphs => (Outcome::Skipped, "TENGGAT_WITHOUT says so".into()),
-            (None, notes) => (Outcome::Failed, format!("nothing was captured: {}", notes.join("; "))),
+        let captured = step::graphs(device, scope, clock)?;
+        Ok(match captured.compared {
+            Some(compared) => within(compared),
+            None if cuda.without().graphs => (Outcome::Skipped, "TENGGAT_WITHOUT says so".into()),
+            None => (Outcome::Failed, format!("nothing was captured: {}", captured.notes.join("; "))),
         })
     });
     suite.check("products of 8-bit floats", || match device.fp8_products() {

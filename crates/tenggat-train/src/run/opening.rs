@@ -22,12 +22,15 @@ pub(super) enum Opening {
     /// The run was finished before; its files are in order.
     Done(Box<Summary>),
     /// There is something to do.
-    Begin {
-        /// The lock on the folder.
-        lock: RunLock,
-        /// What the run begins with.
-        start: Start,
-    },
+    Begin(Box<Taken>),
+}
+
+/// A folder that is locked, and what to do with what lies there.
+pub(super) struct Taken {
+    /// The lock on the folder.
+    pub lock: RunLock,
+    /// What the run resumes from, if from anything.
+    pub start: Start,
 }
 
 /// Locks the folder of a run and decides what to do with what lies there.
@@ -53,7 +56,7 @@ pub(super) fn open(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
         }
         Start::Fresh | Start::Continue(_) | Start::FromLora(..) => {}
     }
-    Ok(Opening::Begin { lock, start })
+    Ok(Opening::Begin(Box::new(Taken { lock, start })))
 }
 
 /// Tidies the folder of a finished run: removes unfinished files, and writes files that it could not deliver.

@@ -16,7 +16,7 @@ use super::folder::RunFolder;
 use super::lock::RunLock;
 use super::memory;
 use super::names::LAST;
-use super::opening::{self, Opening};
+use super::opening::{self, Opening, Taken};
 use super::options::Options;
 use super::resume::Start;
 use super::room::Room;
@@ -82,9 +82,9 @@ fn run_phases(
     show: &mut dyn FnMut(Event),
 ) -> Result<Summary> {
     opening::check_end(job, options)?;
-    let (lock, start) = match opening::open(job, options, show)? {
+    let Taken { lock, start } = match opening::open(job, options, show)? {
         Opening::Done(summary) => return Ok(*summary),
-        Opening::Begin { lock, start } => (lock, start),
+        Opening::Begin(taken) => *taken,
     };
     let (clock, deadline_s) = opening::clock(&start, job, options, lock.before());
     let ahead_s = clock.before_s;

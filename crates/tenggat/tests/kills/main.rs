@@ -7,6 +7,7 @@
 //! The short tier kills at every rename and at a few of the other calls. The long one kills at every call,
 //! and at random moments: `cargo test --release --test kills -- --ignored --nocapture`.
 #![cfg(target_os = "linux")]
+#![expect(clippy::print_stdout, reason = "the long tier tells what it tried")]
 
 #[path = "../common/mod.rs"]
 mod common;
