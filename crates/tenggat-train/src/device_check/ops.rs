@@ -27,7 +27,7 @@ const OPS: [(&str, f64, Op); 19] = [
     ("rotary", 8e-3, turned),
     ("scale and shift", 8e-3, scaled),
     ("embedding", 8e-3, embedded),
-    ("copies", 8e-3, copies),
+    ("copies", 12e-3, copies), // three roundings, one after the other
     ("kronecker products", 8e-3, kroneckers),
     ("convolution", 8e-3, convolved),
     ("noise and target", 8e-3, noised),
