@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "the long tier tells what it tried")]
 
 mod dice;
+mod pulse;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dice::Dice;
+use pulse::Pulse;
 use serde_json::{Value, json};
 use tenggat_drive::{Driven, Error, Event, Installation, Options, ToolkitJob, drive, lora};
 use tenggat_plan::{Clock, WallClock};
@@ -89,9 +91,13 @@ fn warnings(events: &[Event]) -> String {
 
 #[test]
 fn a_drive_ends_in_time_with_all_of_its_steps_saved() {
+    let pulse = Pulse::start();
     let scene = Scene::new();
     let job = scene.job(json!({"step_s": 0.02, "load_s": 0.3}), json!({}));
     let (driven, events, end_s) = scene.drive(&job, 8.0);
+    if pulse.stalled() {
+        return;
+    }
     let driven = driven.unwrap();
     assert!(end_s <= 8.0 && driven.as_planned, "{end_s} {driven:?}");
     assert_eq!(scene.published(), driven.steps);
@@ -152,9 +158,13 @@ fn a_job_that_the_trainer_refuses_is_told_in_its_words() {
 
 #[test]
 fn a_trainer_that_hears_nothing_is_ended_in_time() {
+    let pulse = Pulse::start();
     let scene = Scene::new();
     let job = scene.job(json!({"ignores_stop": true, "step_s": 0.02}), json!({}));
     let (driven, _, end_s) = scene.drive(&job, 8.0);
+    if pulse.stalled() {
+        return;
+    }
     assert!(end_s <= 8.0, "{end_s}");
     assert_eq!(driven.unwrap().steps, scene.published());
 }
@@ -243,12 +253,19 @@ fn kill_after(scene: &Scene, budget_s: f64, after_s: f64) {
 
 #[test]
 fn a_killed_drive_leaves_a_whole_lora_and_goes_on_inside_what_is_left() {
+    let pulse = Pulse::start();
     let scene = Scene::new();
     let job = scene.job(json!({"step_s": 0.02, "load_s": 0.2, "save_s": 0.1}), json!({}));
     kill_after(&scene, 8.0, 3.0);
+    if pulse.stalled() {
+        return;
+    }
     let before = scene.published();
     assert!(before > 0);
     let (driven, events, end_s) = scene.drive(&job, 8.0);
+    if pulse.stalled() {
+        return;
+    }
     let driven = driven.unwrap();
     assert!(driven.steps > before && driven.steps == scene.published());
     // Some of the time is spent: the last mark is at most two seconds old.
@@ -312,14 +329,16 @@ fn random_drive(seed: u64) -> Option<f64> {
             lora::check(&scene.last()).unwrap();
         }
     }
+    let pulse = Pulse::start();
     let (driven, events, end_s) = scene.drive(&job, budget_s);
+    let stalled = pulse.stalled();
     let told = || {
         format!(
             "seed {seed}: {driven:?} after {end_s:.2} of {budget_s:.2} s\n{habits}\n{more}\n{}",
             warnings(&events)
         )
     };
-    assert!(end_s <= budget_s, "overran: {}", told());
+    assert!(stalled || end_s <= budget_s, "overran: {}", told());
     assert!(!trainer_lives(&scene), "the trainer outlived the drive: {}", told());
     match &driven {
         // A publication that the deadline overtook may come to its end all the same.
@@ -330,7 +349,7 @@ fn random_drive(seed: u64) -> Option<f64> {
     let fair = habits["faults"] == json!([]) && kill.is_none() && habits["resumes_at_zero"].is_null();
     let steady =
         fair && more["train"].is_null() && more["sample"].is_null() && habits["spoils_save"].is_null();
-    steady.then_some(end_s / budget_s)
+    (steady && !stalled).then_some(end_s / budget_s)
 }
 
 /// Drives of a range of seeds, several at a time; most of their time is sleep.
