@@ -129,6 +129,8 @@ def trial(options, work, data):
     finish([item])
     with open(os.path.join(folder, "hand.log"), errors="replace") as file:
         bars = re.findall(r"30/30 \[(\d+):(\d+)", file.read())
+    if not bars:
+        sys.exit(f"the trial run did not come to its end; its log is {folder}/hand.log")
     return (60 * int(bars[-1][0]) + int(bars[-1][1])) / 30
 
 

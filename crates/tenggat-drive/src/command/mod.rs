@@ -176,6 +176,8 @@ impl Follower<'_> {
                 self.publish_newest();
             }
             if let Some(status) = self.process.ended() {
+                // Its last words may have come since.
+                self.tail.follow();
                 return self.conclude(Some(status.success()));
             }
             if now_s >= self.kill_s() {
