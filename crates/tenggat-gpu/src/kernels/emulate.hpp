@@ -1,6 +1,6 @@
-// Runs kernels on a processor: every CUDA thread of a block is a fiber, taken in turns, and barriers and shuffles hand
-// over to the next. It shows wrong indices, wrong sums and missing barriers; it shows nothing of speed, nor of races
-// inside a warp.
+// Runs kernels on a processor: every CUDA thread of a block is a fiber, and barriers and shuffles hand over to the next.
+// A warp runs as far as it comes before another does. It shows wrong indices, wrong sums and missing barriers; it shows
+// nothing of speed, nor of races inside a warp.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -126,6 +126,31 @@ inline void run_fiber() {
     yield();
 }
 
+// How far the threads of a range have come.
+inline uint64_t progress(unsigned from, unsigned to) {
+    uint64_t sum = 0;
+    for (; from < to; from++) {
+        sum += (uint64_t)fibers[from].block_barriers + fibers[from].warp_barriers + fibers[from].done;
+    }
+    return sum;
+}
+
+// Takes a warp as far as it comes without the others. Whether it has not ended.
+inline bool run_warp(unsigned warp) {
+    const unsigned from = warp * 32, to = min(from + 32, threads);
+    bool running = true;
+    for (uint64_t before = ~(uint64_t)0; running && before != progress(from, to);) {
+        before = progress(from, to);
+        running = false;
+        for (current = from; current < to; current++) {
+            if (fibers[current].done) continue;
+            hand_over(scheduler, fibers[current].context);
+            running |= !fibers[current].done;
+        }
+    }
+    return running;
+}
+
 inline void run_block() {
     for (unsigned i = 0; i < threads; i++) {
         Fiber& fiber = fibers[i];
@@ -135,13 +160,13 @@ inline void run_block() {
         fiber.done = false;
         fiber.block_barriers = fiber.warp_barriers = 0;
     }
-    for (bool running = true; running;) {
+    // Warps go from the first to the last and back, the other way round in every second block: whoever relies on another
+    // warp, before it or behind it, and does not wait for it, gets other numbers.
+    const unsigned warps = (threads + 31) / 32;
+    unsigned turn = block_index.x + block_index.y + block_index.z;
+    for (bool running = true; running; turn++) {
         running = false;
-        for (current = 0; current < threads; current++) {
-            if (fibers[current].done) continue;
-            hand_over(scheduler, fibers[current].context);
-            running |= !fibers[current].done;
-        }
+        for (unsigned i = 0; i < warps; i++) running |= run_warp(turn % 2 ? warps - 1 - i : i);
     }
 }
 
