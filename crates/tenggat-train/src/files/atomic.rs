@@ -243,4 +243,60 @@ mod tests {
         sweep(folder.path()).unwrap();
         assert_eq!(names(folder.path()), [".hidden", "a.txt"]);
     }
+
+    /// Whoever has the old file open reads the old bytes to their end, at any size: a file is never written in place.
+    #[test]
+    fn an_open_file_stays_what_it_was() {
+        use std::io::Read;
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a"), folder.path().join("b"));
+        let previous = folder.path().join("c");
+        for bytes in [0, 1, 5 << 20] {
+            let (old, new) = (vec![b'o'; bytes], vec![b'n'; bytes + 1]);
+            fs::write(&other, &new).unwrap();
+            let ways: [(&str, &dyn Fn() -> io::Result<()>); 5] = [
+                ("write", &|| write(&path, &new)),
+                ("write with", &|| {
+                    write_with(&path, |file| new.chunks(1000).try_for_each(|c| file.write_all(c)))
+                }),
+                ("write keeping", &|| write_keeping(&path, &previous, |file| file.write_all(&new))),
+                ("copy", &|| copy(&other, &path)),
+                ("link", &|| link(&other, &path)),
+            ];
+            for (what, replace) in ways {
+                let _ = fs::remove_file(&path);
+                fs::write(&path, &old).unwrap();
+                let mut open = File::open(&path).unwrap();
+                replace().unwrap();
+                let mut read = Vec::new();
+                open.read_to_end(&mut read).unwrap();
+                assert!(read == old, "{what}: {bytes} bytes were written in place");
+                assert!(fs::read(&path).unwrap() == new, "{what}");
+            }
+        }
+        // A link shares its bytes, so that the file it came from is replaced as well, never written.
+        write(&other, b"newer").unwrap();
+        assert!(fs::read(&path).unwrap() != b"newer");
+    }
+
+    /// While a file is being written, its name stands for the old bytes, and nothing else lies under a name of its own.
+    #[test]
+    fn the_old_file_is_there_until_the_new_one_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, previous) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&path, b"old").unwrap();
+        let half = |file: &mut dyn Write| {
+            file.write_all(&vec![b'n'; 3 << 20])?;
+            file.flush()?;
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            let beside: Vec<String> = names(folder.path()).into_iter().filter(|name| name != "a").collect();
+            assert!(beside.iter().all(|name| name.starts_with(PREFIX)), "{beside:?}");
+            file.write_all(b"end")
+        };
+        write_with(&path, half).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), (3 << 20) + 3);
+        fs::write(&path, b"old").unwrap();
+        write_keeping(&path, &previous, half).unwrap();
+        assert_eq!(fs::read(&previous).unwrap(), b"old");
+    }
 }

@@ -12,8 +12,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -171,6 +172,59 @@ fn a_kill_at_a_rename_or_a_flush_leaves_no_trace() {
         _ => nth == most,
     });
     assert!(renames.is_none_or(|kills| kills >= 10), "{renames:?}");
+}
+
+/// What a traced call names: its quoted texts, and the file of its first descriptor.
+fn names(call: &str) -> (Vec<&str>, &str) {
+    let quoted = call.split('"').skip(1).step_by(2).collect();
+    let file = call.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(file, _)| file);
+    (quoted, file)
+}
+
+/// A power cut takes what was not flushed: a file is flushed before it gets its name, and the folder that holds the name
+/// before the next file is.
+#[test]
+fn a_file_is_flushed_before_it_is_named_and_its_folder_after() {
+    let job = Job::new("steps: 5", "");
+    let log = job.folder.path().join("trace");
+    let calls = "trace=?rename,?renameat,?renameat2,?link,?linkat,fsync,fdatasync";
+    let arguments = ["-y", "-o", &log.display().to_string(), "-e", calls].map(str::to_owned);
+    if !traced(&job, &arguments).status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("TENGGAT_REQUIRE_STRACE").is_none(), "strace is missing or may not trace");
+        small_job::not_tested("strace is missing or may not trace");
+        return;
+    }
+    let run = job.file("").display().to_string();
+    let (mut flushed, mut to_flush, mut renames) = (BTreeSet::new(), BTreeSet::new(), 0);
+    let text = fs::read_to_string(&log).unwrap();
+    for line in text.lines().filter(|line| line.contains(&run) && !line.contains(" = -1 ")) {
+        let call = line.split_whitespace().nth(1).unwrap_or_default();
+        match (call.split('(').next().unwrap_or_default(), names(line)) {
+            ("fsync" | "fdatasync", (_, file)) => {
+                if !to_flush.remove(file) {
+                    assert!(to_flush.is_empty(), "names in {to_flush:?} may be lost at: {line}");
+                    flushed.insert(file.to_owned());
+                }
+            }
+            ("link" | "linkat", (paths, _)) => {
+                assert!(flushed.contains(paths[0]), "not flushed before: {line}");
+                flushed.insert(paths[1].to_owned());
+            }
+            ("rename" | "renameat" | "renameat2", (paths, _)) => {
+                assert!(flushed.remove(paths[0]), "not flushed before: {line}");
+                flushed.insert(paths[1].to_owned());
+                to_flush.insert(Path::new(paths[1]).parent().unwrap().display().to_string());
+                renames += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(to_flush.is_empty(), "names in {to_flush:?} may be lost at the end");
+    let named = ["fox.safetensors", "last.safetensors", "fox_000000004.safetensors", "resume.state"];
+    for name in named {
+        assert!(flushed.contains(&job.file(name).display().to_string()), "{name}");
+    }
+    assert!(renames >= 8, "{renames}");
 }
 
 #[test]
