@@ -249,4 +249,22 @@ mod tests {
         assert_eq!(stretched.sigmas(0, 256), [0.0]);
         assert!((stretched.sigmas(9, 256)[8] - 0.02).abs() < 1e-12);
     }
+
+    /// The source takes the ends of its table from levels that are shifted already, and shifts the table once more:
+    /// 1 to 3·¼/(1 + 2·¼) = ½ in four levels, each then 3σ/(1 + 2σ).
+    #[test]
+    fn levels_of_training_are_shifted_twice_by_a_constant() {
+        let sigmas = scheduler(r#"{"shift": 3.0, "num_train_timesteps": 4}"#).unwrap().train_sigmas(999);
+        let expected = [1.0, 2.5 / (8.0 / 3.0), 2.0 / (7.0 / 3.0), 0.75];
+        assert_eq!(sigmas.len(), 4);
+        assert!(sigmas.iter().zip(expected).all(|(got, sigma)| (got - sigma).abs() < 1e-12), "{sigmas:?}");
+        // Without a shift they are multiples of 1/n, and a dynamic one bends those once.
+        let plain = scheduler(r#"{"num_train_timesteps": 4}"#).unwrap();
+        assert_eq!(plain.train_sigmas(999), [1.0, 0.75, 0.5, 0.25]);
+        let json = r#"{"use_dynamic_shifting": true, "base_shift": 1.0986122886681098,
+            "max_shift": 1.0986122886681098, "num_train_timesteps": 4}"#;
+        let sigmas = scheduler(json).unwrap().train_sigmas(1024);
+        let expected = [1.0, 2.25 / 2.5, 0.75, 0.75 / 1.5];
+        assert!(sigmas.iter().zip(expected).all(|(got, sigma)| (got - sigma).abs() < 1e-12), "{sigmas:?}");
+    }
 }

@@ -362,6 +362,31 @@ mod tests {
         }
     }
 
+    /// More inputs than are widened at once, and no bias: every piece counts, forward and added.
+    #[test]
+    fn every_piece_of_a_wide_input_counts() {
+        let (m, out, input) = (3, 70, 2 * 2048 + 64);
+        let (x, stored) = (randn(DType::F64, &[m, input], 1), randn(DType::BF16, &[out, input], 3));
+        let narrow = Quantised::quantise("uint5".parse().unwrap(), stored.host().unwrap(), input).unwrap();
+        let wide = narrow.dequantise(&Device::cpu(), DType::F64).unwrap();
+        let cases = [
+            ("bf16", stored.to_dtype(DType::F64).unwrap(), Weight::Dense(stored)),
+            ("uint5", wide, Weight::Quantised(narrow)),
+        ];
+        for (what, wide, narrow) in cases {
+            let run = |w: &Weight| {
+                let mut y = x.empty_like(&[m, out]).unwrap();
+                forward(x.view(), w, None, y.view_mut()).unwrap();
+                let once = y.to_f64().unwrap();
+                accumulate(x.view(), w, y.view_mut()).unwrap();
+                (once, y)
+            };
+            let ((once, twice), (once_wide, twice_wide)) = (run(&narrow), run(&Weight::Dense(wide)));
+            assert!(once.iter().zip(&once_wide).all(|(a, b)| (a - b).abs() < 1e-10), "{what}");
+            assert_close(what, &twice, &twice_wide, 1e-10);
+        }
+    }
+
     #[test]
     fn a_quantised_layer_gives_the_same_bits_on_any_number_of_threads() {
         let (m, out, input) = (5, 700, 448);
