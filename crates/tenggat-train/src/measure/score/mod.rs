@@ -111,8 +111,7 @@ impl Judge<'_> {
     /// the 6th noise level.
     pub fn part_of_schedule(&self, held: &HeldOut, steps: usize, strength: f64) -> Redraw {
         let sigmas = self.scheduler.sigmas(steps, held.grid.0 * held.grid.1);
-        let run = ((steps as f64 * strength) as usize).clamp(1, steps);
-        Redraw { sigmas: sigmas[steps - run..].to_vec(), guidance: None }
+        Redraw { sigmas: last_part(&sigmas, strength).to_vec(), guidance: None }
     }
 
     /// Noises the held-out pictures, each with the noise of this seed, and denoises them: pictures `[n, h, w,
@@ -206,6 +205,13 @@ impl Judge<'_> {
     }
 }
 
+/// The levels of the last `strength` of the steps between these, one step at least.
+fn last_part(sigmas: &[f64], strength: f64) -> &[f64] {
+    let steps = sigmas.len().saturating_sub(1);
+    let run = ((steps as f64 * strength) as usize).clamp(1, steps.max(1)).min(steps);
+    &sigmas[steps - run..]
+}
+
 /// The held-out latents at noise level σ, and their velocity.
 fn mix(held: &HeldOut, noise: &[f32], sigma: f64) -> Result<(Tensor, Tensor)> {
     let latents = &held.latents;
@@ -228,4 +234,56 @@ pub fn squared_differences(pictures: &Tensor, held: &HeldOut) -> Result<Vec<f64>
         sum / a.len().max(1) as f64
     };
     Ok(a.chunks(size.max(1)).zip(b.chunks(size.max(1))).map(of_one).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tenggat_tensor::{DType, Device};
+
+    use super::*;
+
+    /// 0.75 of 20 steps are the last 15, from the 6th level on, and end at 0.
+    #[test]
+    fn a_part_of_the_schedule_is_its_end() {
+        let sigmas: Vec<f64> = (0..=20).rev().map(f64::from).collect();
+        for (strength, first, levels) in [(0.75, 15.0, 16), (1.0, 20.0, 21), (0.5, 10.0, 11), (0.0, 1.0, 2)] {
+            let part = last_part(&sigmas, strength);
+            assert_eq!((part[0], part.len(), part.last()), (first, levels, Some(&0.0)), "{strength}");
+        }
+        assert_eq!(last_part(&[1.0, 0.0], 0.1), [1.0, 0.0]);
+        assert_eq!(last_part(&[0.0], 1.0), [0.0]);
+    }
+
+    /// Black against white is an error of 1, whatever the size, and each picture has its own.
+    #[test]
+    fn picture_errors_are_measured_from_zero_to_one() {
+        let device = Device::cpu();
+        let pictures = |values: &[f32]| {
+            let all: Vec<f32> = values.iter().flat_map(|v| [*v; 2 * 2 * 3]).collect();
+            Tensor::from_f32(&device, DType::F32, &all, &[values.len(), 2, 2, 3]).unwrap()
+        };
+        let text = || {
+            let embeds = Tensor::from_f32(&device, DType::F32, &[0.0; 4], &[4, 1]).unwrap();
+            TextBatch::new(&[&embeds]).unwrap()
+        };
+        let held = HeldOut {
+            labels: vec![String::new(); 4],
+            digests: vec![String::new(); 4],
+            pictures: pictures(&[1.0, -1.0, 0.5, 0.25]),
+            latents: pictures(&[0.0; 4]),
+            grid: (1, 1),
+            captions: text(),
+            empty: text(),
+        };
+        let errors = squared_differences(&pictures(&[-1.0, 1.0, 0.5, -0.25]), &held).unwrap();
+        assert_eq!(errors, [1.0, 1.0, 0.0, 0.25 * 0.25]);
+    }
+
+    #[test]
+    fn the_empty_prompt_counts_three_times() {
+        let mut error = Error { captioned: 0.0, empty: 0.0 };
+        *error.of_mut(Prompt::Caption) = 1.0;
+        *error.of_mut(Prompt::Empty) = 3.0;
+        assert_eq!(error.total(), (1.0 + 3.0 * 3.0) / 4.0);
+    }
 }

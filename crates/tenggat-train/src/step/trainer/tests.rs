@@ -178,3 +178,81 @@ fn recordings_that_come_to_something_else_are_not_used() {
         assert!(passes.take_notes()[0].contains("no steps are recorded"));
     }
 }
+
+/// A bench on a processor, and what trains its LoRA.
+fn on_processor(model: &Transformer, objective: Objective) -> Trainer<'_> {
+    let lora = adapter::initialise(model.lora_layout(2, |_| true), 1, &Device::cpu(), DType::F32).unwrap();
+    let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
+    Trainer::new(model, lora, optimiser, KeptBlocks::ALL).unwrap().minimising(objective)
+}
+
+/// Passes recorded at one strength of the adapter are not used at another.
+#[test]
+fn recorded_steps_have_the_strength_of_their_batch() {
+    let Some(device) = gpu(usize::MAX) else { return };
+    let bench = bench();
+    let course = |records: bool| {
+        let model = bench.random_model(&device).unwrap();
+        let fixed = bench.fixed(&model).unwrap();
+        let lora =
+            adapter::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32).unwrap();
+        let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, bench.kept).unwrap();
+        if !records {
+            trainer.record_nothing();
+        }
+        let step = |step: usize| {
+            let batch = bench.batch(&model, &fixed, step).unwrap();
+            let outcome = trainer.step(&[Batch { strength: [1.0, 0.5][step % 2], ..batch }], 1e-2).unwrap();
+            (outcome.loss, outcome.gradient_norm)
+        };
+        let outcomes: Vec<(f64, f64)> = (0..8).map(step).collect();
+        (outcomes, trainer.recordings())
+    };
+    let (expected, none) = course(false);
+    let (got, recorded) = course(true);
+    assert_eq!((none, recorded), (0, 2));
+    assert_eq!(got, expected);
+}
+
+/// Added up or averaged, what is reported is the mean loss; the gradient of a sum is that of the mean times their number.
+#[test]
+fn the_loss_reported_does_not_depend_on_how_gradients_are_added() {
+    let bench = StepBench { compute: DType::F32, ..bench() };
+    let model = bench.random_model(&Device::cpu()).unwrap();
+    let fixed = bench.fixed(&model).unwrap();
+    let batches = [0, 1, 2].map(|i| bench.batch(&model, &fixed, i).unwrap());
+    let step = |batches: &[Batch], summed| {
+        let objective = Objective { summed, ..Objective::default() };
+        on_processor(&model, objective).step(batches, 1e-3).unwrap()
+    };
+    let (averaged, summed) = (step(&batches, false), step(&batches, true));
+    assert!((summed.loss / averaged.loss - 1.0).abs() < 1e-9, "{summed:?} {averaged:?}");
+    let ratio = summed.gradient_norm / averaged.gradient_norm;
+    assert!((ratio - 3.0).abs() < 1e-4, "{summed:?} {averaged:?}");
+    let alone: Vec<f64> = batches.chunks(1).map(|one| step(one, true).loss).collect();
+    assert!(
+        (averaged.loss - alone.iter().sum::<f64>() / 3.0).abs() < 1e-9 * averaged.loss,
+        "{alone:?} {averaged:?}"
+    );
+}
+
+/// What a batch asks of the adapter ends with its step: samples and scores use all of it.
+#[test]
+fn a_step_leaves_the_adapter_as_it_is_used_elsewhere() {
+    let bench = StepBench { compute: DType::F32, ..bench() };
+    let model = bench.random_model(&Device::cpu()).unwrap();
+    let fixed = bench.fixed(&model).unwrap();
+    let dropout = Dropout { elements: 0.3, ranks: 0.1, modules: 0.1, seed: 1, pass: 0, samples: 0 };
+    let mut trainer = on_processor(&model, Objective { dropout: Some(dropout), ..Objective::default() });
+    for step in 0..2 {
+        let batch = Batch { strength: 0.25, ..bench.batch(&model, &fixed, step).unwrap() };
+        trainer.step(&[batch], 1e-3).unwrap();
+        assert_eq!((trainer.lora().scale, trainer.lora().dropout.is_none()), (1.0, true));
+    }
+    // Nor does a step that failed: its noise is of another size than its latents.
+    let mut broken = Batch { strength: 0.25, ..bench.batch(&model, &fixed, 2).unwrap() };
+    broken.noise = Tensor::empty(&Device::cpu(), DType::F32, &[1, 1]).unwrap();
+    assert!(trainer.step(&[broken], 1e-3).is_err());
+    assert_eq!((trainer.lora().scale, trainer.lora().dropout.is_none()), (1.0, true));
+}
