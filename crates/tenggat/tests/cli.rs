@@ -228,6 +228,38 @@ fn what_the_job_says_is_done() {
     assert!(!output.status.success() && text(&output).contains("no/such/adapter"), "{}", text(&output));
 }
 
+/// At a rate that changes nothing, a step of two batches has the mean loss of the two steps of one batch in its place:
+/// no batch comes twice, and none is left out.
+#[test]
+fn accumulated_batches_follow_one_another() {
+    let losses = |train: &str| -> Vec<f64> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = job(folder.path(), train);
+        let text = fs::read_to_string(&path).unwrap().replace("lr: 1e-3", "lr: 1e-9");
+        fs::write(&path, text).unwrap();
+        let output = tenggat().args(["train", "--threads", "1"]).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", common::text(&output));
+        let log = fs::read_to_string(folder.path().join("fox/metrics.jsonl")).unwrap();
+        let loss =
+            |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+        log.lines().map(loss).collect()
+    };
+    let single = losses("steps: 9");
+    assert!(single.windows(2).all(|pair| (pair[0] / pair[1] - 1.0).abs() > 1e-3), "{single:?}");
+    for accumulation in [2, 3] {
+        let steps = single.len() / accumulation;
+        let summed = losses(&format!("steps: {steps}, gradient_accumulation: {accumulation}"));
+        let expected = single.chunks(accumulation).map(|own| own.iter().sum::<f64>() / accumulation as f64);
+        assert_eq!(summed.len(), steps);
+        for (step, (loss, expected)) in summed.iter().zip(expected).enumerate() {
+            assert!(
+                (loss / expected - 1.0).abs() < 1e-4,
+                "step {step} of {accumulation}: {loss}, expected {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn training_starts_from_a_given_lora() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -203,4 +204,52 @@ fn a_budget_goes_on_where_it_was_and_is_not_given_twice() {
     assert!(rates.last().unwrap() <= &(0.01 * rates[0]), "{rates:?}");
     let said = job.run(&["--budget", "12s"]);
     assert!(said.contains("a longer budget"), "{said}");
+}
+
+/// Another picture, another caption: the order of the batches is another too, which is said; the same ones are not worth
+/// a word.
+#[test]
+fn pictures_that_changed_between_two_parts_of_a_run_are_told() {
+    let changes: [(&str, bool, fn(&Path)); 3] = [
+        ("nothing", false, |_| {}),
+        ("a picture", true, |set| {
+            fs::copy(set.join("fox.png"), set.join("zebra.png")).unwrap();
+            fs::write(set.join("zebra.txt"), "a zebra").unwrap();
+        }),
+        ("a caption", true, |set| fs::write(set.join("bell.txt"), "another bell").unwrap()),
+    ];
+    for (what, told, change) in changes {
+        let job = Job::new("steps: 3", "");
+        job.run(&[]);
+        change(&job.folder.path().join("set"));
+        job.rewrite("steps: 3", "steps: 5");
+        let said = job.run(&[]);
+        assert!(said.contains("going on after 3 steps") || said.contains("after 3 steps"), "{what}: {said}");
+        assert_eq!(said.contains("others than before"), told, "{what}: {said}");
+    }
+}
+
+/// The state knows the moment that a run was given, so that the same one is no more time and a later one is.
+#[test]
+fn a_deadline_is_told_from_a_later_one() {
+    let job = Job::new("weight_decay: 0", "");
+    job.rewrite(", weight_decay: 0", "");
+    let deadline = jiff::Timestamp::now() + Duration::from_secs(7);
+    let at = |moment: jiff::Timestamp| ["--deadline".to_owned(), moment.to_string()];
+    let run = |arguments: [String; 2]| job.run(&arguments.each_ref().map(String::as_str));
+    run(at(deadline));
+    let (state, steps) = (fs::read(job.file("resume.state")).unwrap(), job.steps());
+    let state = String::from_utf8_lossy(&state);
+    let (_, value) = state.split_once("deadline_unix_s").expect("the moment of the deadline");
+    let value = value.trim_start_matches(['"', '\\', ':']).split([',', '}']).next().unwrap();
+    let noted_s: f64 = value.parse().unwrap();
+    let given_s = deadline.as_millisecond() as f64 / 1000.0;
+    assert!((noted_s - given_s).abs() < 0.5, "{noted_s}, given {given_s}");
+    if jiff::Timestamp::now() + Duration::from_millis(200) < deadline {
+        let said = run(at(deadline));
+        assert!(said.contains("is finished") && said.contains("a later deadline"), "{said}");
+        assert_eq!(job.steps(), steps);
+    }
+    let said = run(at(jiff::Timestamp::now() + Duration::from_secs(7)));
+    assert!(job.steps() > steps, "{said}");
 }
