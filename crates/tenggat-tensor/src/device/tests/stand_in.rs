@@ -19,11 +19,11 @@ const STAND_IN: &str = "TENGGAT_STAND_IN";
 const FAULTS: &str = "TENGGAT_STAND_IN_FAULTS";
 /// Faults, and tests that pass all the same.
 const FAULTY: [(&str, &[&str]); 5] = [
-    ("products", &["ops::gemm::tests"]),
-    ("first-ways", &["ops::gemm::tests"]),
+    ("products", &["ops::gemm::tests::gpus_agree"]),
+    ("first-ways", &["ops::gemm::tests::gpus_agree"]),
     ("captured-questions", &["streams_apart"]),
-    ("dnn-plans", &["ops::attention::tests"]),
-    ("dnn-execution", &["ops::attention::tests"]),
+    ("dnn-plans", &["ops::attention::tests::gpus_agree"]),
+    ("dnn-execution", &["ops::attention::tests::gpus_agree"]),
 ];
 
 /// Runs the tests of GPUs in a process that takes the stand-ins for NVIDIA's libraries.
