@@ -210,7 +210,8 @@ fn a_budget_goes_on_where_it_was_and_is_not_given_twice() {
 /// a word.
 #[test]
 fn pictures_that_changed_between_two_parts_of_a_run_are_told() {
-    let changes: [(&str, bool, fn(&Path)); 3] = [
+    type Change = (&'static str, bool, fn(&Path));
+    let changes: [Change; 3] = [
         ("nothing", false, |_| {}),
         ("a picture", true, |set| {
             fs::copy(set.join("fox.png"), set.join("zebra.png")).unwrap();

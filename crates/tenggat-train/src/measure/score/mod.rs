@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_empty_prompt_counts_three_times() {
-        let mut error = Error { captioned: 0.0, empty: 0.0 };
+        let mut error = HeldOutError { captioned: 0.0, empty: 0.0 };
         *error.of_mut(Prompt::Caption) = 1.0;
         *error.of_mut(Prompt::Empty) = 3.0;
         assert_eq!(error.total(), (1.0 + 3.0 * 3.0) / 4.0);

@@ -181,7 +181,7 @@ fn recordings_that_come_to_something_else_are_not_used() {
 
 /// A bench on a processor, and what trains its LoRA.
 fn on_processor(model: &Transformer, objective: Objective) -> Trainer<'_> {
-    let lora = adapter::initialise(model.lora_layout(2, |_| true), 1, &Device::cpu(), DType::F32).unwrap();
+    let lora = initial::initialise(model.lora_layout(2, |_| true), 1, &Device::cpu(), DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
     Trainer::new(model, lora, optimiser, KeptBlocks::ALL).unwrap().minimising(objective)
 }
@@ -195,7 +195,7 @@ fn recorded_steps_have_the_strength_of_their_batch() {
         let model = bench.random_model(&device).unwrap();
         let fixed = bench.fixed(&model).unwrap();
         let lora =
-            adapter::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32).unwrap();
+            initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32).unwrap();
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
         let mut trainer = Trainer::new(&model, lora, optimiser, bench.kept).unwrap();
         if !records {

@@ -73,8 +73,8 @@ pub struct ShapeArgs {
     #[arg(long, value_name = "BATCHES", value_parser = whole::<u64>(1, 65_536))]
     pub accumulation: Option<u64>,
     /// Resolutions, in place of the job's: 1024, or 512,768,1024, or 832x576.
-    #[arg(long, value_delimiter = ',', value_name = "PIXELS")]
-    pub resolution: Vec<String>,
+    #[arg(long, value_delimiter = ',', value_name = "PIXELS", value_parser = size)]
+    pub resolution: Vec<[u64; 2]>,
     /// Storage of the frozen weights, in place of the job's: bf16, float8, int8, nf4, uint2 to uint7.
     #[arg(long, value_name = "TYPE")]
     pub precision: Option<tenggat_plan::Precision>,
@@ -137,6 +137,17 @@ pub struct JobArgs {
 }
 
 /// A price, or a sum of money.
+/// Width and height: `832x576`, or one number for a square.
+fn size(text: &str) -> Result<[u64; 2], String> {
+    let (width, height) = text.split_once(['x', '×']).unwrap_or((text, text));
+    match (width.trim().parse(), height.trim().parse()) {
+        (Ok(width), Ok(height)) if [width, height].iter().all(|side| (32..=8192).contains(side)) => {
+            Ok([width, height])
+        }
+        _ => Err("expected 32 to 8192 pixels, such as 1024 or 832x576".into()),
+    }
+}
+
 fn price(text: &str) -> Result<f64, String> {
     let value: f64 =
         text.trim().trim_start_matches('$').parse().map_err(|_| "expected a number".to_owned())?;

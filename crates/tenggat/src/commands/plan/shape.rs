@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use tenggat_plan::{BucketShape, ControlImage, ModelProfile, PlanJob, Precision};
 use tenggat_train::job::Job;
 use tenggat_train::plan::job::{Planned, plan_job};
@@ -102,11 +102,11 @@ fn override_by(shaped: &mut Shaped, args: &ShapeArgs) -> anyhow::Result<()> {
 
 /// The sizes of `--resolution`: squares, or the job's pictures in buckets of those squares' areas where they
 /// are known.
-fn resize(shaped: &mut Shaped, resolution: &[String]) -> anyhow::Result<()> {
+fn resize(shaped: &mut Shaped, resolution: &[[u64; 2]]) -> anyhow::Result<()> {
     if resolution.is_empty() {
         return Ok(());
     }
-    let sizes: Vec<[u64; 2]> = resolution.iter().map(|text| size(text)).collect::<Result<_, _>>()?;
+    let sizes = resolution.to_vec();
     let squares = sizes.iter().all(|[width, height]| width == height);
     if let (true, Some(own)) = (squares, &mut shaped.own) {
         let sides: Vec<usize> = sizes.iter().map(|[side, _]| *side as usize).collect();
@@ -120,15 +120,4 @@ fn resize(shaped: &mut Shaped, resolution: &[String]) -> anyhow::Result<()> {
     let bucket = |[width_px, height_px]: [u64; 2]| BucketShape { width_px, height_px, share: 1.0, pictures };
     shaped.job.buckets = sizes.into_iter().map(bucket).collect();
     Ok(())
-}
-
-/// `1024` or `832x576`.
-fn size(text: &str) -> anyhow::Result<[u64; 2]> {
-    let (width, height) = text.split_once(['x', '×']).unwrap_or((text, text));
-    match (width.trim().parse(), height.trim().parse()) {
-        (Ok(width), Ok(height)) if [width, height].iter().all(|side| (32..=8192).contains(side)) => {
-            Ok([width, height])
-        }
-        _ => bail!("--resolution {text}: expected 32 to 8192 pixels, such as 1024 or 832x576"),
-    }
 }
