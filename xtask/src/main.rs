@@ -1,4 +1,4 @@
-//! Tasks of this repository, each step with its time: `cargo xtask check | quick | test | bench | docs`.
+//! Tasks of this repository, each step with its time: `cargo xtask check | quick | test | bench | mutants | docs`.
 #![allow(clippy::print_stderr, reason = "a tool for developers")]
 
 mod layout;
@@ -13,6 +13,8 @@ const USAGE: &str = "cargo xtask TASK [ARGUMENTS OF CARGO]
   quick   the tests that need no model: job files, plans, budgets (under a minute after the build)
   test    all tests, as in the README
   bench   the benchmarks of ops and of the mini model's step
+  mutants small changes of the code that a test should notice (needs cargo-mutants; hours for all of them,
+          so name files: `cargo xtask mutants -f 'crates/tenggat-plan/src/budget/*.rs'`)
   docs    the documentation of all crates, with warnings as errors, and its examples
 ";
 
@@ -43,6 +45,8 @@ fn steps(task: &str) -> Option<Vec<Step>> {
         "quick" => vec![Step::cargo("quick tests", &["test", "--release", "--locked", "-p", "tenggat-plan"])],
         "test" => vec![Step::cargo("all tests", &["test", "--release", "--workspace", "--locked"])],
         "bench" => vec![Step::cargo("benchmarks", &["bench", "--locked", "-p", "tenggat-bench"])],
+        // What is mutated and how long the tests have is in `.cargo/mutants.toml`.
+        "mutants" => vec![Step::cargo("mutants", &["mutants"])],
         "docs" => vec![
             Step {
                 environment: &[("RUSTDOCFLAGS", "-D warnings")],

@@ -194,7 +194,7 @@ fn a_file_is_flushed_before_it_is_named_and_its_folder_after() {
         small_job::not_tested("strace is missing or may not trace");
         return;
     }
-    let run = job.file("").display().to_string();
+    let run = job.folder.path().join("fox").display().to_string();
     let (mut flushed, mut to_flush, mut renames) = (BTreeSet::new(), BTreeSet::new(), 0);
     let text = fs::read_to_string(&log).unwrap();
     for line in text.lines().filter(|line| line.contains(&run) && !line.contains(" = -1 ")) {
