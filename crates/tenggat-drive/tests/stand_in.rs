@@ -138,9 +138,9 @@ fn crashes_and_memory_are_answered() {
     let habits =
         json!({"step_s": 0.02, "faults": [[1.5, "crash", "CUDA out of memory. Tried to allocate 2 GiB"]]});
     let shrink = json!({"tenggat": {"on_out_of_memory": [{"train.batch_size": 1}]}});
-    let (driven, events, end_s) = scene.drive(&scene.job(habits, shrink), 6.0);
+    let (driven, events, end_s) = scene.drive(&scene.job(habits, shrink), 12.0);
     let driven = driven.unwrap();
-    assert!(end_s <= 6.0 && driven.sessions == 2 && driven.as_planned, "{driven:?}\n{}", warnings(&events));
+    assert!(end_s <= 12.0 && driven.sessions == 2 && driven.as_planned, "{driven:?}\n{}", warnings(&events));
     assert!(warnings(&events).contains("entry 1 of `on_out_of_memory`"), "{}", warnings(&events));
     let told = std::fs::read_to_string(scene.run().join(".drive/job.json")).unwrap();
     let told: Value = serde_json::from_str(&told).unwrap();

@@ -72,7 +72,7 @@ const KNOWN: [Profile; 5] = [
 ];
 
 const OTHER: Profile = Profile {
-    name: "a trainer that is not known",
+    name: "unknown",
     marks: &[],
     saves_on_interrupt: false,
     bar_of_epochs: false,
@@ -115,7 +115,7 @@ mod tests {
             ("simpletuner train", "SimpleTuner"),
             ("accelerate launch train_dreambooth_lora_qwen_image.py", "diffusers"),
             ("accelerate launch sd-scripts/flux_train_network.py", "kohya's sd-scripts"),
-            ("python my_own.py", "a trainer that is not known"),
+            ("python my_own.py", "unknown"),
         ] {
             assert_eq!(Profile::of(&words(line)).name, name, "{line}");
         }
