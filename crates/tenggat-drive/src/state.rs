@@ -40,7 +40,15 @@ pub struct State {
 #[derive(Debug)]
 pub struct Home {
     path: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // A child that another thread is just starting holds a copy of the file until it runs its own program: closing
+        // ours would not end the lock.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Home {
@@ -55,10 +63,10 @@ impl Home {
         let lock = File::options().create(true).truncate(false).write(true).open(&name);
         let lock = lock.map_err(|e| Error::file("open", &name, e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Home { path, _lock: lock }),
+            Ok(()) => Ok(Home { path, lock }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(run.into())),
             // A file system without locks: better without than not at all.
-            Err(fs::TryLockError::Error(_)) => Ok(Home { path, _lock: lock }),
+            Err(fs::TryLockError::Error(_)) => Ok(Home { path, lock }),
         }
     }
 

@@ -296,7 +296,12 @@ mod tests {
         // 970 s of 1000 for steps of 10 s.
         let advice = recommend_steps(1000.0, Span::exactly(10.0), 0.0);
         assert_eq!((advice.steps, advice.idle_s), (90, (100.0, 100.0)));
-        assert!(advice.reason.contains("keep 30 s for the unforeseen: 16 min 10 s"), "{}", advice.reason);
+        assert!(advice.reason.contains("keep 30 s (3 %) for the unforeseen"), "{}", advice.reason);
+        assert!(
+            advice.reason.contains(": 16 min 10 s for steps. At 10 s a step that is 97"),
+            "{}",
+            advice.reason
+        );
         assert!(!advice.reason.contains("slow end"), "{}", advice.reason);
         let advice = recommend_steps(1000.0, Span { low: 5.0, high: 10.0 }, 70.0);
         assert_eq!((advice.steps, advice.idle_s), (90, (480.0, 30.0)));
