@@ -6,7 +6,8 @@
 use tenggat_tensor::ops::{gemm, kronecker};
 use tenggat_tensor::{Result, Tensor, View, ViewMut};
 
-use super::{Gradients, Member, Parameters};
+use super::layout::Member;
+use super::parameters::{Gradients, Parameters};
 
 /// The members of a fused layer.
 pub(super) struct Kronecker<'a> {

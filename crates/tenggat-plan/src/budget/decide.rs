@@ -60,17 +60,17 @@ impl Budget {
         if self.phases.started_s(Phase::Train).is_none() {
             self.phases.start(Phase::Train, now_s);
         }
-        let room_s = self.room_s(now_s);
+        let time_left_s = self.time_left_s(now_s);
         let asked = self.steps_left(None).0;
         if asked == Some(0) {
             return Decision::Finish(FinishReason::StepsDone);
         }
-        if self.save_is_due(now_s, next_bucket, room_s) {
+        if self.save_is_due(now_s, next_bucket, time_left_s) {
             return Decision::SaveLast;
         }
-        let fit = match room_s {
+        let fit = match time_left_s {
             None => u64::MAX,
-            Some(room_s) => match self.fit(room_s, next_bucket) {
+            Some(time_left_s) => match self.fit(time_left_s, next_bucket) {
                 0 if self.progress >= 1.0 => return Decision::Finish(FinishReason::BudgetSpent),
                 0 => return Decision::Finish(FinishReason::OutOfTime),
                 fit => fit,
@@ -93,28 +93,28 @@ impl Budget {
         Decision::Step { progress, last: left <= 1 }
     }
 
-    /// Steps that fit into the room, beginning with one of `bucket`; 0 if that one might not end in time or the end of
+    /// Steps that fit into the time left, beginning with one of `bucket`; 0 if that one might not end in time or the end of
     /// the schedule has been reached.
-    fn fit(&self, room_s: f64, bucket: usize) -> u64 {
+    fn fit(&self, time_left_s: f64, bucket: usize) -> u64 {
         let (Some(high_s), Some(mixture)) = (self.step_high_s(bucket), self.pace.mixture()) else {
-            // Nothing is known of steps: find out, if there is any room.
-            return u64::from(room_s > 0.0) * u64::MAX;
+            // Nothing is known of steps: find out, if there is any time.
+            return u64::from(time_left_s > 0.0) * u64::MAX;
         };
-        if high_s > room_s {
+        if high_s > time_left_s {
             return 0;
         }
         let mean_s = self.pace.bucket_mean_s(bucket).unwrap_or(mixture.mean_s);
         // Past the end of the schedule a step is hardly worth anything, so it must not risk anything either.
         let left_over_s = LEFT_OVER_SHARE * self.deadline_s.unwrap_or(0.0);
         let spent = self.progress >= 1.0 && self.steps_done > 0;
-        if spent && room_s < left_over_s.max(high_s + mean_s) {
+        if spent && time_left_s < left_over_s.max(high_s + mean_s) {
             return 0;
         }
-        self.steps_that_fit(room_s, mean_s, mixture)
+        self.steps_that_fit(time_left_s, mean_s, mixture)
     }
 
     /// Whether `last.safetensors` should be written before the next step.
-    fn save_is_due(&mut self, now_s: f64, next_bucket: usize, room_s: Option<f64>) -> bool {
+    fn save_is_due(&mut self, now_s: f64, next_bucket: usize, time_left_s: Option<f64>) -> bool {
         if self.pace.observed() == 0 {
             return false;
         }
@@ -131,36 +131,38 @@ impl Budget {
         // schedule counts on.
         let never = self.saves.count() == 0;
         let interval_s = cadence::interval_s(self.deadline_s, save_s);
-        room_s.is_none_or(|room_s| self.save_high_s() <= room_s && (never || room_s > interval_s))
+        time_left_s.is_none_or(|time_left_s| {
+            self.save_high_s() <= time_left_s && (never || time_left_s > interval_s)
+        })
     }
 
     /// Whether a save that the job asks for at this step may be written while training. It may be left out without
     /// loss of work: the final save follows.
     pub fn allows_save(&mut self, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
-        self.room_s(now_s).is_none_or(|room_s| self.save_high_s() <= room_s)
+        self.time_left_s(now_s).is_none_or(|time_left_s| self.save_high_s() <= time_left_s)
     }
 
     /// Whether a round of sample pictures that is due may be made now.
     pub fn allows_samples(&mut self, now_s: f64) -> SampleVerdict {
         let now_s = self.tick(now_s);
-        let Some(room_s) = self.room_s(now_s) else {
+        let Some(time_left_s) = self.time_left_s(now_s) else {
             return SampleVerdict::Go;
         };
         let deadline_s = self.deadline_s.unwrap_or(f64::MAX);
         // With nothing known of its cost, a round must be allowed to be dear.
         let round_s = self.round_s().unwrap_or(0.05 * deadline_s) * (1.0 + 0.5 * self.rounds.recent_excess());
         let step_s = self.pace.mixture().map_or(0.0, |step| step.mean_s);
-        if room_s - round_s < round_s.max(3.0 * step_s) {
+        if time_left_s - round_s < round_s.max(3.0 * step_s) {
             return SampleVerdict::WouldEndangerTheEnd;
         }
         let asked = self.steps_left(None).0;
         if let (Some(asked), false) = (asked, self.config.fill)
-            && asked as f64 * step_s > room_s - round_s
+            && asked as f64 * step_s > time_left_s - round_s
         {
             return SampleVerdict::WouldCutSteps;
         }
-        if self.sampled_s + round_s > self.config.sample_share_max * (now_s + room_s) {
+        if self.sampled_s + round_s > self.config.sample_share_max * (now_s + time_left_s) {
             return SampleVerdict::ShareSpent;
         }
         SampleVerdict::Go
@@ -177,8 +179,8 @@ impl Budget {
 
     /// After an extension: sets the schedule back to the share of the steps done, if it is further.
     pub(super) fn stretch_schedule(&mut self, now_s: f64) {
-        let room_s = self.room_s(now_s);
-        let Some(left) = self.steps_left(room_s).0 else {
+        let time_left_s = self.time_left_s(now_s);
+        let Some(left) = self.steps_left(time_left_s).0 else {
             return;
         };
         let done = self.steps_done as f64;
@@ -239,7 +241,7 @@ mod tests {
         assert!(last_s < end_s - interval_s && last_s > end_s - 2.5 * interval_s, "{last_s} {end_s}");
     }
 
-    /// Where no file is there yet, one is written although the end is near, if there is room for it.
+    /// Where no file is there yet, one is written although the end is near, if there is time for it.
     #[test]
     fn a_first_save_is_written_late_rather_than_never() {
         let mut budget = Budget::new(BudgetConfig { save_s: 1.0, ..config() }).unwrap();
@@ -248,8 +250,8 @@ mod tests {
         assert_eq!(budget.decide(970.0, 0), Decision::SaveLast);
         assert!(budget.allows_save(970.0));
         let high_s = budget.save_high_s();
-        let room_s = budget.room_s(970.0).unwrap();
-        let full_s = 970.0 + room_s - high_s;
+        let time_left_s = budget.time_left_s(970.0).unwrap();
+        let full_s = 970.0 + time_left_s - high_s;
         assert!(budget.clone().allows_save(full_s - 0.01) && !budget.clone().allows_save(full_s + 0.01));
         assert_ne!(budget.decide(full_s + 0.01, 0), Decision::SaveLast);
     }
@@ -274,7 +276,7 @@ mod tests {
         (0..400).for_each(|_| budget.observe_step(0.0, 0, 1.0));
         budget.observe_save(0.0, 0.01);
         budget.next_save_s = Some(f64::MAX);
-        let end_s = budget.room_s(0.0).unwrap();
+        let end_s = budget.time_left_s(0.0).unwrap();
         let decide = |left_s: f64| budget.clone().decide(end_s - left_s, 0);
         assert!(matches!(decide(0.01 * DEADLINE_S + 0.1), Decision::Step { progress: 1.0, .. }));
         assert_eq!(decide(0.01 * DEADLINE_S - 0.1), Decision::Finish(FinishReason::BudgetSpent));
@@ -324,7 +326,7 @@ mod tests {
         let samples = Some(SamplePlan { every_steps: 10, round_s: 20.0 });
         let of = |config: BudgetConfig, now_s: f64| Budget::new(config).unwrap().allows_samples(now_s);
         let with = |samples, share| BudgetConfig { samples, sample_share_max: share, ..config() };
-        let end_s = Budget::new(config()).unwrap().room_s(0.0).unwrap();
+        let end_s = Budget::new(config()).unwrap().time_left_s(0.0).unwrap();
         // Another round, or three steps, must fit after it.
         assert_eq!(of(with(samples, 1.0), end_s - 40.1), SampleVerdict::Go);
         assert_eq!(of(with(samples, 1.0), end_s - 39.9), SampleVerdict::WouldEndangerTheEnd);

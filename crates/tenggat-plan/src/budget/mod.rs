@@ -3,10 +3,10 @@
 //! [`Budget`] owns no clock and does nothing by itself. The training loop tells it what happened and when, and asks
 //! before each step what comes next:
 //!
-//! 1. **Room.** What is left until the deadline, less the phases that follow the last step, less a margin, is the room
+//! 1. **Time left.** What remains until the deadline, less the phases after the last step, less a margin, is the time left
 //!    for steps. The margin is a fixed part for ending the process plus three and a half standard deviations of what is still to
 //!    come, learnt from the saves and steps seen.
-//! 2. **Steps.** A step begins only if it would end inside the room even if it were as slow as the slowest recent one.
+//! 2. **Steps.** A step begins only if it would end inside it even if it were as slow as the slowest recent one.
 //! 3. **Learning rate.** Each step moves the progress of the schedule by `(1 − progress) / n`, where `n` is the number
 //!    of steps thought to remain, this one included. While the forecast holds this is the straight line from 0 to 1;
 //!    when it changes, the rest of the schedule is stretched or squeezed without a jump; and at `n = 1` it is 1, so the
@@ -25,7 +25,7 @@ mod forecast;
 mod pace;
 mod parts;
 mod phase;
-mod room;
+mod time_left;
 
 pub use config::{BucketConfig, BudgetConfig, BudgetError, SamplePlan, ValidationPlan};
 pub use decide::{Decision, FinishReason, SampleVerdict};

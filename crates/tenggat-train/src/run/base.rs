@@ -14,7 +14,7 @@ use tenggat_tensor::ops::linear;
 
 use super::event::Event;
 use super::options::Options;
-use super::{Error, Result, memory, room};
+use super::{Error, Result, memory, out_of_memory};
 use crate::job::{Job, Qtype};
 use crate::measure::score::Judge;
 use crate::outcome::painter::Painter;
@@ -97,19 +97,24 @@ pub(super) fn load(
     let model = loop {
         match load(offloaded_blocks) {
             Err(e) if e.is_out_of_memory() && from_files && offloaded_blocks < config.num_layers => {
-                offloaded_blocks += room::some_blocks(config.num_layers);
+                offloaded_blocks += out_of_memory::some_blocks(config.num_layers);
                 offloaded_blocks = offloaded_blocks.min(config.num_layers);
                 device.trim();
-                warn(format!("the GPU has no room for the model; {}", room::offloaded(offloaded_blocks)));
+                warn(format!(
+                    "the GPU has no room for the model; {}",
+                    out_of_memory::offloaded(offloaded_blocks)
+                ));
             }
             result => break result?,
         }
     };
     let mut tell = |event| (show.borrow_mut())(event);
-    let vae = room::beside(&model, device, &mut tell, || Vae::load(&folder.join("vae"), device, DType::F32))?;
+    let vae = out_of_memory::beside(&model, device, &mut tell, || {
+        Vae::load(&folder.join("vae"), device, DType::F32)
+    })?;
     let vae = vae.interrupted_by(interrupt);
     let text_precision = Precision::on(device, text.is_some());
-    let text = room::beside(&model, device, &mut tell, || {
+    let text = out_of_memory::beside(&model, device, &mut tell, || {
         PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress, interrupt)
     })?;
     let scheduler = Scheduler::load(&folder.join("scheduler"))?;

@@ -8,7 +8,7 @@ use tenggat_tensor::{DType, Device};
 
 use super::event::Event;
 use super::options::Options;
-use super::{Result, room};
+use super::{Result, out_of_memory};
 use crate::data::batch::Prepared;
 use crate::job::{Checkpointing, Job};
 use crate::plan::job as planned;
@@ -74,7 +74,7 @@ pub(super) fn kept_blocks(
         if fitted.fits {
             break fitted;
         }
-        let Some(said) = room::offload(model) else {
+        let Some(said) = out_of_memory::offload(model) else {
             let host_bytes = if machine.shares_host_memory { fitted.memory.host_bytes } else { 0.0 };
             show(Event::Warning(format!(
                 "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \

@@ -18,8 +18,8 @@ use super::memory;
 use super::names::LAST;
 use super::opening::{self, Opening, Taken};
 use super::options::Options;
+use super::out_of_memory::Ladder;
 use super::resume::Start;
-use super::room::Room;
 use super::sampling::Sampling;
 use super::saving::Saver;
 use super::setup::{first_lora, max_grad_norm, objective, schedule};
@@ -408,7 +408,7 @@ impl<'a> Run<'a> {
             scoring: measures.scoring,
             sampling,
             requests: self.requests,
-            room: Room::new(options.device),
+            ladder: Ladder::new(options.device),
             drawn: None,
             steps_before,
             saved: steps_before,

@@ -13,7 +13,7 @@ use super::event::{Event, Step};
 use super::folder::RunFolder;
 use super::names::LAST;
 use super::options::Options;
-use super::room::Room;
+use super::out_of_memory::Ladder;
 use super::sampling::Sampling;
 use super::saving::Saver;
 use super::stop::unless_interrupted;
@@ -54,7 +54,7 @@ pub(super) struct Training<'a, 's> {
     pub scoring: Option<Scoring<'s>>,
     pub sampling: Option<Sampling<'s>>,
     pub requests: Requests,
-    pub room: Room,
+    pub ladder: Ladder,
     /// The batches of a step to come, drawn while a GPU is at work on the one before.
     pub drawn: Option<DrawnAhead>,
     /// Steps that were done when the run began.
@@ -258,7 +258,7 @@ impl Training<'_, '_> {
             }
         };
         let trained = &mut self.trained;
-        let outcome = self.room.step(&mut trained.trainer, &batches, lr, &mut meanwhile, self.time.show)?;
+        let outcome = self.ladder.step(&mut trained.trainer, &batches, lr, &mut meanwhile, self.time.show)?;
         self.drawn = drawn.map(|batches| DrawnAhead { first: next, batches });
         if let (Some(ema), true) = (&mut trained.ema, outcome.updated) {
             ema.update(trained.trainer.lora())?;

@@ -59,17 +59,17 @@ fn fewer(KeptBlocks { whole, results }: KeptBlocks) -> Option<KeptBlocks> {
     (results > 0).then_some(KeptBlocks { whole: 0, results: results / 2 })
 }
 
-/// How a run has made room so far.
+/// The rungs that a run has gone down so far: more recomputing, offloading, smaller batches.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Ladder {
     device: Device,
     /// Most samples that go through the model at once; `None`: whole batches.
     at_once: Option<usize>,
 }
 
-impl Room {
+impl Ladder {
     pub fn new(device: &Device) -> Self {
-        Room { device: device.clone(), at_once: None }
+        Ladder { device: device.clone(), at_once: None }
     }
 
     /// One update; `ended` is called at the end of each part. A step that failed for want of memory has
@@ -218,13 +218,13 @@ mod tests {
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora)?;
         let mut trainer = Trainer::new(model, lora, optimiser, kept)?;
         let batch = bench.batch(model, &bench.fixed(model)?, 0)?;
-        let mut room = Room { at_once, ..Room::new(device) };
+        let mut ladder = Ladder { at_once, ..Ladder::new(device) };
         let mut said = Vec::new();
         let mut show = |event| match event {
             Event::Warning(text) => said.push(text),
             other => panic!("{other:?}"),
         };
-        let outcome = room.step(&mut trainer, &[batch], 1e-3, &mut |_| {}, &mut show)?;
+        let outcome = ladder.step(&mut trainer, &[batch], 1e-3, &mut |_| {}, &mut show)?;
         let (loss, norm) = (outcome.loss, outcome.gradient_norm);
         Ok(Taken { loss, norm, said, peak_bytes: device.peak_bytes() })
     }

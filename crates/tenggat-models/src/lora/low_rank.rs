@@ -1,0 +1,120 @@
+//! Adapters that are products of two thin matrices: `y += scale · B·(A·x)`.
+
+use std::ops::Range;
+
+use tenggat_tensor::ops::gemm;
+use tenggat_tensor::ops::linear::{self, AdapterGradients, Packed, Write};
+use tenggat_tensor::{Result, Tensor, View, ViewMut};
+
+use super::layout::Group;
+use super::parameters::{Gradients, Parameters};
+use crate::dropout::Dropout;
+
+/// `scale · B·(A·x)`.
+pub(super) struct LowRank<'a> {
+    pub(super) group: &'a Group,
+    pub(super) rank: usize,
+    pub(super) parameters: Parameters<'a>,
+    pub(super) scale: f64,
+    pub(super) dropout: Option<(&'a Dropout, usize)>,
+}
+
+impl LowRank<'_> {
+    fn stacked_rank(&self) -> usize {
+        self.rank * self.group.members.len()
+    }
+
+    fn drop(&self, ax: ViewMut<'_>) -> Result<()> {
+        self.dropout.map_or(Ok(()), |(dropout, layer)| dropout.apply(layer, self.rank, ax))
+    }
+
+    /// The adapter in the form that packed layers take; `members` is filled with views of B.
+    fn adapter<'m>(&'m self, members: &'m mut Vec<(Range<usize>, View<'m>)>) -> Result<linear::Adapter<'m>> {
+        for member in &self.group.members {
+            let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
+            members.push((member.columns.clone(), b));
+        }
+        let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
+        Ok(linear::Adapter { a, members, scale: self.scale })
+    }
+
+    /// `y = W·x + bias + scale · B·(A·x)` in one pass; returns `A·x`.
+    pub(super) fn forward_packed(
+        &self,
+        x: View<'_>,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        y: ViewMut<'_>,
+    ) -> Result<Tensor> {
+        let mut ax = Tensor::empty(&y.device(), y.dtype(), &[x.rows(), self.stacked_rank()])?;
+        let mut members = Vec::new();
+        let adapter = self.adapter(&mut members)?;
+        weight.forward(x, bias, Some((adapter, ax.view_mut())), Write::Replace, y)?;
+        Ok(ax)
+    }
+
+    /// Writes dA and dB, and the gradient of x if there is room for it, the frozen layer's share included.
+    pub(super) fn backward_packed(
+        &self,
+        x: View<'_>,
+        ax: &Tensor,
+        dy: View<'_>,
+        weight: &Packed,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<()> {
+        let mut members = Vec::new();
+        let adapter = self.adapter(&mut members)?;
+        // B follows A, member by member: see `Layout::push_group`.
+        let outputs: usize = self.group.members.iter().map(|m| m.columns.len()).sum();
+        let len = self.stacked_rank() * self.group.input + outputs * self.rank;
+        let all = gradients.buffer.matrix_mut(self.group.a, 1, len)?;
+        let gradients = AdapterGradients { all, write: gradients.write };
+        let trained = linear::Trained { adapter, x, ax: ax.view(), gradients };
+        weight.backward(dy, Some(trained), dx.map(|dx| (Write::Replace, dx)))
+    }
+
+    /// Adds `scale · B·(A·x)` to `y` and returns `A·x` (`[m, rank · members]`), which backward needs.
+    pub(super) fn forward(&self, x: View<'_>, mut y: ViewMut<'_>) -> Result<Tensor> {
+        let mut ax = Tensor::empty(&y.device(), y.dtype(), &[x.rows(), self.stacked_rank()])?;
+        let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
+        gemm::nt(1.0, x, a, 0.0, ax.view_mut())?;
+        self.drop(ax.view_mut())?;
+        for (i, member) in self.group.members.iter().enumerate() {
+            let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
+            let ax = ax.view().columns(i * self.rank..(i + 1) * self.rank);
+            gemm::nt(self.scale, ax, b, 1.0, y.reborrow().columns(member.columns.clone()))?;
+        }
+        Ok(ax)
+    }
+
+    /// Writes dA and dB, and adds the adapter's share to `dx` if there is one.
+    ///
+    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`. Dropout multiplies `A·x` and u.
+    pub(super) fn backward(
+        &self,
+        x: View<'_>,
+        ax: &Tensor,
+        dy: View<'_>,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<()> {
+        let beta = gradients.write.beta();
+        let mut u = ax.empty_like(ax.shape())?;
+        for (i, member) in self.group.members.iter().enumerate() {
+            let columns = i * self.rank..(i + 1) * self.rank;
+            let dy = dy.columns(member.columns.clone());
+            let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
+            gemm::nn(self.scale, dy, b, 0.0, u.view_mut().columns(columns.clone()))?;
+            let db = gradients.buffer.matrix_mut(member.b, member.columns.len(), self.rank)?;
+            gemm::tn(self.scale, dy, ax.view().columns(columns), beta, db)?;
+        }
+        self.drop(u.view_mut())?;
+        let (rows, cols) = (self.stacked_rank(), self.group.input);
+        gemm::tn(1.0, u.view(), x, beta, gradients.buffer.matrix_mut(self.group.a, rows, cols)?)?;
+        if let Some(dx) = dx {
+            gemm::nn(1.0, u.view(), self.parameters.matrix(self.group.a, rows, cols)?, 1.0, dx)?;
+        }
+        Ok(())
+    }
+}

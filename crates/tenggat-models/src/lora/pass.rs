@@ -1,0 +1,116 @@
+//! An adapter in a pass through the model, layer by layer.
+
+use tenggat_tensor::ops::linear::Packed;
+use tenggat_tensor::{Result, Tensor, View, ViewMut};
+
+use super::kronecker::Kronecker;
+use super::layout::{Group, Kind};
+use super::low_rank::LowRank;
+use super::parameters::{Gradients, Lora, Parameters, Rounded};
+use crate::dropout::Dropout;
+
+/// An adapter in a pass through some layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Adapter<'a> {
+    lora: &'a Lora,
+    parameters: Parameters<'a>,
+}
+
+impl<'a> Adapter<'a> {
+    /// `rounded`: what [`Lora::rounded`] gave for these layers.
+    pub fn new(lora: &'a Lora, rounded: Option<&'a Rounded>) -> Self {
+        let parameters = match rounded {
+            Some(Rounded { first, parameters }) => Parameters { first: *first, there: parameters },
+            None => Parameters { first: 0, there: &lora.parameters },
+        };
+        Adapter { lora, parameters }
+    }
+
+    /// The part of a fused layer.
+    pub fn part(self, layer: usize) -> Option<Part<'a>> {
+        let Adapter { lora, parameters } = self;
+        let group = lora.layout.group(layer)?;
+        let dropout = lora.dropout.as_ref().map(|dropout| (dropout, layer));
+        Some(Part { group, kind: lora.layout.kind, parameters, scale: lora.scale, dropout })
+    }
+}
+
+/// The adapter of one fused linear layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part<'a> {
+    group: &'a Group,
+    kind: Kind,
+    parameters: Parameters<'a>,
+    scale: f64,
+    /// With the number of the layer.
+    dropout: Option<(&'a Dropout, usize)>,
+}
+
+impl Part<'_> {
+    /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or every member's
+    /// `X·W₂ᵀ`, one after the other.
+    pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
+        match self.kind {
+            Kind::LowRank(rank) => self.low_rank(rank).forward(x, y),
+            Kind::Kronecker { .. } => self.kronecker().forward(x, y),
+        }
+    }
+
+    /// Writes the gradients of both matrices of every member, and adds the adapter's share to `dx` if there is one.
+    pub fn backward(
+        &self,
+        x: View<'_>,
+        ax: &Tensor,
+        dy: View<'_>,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<()> {
+        match self.kind {
+            Kind::LowRank(rank) => self.low_rank(rank).backward(x, ax, dy, gradients, dx),
+            Kind::Kronecker { .. } => self.kronecker().backward(x, ax, dy, gradients, dx),
+        }
+    }
+
+    /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`, and `y` as
+    /// it was, if this adapter goes on top of the layer instead.
+    pub fn forward_with(
+        &self,
+        x: View<'_>,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        y: ViewMut<'_>,
+    ) -> Result<Option<Tensor>> {
+        self.joins().map(|part| part.forward_packed(x, weight, bias, y)).transpose()
+    }
+
+    /// Backward of [`Part::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x, which
+    /// includes the frozen layer's share. Whether it did.
+    pub fn backward_with(
+        &self,
+        (x, ax, dy): (View<'_>, &Tensor, View<'_>),
+        weight: &Packed,
+        gradients: &mut Gradients<'_>,
+        dx: Option<ViewMut<'_>>,
+    ) -> Result<bool> {
+        let Some(part) = self.joins() else { return Ok(false) };
+        part.backward_packed(x, ax, dy, weight, gradients, dx)?;
+        Ok(true)
+    }
+
+    /// The adapter as further terms of a layer's own sums. Dropout stands between its factors, so it cannot join.
+    fn joins(&self) -> Option<LowRank<'_>> {
+        match (self.kind, self.dropout) {
+            (Kind::LowRank(rank), None) => Some(self.low_rank(rank)),
+            _ => None,
+        }
+    }
+
+    fn low_rank(&self, rank: usize) -> LowRank<'_> {
+        let Part { group, parameters, scale, dropout, .. } = *self;
+        LowRank { group, rank, parameters, scale, dropout }
+    }
+
+    fn kronecker(&self) -> Kronecker<'_> {
+        Kronecker { members: &self.group.members, parameters: self.parameters, scale: self.scale }
+    }
+}
