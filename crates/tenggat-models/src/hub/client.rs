@@ -15,6 +15,8 @@ use super::{HubError, Options, Repository};
 const MAX_HOPS: usize = 8;
 /// Requests that fail in a row before giving up.
 pub(super) const ATTEMPTS: u32 = 5;
+/// Most bytes of a file; sums of sizes are far from overflowing.
+const MOST_BYTES: u64 = 1 << 48;
 /// Part of a pause after which somebody may have asked for the end.
 const NAP: Duration = Duration::from_millis(100);
 
@@ -92,18 +94,7 @@ impl<'a> Client<'a> {
             401 | 403 => return Err(self.refused(repository, status)),
             _ => return Err(HubError::Transport { url, reason: format!("HTTP status {status}") }),
         }
-        let protocol = |reason: &str| HubError::Protocol { url: url.clone(), reason: reason.into() };
-        let etag = seen.linked_etag.or(seen.etag).ok_or_else(|| protocol("the answer has no ETag header"))?;
-        let safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if etag.is_empty() || etag.starts_with('.') || !etag.chars().all(safe) {
-            return Err(protocol(&format!("the ETag {etag:?} cannot name a file")));
-        }
-        let commit = seen.commit.ok_or_else(|| protocol("the answer has no X-Repo-Commit header"))?;
-        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return Err(protocol(&format!("the commit {commit:?} cannot name a folder")));
-        }
-        let bytes = seen.linked_bytes.or(seen.bytes).ok_or_else(|| protocol("the answer has no size"))?;
-        Ok(Some(RemoteFile { path: path.into(), url, etag, bytes, commit }))
+        seen.file(url, path).map(Some)
     }
 
     /// Asks for the bytes of a file from a position on. An outer error is final; an inner one is worth another try.
@@ -312,6 +303,47 @@ impl Seen {
             self.bytes = number("content-length");
         }
     }
+
+    /// The file that the headers describe.
+    ///
+    /// # Errors
+    /// A header is missing, or its value cannot name a file or folder here, or is no size of one.
+    fn file(self, url: String, path: &str) -> Result<RemoteFile, HubError> {
+        let protocol = |reason: &str| HubError::Protocol { url: url.clone(), reason: reason.into() };
+        let etag = self.linked_etag.or(self.etag).ok_or_else(|| protocol("the answer has no ETag header"))?;
+        let safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if etag.is_empty() || etag.starts_with('.') || !etag.chars().all(safe) {
+            return Err(protocol(&format!("the ETag {etag:?} cannot name a file")));
+        }
+        let commit = self.commit.ok_or_else(|| protocol("the answer has no X-Repo-Commit header"))?;
+        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(protocol(&format!("the commit {commit:?} cannot name a folder")));
+        }
+        let bytes = self.linked_bytes.or(self.bytes).ok_or_else(|| protocol("the answer has no size"))?;
+        if bytes > MOST_BYTES {
+            return Err(protocol(&format!("{bytes} bytes are more than any file has")));
+        }
+        Ok(RemoteFile { path: path.into(), url, etag, bytes, commit })
+    }
+}
+
+/// See [`super::fuzzing::described`].
+#[cfg(feature = "fuzzing")]
+pub(super) fn described(status: u16, headers: &[(&str, &str)]) -> Option<(String, String, u64)> {
+    use ureq::http::{HeaderName, HeaderValue};
+
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            map.append(name, value);
+        }
+    }
+    let mut seen = Seen::default();
+    seen.read(&map, status);
+    let location = join("https://hub/org/model", &header(&map, "location").unwrap_or_default());
+    let _ = (origin(&location), host(&location));
+    let file = seen.file("https://hub/org/model".into(), "a").ok()?;
+    Some((file.etag, file.commit, file.bytes))
 }
 
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -347,6 +379,32 @@ fn join(url: &str, location: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_that_describe_no_file_are_refused() {
+        let described = |change: (&'static str, &str)| {
+            let mut map = HeaderMap::new();
+            for (name, value) in [("etag", "\"ab\""), ("x-repo-commit", "c0"), ("content-length", "7")] {
+                map.insert(name, value.parse().unwrap());
+            }
+            map.insert(change.0, change.1.parse().unwrap());
+            let mut seen = Seen::default();
+            seen.read(&map, 200);
+            seen.file("https://hub/x".into(), "x").map_err(|e| e.to_string())
+        };
+        let file = described(("x-other", "1")).unwrap();
+        assert_eq!((file.etag.as_str(), file.commit.as_str(), file.bytes), ("ab", "c0", 7));
+        for (name, value, told) in [
+            ("etag", "../../x", "cannot name a file"),
+            ("x-linked-etag", "\".x\"", "cannot name a file"),
+            ("x-repo-commit", "a/b", "cannot name a folder"),
+            ("content-length", "-1", "no size"),
+            ("x-linked-size", "18446744073709551615", "more than any file has"),
+        ] {
+            let error = described((name, value)).unwrap_err();
+            assert!(error.contains(told) && error.contains("https://hub/x"), "{error}");
+        }
+    }
 
     #[test]
     fn addresses() {

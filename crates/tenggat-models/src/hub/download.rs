@@ -25,17 +25,17 @@ pub(super) fn download(
             arrived(file.bytes as i64);
         } else {
             let path = cache.incomplete(file)?;
-            let mut partial = Partial::open(&path)?;
+            let mut partial = Partial::open(&path, file)?;
             arrived(partial.len() as i64);
             let resumed = partial.len() > 0;
             complete(client, repository, file, &mut partial, arrived)?;
-            let whole = match partial.finish(file) {
+            let whole = match partial.finish() {
                 // What was left behind by an earlier fetch may have been damaged since.
                 Err(HubError::Damaged { .. }) if resumed => {
-                    let mut anew = Partial::open(&path)?;
+                    let mut anew = Partial::open(&path, file)?;
                     clear(&mut anew, arrived)?;
                     complete(client, repository, file, &mut anew, arrived)?;
-                    anew.finish(file)
+                    anew.finish()
                 }
                 result => result,
             };
@@ -46,7 +46,7 @@ pub(super) fn download(
     cache.link(file)
 }
 
-fn clear(partial: &mut Partial, arrived: &dyn Fn(i64)) -> Result<(), HubError> {
+fn clear(partial: &mut Partial<'_>, arrived: &dyn Fn(i64)) -> Result<(), HubError> {
     arrived(-(partial.len() as i64));
     partial.clear()
 }
@@ -56,7 +56,7 @@ fn complete(
     client: &Client<'_>,
     repository: &Repository,
     file: &RemoteFile,
-    partial: &mut Partial,
+    partial: &mut Partial<'_>,
     arrived: &dyn Fn(i64),
 ) -> Result<(), HubError> {
     if partial.len() > file.bytes {
@@ -100,7 +100,7 @@ fn complete(
 fn receive(
     client: &Client<'_>,
     reader: &mut dyn Read,
-    (file, partial): (&RemoteFile, &mut Partial),
+    (file, partial): (&RemoteFile, &mut Partial<'_>),
     arrived: &dyn Fn(i64),
 ) -> Result<Result<(), String>, HubError> {
     let mut buffer = vec![0; 1 << 18];

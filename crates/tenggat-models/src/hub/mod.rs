@@ -15,6 +15,16 @@ mod partial;
 mod repository;
 mod upload;
 
+/// A way for the fuzz targets to what is private otherwise.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// ETag, commit and size of the file that an answer describes, if it does.
+    pub fn described(status: u16, headers: &[(&str, &str)]) -> Option<(String, String, u64)> {
+        super::client::described(status, headers)
+    }
+}
+
 use std::path::{Path, PathBuf};
 
 pub use error::HubError;

@@ -215,6 +215,21 @@ fn a_damaged_content_is_refused_and_not_kept() {
     expect_whole(&case.fetch().unwrap());
 }
 
+/// The ETag of a small file is git's name of its content. Source: `git hash-object` of these bytes.
+#[test]
+fn a_damaged_small_file_is_refused_and_not_kept() {
+    assert_eq!(server::git_id(b"test content\n"), "d670460b4b4aece5915caf5c68d12f560a9fe3e4");
+    for path in ["model_index.json", "vae/config.json", "tokenizer/merges.txt"] {
+        let case = Case::new(|b| b.damages_small = Some(path.into()));
+        let error = case.error();
+        assert!(error.contains("SHA-1") && error.contains(path), "{error}");
+        assert!(!case.repository().join("blobs").join(server::git_id(&files()[path])).exists());
+        // What is whole is kept, and an honest hub completes it.
+        case.change(|b| b.damages_small = None);
+        expect_whole(&case.fetch().unwrap());
+    }
+}
+
 #[test]
 fn the_token_goes_to_the_hub_and_to_nobody_else() {
     let mut case = Case::new(|b| b.token = Some("secret".into()));
