@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::weights::read_json;
+use crate::weights::{dimension, read_json};
 use crate::{Error, Result};
 
 /// Turns a number of steps and a picture size into noise levels σ in 0..1.
@@ -78,9 +78,8 @@ impl Scheduler {
             return Err(format!("`{name}: true` is not supported; set it to false"));
         }
         let num_train_timesteps = raw.num_train_timesteps.unwrap_or(1000);
-        if num_train_timesteps < 2 {
-            return Err(format!("`num_train_timesteps` is {num_train_timesteps}; expected at least 2"));
-        }
+        // A table of that many numbers is made; published models have 1000.
+        dimension("num_train_timesteps", num_train_timesteps, 2, 1_000_000)?;
         let shift = if raw.use_dynamic_shifting.unwrap_or(false) {
             let exponential = match raw.time_shift_type.as_deref() {
                 None | Some("exponential") => true,
@@ -215,6 +214,7 @@ mod tests {
             (r#"{"shift_terminal": 1.5}"#, "shift_terminal"),
             (r#"{"shift": -1.0}"#, "shift"),
             (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
+            (r#"{"num_train_timesteps": 9007199254740993}"#, "num_train_timesteps"),
         ] {
             let error = scheduler(json).unwrap_err();
             assert!(error.contains(named), "{error}");

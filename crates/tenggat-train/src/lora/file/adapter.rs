@@ -13,8 +13,9 @@ use super::{Error, Loaded, LoraFile, Result};
 /// The file has a module that the model lacks or of another size, or the device is out of memory.
 pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
     let layout = model.lora_layout(kind(file)?, |name| find(file, name).is_some());
+    fits(file, &layout)?;
     let mut values = vec![0.0f32; layout.len()];
-    put(file, &layout, &mut values)?;
+    put(file, &layout, &mut values);
     let parameters = Tensor::from_f32(model.device(), DType::F32, &values, &[values.len()])?;
     Ok(Lora::new(layout, parameters))
 }
@@ -40,8 +41,9 @@ pub fn start_from(file: &LoraFile, lora: &mut Lora) -> Result<usize> {
             ),
         });
     }
+    fits(file, &lora.layout)?;
     let mut values = lora.parameters.to_f32()?;
-    put(file, &lora.layout, &mut values)?;
+    put(file, &lora.layout, &mut values);
     let parameters = &lora.parameters;
     let wide: Vec<f64> = values.into_iter().map(f64::from).collect();
     lora.parameters = Tensor::from_f64(&parameters.device(), parameters.dtype(), &wide, parameters.shape())?;
@@ -79,8 +81,8 @@ fn find<'a>(file: &'a LoraFile, name: &str) -> Option<&'a Loaded> {
     file.modules.get(place)
 }
 
-/// Writes the file's matrices over the adapter's, of which each has at least the file's rank.
-fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) -> Result<()> {
+/// Looks that an adapter has every module of the file, of the same sizes; before anything is allocated by them.
+fn fits(file: &LoraFile, layout: &Layout) -> Result<()> {
     let wrong = |reason: String| Error::Format { path: file.path.clone(), reason };
     let known = |name: &str| layout.modules().iter().any(|m| m.name == name);
     if let Some(strange) = file.modules.iter().find(|m| !known(&m.name)) {
@@ -89,7 +91,6 @@ fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) -> Result<()> {
             strange.name
         )));
     }
-    let rank = layout.rank();
     for module in layout.modules() {
         let Some(own) = find(file, &module.name) else { continue };
         if (own.input, own.output) != (module.input, module.output) {
@@ -98,23 +99,30 @@ fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) -> Result<()> {
                 own.name, module.input, module.output, own.input, own.output
             )));
         }
-        if let Some(split) = own.split {
-            if split != module.a_shape {
-                let (ours, theirs) = (module.a_shape, split);
-                let name = &own.name;
-                return Err(wrong(format!(
-                    "module `{name}` is split as {theirs:?}, and the job as {ours:?}; change `network.lokr_factor`"
-                )));
-            }
-            values[module.a..module.a + own.a.len()].copy_from_slice(&own.a);
+        if let Some(split) = own.split.filter(|split| *split != module.a_shape) {
+            let (ours, theirs) = (module.a_shape, split);
+            let name = &own.name;
+            return Err(wrong(format!(
+                "module `{name}` is split as {theirs:?}, and the job as {ours:?}; change `network.lokr_factor`"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the file's matrices over those of an adapter that it fits, of which each has at least the file's rank.
+fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) {
+    let rank = layout.rank();
+    for module in layout.modules() {
+        let Some(own) = find(file, &module.name) else { continue };
+        values[module.a..module.a + own.a.len()].copy_from_slice(&own.a);
+        if own.split.is_some() {
             values[module.b..module.b + own.b.len()].copy_from_slice(&own.b);
             continue;
         }
-        values[module.a..module.a + own.a.len()].copy_from_slice(&own.a);
         let rows = values[module.b..module.b + module.output * rank].chunks_exact_mut(rank);
         rows.zip(own.b.chunks_exact(own.rank)).for_each(|(to, from)| to[..own.rank].copy_from_slice(from));
     }
-    Ok(())
 }
 
 #[cfg(test)]

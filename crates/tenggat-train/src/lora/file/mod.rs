@@ -265,14 +265,18 @@ impl Halves {
         if self.kronecker {
             // Both factors are whole, so that alpha counts nothing.
             let (l, q) = (rank, input);
-            let (input, output) = (q * columns, l * output);
-            if input == 0 || output == 0 {
-                return Err(format!("module `{name}`: empty factors, {a_shape:?} and {b_shape:?}"));
-            }
+            let sizes = q.checked_mul(columns).zip(l.checked_mul(output));
+            let Some((input, output)) = sizes.filter(|&(input, output)| input > 0 && output > 0) else {
+                return Err(format!("module `{name}`: no factors of a layer, {a_shape:?} and {b_shape:?}"));
+            };
             return Ok(Loaded { name, rank: 0, input, output, split: Some([l, q]), a, b });
         }
         if rank != columns || rank == 0 {
             return Err(format!("module `{name}`: A {a_shape:?} and B {b_shape:?} do not share a rank"));
+        }
+        // A matrix without a value may claim any rank.
+        if input == 0 || output == 0 {
+            return Err(format!("module `{name}`: empty matrices, {a_shape:?} and {b_shape:?}"));
         }
         if let Some(alpha) = self.alpha {
             let scale = alpha / rank as f32;

@@ -225,6 +225,15 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
         (vec![tensor("m.lora_A.weight", &[1, 1])], "module `m` lacks"),
         (vec![tensor("m.lora_A.weight", &[2, 3]), tensor("m.lora_B.weight", &[4, 1])], "do not share a rank"),
         (vec![tensor("m.lora_A.weight", &[0, 3]), tensor("m.lora_B.weight", &[4, 0])], "do not share a rank"),
+        // Without a value, any rank can be claimed, and any size be multiplied out of it.
+        (
+            vec![tensor("m.lora_A.weight", &[1 << 40, 0]), tensor("m.lora_B.weight", &[0, 1 << 40])],
+            "empty matrices",
+        ),
+        (
+            vec![tensor("m.lokr_w1", &[1 << 40, 0]), tensor("m.lokr_w2", &[1 << 40, 0])],
+            "no factors of a layer",
+        ),
         (vec![tensor("m.lora_A.weight", &[6]), tensor("m.lora_B.weight", &[4, 1])], "expected matrices"),
         (
             vec![tensor("m.lora_A.weight", &[1, 1]), tensor("transformer.m.lora_A.weight", &[1, 1])],
