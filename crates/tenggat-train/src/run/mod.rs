@@ -12,6 +12,9 @@ mod event;
 mod finish;
 mod folder;
 mod found;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lock;
 mod memory;
 mod names;

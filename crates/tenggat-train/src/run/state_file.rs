@@ -26,10 +26,10 @@ pub const STATE: &str = "resume.state";
 /// Name of the one before it, which is used when the newest is broken.
 pub const PREVIOUS: &str = "resume.state.previous";
 /// Key of the metadata.
-const KEY: &str = "tenggat_run";
+pub(super) const KEY: &str = "tenggat_run";
 /// Key of the hash: XXH3 with 128 bits, which guards against accidents at the speed of memory, and against
 /// nothing else.
-const HASH: &str = "tenggat_xxh3_128";
+pub(super) const HASH: &str = "tenggat_xxh3_128";
 /// Raised when older versions could not go on with a newer file. Since 2 there is a hash.
 const VERSION: u32 = 2;
 /// Largest number of steps that a run can have done: that many milliseconds are thirty years.
@@ -131,7 +131,7 @@ pub(super) fn write(path: &Path, progress: &Progress, tensors: &Tensors<'_>) -> 
 }
 
 /// Hash of the progress and of the tensors in the order of their names, 32 hexadecimal digits.
-fn hash<'a>(
+pub(super) fn hash<'a>(
     progress: &str,
     tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
 ) -> String {
