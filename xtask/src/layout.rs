@@ -8,16 +8,22 @@ const WIDTH: usize = 110;
 /// Longest source file, in lines.
 const LINES: usize = 600;
 /// Folders with sources.
-const SOURCES: [&str; 3] = ["crates", "bench", "xtask"];
+const SOURCES: [&str; 4] = ["crates", "bench", "fuzz", "xtask"];
 
 /// What breaks a rule, as `file:line: what is wrong`.
 pub fn complaints(root: &Path) -> Vec<String> {
+    let files = sources(root);
+    files.iter().flat_map(|path| of_file(path.strip_prefix(root).unwrap_or(path), path)).collect()
+}
+
+/// All source files, sorted.
+pub fn sources(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for folder in SOURCES {
         collect(&root.join(folder), &mut files);
     }
     files.sort();
-    files.iter().flat_map(|path| of_file(path.strip_prefix(root).unwrap_or(path), path)).collect()
+    files
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {

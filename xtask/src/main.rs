@@ -1,7 +1,8 @@
-//! Tasks of this repository, each step with its time: `cargo xtask check | quick | test | bench | mutants | docs`.
+//! Tasks of this repository, each step with its time: `cargo xtask TASK`; see [`USAGE`].
 #![allow(clippy::print_stderr, reason = "a tool for developers")]
 
 mod layout;
+mod promises;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -9,13 +10,14 @@ use std::time::Instant;
 
 const USAGE: &str = "cargo xtask TASK [ARGUMENTS OF CARGO]
 
-  check   format, layout of the sources, lints as errors
+  check   format, layout of the sources, tests that docs/reliability.md names, lints as errors
   quick   the tests that need no model: job files, plans, budgets (under a minute after the build)
   test    all tests, as in the README
   bench   the benchmarks of ops and of the mini model's step
   mutants small changes of the code that a test should notice (needs cargo-mutants; hours for all of them,
           so name files: `cargo xtask mutants -f 'crates/tenggat-plan/src/budget/*.rs'`)
   docs    the documentation of all crates, with warnings as errors, and its examples
+  deny    licences, doubles, sources and advisories of the dependencies, by cargo-deny
 ";
 
 /// One command of a task.
@@ -54,6 +56,7 @@ fn steps(task: &str) -> Option<Vec<Step>> {
             },
             Step::cargo("its examples", &["test", "--release", "--workspace", "--doc", "--locked"]),
         ],
+        "deny" => vec![Step::cargo("dependencies", &["deny", "--workspace", "check"])],
         _ => return None,
     })
 }
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
     let mut passed = true;
     if task == "check" {
         let began = Instant::now();
-        let complaints = layout::complaints(&root);
+        let complaints = [layout::complaints(&root), promises::complaints(&root)].concat();
         complaints.iter().for_each(|complaint| eprintln!("{complaint}"));
         passed &= complaints.is_empty();
         times.push(("layout", began.elapsed()));
