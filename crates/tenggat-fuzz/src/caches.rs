@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tenggat_job::SaveType;
-use tenggat_train::cache::Settings;
+use tenggat_train::data::cache::Settings;
 
 const SETTINGS: Settings<'static> = Settings { dtype: SaveType::F32, encoder: "a", at_once: 2 };
 
@@ -19,7 +19,7 @@ fn file(name: &str, shape: &[usize], metadata: &[(&str, &str)]) -> Vec<u8> {
 pub mod metrics {
     //! The metrics of a run, read to be shown and to be resumed.
 
-    use tenggat_train::metrics::{self, Metrics};
+    use tenggat_train::outcome::metrics::{self, Metrics};
 
     use crate::scratch::Scratch;
 
@@ -57,8 +57,8 @@ pub mod latent_cache {
 
     use std::convert::Infallible;
 
-    use tenggat_train::cache::{Latent, latent_path, latents};
-    use tenggat_train::dataset::{Crop, Item};
+    use tenggat_train::data::cache::{Latent, latent_path, latents};
+    use tenggat_train::data::pictures::{Crop, Item};
 
     use super::{SETTINGS, file};
     use crate::scratch::Scratch;
@@ -110,7 +110,7 @@ pub mod latent_cache {
 pub mod text_cache {
     //! A cached embedding.
 
-    use tenggat_train::cache::{Embedding, Request, text_path, texts};
+    use tenggat_train::data::cache::{Embedding, Request, text_path, texts};
 
     use super::{SETTINGS, file};
     use crate::scratch::Scratch;

@@ -4,9 +4,9 @@ pub mod state {
     //! Opens a checkpoint, resumes from it, and takes a step of the optimiser.
 
     use tenggat_models::lora::Lora;
-    use tenggat_train::ema::Ema;
-    use tenggat_train::optimiser::{AdamW8bitConfig, Method, Optimiser};
+    use tenggat_train::lora::average::Ema;
     use tenggat_train::run::fuzzing;
+    use tenggat_train::step::optimiser::{AdamW8bitConfig, Method, Optimiser};
 
     use crate::loras::adapter;
     use crate::scratch::Scratch;

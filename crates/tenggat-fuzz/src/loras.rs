@@ -9,7 +9,7 @@ pub(crate) fn adapter(kind: impl Into<Kind>) -> Lora {
     let layer =
         (6, vec![candidate("transformer_blocks.0.attn.to_q"), candidate("transformer_blocks.0.attn.to_k")]);
     let layout = Layout::new(kind, [layer], |_| true);
-    tenggat_train::adapter::initialise(layout, 1, &Device::cpu(), DType::F32).expect("a small adapter")
+    tenggat_train::lora::initial::initialise(layout, 1, &Device::cpu(), DType::F32).expect("a small adapter")
 }
 
 pub mod lora {
@@ -18,7 +18,7 @@ pub mod lora {
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
     use tenggat_models::lora::Kind;
-    use tenggat_train::lora_file::{self, Header};
+    use tenggat_train::lora::file::{self as lora_file, Header};
 
     use super::adapter;
     use crate::scratch::Scratch;

@@ -9,7 +9,7 @@ pub mod picture {
     use image::codecs::png::PngEncoder;
     use image::codecs::webp::WebPEncoder;
     use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, RgbaImage};
-    use tenggat_train::dataset;
+    use tenggat_train::data::pictures as dataset;
 
     use crate::scratch::Scratch;
 

@@ -6,8 +6,8 @@ use safetensors::SafeTensors;
 use tenggat_models::lora::Lora;
 
 use super::state_file::{HASH, KEY, Progress, Saved, Tensors, hash, write};
-use crate::ema::Ema;
-use crate::optimiser::Optimiser;
+use crate::lora::average::Ema;
+use crate::step::optimiser::Optimiser;
 
 /// Opens a checkpoint and resumes from it.
 ///
