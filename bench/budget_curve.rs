@@ -1,5 +1,5 @@
-//! What does time buy? Trains the mini model with several budgets in several ways and scores every LoRA on pictures that it
-//! never saw, by the velocity error of the timed contest.
+//! What does time buy? Trains the mini model with several budgets in several ways and scores every LoRA on
+//! pictures that it never saw, by the velocity error of the timed contest.
 //!
 //! ```sh
 //! cargo build --release
@@ -7,8 +7,9 @@
 //! cargo run --release -p tenggat-bench --bin budget_curve -- show curve.jsonl curve.png
 //! ```
 //!
-//! `run` takes `--budgets 15,30` (seconds), `--ways 1,2` (lines of the table), `--threads 1`, `--share 1/2` (every second run, for two at a time with half the
-//! threads each) and goes on with a file that is there. `TENGGAT` names the program.
+//! `run` takes `--budgets 15,30` (seconds), `--ways 1,2` (lines of the table), `--threads 1`, `--share 1/2`
+//! (every second run, for two at a time with half the threads each) and goes on with a file that is there.
+//! `TENGGAT` names the program.
 #![allow(clippy::print_stdout, reason = "what it measured is its output")]
 
 use std::collections::BTreeMap;
@@ -29,11 +30,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// How long a way trains, and at which rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Length {
-    /// A number of steps fixed beforehand, from the speed of the first steps and this share of the budget; constant rate.
+    /// A number of steps fixed beforehand, from the speed of the first steps and this share of the budget;
+    /// constant rate.
     Fixed(f64),
     /// The budget rules, and the rate anneals.
     Budget,
-    /// `tenggat task`: likewise, with a rate by the steps that fit, and pictures kept back to choose the best.
+    /// `tenggat task`: likewise, with a rate by the steps that fit, and pictures kept back to choose the
+    /// best.
     Task,
 }
 

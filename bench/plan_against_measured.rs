@@ -1,14 +1,14 @@
-//! Predicted against measured seconds per step: calibrates this processor and measures twelve training steps that the
-//! calibration has not seen (three model sizes, two resolutions, two ranks) and prints both.
+//! Predicted against measured seconds per step: calibrates this processor and measures twelve training steps
+//! that the calibration has not seen (three model sizes, two resolutions, two ranks) and prints both.
 //!
 //! ```sh
 //! cargo run --release -p tenggat-bench --bin plan_against_measured
 //! RAYON_NUM_THREADS=1 cargo run --release -p tenggat-bench --bin plan_against_measured -- --processor-time
 //! ```
 //!
-//! Calibration and measurement alternate five times, and the medians are compared. On a machine with other things to
-//! do, wall-clock time is as much theirs as ours; `--processor-time` with one thread counts only what this process used
-//! (Linux).
+//! Calibration and measurement alternate five times, and the medians are compared. On a machine with other
+//! things to do, wall-clock time is as much theirs as ours; `--processor-time` with one thread counts only
+//! what this process used (Linux).
 #![allow(clippy::print_stdout, reason = "what it measured is its output")]
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! The whole training step of the mini model, batch 4 at 128², rank 16: `cargo bench -p tenggat-bench --bench step`.
+//! The whole training step of the mini model, batch 4 at 128², rank 16: `cargo bench -p tenggat-bench --bench
+//! step`.
 
 use std::hint::black_box;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! tenggat's side of `cpu_parts.py`: the autoencoder or the text encoder of a model folder, on request.
 //!
-//! Arguments: `part=encode|decode|text model=<folder> side=512 tokens=64 threads=2`. Prints `ready`; then for every line
-//! with a number runs so many times and prints their wall-clock seconds on one line.
+//! Arguments: `part=encode|decode|text model=<folder> side=512 tokens=64 threads=2`. Prints `ready`; then for
+//! every line with a number runs so many times and prints their wall-clock seconds on one line.
 
 mod turns;
 

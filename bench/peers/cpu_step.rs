@@ -1,8 +1,8 @@
 //! tenggat's side of `cpu_step.py`: training steps of a transformer with random weights, on request.
 //!
-//! Arguments: `layers=6 heads=8 head_dim=64 joint_dim=256 height=16 width=16 text=64 batch=1 rank=16 dtype=f32
-//! threads=2`. Prints `ready`; then for every line with a number runs so many steps and prints their wall-clock
-//! seconds on one line.
+//! Arguments: `layers=6 heads=8 head_dim=64 joint_dim=256 height=16 width=16 text=64 batch=1 rank=16
+//! dtype=f32 threads=2`. Prints `ready`; then for every line with a number runs so many steps and prints
+//! their wall-clock seconds on one line.
 
 mod turns;
 

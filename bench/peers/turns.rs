@@ -1,4 +1,5 @@
-//! The side of tenggat in a comparison that takes turns: arguments, threads, and timed calls as a script asks for them.
+//! The side of tenggat in a comparison that takes turns: arguments, threads, and timed calls as a script asks
+//! for them.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "what it measured is its output")]
 
 use std::collections::HashMap;

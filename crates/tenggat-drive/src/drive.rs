@@ -22,7 +22,8 @@ pub struct Options<'a> {
     pub clock: &'a dyn Clock,
     /// The moment by which everything must have ended, on that clock.
     pub deadline_s: f64,
-    /// Whether that is a moment of the day rather than a time to be spent: then time counts while no drive runs, too.
+    /// Whether that is a moment of the day rather than a time to be spent: then time counts while no drive
+    /// runs, too.
     pub deadline_is_moment: bool,
     /// Use all of it even if the job's steps are done earlier.
     pub fill: bool,

@@ -1,4 +1,5 @@
-//! `metrics.jsonl`, in the format of `tenggat train`: one line of JSON for each time that the trainer shows a new step.
+//! `metrics.jsonl`, in the format of `tenggat train`: one line of JSON for each time that the trainer shows a
+//! new step.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -32,8 +33,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Goes on with a file after so many steps: lines of later steps, which are about to be done again, and a line that
-    /// was cut short are dropped. A missing file is started.
+    /// Goes on with a file after so many steps: lines of later steps, which are about to be done again, and a
+    /// line that was cut short are dropped. A missing file is started.
     ///
     /// # Errors
     /// The file cannot be read or written.

@@ -1,5 +1,5 @@
-//! A trainer's process: started in a group of its own, so that Ctrl-C reaches the drive alone and it can save first; and
-//! ended with the drive, so that no trainer outlives its deadline.
+//! A trainer's process: started in a group of its own, so that Ctrl-C reaches the drive alone and it can save
+//! first; and ended with the drive, so that no trainer outlives its deadline.
 
 use std::fs::File;
 use std::io;
@@ -56,7 +56,8 @@ impl Process {
         self.signal(Signal::Terminate);
     }
 
-    /// Ends its whole group, whatever it does, and waits until it is gone, for at most a twentieth of a second.
+    /// Ends its whole group, whatever it does, and waits until it is gone, for at most a twentieth of a
+    /// second.
     pub fn kill(&mut self) {
         // Launchers start trainers in sessions of their own, which the group's signal does not reach.
         let descendants = if self.ended().is_none() { descendants(self.child.id()) } else { Vec::new() };
@@ -131,8 +132,8 @@ enum Signal {
     Kill,
 }
 
-/// Has the kernel kill the child when the drive's thread is gone: a drive that is killed leaves no trainer behind that
-/// would run past the deadline.
+/// Has the kernel kill the child when the drive's thread is gone: a drive that is killed leaves no trainer
+/// behind that would run past the deadline.
 #[cfg(target_os = "linux")]
 fn die_with_parent(command: &mut Command) {
     use std::os::unix::process::CommandExt;

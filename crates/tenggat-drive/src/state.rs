@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::pilot::Known;
 
-/// Folder of a drive's own files, inside the run's. Its name begins with a dot, so that no trainer takes it for a save.
+/// Folder of a drive's own files, inside the run's. Its name begins with a dot, so that no trainer takes it
+/// for a save.
 pub const FOLDER: &str = ".drive";
 
 /// The state of a drive.
@@ -45,8 +46,8 @@ pub struct Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // A child that another thread is just starting holds a copy of the file until it runs its own program: closing
-        // ours would not end the lock.
+        // A child that another thread is just starting holds a copy of the file until it runs its own
+        // program: closing ours would not end the lock.
         let _ = self.lock.unlock();
     }
 }

@@ -165,9 +165,9 @@ pub trait Trainer {
     /// Asks for something. Asking a process that is gone does nothing.
     fn ask(&mut self, ask: Ask);
 
-    /// Checks the newest file that the trainer has written and publishes it if it is whole and holds more than `beyond`
-    /// updates. Returns [`Delivery::Nothing`] at `until_s` if that is not done by then: a disk may take its time, and a
-    /// deadline gives none.
+    /// Checks the newest file that the trainer has written and publishes it if it is whole and holds more
+    /// than `beyond` updates. Returns [`Delivery::Nothing`] at `until_s` if that is not done by then: a
+    /// disk may take its time, and a deadline gives none.
     fn deliver(&mut self, beyond: u64, until_s: f64) -> Delivery;
 
     /// What the machine shows that may explain a slow or silent trainer.

@@ -22,7 +22,8 @@ pub struct Tail {
     recent: Vec<String>,
 }
 
-/// A progress bar as `tqdm` draws it: `name:  25%|██▌  | 10/40 [00:32<01:36, 3.20s/it, lr: 3.0e-04 loss: 4.7e-01]`.
+/// A progress bar as `tqdm` draws it: `name:  25%|██▌  | 10/40 [00:32<01:36, 3.20s/it, lr: 3.0e-04 loss:
+/// 4.7e-01]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bar {
     /// Steps done.

@@ -1,4 +1,5 @@
-//! Hundreds of drives in simulated time: whatever the trainer does, the deadline holds and the newest whole LoRA stays.
+//! Hundreds of drives in simulated time: whatever the trainer does, the deadline holds and the newest whole
+//! LoRA stays.
 
 mod dice;
 mod simulation;
@@ -95,7 +96,8 @@ fn a_drifting_pace_is_followed() {
         if flown.trainer.script.asked.is_some_and(|asked| flown.summary.steps >= asked) {
             continue;
         }
-        // Where the trainer's number of steps must be right, a late change of pace leaves no time for another start.
+        // Where the trainer's number of steps must be right, a late change of pace leaves no time for another
+        // start.
         let least = if flown.trainer.script.anneals { 0.85 } else { 0.93 };
         assert!(used(&flown) >= least, "used {:.3}: {}", used(&flown), told());
         shares.push(used(&flown));
@@ -198,8 +200,8 @@ fn an_interrupt_saves_first() {
 fn saves_come_often_enough_that_a_kill_loses_little() {
     let flown = fly_it(Script::plain());
     let times: Vec<f64> = flown.log.saved_at_s.clone();
-    // √(2 · 0.3 s · 100 s / 0.2) ≈ 17 s, the last one left out if the end is near, and the first by 5 % of the budget
-    // after the training began.
+    // √(2 · 0.3 s · 100 s / 0.2) ≈ 17 s, the last one left out if the end is near, and the first by 5 % of
+    // the budget after the training began.
     assert!(times[0] < 9.0, "{times:?}");
     assert!(times.windows(2).all(|w| w[1] - w[0] < 35.0), "{times:?}");
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::{Cuda, Result};
 
-/// Device memory on loan from the pool of its device; returns on drop. Work that is queued may still use it: whoever
-/// gets it next queues its own behind.
+/// Device memory on loan from the pool of its device; returns on drop. Work that is queued may still use it:
+/// whoever gets it next queues its own behind.
 #[derive(Debug)]
 pub struct Buffer {
     cuda: Arc<Cuda>,

@@ -11,8 +11,8 @@ use crate::{Error, Module, Result};
 
 const COMMON: &str = include_str!("kernels/common.cuh");
 
-/// Compute capabilities that kernels are written for, as NVRTC names them: Ampere, Ada, Hopper and Blackwell, in the data
-/// centre and on the desk.
+/// Compute capabilities that kernels are written for, as NVRTC names them: Ampere, Ada, Hopper and Blackwell,
+/// in the data centre and on the desk.
 pub const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120"];
 
 /// The name of the code that a compute capability runs; `None` if it is too old.
@@ -35,8 +35,9 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// Compiles every module for an architecture, one of [`ARCHITECTURES`] or newer, several at a time. `cache` is a folder
-/// that keeps machine code between runs. Returns names with what they compiled to, in no particular order.
+/// Compiles every module for an architecture, one of [`ARCHITECTURES`] or newer, several at a time. `cache`
+/// is a folder that keeps machine code between runs. Returns names with what they compiled to, in no
+/// particular order.
 ///
 /// # Errors
 /// NVRTC is not there, or refuses a module: the text has its messages.

@@ -1,7 +1,7 @@
 //! A thread that copies to a device beside its work.
 //!
-//! It takes the bytes to page-locked memory, and a stream of its own fetches them from there, so that neither the caller nor
-//! the main stream waits before the bytes are wanted.
+//! It takes the bytes to page-locked memory, and a stream of its own fetches them from there, so that neither
+//! the caller nor the main stream waits before the bytes are wanted.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -129,8 +129,8 @@ fn hand_over(
     let from = (*job.from).as_ref();
     match staging {
         Some(staging) => staging.copy(from, job.address, stream),
-        // SAFETY: the range is the job's until its transfer was received. The driver copies ordinary memory before it
-        // returns.
+        // SAFETY: the range is the job's until its transfer was received. The driver copies ordinary memory
+        // before it returns.
         None => unsafe { result::memcpy_htod_async(job.address, from, stream.cu_stream()) }.map_err(error),
     }
 }

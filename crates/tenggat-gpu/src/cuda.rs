@@ -1,7 +1,7 @@
 //! The device, which everything is asked of.
 //!
-//! Work is done in the order in which it was asked for, some time later; only reading values back waits. What is
-//! prefetched ([`Prefetch`](crate::Prefetch)) goes beside that until it is wanted.
+//! Work is done in the order in which it was asked for, some time later; only reading values back waits. What
+//! is prefetched ([`Prefetch`](crate::Prefetch)) goes beside that until it is wanted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -42,8 +42,8 @@ impl Cuda {
     /// The GPU that the options name, with these kernels.
     ///
     /// # Errors
-    /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which, and what
-    /// installs it.
+    /// No driver, no GPU, a library that is missing or a kernel that does not compile: the text says which,
+    /// and what installs it.
     pub fn open(options: &Options, kernels: &[&'static Module]) -> Result<Arc<Self>> {
         let (gpu, notes) = Gpu::open(options, kernels)?;
         let cuda = Self::new(Backend::Gpu(Box::new(gpu)), options.without);
@@ -51,8 +51,8 @@ impl Cuda {
         Ok(Arc::new(cuda))
     }
 
-    /// An emulated device with so many bytes of memory, which runs kernels on the processor. It needs a C++ compiler (`c++`, or
-    /// what `CXX` names).
+    /// An emulated device with so many bytes of memory, which runs kernels on the processor. It needs a C++
+    /// compiler (`c++`, or what `CXX` names).
     ///
     /// # Errors
     /// There is no compiler.
@@ -227,8 +227,8 @@ impl Cuda {
         }
     }
 
-    /// Copies to an address of the device's memory, which the caller owns, behind all work so far. `from` may be changed
-    /// as soon as this returns.
+    /// Copies to an address of the device's memory, which the caller owns, behind all work so far. `from` may
+    /// be changed as soon as this returns.
     ///
     /// # Errors
     /// Work is being captured, or the device failed.
@@ -259,7 +259,8 @@ impl Cuda {
         Ok(address)
     }
 
-    /// Copies from an address of the device's memory, after all that was asked for before; the bytes are there on return.
+    /// Copies from an address of the device's memory, after all that was asked for before; the bytes are
+    /// there on return.
     ///
     /// # Errors
     /// Work is being captured, or the device or queued work failed.
@@ -300,8 +301,8 @@ impl Cuda {
     /// Queues a matrix product. What cuBLASLt has no way of computing, our own kernel computes, slowly.
     ///
     /// # Errors
-    /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this shape before
-    /// work was captured, and cannot be while it is.
+    /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this
+    /// shape before work was captured, and cannot be while it is.
     pub fn product(&self, product: Product) -> Result<()> {
         if product.rows == 0 || product.cols == 0 {
             return Ok(());
@@ -337,7 +338,8 @@ impl Cuda {
         self.without
     }
 
-    /// Whether the library has a way of computing a product, which is not computed. An emulated device has one for all.
+    /// Whether the library has a way of computing a product, which is not computed. An emulated device has
+    /// one for all.
     pub fn has_a_way(&self, product: &Product) -> bool {
         match &self.backend {
             Backend::Gpu(gpu) => gpu.computes(product),
@@ -345,8 +347,8 @@ impl Cuda {
         }
     }
 
-    /// Whether products of 8-bit floats can be computed: from compute capability 8.9 on, by the documentation; the library
-    /// itself is asked.
+    /// Whether products of 8-bit floats can be computed: from compute capability 8.9 on, by the
+    /// documentation; the library itself is asked.
     pub fn fp8_products(&self) -> bool {
         match &self.backend {
             Backend::Gpu(gpu) => !self.without.fp8 && gpu.fp8_products(),
@@ -367,8 +369,9 @@ impl Cuda {
             }
     }
 
-    /// What numbers of rows that differ from batch to batch are filled up to multiples of: there are plans and graphs for
-    /// every number of rows, and products and attention go by tiles of this size or larger in any case.
+    /// What numbers of rows that differ from batch to batch are filled up to multiples of: there are plans
+    /// and graphs for every number of rows, and products and attention go by tiles of this size or larger
+    /// in any case.
     pub fn row_multiple(&self) -> usize {
         match &self.backend {
             Backend::Gpu(_) => 32,
@@ -377,7 +380,8 @@ impl Cuda {
         }
     }
 
-    /// Why there is no cuDNN although nobody said to go without; `None` if there is, and on an emulated device.
+    /// Why there is no cuDNN although nobody said to go without; `None` if there is, and on an emulated
+    /// device.
     pub fn missing_dnn(&self) -> Option<&str> {
         match &self.backend {
             Backend::Gpu(gpu) if !self.without.dnn => gpu.missing_dnn(),
@@ -397,8 +401,8 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // Tensors and graphs hold the device: all its memory is free by now. The driver would keep it for others that
-        // have the device open.
+        // Tensors and graphs hold the device: all its memory is free by now. The driver would keep it for
+        // others that have the device open.
         self.trim();
         let constants = std::mem::take(self.constants.get_mut().unwrap_or_else(PoisonError::into_inner));
         for (values, address) in constants {

@@ -59,8 +59,8 @@ pub(crate) enum Captured {
     Join,
 }
 
-/// Runs captured work. Between fork and join the streams take turns of so many calls. Whoever relies on an order that is not
-/// promised gets other numbers.
+/// Runs captured work. Between fork and join the streams take turns of so many calls. Whoever relies on an
+/// order that is not promised gets other numbers.
 pub(crate) fn replay(work: &[Captured], side_first: bool, turn: usize) -> Result<()> {
     let mut streams: [VecDeque<&Call>; STREAMS] = Default::default();
     let mut is_forked = false;
@@ -104,7 +104,8 @@ struct Launch<A> {
 }
 
 extern "C" fn enter<A: Copy>(call: *mut c_void) {
-    // SAFETY: `Emulated::call` passes a `Launch<A>` that outlives the run, and the kernel takes an `A` by value.
+    // SAFETY: `Emulated::call` passes a `Launch<A>` that outlives the run, and the kernel takes an `A` by
+    // value.
     unsafe {
         let call = &*call.cast::<Launch<A>>();
         (call.function)(call.args);
@@ -243,8 +244,8 @@ impl Emulated {
         };
         let name = kernel.function(types);
         let missing = |e| failed(&format!("kernel `{name}`"), e);
-        // SAFETY: kernels take one structure by value, which `A` mirrors; the header defines `emulate`. Libraries stay
-        // loaded as long as the device, and whoever calls holds that.
+        // SAFETY: kernels take one structure by value, which `A` mirrors; the header defines `emulate`.
+        // Libraries stay loaded as long as the device, and whoever calls holds that.
         let (function, run) = unsafe {
             let function = *library.get::<unsafe extern "C" fn(A)>(name.as_bytes()).map_err(missing)?;
             (function, *library.get::<Run>(b"emulate").map_err(missing)?)

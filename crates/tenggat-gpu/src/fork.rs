@@ -1,21 +1,23 @@
 //! Captured work that goes in two streams: what one is asked for does not wait for the other.
 //!
-//! A small piece of work beside a large one then costs nothing where the large one leaves units idle. Only captured work is
-//! split: launched kernel by kernel, the processor would be no faster with two streams than with one.
+//! A small piece of work beside a large one then costs nothing where the large one leaves units idle. Only
+//! captured work is split: launched kernel by kernel, the processor would be no faster with two streams than
+//! with one.
 
 use crate::backend::Backend;
 use crate::streams::{MAIN, SIDE};
 use crate::{Cuda, Result};
 
 /// The time during which there are two streams. First the side stream is asked; then, after
-/// [`switch`](Self::switch), the main one. Neither may read what the other writes, write what the other reads, or free what
-/// the other uses. Dropping it asks the main stream alone again, without waiting for the other.
+/// [`switch`](Self::switch), the main one. Neither may read what the other writes, write what the other
+/// reads, or free what the other uses. Dropping it asks the main stream alone again, without waiting for the
+/// other.
 #[derive(Debug)]
 pub struct Fork<'a>(&'a Cuda);
 
 impl Cuda {
-    /// Splits the work that is being captured over two streams. `None` if nothing is being captured, or within another
-    /// fork: then everything stays in one stream.
+    /// Splits the work that is being captured over two streams. `None` if nothing is being captured, or
+    /// within another fork: then everything stays in one stream.
     ///
     /// # Errors
     /// The device failed.

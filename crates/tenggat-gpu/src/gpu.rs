@@ -43,7 +43,8 @@ pub(crate) struct Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // The libraries free what they have in the context of this thread. Nothing can be done about one that is gone.
+        // The libraries free what they have in the context of this thread. Nothing can be done about one that
+        // is gone.
         if self.bind().is_err() {
             return;
         }
@@ -74,7 +75,8 @@ fn load(name: &str, compiled: &Compiled) -> Result<Loaded<sys::CUmodule>> {
 /// An executable CUDA graph.
 pub(crate) struct Exec(Mutex<CudaGraph>);
 
-// SAFETY: the driver's handles are not bound to the thread that made them, and the lock keeps others off them.
+// SAFETY: the driver's handles are not bound to the thread that made them, and the lock keeps others off
+// them.
 unsafe impl Send for Exec {}
 // SAFETY: as above.
 unsafe impl Sync for Exec {}
@@ -99,7 +101,8 @@ impl Gpu {
         }
         let context = CudaContext::new(options.ordinal)
             .map_err(|e| failed(&format!("GPU {} does not open", options.ordinal), e))?;
-        // SAFETY: memory is not the bindings' own, and streams wait for one another where this module says so.
+        // SAFETY: memory is not the bindings' own, and streams wait for one another where this module says
+        // so.
         unsafe { context.disable_event_tracking() };
         let driver = |what: &'static str| move |e| failed(what, e);
         let stream = context.new_stream().map_err(driver("stream"))?;
@@ -198,8 +201,8 @@ impl Gpu {
 
     pub fn release(&self, address: u64) {
         if self.bind().is_ok() {
-            // SAFETY: `allocate` gave it, and the pool gives it back once. Freeing waits for work that uses it. Nothing can
-            // be done about memory that does not go.
+            // SAFETY: `allocate` gave it, and the pool gives it back once. Freeing waits for work that uses
+            // it. Nothing can be done about memory that does not go.
             let _ = unsafe { result::free_sync(address) };
         }
     }
@@ -232,7 +235,8 @@ impl Gpu {
         if let Some(staging) = staging.as_mut().filter(|_| from.len() > SMALL) {
             return staging.copy(from, address, &self.stream);
         }
-        // SAFETY: the caller owns this range of an allocation. The driver copies ordinary memory before it returns.
+        // SAFETY: the caller owns this range of an allocation. The driver copies ordinary memory before it
+        // returns.
         unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
             .map_err(|e| failed("copy to the GPU", e))
     }
@@ -273,7 +277,8 @@ impl Gpu {
         let function = self.function(kernel, &name)?;
         let [x, y, z] = grid.extents()?;
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one structure by value, which `A` mirrors; the driver copies it before it returns.
+        // SAFETY: the kernel takes one structure by value, which `A` mirrors; the driver copies it before it
+        // returns.
         unsafe {
             let stream = self.stream(stream);
             let threads = (grid.threads, 1, 1);

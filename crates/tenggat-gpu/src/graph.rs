@@ -1,8 +1,9 @@
-//! CUDA graph capture: work is captured once and launched as a whole from then on, which spares the processor a call for
-//! each kernel and the GPU the gaps between them.
+//! CUDA graph capture: work is captured once and launched as a whole from then on, which spares the processor
+//! a call for each kernel and the GPU the gaps between them.
 //!
-//! What is captured is not done. Addresses and numbers are kept as they were, so that only the contents of memory differ
-//! from launch to launch; tensors that are made on the way have meaningful contents only after [`Graph::replay`].
+//! What is captured is not done. Addresses and numbers are kept as they were, so that only the contents of
+//! memory differ from launch to launch; tensors that are made on the way have meaningful contents only after
+//! [`Graph::replay`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -11,8 +12,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::backend::Backend;
 use crate::{Cuda, Error, Result, emulated, gpu};
 
-/// Orders of two streams in which an emulated device runs captured work, one after the other: whether the side stream
-/// begins, and of how many calls the turns are.
+/// Orders of two streams in which an emulated device runs captured work, one after the other: whether the
+/// side stream begins, and of how many calls the turns are.
 const ORDERS: [(bool, usize); 3] = [(false, usize::MAX), (true, usize::MAX), (true, 1)];
 
 #[derive(Debug)]
@@ -24,8 +25,8 @@ enum Work {
 
 /// Captured work of one device.
 ///
-/// Memory that the work uses beyond tensors that outlive the capture is kept for it, and for all graphs of the device
-/// together; when the device has no room left, it is taken away from all of them.
+/// Memory that the work uses beyond tensors that outlive the capture is kept for it, and for all graphs of
+/// the device together; when the device has no room left, it is taken away from all of them.
 #[derive(Debug)]
 pub struct Graph {
     cuda: Arc<Cuda>,
@@ -34,8 +35,8 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Launches the work. Returns whether that was possible: it is not once the device needed the memory, nor while other
-    /// tensors have borrowed some of it.
+    /// Launches the work. Returns whether that was possible: it is not once the device needed the memory, nor
+    /// while other tensors have borrowed some of it.
     ///
     /// # Errors
     /// Work is being captured, or the device failed.
@@ -110,9 +111,9 @@ impl Drop for Capture<'_> {
 }
 
 impl Cuda {
-    /// Captures what `work` asks of the device, without its being done. Whatever `work` needs that depends on shapes
-    /// alone (kernels, plans, constants) has to exist, as it does after the same work was done once. No other thread may
-    /// ask anything of the device meanwhile.
+    /// Captures what `work` asks of the device, without its being done. Whatever `work` needs that depends on
+    /// shapes alone (kernels, plans, constants) has to exist, as it does after the same work was done
+    /// once. No other thread may ask anything of the device meanwhile.
     ///
     /// # Errors
     /// Those of `work`; it reads or writes the host's memory; there is no room; the device failed.

@@ -12,8 +12,8 @@ pub struct Module {
     pub source: &'static str,
 }
 
-/// A kernel of a module: a function of one argument, a structure that is passed by value. One function stands for each
-/// combination of element types, its name ending in theirs.
+/// A kernel of a module: a function of one argument, a structure that is passed by value. One function stands
+/// for each combination of element types, its name ending in theirs.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     /// Where it is.
@@ -89,8 +89,8 @@ impl Grid {
     /// The blocks as a launch takes them.
     ///
     /// # Errors
-    /// More than 2³¹ − 1 along x, or 65535 along y or z (CUDA C++ programming guide, "Technical specifications per compute
-    /// capability").
+    /// More than 2³¹ − 1 along x, or 65535 along y or z (CUDA C++ programming guide, "Technical
+    /// specifications per compute capability").
     pub fn extents(&self) -> Result<[u32; 3]> {
         const MOST: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
         if self.blocks.iter().zip(MOST).any(|(&n, most)| n > most) {
@@ -151,7 +151,8 @@ impl Mat {
     }
 }
 
-/// Whether kernels can go over all these matrices 16 bytes at a time, and how many elements a thread then takes.
+/// Whether kernels can go over all these matrices 16 bytes at a time, and how many elements a thread then
+/// takes.
 pub fn width(dtype: DType, matrices: &[Mat]) -> (bool, usize) {
     let wide = matrices.iter().all(|m| m.data == 0 || m.is_wide(dtype));
     (wide, if wide { 16 / dtype.bytes() } else { 1 })

@@ -20,8 +20,8 @@ const LIBRARIES: [&[&str]; 4] = [
 
 /// Loads the libraries and returns what was loaded: a path, or the bare name where the system found the file.
 ///
-/// Of each, the newest major version is what the bindings use. Older ones are loaded beside it, each with its parts: a cuDNN
-/// that was built for another CUDA asks for the compiler of its own.
+/// Of each, the newest major version is what the bindings use. Older ones are loaded beside it, each with its
+/// parts: a cuDNN that was built for another CUDA asks for the compiler of its own.
 ///
 /// Each is taken from the first place that has it: `folders`, the system's own path, a toolkit (`CUDA_HOME`,
 /// `/usr/local/cuda`), the Python packages of an environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, next to the
@@ -132,7 +132,8 @@ fn starting(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A library that does nothing, in a folder of its own under the name of another; `None` without a C compiler.
+    /// A library that does nothing, in a folder of its own under the name of another; `None` without a C
+    /// compiler.
     fn library(folder: &Path, name: &str) -> Option<()> {
         let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
         let done = std::process::Command::new(compiler)

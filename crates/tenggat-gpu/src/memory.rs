@@ -1,9 +1,10 @@
 //! Device memory, recycled so that a warm training step allocates nothing.
 //!
-//! A CUDA graph ([`graph`](crate::graph)) uses the same addresses at each replay. What it allocated and freed while it was
-//! captured is set aside for graphs, of which never two run at once. Between two replays its contents mean nothing: where
-//! there is no other room, other work borrows it, and gives it back before the next replay. While captured work goes in two
-//! streams ([`fork`](crate::fork)), what one of them freed is not given to the other.
+//! A CUDA graph ([`graph`](crate::graph)) uses the same addresses at each replay. What it allocated and freed
+//! while it was captured is set aside for graphs, of which never two run at once. Between two replays its
+//! contents mean nothing: where there is no other room, other work borrows it, and gives it back before the
+//! next replay. While captured work goes in two streams ([`fork`](crate::fork)), what one of them freed is
+//! not given to the other.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,7 +54,8 @@ impl State {
         lists.entry(class).or_default()
     }
 
-    /// A buffer that was set aside for graphs, at least `class` bytes and at most twice that: its address, and its class.
+    /// A buffer that was set aside for graphs, at least `class` bytes and at most twice that: its address,
+    /// and its class.
     fn borrow(&mut self, class: usize) -> Option<(u64, usize)> {
         let fits = |(held, addresses): &(&usize, &Vec<u64>)| {
             (class..=2 * class).contains(*held) && !addresses.is_empty()
@@ -83,8 +85,9 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby length share
-    /// buffers. Multiples of 512 bytes, so that the processor's matrix units find their operands aligned.
+    /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby
+    /// length share buffers. Multiples of 512 bytes, so that the processor's matrix units find their
+    /// operands aligned.
     fn size_class(bytes: usize) -> usize {
         let step = (bytes.next_power_of_two() / 16).max(512);
         bytes.max(1).div_ceil(step) * step
@@ -115,8 +118,9 @@ impl Pool {
         Ok((address, class))
     }
 
-    /// A new buffer: its address, its class, and whether it was held already. If there is no room for it, recycled buffers
-    /// of other sizes are freed; then one is borrowed that is set aside for graphs; then graphs give up their memory.
+    /// A new buffer: its address, its class, and whether it was held already. If there is no room for it,
+    /// recycled buffers of other sizes are freed; then one is borrowed that is set aside for graphs; then
+    /// graphs give up their memory.
     fn allocate(&self, backend: &Backend, class: usize) -> Result<(u64, usize, bool)> {
         let is_capturing = self.state().is_capturing;
         let full = |_| {

@@ -17,7 +17,8 @@ pub struct Options {
     pub without: Without,
 }
 
-/// Parts that are not used although the device has them: to get round one that fails, and to measure what each gains.
+/// Parts that are not used although the device has them: to get round one that fails, and to measure what
+/// each gains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Without {
     /// cuDNN: attention runs on our own kernels, however long that takes.
@@ -30,16 +31,16 @@ pub struct Without {
     pub timing: bool,
     /// Products of 8-bit floats.
     pub fp8: bool,
-    /// Scales per row and column within products of 8-bit floats: they are applied behind them, as on cards other than
-    /// Hopper's.
+    /// Scales per row and column within products of 8-bit floats: they are applied behind them, as on cards
+    /// other than Hopper's.
     pub fp8_scales: bool,
     /// The check before the first run on a card.
     pub check: bool,
 }
 
 impl Options {
-    /// What the environment says: `TENGGAT_CUDA_LIBRARIES`, folders as in `PATH`; `TENGGAT_CACHE`, whose folder `kernels`
-    /// keeps what was compiled; `TENGGAT_WITHOUT`, see [`Without`].
+    /// What the environment says: `TENGGAT_CUDA_LIBRARIES`, folders as in `PATH`; `TENGGAT_CACHE`, whose
+    /// folder `kernels` keeps what was compiled; `TENGGAT_WITHOUT`, see [`Without`].
     ///
     /// # Errors
     /// `TENGGAT_WITHOUT` names something else than the parts.

@@ -77,8 +77,8 @@ fn emulated_copy(from: &Source, address: u64) {
 }
 
 impl Delivery {
-    /// Makes what is queued from now on wait for the copy. The calling thread waits only until the copying thread has taken
-    /// the bytes.
+    /// Makes what is queued from now on wait for the copy. The calling thread waits only until the copying
+    /// thread has taken the bytes.
     fn receive(&self) -> Result<()> {
         match (&self.state, self.cuda.backend()) {
             (State::Gpu(transfer), Backend::Gpu(gpu)) => gpu.receive(transfer),
@@ -94,7 +94,8 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        // The memory is recycled next: whoever gets it must not be overtaken. A failure has been told, or nobody asks.
+        // The memory is recycled next: whoever gets it must not be overtaken. A failure has been told, or
+        // nobody asks.
         let _ = self.receive();
     }
 }

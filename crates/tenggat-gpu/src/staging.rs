@@ -1,7 +1,8 @@
 //! Copies to a GPU by way of page-locked host memory.
 //!
-//! Ordinary memory the driver copies itself, once the stream has come that far, and the caller waits for it. From page-locked
-//! memory the GPU fetches when its turn comes, and nobody waits unless the whole ring is under way. Unmeasured on a card.
+//! Ordinary memory the driver copies itself, once the stream has come that far, and the caller waits for it.
+//! From page-locked memory the GPU fetches when its turn comes, and nobody waits unless the whole ring is
+//! under way. Unmeasured on a card.
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use rayon::prelude::*;
@@ -16,8 +17,8 @@ const PIECE: usize = 4 << 20;
 const PIECES: usize = 8;
 /// Bytes that a thread copies at a time; one thread is slower than the bus.
 const PART: usize = 512 << 10;
-/// The driver keeps a copy of so much of ordinary memory and returns at once (CUDA C++ programming guide, "Concurrent
-/// Execution between Host and Device").
+/// The driver keeps a copy of so much of ordinary memory and returns at once (CUDA C++ programming guide,
+/// "Concurrent Execution between Host and Device").
 pub(crate) const SMALL: usize = 64 << 10;
 
 /// A piece of page-locked memory.
@@ -50,7 +51,8 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Queues a copy into memory of the device that the caller owns. `from` may be changed as soon as this returns.
+    /// Queues a copy into memory of the device that the caller owns. `from` may be changed as soon as this
+    /// returns.
     pub fn copy(&mut self, from: &[u8], address: u64, stream: &CudaStream) -> Result<()> {
         let error = |e| failed("copy to the GPU", e);
         for (i, part) in from.chunks(PIECE).enumerate() {
@@ -64,7 +66,8 @@ impl Staging {
                 .zip(part.par_chunks(PART))
                 .for_each(|(to, from)| to.copy_from_slice(from));
             let to = address + (i * PIECE) as u64;
-            // SAFETY: the caller owns this range of an allocation, and the piece is not touched before its event.
+            // SAFETY: the caller owns this range of an allocation, and the piece is not touched before its
+            // event.
             unsafe { result::memcpy_htod_async(to, memory, stream.cu_stream()) }.map_err(error)?;
             piece.free.record(stream).map_err(error)?;
         }

@@ -1,5 +1,5 @@
-//! The stand-ins for NVIDIA's libraries (`stand-in/`) against what the libraries' documentation promises. Streams run when
-//! somebody waits, in any order that is allowed.
+//! The stand-ins for NVIDIA's libraries (`stand-in/`) against what the libraries' documentation promises.
+//! Streams run when somebody waits, in any order that is allowed.
 #![cfg(target_os = "linux")]
 #![expect(clippy::print_stderr, reason = "a test says why it is skipped")]
 
@@ -113,7 +113,8 @@ const NO_FLAGS: CUgraphInstantiate_flags = CUgraphInstantiate_flags(0);
 /// More often than any order of two streams can stay away.
 const TIMES: usize = 100;
 
-/// What a stream reads that does not wait for another that writes is old or new; one that waits reads what is new.
+/// What a stream reads that does not wait for another that writes is old or new; one that waits reads what is
+/// new.
 #[test]
 fn streams_of_a_gpu_run_in_any_order() {
     let Some(context) = context() else { return };

@@ -17,8 +17,8 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads a job file, YAML or JSON. `name` replaces `config.name`, and `[name]` everywhere; `variable` gives the
-    /// values of `${VAR}`.
+    /// Reads a job file, YAML or JSON. `name` replaces `config.name`, and `[name]` everywhere; `variable`
+    /// gives the values of `${VAR}`.
     ///
     /// # Errors
     /// The file cannot be read or parsed, a variable is not set, or the job has no name.
@@ -51,14 +51,14 @@ impl Document {
         &self.name
     }
 
-    /// The file as JSON, as ai-toolkit's own reader would understand it: a bare `yes`, `no`, `on` or `off` is a truth
-    /// value there (YAML 1.1). Numbers that JSON does not have become null.
+    /// The file as JSON, as ai-toolkit's own reader would understand it: a bare `yes`, `no`, `on` or `off` is
+    /// a truth value there (YAML 1.1). Numbers that JSON does not have become null.
     pub fn to_json(&self) -> Json {
         self.json(&self.tree)
     }
 
-    /// An error about the value at a path of keys and indices, such as `["config", "process", "0", "train"]`; of as
-    /// much of the path as is there.
+    /// An error about the value at a path of keys and indices, such as `["config", "process", "0", "train"]`;
+    /// of as much of the path as is there.
     pub fn error(&self, path: &[&str], message: impl Into<String>) -> Error {
         let mut node = &self.tree;
         for step in path {

@@ -21,9 +21,9 @@ impl Job {
     /// `${VAR}`, as `|name| std::env::var(name).ok()` does.
     ///
     /// # Errors
-    /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no sense, or
-    /// the job asks for what this version does not do. The message names file, line, column and key of everything
-    /// that is wrong.
+    /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no
+    /// sense, or the job asks for what this version does not do. The message names file, line, column and
+    /// key of everything that is wrong.
     pub fn from_file(
         path: &Path,
         name: Option<&str>,
@@ -196,7 +196,8 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a path was most likely written with backslashes that YAML took for escapes: `"C:\example"`, `"a\new"`.
+/// Whether a path was most likely written with backslashes that YAML took for escapes: `"C:\example"`,
+/// `"a\new"`.
 fn has_escapes(path: &str) -> bool {
     let has_drive = path.starts_with(|c: char| c.is_ascii_alphabetic()) && path[1..].starts_with(':');
     path.contains(['\n', '\r', '\t', '\0']) || has_drive && path.contains(char::is_control)

@@ -309,8 +309,8 @@ pub struct Model {
     pub recovery_adapter: Option<String>,
     /// Format of the text encoder, if quantised.
     pub text_quantisation: Option<Qtype>,
-    /// Whether frozen linears are multiplied in 8-bit floats where the device does that. Such products err by
-    /// a few percent.
+    /// Whether frozen linears are multiplied in 8-bit floats where the device does that. Such products err
+    /// by a few percent.
     pub fp8_products: bool,
     /// Whether modulation matrices are never kept in memory; otherwise the plan decides.
     pub low_vram: bool,

@@ -1,7 +1,7 @@
 //! Dropout inside an adapter while it trains: single activations, whole ranks of a sample, whole modules.
 //!
-//! What is dropped is a function of the seed, the pass, the module and the element, so that a block that computes its
-//! activations again, and the backward pass, meet the same zeros.
+//! What is dropped is a function of the seed, the pass, the module and the element, so that a block that
+//! computes its activations again, and the backward pass, meet the same zeros.
 
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::random::Philox;
@@ -9,8 +9,8 @@ use tenggat_tensor::{Result, Tensor, ViewMut};
 
 /// Chances and the random numbers of one forward and backward pass.
 ///
-/// Source: ai-toolkit `toolkit/network_mixins.py`, `_call_forward`. What is kept grows by 1/(1 − rate) for single
-/// activations and for ranks; modules are left out without that.
+/// Source: ai-toolkit `toolkit/network_mixins.py`, `_call_forward`. What is kept grows by 1/(1 − rate) for
+/// single activations and for ranks; modules are left out without that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// Chance of each element of `A·x`.

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-/// A flag that somebody sets once, from any thread, and that long work looks at between its parts. Clones share the flag.
+/// A flag that somebody sets once, from any thread, and that long work looks at between its parts. Clones
+/// share the flag.
 ///
-/// Work that finds it set ends with [`Error::Interrupted`] and leaves no half-written file behind. A default one is never
-/// set by anybody.
+/// Work that finds it set ends with [`Error::Interrupted`] and leaves no half-written file behind. A default
+/// one is never set by anybody.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 

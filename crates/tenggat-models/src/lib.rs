@@ -1,5 +1,5 @@
-//! Qwen-Image, read from a diffusers folder as it is published: transformer forward and backward, VAE, text encoder,
-//! tokenizer, scheduler and the text-to-image pipeline.
+//! Qwen-Image, read from a diffusers folder as it is published: transformer forward and backward, VAE, text
+//! encoder, tokenizer, scheduler and the text-to-image pipeline.
 
 pub mod dropout;
 mod error;

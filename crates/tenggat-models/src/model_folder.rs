@@ -28,8 +28,8 @@ const OTHERS: [(&str, &str); 13] = [
     ("lightricks/", "LTX"),
 ];
 
-/// The family of a published model that is not Qwen-Image, as far as its repository's name tells. Of a folder,
-/// [`ModelIndex::components`] tells for certain.
+/// The family of a published model that is not Qwen-Image, as far as its repository's name tells. Of a
+/// folder, [`ModelIndex::components`] tells for certain.
 pub fn other_family(repository: &str) -> Option<&'static str> {
     let name = repository.to_lowercase();
     OTHERS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, family)| *family)
@@ -115,7 +115,8 @@ impl ModelIndex {
     /// The components, all of supported classes.
     ///
     /// # Errors
-    /// The pipeline or a component is of another class, named in the message with those supported, or missing.
+    /// The pipeline or a component is of another class, named in the message with those supported, or
+    /// missing.
     pub fn components(&self) -> Result<[Component; 5]> {
         let refuse = |reason: String| Err(Error::format(&self.path, reason));
         let Some(pipeline) = self.entries.get("_class_name").and_then(Value::as_str) else {
@@ -141,11 +142,12 @@ impl ModelIndex {
     }
 }
 
-/// Checks up front that a model folder is of a supported architecture and that every file is there and whole, before
-/// any of it is loaded. Reads headers alone.
+/// Checks up front that a model folder is of a supported architecture and that every file is there and whole,
+/// before any of it is loaded. Reads headers alone.
 ///
 /// # Errors
-/// The architecture is not supported; files are missing, all of them named; a weights file is truncated or malformed.
+/// The architecture is not supported; files are missing, all of them named; a weights file is truncated or
+/// malformed.
 pub fn check(folder: &Path) -> Result<()> {
     let components = ModelIndex::read(folder)?.components()?;
     let mut missing = Vec::new();

@@ -160,8 +160,8 @@ pub struct PlanJob {
     pub upload: bool,
     /// Forward passes of one scoring, before and after the training; 0 for none.
     pub score_passes: u64,
-    /// Durations that are known better than predicted, for instance from an earlier run; 0 for those that are
-    /// not.
+    /// Durations that are known better than predicted, for instance from an earlier run; 0 for those that
+    /// are not.
     pub known_phases: PhaseCosts,
     /// Device memory that may be used, bytes.
     pub memory_limit_bytes: Option<f64>,

@@ -5,17 +5,18 @@
 //! - [`Clock`]: where the present comes from.
 //! - [`Schedule`]: learning rates as functions of progress.
 //! - [`Budget`]: the controller that ends a run before its deadline and not long before it.
-//! - [`StepConfig`] and [`Rates`]: what a training step costs, operation by operation; [`Gpu`] and [`Calibration`]: how
-//!   fast machines are; [`fit`](fit()): what to keep in their memory.
+//! - [`StepConfig`] and [`Rates`]: what a training step costs, operation by operation; [`Gpu`] and
+//!   [`Calibration`]: how fast machines are; [`fit`](fit()): what to keep in their memory.
 //! - [`ModelProfile`] and [`Program`]: other models and other programs that train them, as data.
-//! - [`Plan`]: all of it put together for one job on one machine, as likely ranges; [`reports`]: what people report, which
-//!   the ranges stand on; [`Choice`]: which machine to take.
+//! - [`Plan`]: all of it put together for one job on one machine, as likely ranges; [`reports`]: what people
+//!   report, which the ranges stand on; [`Choice`]: which machine to take.
 //! - [`explain`](explain()) and [`recommend_steps`]: runs with a fixed number of steps.
 //!
 //! A training loop under a budget:
 //!
 //! ```
-//! use tenggat_plan::{Budget, BudgetConfig, Clock, Decision, Phase, PhaseCosts, Position, Schedule, SimulatedClock};
+//! use tenggat_plan::{Budget, BudgetConfig, Clock, Decision, Phase, PhaseCosts, Position};
+//! use tenggat_plan::{Schedule, SimulatedClock};
 //!
 //! let clock = SimulatedClock::default();
 //! let mut budget = Budget::new(BudgetConfig {

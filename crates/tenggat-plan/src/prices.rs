@@ -51,8 +51,8 @@ impl Offer {
     /// Reads a table of prices: comma-separated, with a heading.
     ///
     /// # Errors
-    /// [`PriceError`] at the first line that lacks a column, names a card that the catalogue does not have, or has a price
-    /// that is no price.
+    /// [`PriceError`] at the first line that lacks a column, names a card that the catalogue does not have,
+    /// or has a price that is no price.
     pub fn read_all(text: &str) -> Result<Vec<Self>, PriceError> {
         let mut reader =
             csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());

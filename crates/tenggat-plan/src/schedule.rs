@@ -1,7 +1,8 @@
 //! Learning-rate schedules as pure functions of how much of the training is done.
 //!
-//! Under a budget the number of steps is not known beforehand, so a schedule does not count towards a total: it reads
-//! *progress*, a number that [`Budget`](crate::Budget) leads from 0 at the first step to exactly 1 at the last.
+//! Under a budget the number of steps is not known beforehand, so a schedule does not count towards a total:
+//! it reads *progress*, a number that [`Budget`](crate::Budget) leads from 0 at the first step to exactly 1
+//! at the last.
 
 use std::f64::consts::PI;
 use std::str::FromStr;
@@ -25,8 +26,8 @@ pub enum Shape {
     Constant,
     /// `1 − p`.
     Linear,
-    /// `1/3 + 2p/3`: what `linear` means in ai-toolkit, PyTorch's `LinearLR` with its defaults. It ends at the peak rate;
-    /// the floor does not apply.
+    /// `1/3 + 2p/3`: what `linear` means in ai-toolkit, PyTorch's `LinearLR` with its defaults. It ends at
+    /// the peak rate; the floor does not apply.
     LinearRamp,
     /// `(1 + cos πp) / 2`.
     Cosine,
@@ -70,7 +71,8 @@ pub struct Schedule {
 }
 
 impl Default for Schedule {
-    /// What a budgeted run uses unless told otherwise: constant, then a straight line to zero over the last 40 %.
+    /// What a budgeted run uses unless told otherwise: constant, then a straight line to zero over the last
+    /// 40 %.
     fn default() -> Self {
         Self {
             shape: Shape::WarmupStableDecay { decay_share: DECAY_SHARE },
@@ -83,7 +85,8 @@ impl Default for Schedule {
 /// Default share of a run that warmup-stable-decay spends on the decay.
 const DECAY_SHARE: f64 = 0.4;
 
-/// Warm-up of `constant_with_warmup` and of warmup-stable-decay where the job gives none, as a share of the progress.
+/// Warm-up of `constant_with_warmup` and of warmup-stable-decay where the job gives none, as a share of the
+/// progress.
 const DEFAULT_WARMUP_SHARE: f64 = 0.05;
 
 impl Schedule {

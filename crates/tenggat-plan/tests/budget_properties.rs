@@ -290,7 +290,8 @@ fn a_deadline_before_the_steps_cuts_them_and_says_so() {
     assert!((980.0..1000.0).contains(&ended.at_s), "{}", ended.at_s);
 }
 
-/// Steps of 1 s with measurements of `round_s` after every tenth: the steps forecast after the eleventh, and those done.
+/// Steps of 1 s with measurements of `round_s` after every tenth: the steps forecast after the eleventh, and
+/// those done.
 fn validated(round_s: f64) -> (u64, u64) {
     let validation = Some(ValidationPlan { every_steps: 10, round_s: 0.0, share_max: 0.1 });
     let mut budget = Budget::new(BudgetConfig { validation, ..config(2000.0, 0.1) }).unwrap();

@@ -1,7 +1,7 @@
 //! What a step costs, part by part, against counts by hand.
 //!
-//! A part of the memory that is forgotten ends a run for want of memory, so each has its own line here; c is the width of
-//! the model, m the rows of both streams, L the number of blocks.
+//! A part of the memory that is forgotten ends a run for want of memory, so each has its own line here; c is
+//! the width of the model, m the rows of both streams, L the number of blocks.
 
 use tenggat_plan::{
     Gpu, Machine, MemoryPart, MemoryPlan, ModelDims, Modulation, OpClass, Optimiser, Precision, StepConfig,
@@ -142,10 +142,12 @@ fn the_table_of_modulation_grows_with_all_that_is_drawn_ahead() {
     assert_eq!(StepConfig { accumulation: 1000, ..config() }.steps_ahead(), 1);
 }
 
-/// What is kept, what is computed again, and the block at work; the last is there only if any block computes again.
+/// What is kept, what is computed again, and the block at work; the last is there only if any block computes
+/// again.
 #[test]
 fn activations_by_what_a_block_keeps() {
-    // 21 rows of c and 6 of the rank, and the 32-bit statistics of two norms, two head norms and the attention.
+    // 21 rows of c and 6 of the rank, and the 32-bit statistics of two norms, two head norms and the
+    // attention.
     let per_block = ROWS * ((21.0 * C + 6.0 * 16.0) * 2.0 + 4.0 * (4.0 + 3.0 * HEADS));
     let results = ROWS * ((2.0 * C + 16.0) * 2.0 + 4.0 * HEADS);
     let working = 12.0 * C * ROWS * 2.0;
@@ -221,7 +223,8 @@ fn bytes(work: &Work, class: OpClass) -> f64 {
     work.of(class).bytes()
 }
 
-/// Norms, rotations, gates and GELU of both streams; the text stream ends with the attention of the last block.
+/// Norms, rotations, gates and GELU of both streams; the text stream ends with the attention of the last
+/// block.
 #[test]
 fn elementwise_traffic_of_both_directions() {
     let (image, text) = (2.0 * 1000.0, 2.0 * 100.0);

@@ -1,7 +1,7 @@
 //! Tensors and the closed set of ops that a Qwen-Image training step is made of.
 //!
-//! A [`Tensor`] is an owned, contiguous, row-major array on one [`Device`]; a [`View`] borrows it as a matrix of
-//! rows with a row stride. Ops ([`ops`]) take views in and write views out; none allocates its result.
+//! A [`Tensor`] is an owned, contiguous, row-major array on one [`Device`]; a [`View`] borrows it as a matrix
+//! of rows with a row stride. Ops ([`ops`]) take views in and write views out; none allocates its result.
 //! Every op has its contract and tests in `ops/<name>/mod.rs`, and one implementation per device beside it.
 //!
 //! ```
@@ -14,8 +14,8 @@
 //! # Ok::<(), tenggat_tensor::Error>(())
 //! ```
 //!
-//! Numbers: `F32` is the working precision on the CPU; `F64` runs the same ops for checking gradients; `BF16` is a
-//! storage type of frozen weights.
+//! Numbers: `F32` is the working precision on the CPU; `F64` runs the same ops for checking gradients; `BF16`
+//! is a storage type of frozen weights.
 
 mod cpu;
 mod device;

@@ -382,7 +382,8 @@ macro_rules! shape_methods {
             self.storage.device()
         }
 
-        /// The GPU that holds it, and the matrix as kernels see it that count its rows and columns in 32 bits.
+        /// The GPU that holds it, and the matrix as kernels see it that count its rows and columns in 32
+        /// bits.
         pub(crate) fn cuda(&self, op: &'static str) -> Result<(Arc<Cuda>, gpu::Mat)> {
             let (cuda, address) = self.storage.cuda(op)?;
             let data = address + (self.offset * self.dtype.bytes()) as u64;

@@ -1,4 +1,5 @@
-//! From a job file to a LoRA: job, data set, caches, adapter, optimiser, training step, run, scores and reports.
+//! From a job file to a LoRA: job, data set, caches, adapter, optimiser, training step, run, scores and
+//! reports.
 //!
 //! [`run::run`] is the whole way in one call. Nothing here knows a terminal: news of a run leaves through
 //! [`run::Event`].

@@ -117,7 +117,8 @@ fn a_warm_step_allocates_no_buffer() {
     for weights in [DType::F32, DType::BF16].into_iter().filter(|&dtype| linear::packs(dtype)) {
         let (largest, total) = warm_step(weights);
         println!("{weights:?} weights: {total} bytes in all, the largest piece {largest}");
-        // The smallest activation of the picture is [192, 128] in 32 bits: 98304 bytes. Shapes and lists are tiny.
+        // The smallest activation of the picture is [192, 128] in 32 bits: 98304 bytes. Shapes and lists are
+        // tiny.
         assert!(largest <= 4096, "{weights:?}: a piece of {largest} bytes");
         assert!(total <= 98_304, "{weights:?}: {total} bytes in all");
     }

@@ -63,7 +63,8 @@ Signals:
   SIGHUP (the terminal was closed)   with a budget or a deadline: train on until then; else save and end
   SIGUSR1                            save now, and go on")]
     Train(Train),
-    /// Keep another trainer inside a budget: ai-toolkit with every architecture that it has, or any other program.
+    /// Keep another trainer inside a budget: ai-toolkit with every architecture that it has, or any other
+    /// program.
     #[command(after_help = "\
 The trainer is asked to save and to stop in time. The newest whole LoRA is always `last.safetensors` in the run's folder.
 
@@ -98,7 +99,8 @@ Examples:
   tenggat score --model mini --lora run/last.safetensors --data test --measure velocity
   tenggat score --model Qwen/Qwen-Image --lora my_lora.safetensors --data test --json")]
     Score(ScoreArgs),
-    /// Play a task of the timed contest: an archive of pictures in, `last.safetensors` out before the hours are over.
+    /// Play a task of the timed contest: an archive of pictures in, `last.safetensors` out before the hours
+    /// are over.
     #[command(after_help = "\
 The exit code is 0 once there is a LoRA, whatever goes wrong later.
 
@@ -132,7 +134,8 @@ Examples:
     Quantise(QuantiseArgs),
     /// Measure how long work takes on this machine, and how much memory.
     Bench(BenchArgs),
-    /// Show version, processor, memory and caches, and what is missing; or check that the GPU computes what it should.
+    /// Show version, processor, memory and caches, and what is missing; or check that the GPU computes what
+    /// it should.
     #[command(after_help = "\
 Examples:
   tenggat doctor
@@ -187,7 +190,8 @@ pub struct Demo {
     /// Rank of the LoRA.
     #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    /// Print the events of the run on standard output, for programs; what people read goes to standard
+    /// error.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,
 }
@@ -207,7 +211,8 @@ pub struct Train {
     /// Folder of held-out pictures with captions, scored before and after training.
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    /// Print the events of the run on standard output, for programs; what people read goes to standard
+    /// error.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,
 }

@@ -61,7 +61,8 @@ pub fn options(ordinal: usize) -> anyhow::Result<Options> {
     Ok(Options { cache: Some(assets::cache_folder()?.join("kernels")), ordinal, ..Options::from_env()? })
 }
 
-/// Opens the device that is asked for. A GPU is checked before the first run on it, and used without what fails there.
+/// Opens the device that is asked for. A GPU is checked before the first run on it, and used without what
+/// fails there.
 ///
 /// # Errors
 /// As [`open_unchecked`].
@@ -76,8 +77,8 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
 
 /// Opens the device that is asked for.
 ///
-/// A GPU that is there but does not open is an error where it was asked for by name; `auto` then says so and takes the
-/// processor.
+/// A GPU that is there but does not open is an error where it was asked for by name; `auto` then says so and
+/// takes the processor.
 pub fn open_unchecked(choice: Choice) -> anyhow::Result<Device> {
     let device = match choice {
         Choice::Cpu => Device::cpu(),
@@ -98,8 +99,8 @@ pub fn open_unchecked(choice: Choice) -> anyhow::Result<Device> {
     Ok(device)
 }
 
-/// The device as planning sees it: the processor with assumed rates, or the GPU with what memory is free, and with the rates
-/// that `tenggat doctor --gpu` measured, if it did.
+/// The device as planning sees it: the processor with assumed rates, or the GPU with what memory is free, and
+/// with the rates that `tenggat doctor --gpu` measured, if it did.
 pub fn machine(device: &Device) -> anyhow::Result<Machine> {
     Ok(match (device.description(), device.memory()?) {
         // An emulated one has the host's memory.

@@ -61,8 +61,8 @@ pub fn apply_rates(cuda: &Cuda, machine: &mut Machine) {
     }
 }
 
-/// Checks a card before the first run on it, with this driver and these libraries. Returns the options to open it with again,
-/// if it should go without something that failed.
+/// Checks a card before the first run on it, with this driver and these libraries. Returns the options to
+/// open it with again, if it should go without something that failed.
 pub fn before_first_run(cuda: &Cuda, device: &Device, options: &Options) -> Option<Options> {
     if options.without.check || cuda.driver_version().is_none() {
         return None;
@@ -91,7 +91,8 @@ pub fn before_first_run(cuda: &Cuda, device: &Device, options: &Options) -> Opti
     Some(Options { without: options.without.and(without), ..options.clone() })
 }
 
-/// What runs go without where checks failed: attention on our own kernels, launches one by one, products in bf16.
+/// What runs go without where checks failed: attention on our own kernels, launches one by one, products in
+/// bf16.
 fn safer(report: &Report, has_dnn: bool) -> Vec<String> {
     let mut without: Vec<String> = Vec::new();
     for name in report.failures() {

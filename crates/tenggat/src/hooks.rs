@@ -28,8 +28,8 @@ const QUEUE: usize = 32;
 /// Whom to tell of a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HookArgs {
-    /// Command that runs when the run has ended, however it did: stop the pod, send the file. It is told TENGGAT_STATUS
-    /// (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
+    /// Command that runs when the run has ended, however it did: stop the pod, send the file. It is told
+    /// TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
     #[arg(long, value_name = "COMMAND")]
     pub then: Option<String>,
     /// Address that is sent JSON when the run has started, slowed down, saved and ended; signed with

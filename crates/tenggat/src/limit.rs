@@ -1,5 +1,5 @@
-//! From `--budget`, `--deadline` and `--clock-start` to seconds on the run's clock; the other limits of the job, as far
-//! as flags change them.
+//! From `--budget`, `--deadline` and `--clock-start` to seconds on the run's clock; the other limits of the
+//! job, as far as flags change them.
 
 use std::time::Duration;
 

@@ -17,7 +17,8 @@ pub fn peak_bytes() -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Processor time of all its threads so far, seconds. On a machine with other things to do it says more than a clock.
+/// Processor time of all its threads so far, seconds. On a machine with other things to do it says more than
+/// a clock.
 pub fn processor_s() -> Option<f64> {
     let of = |thread: fs::DirEntry| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;

@@ -24,7 +24,8 @@ pub fn name() -> String {
     format!("{brand}, {threads} {}", if threads == 1 { "thread" } else { "threads" })
 }
 
-/// Memory that a process may use, bytes: the machine's, or less where a container sets a limit. 0 if nobody knows.
+/// Memory that a process may use, bytes: the machine's, or less where a container sets a limit. 0 if nobody
+/// knows.
 pub fn memory_bytes() -> f64 {
     let Ok(mut system) = System::new() else { return 0.0 };
     system.refresh_memory();
@@ -33,8 +34,8 @@ pub fn memory_bytes() -> f64 {
     machine.min(container) as f64
 }
 
-/// Memory that a run may use unless it is told otherwise, bytes: half of [`memory_bytes`], for the machine has other
-/// things to do. `None` if nobody knows.
+/// Memory that a run may use unless it is told otherwise, bytes: half of [`memory_bytes`], for the machine
+/// has other things to do. `None` if nobody knows.
 pub fn usable_bytes() -> Option<f64> {
     Some(SHARE * memory_bytes()).filter(|bytes| *bytes > 0.0)
 }

@@ -1,7 +1,7 @@
 //! Signals: what each asks of a run, and that the process is gone soon after.
 //!
-//! SIGINT, SIGTERM and SIGXCPU end a run, which saves what it has trained; so does SIGHUP where there is no deadline.
-//! SIGUSR1 saves. A second SIGINT or SIGTERM ends the process at once.
+//! SIGINT, SIGTERM and SIGXCPU end a run, which saves what it has trained; so does SIGHUP where there is no
+//! deadline. SIGUSR1 saves. A second SIGINT or SIGTERM ends the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks at whether everything is saved by now.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Listens from now on, for as long as the process lives. `status` is the exit status of a process that has to be ended in
-/// the middle of something.
+/// Listens from now on, for as long as the process lives. `status` is the exit status of a process that has
+/// to be ended in the middle of something.
 ///
 /// # Errors
 /// The system allows no handlers or no thread.
@@ -79,8 +79,8 @@ fn start(stop: &Stop, asked: Arc<AtomicBool>, status: i32) -> std::io::Result<()
     std::thread::Builder::new().name("signals".into()).spawn(hear).map(drop)
 }
 
-/// Ends a process that is stuck in something long, such as a picture of many pixels or a server that does not answer, as
-/// soon as no trained step would be lost.
+/// Ends a process that is stuck in something long, such as a picture of many pixels or a server that does not
+/// answer, as soon as no trained step would be lost.
 fn end_in_time(stop: &Stop, status: i32) {
     std::thread::sleep(PATIENCE);
     while stop.has_unsaved() {

@@ -1,5 +1,5 @@
-//! Jobs on a GPU that is emulated: the same kernels, compiled as C++. And on stand-ins for NVIDIA's libraries, which take the
-//! same path as a real GPU.
+//! Jobs on a GPU that is emulated: the same kernels, compiled as C++. And on stand-ins for NVIDIA's
+//! libraries, which take the same path as a real GPU.
 #![allow(clippy::print_stderr, reason = "tests say what they found")]
 
 use std::path::Path;
@@ -9,8 +9,8 @@ fn tenggat() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tenggat"))
 }
 
-/// Whether GPUs can be emulated here. They cannot without a C++ compiler, unless `TENGGAT_REQUIRE_CXX` says that there
-/// is one.
+/// Whether GPUs can be emulated here. They cannot without a C++ compiler, unless `TENGGAT_REQUIRE_CXX` says
+/// that there is one.
 fn possible() -> bool {
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let there = Command::new(compiler).arg("--version").output().is_ok_and(|out| out.status.success());

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use common::small_job::Job;
 
-/// Kills a run again and again and compares it with one that was left alone; `at` gives the steps and the delays.
+/// Kills a run again and again and compares it with one that was left alone; `at` gives the steps and the
+/// delays.
 fn killed_and_left_alone(steps: u64, at: impl IntoIterator<Item = (u64, Duration)>) -> usize {
     let train = format!("steps: {steps}");
     let (alone, killed) = (Job::new(&train, ""), Job::new(&train, ""));
@@ -198,7 +199,8 @@ fn a_budget_goes_on_where_it_was_and_is_not_given_twice() {
     assert!((4.0..8.5).contains(&took_s), "{took_s}");
     let after = job.log();
     assert!(after.len() > before.len());
-    // The rate goes on falling without a jump, down to nothing; a stall of the machine can take the time of the last step.
+    // The rate goes on falling without a jump, down to nothing; a stall of the machine can take the time of
+    // the last step.
     let rates: Vec<f64> = after.iter().map(|line| line[2].parse().unwrap()).collect();
     assert!(rates.windows(2).all(|pair| pair[1] <= pair[0] && pair[0] - pair[1] < 3e-4), "{rates:?}");
     assert!(rates.last().unwrap() <= &(0.01 * rates[0]), "{rates:?}");
@@ -206,8 +208,8 @@ fn a_budget_goes_on_where_it_was_and_is_not_given_twice() {
     assert!(said.contains("a longer budget"), "{said}");
 }
 
-/// Another picture, another caption: the order of the batches is another too, which is said; the same ones are not worth
-/// a word.
+/// Another picture, another caption: the order of the batches is another too, which is said; the same ones
+/// are not worth a word.
 #[test]
 fn pictures_that_changed_between_two_parts_of_a_run_are_told() {
     type Change = (&'static str, bool, fn(&Path));

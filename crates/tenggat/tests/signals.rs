@@ -25,7 +25,8 @@ struct Job {
 }
 
 impl Job {
-    /// `train`, `process` and `own` are further keys of the sections that they are named after; `SET` stands for the data set.
+    /// `train`, `process` and `own` are further keys of the sections that they are named after; `SET` stands
+    /// for the data set.
     fn new(train: &str, process: &str, own: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let set = folder.path().join("set");
@@ -202,7 +203,8 @@ fn nothing_trained_yet_ends_at_once_in_every_phase() {
     }
 }
 
-/// Everything that may be under way between two steps: the whole work is on disk, in the LoRA and in the state.
+/// Everything that may be under way between two steps: the whole work is on disk, in the LoRA and in the
+/// state.
 #[test]
 fn what_was_trained_is_saved_in_every_phase_of_training() {
     for (signal, samples) in [
@@ -278,7 +280,8 @@ fn the_newest_is_kept_while_it_is_measured_for_the_best() {
     assert!(success && said.contains(&format!("after {steps} steps")), "{said}");
 }
 
-/// Even a process that is killed in the middle of a picture has lost nothing; the pictures come when it goes on.
+/// Even a process that is killed in the middle of a picture has lost nothing; the pictures come when it goes
+/// on.
 #[test]
 fn a_save_precedes_a_round_of_samples_and_a_lost_round_is_drawn_again() {
     let samples = SLOW_SAMPLES.replace("900", "60").replace("256", "128");
@@ -487,7 +490,8 @@ fn weights_that_are_not_finite_are_never_saved() {
     }
 }
 
-/// A rate at which the weights grow until there is no loss any more: what was saved while there was one stays.
+/// A rate at which the weights grow until there is no loss any more: what was saved while there was one
+/// stays.
 #[test]
 fn a_good_lora_outlives_a_divergence() {
     let save = "      save: {save_every: 2, dtype: float16, max_step_saves_to_keep: 2}\n";

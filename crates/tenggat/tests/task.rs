@@ -1,6 +1,8 @@
-//! The timed contest from outside: an archive in, a kill at the limit, the file picked by the contest's rule, its score.
+//! The timed contest from outside: an archive in, a kill at the limit, the file picked by the contest's rule,
+//! its score.
 //!
-//! `cargo test --release -p tenggat --test task -- --ignored` plays the longer ones: limits of 60 and 180 s, 100 kills.
+//! `cargo test --release -p tenggat --test task -- --ignored` plays the longer ones: limits of 60 and 180 s,
+//! 100 kills.
 #![cfg(unix)]
 #![allow(clippy::print_stdout, reason = "tests say what they found")]
 

@@ -1,8 +1,9 @@
-//! Any other trainer: started by its own command, read by its progress bar, and stopped so that its newest whole save is
-//! published in time.
+//! Any other trainer: started by its own command, read by its progress bar, and stopped so that its newest
+//! whole save is published in time.
 //!
-//! Such a trainer cannot be asked to save. One that saves when it is interrupted is let run as long as that leaves time
-//! to; of any other, only saves that it makes by itself count, so it is ended once no further one would come in time.
+//! Such a trainer cannot be asked to save. One that saves when it is interrupted is let run as long as that
+//! leaves time to; of any other, only saves that it makes by itself count, so it is ended once no further one
+//! would come in time.
 
 mod found;
 mod profile;

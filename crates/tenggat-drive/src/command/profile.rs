@@ -1,4 +1,5 @@
-//! What is known of trainers that are run by a command of their own: how they are stopped, and what stopping saves.
+//! What is known of trainers that are run by a command of their own: how they are stopped, and what stopping
+//! saves.
 
 /// A known trainer, or any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +18,10 @@ pub struct Profile {
     pub steps: Option<&'static str>,
 }
 
-/// Every known trainer. The sources of what is said of each are its own: musubi-tuner `training/trainer_base.py`,
-/// sd-scripts `train_network.py`, OneTrainer `scripts/train.py` (an interrupted run still ends with `trainer.end()`, which
-/// saves, unless `backup_before_save` is off), SimpleTuner `cli/train.py`, diffusers `examples/`.
+/// Every known trainer. The sources of what is said of each are its own: musubi-tuner
+/// `training/trainer_base.py`, sd-scripts `train_network.py`, OneTrainer `scripts/train.py` (an interrupted
+/// run still ends with `trainer.end()`, which saves, unless `backup_before_save` is off), SimpleTuner
+/// `cli/train.py`, diffusers `examples/`.
 const KNOWN: [Profile; 5] = [
     Profile {
         name: "musubi-tuner",

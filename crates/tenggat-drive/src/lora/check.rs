@@ -1,7 +1,7 @@
 //! Whether a safetensors file is whole: header, sizes, and numbers that are numbers.
 //!
-//! Trainers write in place, so a file may be seen half written. A header that promises more bytes than are there says
-//! so; the header itself is written first.
+//! Trainers write in place, so a file may be seen half written. A header that promises more bytes than are
+//! there says so; the header itself is written first.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,7 +21,8 @@ const CHUNK: usize = 1 << 20;
 /// A whole file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checked {
-    /// Steps that its metadata tell of, if they do: ai-toolkit's `training_info`, or kohya's and musubi's `ss_steps`.
+    /// Steps that its metadata tell of, if they do: ai-toolkit's `training_info`, or kohya's and musubi's
+    /// `ss_steps`.
     pub steps: Option<u64>,
     /// Its length in bytes.
     pub bytes: u64,
@@ -81,7 +82,8 @@ pub fn peek(path: &Path) -> Result<Checked, NotWhole> {
     Ok(header(&mut File::open(path)?)?.0)
 }
 
-/// What the beginning of a file says: what is told of it, its bytes, and the tensors in the order of their data.
+/// What the beginning of a file says: what is told of it, its bytes, and the tensors in the order of their
+/// data.
 type Header = (Checked, Vec<u8>, Vec<(String, TensorInfo)>);
 
 fn header(file: &mut File) -> Result<Header, NotWhole> {
@@ -123,8 +125,8 @@ pub fn check(path: &Path) -> Result<Checked, NotWhole> {
     check_into(path, &mut io::sink())
 }
 
-/// [`check`], writing what was checked to `out`: what is published is what was checked, byte for byte, whatever the
-/// trainer does to its file in the meantime.
+/// [`check`], writing what was checked to `out`: what is published is what was checked, byte for byte,
+/// whatever the trainer does to its file in the meantime.
 pub(super) fn check_into(path: &Path, out: &mut dyn Write) -> Result<Checked, NotWhole> {
     let mut file = File::open(path)?;
     let (checked, header, tensors) = header(&mut file)?;

@@ -9,8 +9,8 @@ use super::check::{Checked, NotWhole, check_into};
 /// Start of the names of unfinished copies.
 const PREFIX: &str = ".tenggat-unfinished-";
 
-/// Copies `from` to `to` while checking it: written beside, flushed to the disk, renamed into place. Whenever the process
-/// is killed, `to` is the old file or the new one, and whole.
+/// Copies `from` to `to` while checking it: written beside, flushed to the disk, renamed into place. Whenever
+/// the process is killed, `to` is the old file or the new one, and whole.
 ///
 /// # Errors
 /// As [`check`](super::check()); `to` is then what it was.

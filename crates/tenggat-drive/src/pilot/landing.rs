@@ -93,7 +93,8 @@ impl<T: Trainer> Pilot<'_, T> {
         flight.measured < 3 || total.is_none_or(|n| n > self.delivered)
     }
 
-    /// Whether a save should be written after the step that is under way, because there is no time for one more.
+    /// Whether a save should be written after the step that is under way, because there is no time for one
+    /// more.
     fn is_last_step(&mut self, flight: &mut Flight, now_s: f64) -> bool {
         let ends_s = match flight.mean_s(now_s) {
             Some(mean_s) => now_s.max(now_s - flight.running_s(now_s) + mean_s),
@@ -124,8 +125,8 @@ impl<T: Trainer> Pilot<'_, T> {
         matches!(flight.budget.clone().allows_samples(begins_s), SampleVerdict::WouldEndangerTheEnd)
     }
 
-    /// Before a round of samples that may not end in time: ends here, or goes on without samples if the restart leaves
-    /// more time than it takes.
+    /// Before a round of samples that may not end in time: ends here, or goes on without samples if the
+    /// restart leaves more time than it takes.
     fn avoid_samples(&mut self, flight: &mut Flight, look: &Look, now_s: f64) {
         let spare_s = flight.budget.spare_s(now_s);
         let restart_s = self.restart_s();
@@ -254,8 +255,8 @@ impl<T: Trainer> Pilot<'_, T> {
         again && flight.stage == Stage::Training && now_s - wish.asked_s > 2.0 * self.stall_s(flight, now_s)
     }
 
-    /// Makes a trainer that was asked to stop and does not do so end by stronger means. Nothing is lost by that: what it
-    /// trained is published. A save that it writes is let end.
+    /// Makes a trainer that was asked to stop and does not do so end by stronger means. Nothing is lost by
+    /// that: what it trained is published. A save that it writes is let end.
     fn press(&mut self, flight: &mut Flight, landing: &mut Landing, look: &Look, waited_s: f64, now_s: f64) {
         if look.stage == Stage::Saving {
             return;

@@ -1,17 +1,21 @@
-//! Flies a trainer that can be asked to save and to stop: one life of its process after another, inside one budget.
+//! Flies a trainer that can be asked to save and to stop: one life of its process after another, inside one
+//! budget.
 //!
-//! The pilot owns no clock, no process and no file: it sees a [`Trainer`], asks [`tenggat_plan::Budget`], and decides.
+//! The pilot owns no clock, no process and no file: it sees a [`Trainer`], asks [`tenggat_plan::Budget`], and
+//! decides.
 //!
-//! - **Learning.** The trainer says which step it is at. Time between two steps, less saves and sample pictures between
-//!   them, is a step's time.
-//! - **Saves.** Asked for when the budget says so; each is checked and published before anything relies on it.
-//! - **The end.** A save that is asked for now is written after the present step. So the pilot asks, during each step,
-//!   whether one more step after it would still leave time to save, publish and close; if not, this save is the last.
-//! - **Corrections.** The number of steps of a running trainer is fixed, and with it the learning-rate schedule. Where
-//!   the schedule depends on it, or the trainer would be done too early, a save and a restart with another number may
-//!   pay for itself.
-//! - **Trouble.** A trainer that dies or hangs is started again from its last whole LoRA, if there is time and sense in
-//!   it. Whatever happens, the newest whole LoRA stays published.
+//! - **Learning.** The trainer says which step it is at. Time between two steps, less saves and sample
+//!   pictures between them, is a step's time.
+//! - **Saves.** Asked for when the budget says so; each is checked and published before anything relies on
+//!   it.
+//! - **The end.** A save that is asked for now is written after the present step. So the pilot asks, during
+//!   each step, whether one more step after it would still leave time to save, publish and close; if not,
+//!   this save is the last.
+//! - **Corrections.** The number of steps of a running trainer is fixed, and with it the learning-rate
+//!   schedule. Where the schedule depends on it, or the trainer would be done too early, a save and a restart
+//!   with another number may pay for itself.
+//! - **Trouble.** A trainer that dies or hangs is started again from its last whole LoRA, if there is time
+//!   and sense in it. Whatever happens, the newest whole LoRA stays published.
 
 mod flight;
 mod landing;
@@ -105,7 +109,8 @@ struct Pilot<'a, T: Trainer> {
     /// Entries of `on_out_of_memory` in use.
     shrink: usize,
     no_samples: bool,
-    /// Cleared when the trainer did not go on where its file says: then nothing is restarted for a better schedule.
+    /// Cleared when the trainer did not go on where its file says: then nothing is restarted for a better
+    /// schedule.
     resumes: bool,
     phase: Option<(Phase, f64)>,
     kept_s: f64,
@@ -114,8 +119,8 @@ struct Pilot<'a, T: Trainer> {
 /// Flies the trainer until the budget is spent, the steps are done, or nothing more can be had.
 ///
 /// # Errors
-/// The budget makes no sense, or the trainer cannot be started at all. A trainer that fails later is no error: the
-/// summary says what was delivered.
+/// The budget makes no sense, or the trainer cannot be started at all. A trainer that fails later is no
+/// error: the summary says what was delivered.
 pub fn fly<T: Trainer>(
     trainer: &mut T,
     plan: Plan,

@@ -9,8 +9,9 @@ use crate::trainer::Session;
 const ENDLESS: u64 = 1_000_000;
 /// Steps of a first session that nothing is known for.
 const GUESS: u64 = 1000;
-/// A schedule that is to reach its end at the deadline is given this share of steps more than are thought to fit: ending
-/// a few hundredths before the schedule's end costs nothing, and ending before the deadline would cost time.
+/// A schedule that is to reach its end at the deadline is given this share of steps more than are thought to
+/// fit: ending a few hundredths before the schedule's end costs nothing, and ending before the deadline would
+/// cost time.
 const STRETCH: f64 = 1.04;
 
 /// What is known of a trainer on this machine with this job; all seconds.
@@ -85,8 +86,8 @@ impl Plan {
         Session { number: 1, from: self.resume, steps, no_samples: false, shrink: 0 }
     }
 
-    /// Seconds kept for the trainer's process to end after the last save: it may be ended by force then, since nothing
-    /// is lost by it.
+    /// Seconds kept for the trainer's process to end after the last save: it may be ended by force then,
+    /// since nothing is lost by it.
     pub(super) fn stop_room_s(&self, known: &Known) -> f64 {
         let most_s = (0.01 * self.deadline_s).min(10.0);
         known.stop_s.unwrap_or(2.0).min(most_s)
@@ -124,11 +125,11 @@ impl Plan {
         Some(SamplePlan { every_steps, round_s: known.round_s.unwrap_or(0.0) })
     }
 
-    /// The step before the next round of sample pictures that is due after `step` updates: a save that is asked for
-    /// while it runs is written before the round.
+    /// The step before the next round of sample pictures that is due after `step` updates: a save that is
+    /// asked for while it runs is written before the round.
     ///
-    /// ai-toolkit draws after the update of index `n` where `n` is a multiple of `sample_every`, so with `n + 1` updates
-    /// done. Source: `jobs/process/BaseSDTrainProcess.py`, the training loop.
+    /// ai-toolkit draws after the update of index `n` where `n` is a multiple of `sample_every`, so with `n +
+    /// 1` updates done. Source: `jobs/process/BaseSDTrainProcess.py`, the training loop.
     pub(super) fn last_step_before_samples(&self, step: u64) -> Option<u64> {
         let every = self.sample_every.filter(|n| *n > 0)?;
         let from = (step + 1).max(self.sample_from).max(1);

@@ -1,8 +1,8 @@
 //! The control channel that ai-toolkit offers its web page: one row of a SQLite table.
 //!
-//! The trainer writes what it does into the row and reads wishes from it after every step. It needs no web page: any
-//! file with these columns will do. Source: ai-toolkit `extensions_built_in/sd_trainer/DiffusionTrainer.py` and
-//! `ui/prisma/schema.prisma`.
+//! The trainer writes what it does into the row and reads wishes from it after every step. It needs no web
+//! page: any file with these columns will do. Source: ai-toolkit
+//! `extensions_built_in/sd_trainer/DiffusionTrainer.py` and `ui/prisma/schema.prisma`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

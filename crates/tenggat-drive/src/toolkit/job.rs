@@ -15,7 +15,8 @@ const TYPES: [&str; 3] = ["diffusion_trainer", "sd_trainer", "ui_trainer"];
 const STEADY: [&str; 3] = ["constant", "constant_with_warmup", "step"];
 /// Names in the run's folder that are not the trainer's.
 const OURS: [&str; 3] = [LAST, "metrics.jsonl", "deadline.request"];
-/// Saves that the trainer keeps beyond those that the job asks for, so that those asked for by the drive push none out.
+/// Saves that the trainer keeps beyond those that the job asks for, so that those asked for by the drive push
+/// none out.
 const EXTRA_SAVES: u64 = 2;
 
 /// What the file says about drives, in its section `tenggat`.
@@ -30,8 +31,8 @@ pub struct Wishes {
     pub fill: bool,
     /// Time kept free before the end.
     pub margin: Option<String>,
-    /// Changes to try one after another when memory runs out: paths below the process, such as `train.batch_size`, and
-    /// values; `datasets.resolution` is that of every data set.
+    /// Changes to try one after another when memory runs out: paths below the process, such as
+    /// `train.batch_size`, and values; `datasets.resolution` is that of every data set.
     pub on_out_of_memory: Vec<Map<String, Value>>,
 }
 
@@ -42,8 +43,8 @@ pub struct ToolkitJob {
     pub name: String,
     /// Its folder: `training_folder/name`.
     pub folder: PathBuf,
-    /// What the trainer is told its name and training folder are; others than the job's where its names could be
-    /// mistaken for ours.
+    /// What the trainer is told its name and training folder are; others than the job's where its names
+    /// could be mistaken for ours.
     trainer_name: String,
     trainer_folder: PathBuf,
     /// What the file says about drives.
@@ -120,8 +121,8 @@ impl ToolkitJob {
         Ok(job)
     }
 
-    /// ai-toolkit goes on with the newest path that begins with the job's name, whatever it is. A name that our own files
-    /// begin with would have it read those.
+    /// ai-toolkit goes on with the newest path that begins with the job's name, whatever it is. A name that
+    /// our own files begin with would have it read those.
     fn keep_names_apart(&mut self) {
         if OURS.iter().any(|file| file.starts_with(self.name.as_str())) {
             self.trainer_name = "trainer".into();
@@ -214,7 +215,8 @@ fn anneals(process: &Value) -> bool {
     !STEADY.contains(&name)
 }
 
-/// Steps between two rounds of sample pictures. Source: ai-toolkit `toolkit/config_modules.py`, `SampleConfig`.
+/// Steps between two rounds of sample pictures. Source: ai-toolkit `toolkit/config_modules.py`,
+/// `SampleConfig`.
 fn sample_every(process: &Value) -> Option<u64> {
     if process["train"]["disable_sampling"] == true || process["sample"].is_null() {
         return None;

@@ -35,8 +35,8 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Finds ai-toolkit: the folder given, or `AI_TOOLKIT`, or the present folder, or `ai-toolkit` there, beside it or at
-    /// home; and Python: the one given, or the folder's own environment, or `python3`.
+    /// Finds ai-toolkit: the folder given, or `AI_TOOLKIT`, or the present folder, or `ai-toolkit` there,
+    /// beside it or at home; and Python: the one given, or the folder's own environment, or `python3`.
     ///
     /// # Errors
     /// The places that were looked at.
@@ -89,7 +89,8 @@ pub struct AiToolkit<'a> {
     publication: Option<Publication>,
 }
 
-/// A save that is being published, on a thread of its own: one that a slow disk holds up must not hold up the end.
+/// A save that is being published, on a thread of its own: one that a slow disk holds up must not hold up the
+/// end.
 struct Publication {
     save: Save,
     began: Instant,
@@ -160,7 +161,8 @@ impl<'a> AiToolkit<'a> {
         Exit { completed: false, trouble, words }
     }
 
-    /// Removes the save that was asked for before this one: the job's own saves are what the user wants to find.
+    /// Removes the save that was asked for before this one: the job's own saves are what the user wants to
+    /// find.
     fn tidy(&mut self, newest: &Save) {
         let asked_by_job = self.job.save_every > 0 && newest.steps.is_multiple_of(self.job.save_every);
         let numbered = self.saves.numbered(newest.steps) == newest.path;

@@ -1,4 +1,5 @@
-//! The LoRA files that ai-toolkit has written: which is the newest whole one, and which one it would go on with.
+//! The LoRA files that ai-toolkit has written: which is the newest whole one, and which one it would go on
+//! with.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -68,12 +69,12 @@ impl Saves {
         whole.into_iter().rev().find(|save| save.steps > beyond && save.written >= since)
     }
 
-    /// Makes the save with the most steps the one that the trainer goes on with, and returns its steps; 0 if there is
-    /// none.
+    /// Makes the save with the most steps the one that the trainer goes on with, and returns its steps; 0 if
+    /// there is none.
     ///
-    /// The trainer takes the newest path that begins with its name. Files that were cut off are put into `aside`; a
-    /// finished `<name>.safetensors` gets a number, for its name would be written over; and the chosen one is touched.
-    /// `last` counts too, if it holds more than any save.
+    /// The trainer takes the newest path that begins with its name. Files that were cut off are put into
+    /// `aside`; a finished `<name>.safetensors` gets a number, for its name would be written over; and
+    /// the chosen one is touched. `last` counts too, if it holds more than any save.
     ///
     /// # Errors
     /// A file cannot be moved or touched.

@@ -1,4 +1,5 @@
-//! Whether the machine kept up while a test ran: a deadline of seconds says nothing on one that stood still for longer.
+//! Whether the machine kept up while a test ran: a deadline of seconds says nothing on one that stood still
+//! for longer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -19,8 +19,8 @@ pub(super) struct Shape {
     transposed: [bool; 2],
     fast: bool,
     scales: bool,
-    /// Largest powers of two that divide the addresses of A, of B and of C, up to 256. Each its own: there is no way of
-    /// computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
+    /// Largest powers of two that divide the addresses of A, of B and of C, up to 256. Each its own: there
+    /// is no way of computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
     alignments: [u32; 3],
     /// Alignment of the bias if there is one: the library reads it off the address when it chooses a way.
     bias: Option<u32>,
@@ -145,7 +145,8 @@ impl Described {
 
 impl Drop for Described {
     fn drop(&mut self) {
-        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
+        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not
+        // go.
         unsafe {
             for layout in self.layouts {
                 if !layout.is_null() {
@@ -284,8 +285,8 @@ mod tests {
         }
     }
 
-    /// The library takes every attribute, with the size that it expects. Whether it then has a way of computing such a
-    /// product only a GPU tells.
+    /// The library takes every attribute, with the size that it expects. Whether it then has a way of
+    /// computing such a product only a GPU tells.
     #[test]
     fn products_of_8_bit_floats_can_be_described() {
         if !library_is_there() {

@@ -32,8 +32,8 @@ pub(crate) struct Multiply {
 /// What a launch takes: the kernel, its element types, its grid and its arguments.
 pub(crate) type Launch = (Kernel, [DType; 2], Grid, Multiply);
 
-/// The launch that computes a product of bf16 or f32 numbers; `None` for codes of 8 bits, which ops multiply in another
-/// type instead.
+/// The launch that computes a product of bf16 or f32 numbers; `None` for codes of 8 bits, which ops multiply
+/// in another type instead.
 pub(crate) fn launch(p: &Product) -> Option<Launch> {
     if p.is_fp8() {
         return None;

@@ -76,8 +76,8 @@ impl Blas {
         let plan = match plans.entry(shape) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => match self.plan(&p) {
-                // From CUDA 13.3 on the library may refuse to be asked while work is captured; that says nothing of
-                // the shape.
+                // From CUDA 13.3 on the library may refuse to be asked while work is captured; that says
+                // nothing of the shape.
                 Err(why) if is_captured => {
                     return Err(failed(
                         &format!("product {shape:?}, which is new while work is captured"),
@@ -179,8 +179,8 @@ impl Blas {
         timing::winner(&times)
     }
 
-    /// Whether the library has a way of computing it. What it says while work is captured is not kept: it may say no to any
-    /// question then.
+    /// Whether the library has a way of computing it. What it says while work is captured is not kept: it may
+    /// say no to any question then.
     pub fn computes(&self, p: &Product) -> bool {
         let is_captured = (0..STREAMS).any(|stream| self.is_captured(stream));
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +280,8 @@ fn c_bytes(p: &Product) -> usize {
 impl Drop for Blas {
     fn drop(&mut self) {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
-        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not go.
+        // SAFETY: each was made once, and nothing uses them any more. Nothing can be done about what does not
+        // go.
         unsafe {
             let _ = driver::free_sync(self.workspaces);
             let _ = result::destroy_handle(self.handle);

@@ -1,11 +1,11 @@
 //! Matrix products through cuBLASLt.
 //!
-//! The library's matrices are column-major, ours row-major: it computes `Cᵀ = op(B)ᵀ · op(A)ᵀ`, so our B is its A and the
-//! other way round, and a row-major matrix is its own transpose there.
+//! The library's matrices are column-major, ours row-major: it computes `Cᵀ = op(B)ᵀ · op(A)ᵀ`, so our B is
+//! its A and the other way round, and a row-major matrix is its own transpose there.
 //!
-//! Operands of 8-bit floats come with a scale per row of A and per column of B (`OUTER_VEC_32F`, which the documentation
-//! promises for compute capability 9.0 from cuBLAS 12.9 on), or without scales, which the caller then applies. What a
-//! device has is asked of the library itself.
+//! Operands of 8-bit floats come with a scale per row of A and per column of B (`OUTER_VEC_32F`, which the
+//! documentation promises for compute capability 9.0 from cuBLAS 12.9 on), or without scales, which the
+//! caller then applies. What a device has is asked of the library itself.
 //!
 //! The library guesses which of its ways of computing a product is the fastest. Its first guess is taken,
 //! until a large shape has come so often that the best guesses are timed ([`timing`]) and the fastest is

@@ -13,8 +13,8 @@ pub struct Factor {
     pub stride: usize,
     /// Whether it is multiplied transposed.
     pub transposed: bool,
-    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; 0 for numbers,
-    /// and for codes that count as they are. Both operands have scales, or neither.
+    /// First of the f32 scales of codes, one per row of C where it is A and per column of C where it is B; 0
+    /// for numbers, and for codes that count as they are. Both operands have scales, or neither.
     pub scales: u64,
 }
 
@@ -52,7 +52,8 @@ pub struct Product {
     pub c_stride: usize,
     /// What is done at the end.
     pub epilogue: Epilogue,
-    /// Whether sums of 8-bit products may be kept in the tensor cores, which round them to fewer than 24 bits.
+    /// Whether sums of 8-bit products may be kept in the tensor cores, which round them to fewer than 24
+    /// bits.
     pub fast: bool,
 }
 
@@ -67,9 +68,9 @@ impl Product {
         self.a.scales != 0
     }
 
-    /// Whether 8-bit operands lie as tensor cores take them: both contiguous along the sums, and all axes along which
-    /// memory runs, the distances of rows and the addresses multiples of 16. The rows of C are free: memory does not run
-    /// along them.
+    /// Whether 8-bit operands lie as tensor cores take them: both contiguous along the sums, and all axes
+    /// along which memory runs, the distances of rows and the addresses multiples of 16. The rows of C
+    /// are free: memory does not run along them.
     pub fn fits_fp8(&self) -> bool {
         let extents = [self.cols, self.inner, self.a.stride, self.b.stride, self.c_stride];
         let addresses = [self.a.address, self.b.address, self.c];

@@ -51,7 +51,8 @@ impl Dnn {
         self.version
     }
 
-    /// From now on answers that this pass failed, without asking cuDNN again: a plan takes about a second to be refused.
+    /// From now on answers that this pass failed, without asking cuDNN again: a plan takes about a second to
+    /// be refused.
     pub fn refuse(&self, pass: Pass, shape: Shape, why: &Error) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.entry((pass, shape)).or_insert_with(|| why.to_string());

@@ -91,7 +91,8 @@ pub(super) const COUNT: u64 = 1_000_000_000;
 pub(super) const SHARE: Range = Range::new(0.0, 1.0);
 /// A chance that is never certain, or the decay of an average.
 pub(super) const BELOW_ONE: Range = Range::new(0.0, 1.0).below();
-/// Learning rates: what 32 bits hold. The best are far below 1, Prodigy's is about 1; others are warned about.
+/// Learning rates: what 32 bits hold. The best are far below 1, Prodigy's is about 1; others are warned
+/// about.
 pub(super) const RATE: Range = Range::new(0.0, 1e38);
 /// Factors on a loss.
 pub(super) const FACTOR: Range = Range::new(-1e3, 1e3);

@@ -97,7 +97,8 @@ impl Random {
     }
 }
 
-/// The mutant of a number: one of the texts, spoilt in one to three places. The same number gives the same mutant.
+/// The mutant of a number: one of the texts, spoilt in one to three places. The same number gives the same
+/// mutant.
 pub fn mutant(number: u64, texts: &[&str]) -> String {
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (number + 1).wrapping_mul(0xd134_2543_de82_ef95));
     let mut text = texts[random.below(texts.len())].to_owned();

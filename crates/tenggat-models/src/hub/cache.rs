@@ -1,5 +1,5 @@
-//! The cache on disk: contents in `blobs/`, named by their ETag; `snapshots/<commit>/` of links to them, as the
-//! repository looks; `refs/<revision>` with the commit that a branch or tag stands for.
+//! The cache on disk: contents in `blobs/`, named by their ETag; `snapshots/<commit>/` of links to them, as
+//! the repository looks; `refs/<revision>` with the commit that a branch or tag stands for.
 
 use std::fs;
 use std::io::Write as _;

@@ -97,7 +97,8 @@ impl<'a> Client<'a> {
         seen.file(url, path).map(Some)
     }
 
-    /// Asks for the bytes of a file from a position on. An outer error is final; an inner one is worth another try.
+    /// Asks for the bytes of a file from a position on. An outer error is final; an inner one is worth
+    /// another try.
     pub fn get(&self, repository: &Repository, file: &RemoteFile, from: u64) -> Result<Content, Attempt> {
         let (response, _) = self.request_once(&file.url, Some(from), false).map_err(Attempt::Again)?;
         match response.status().as_u16() {
@@ -118,7 +119,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a text to the hub and gives its answer; a status that is not accepted is an error with the hub's reason.
+    /// Sends a text to the hub and gives its answer; a status that is not accepted is an error with the hub's
+    /// reason.
     pub fn post(&self, url: &str, kind: &str, body: &str, accepted: &[u16]) -> Result<Value, String> {
         let mut failures = 0;
         loop {
@@ -207,8 +209,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// One request through its redirects. A metadata request stops at the content server if all is known by then:
-    /// addresses there are often signed for reading only.
+    /// One request through its redirects. A metadata request stops at the content server if all is known by
+    /// then: addresses there are often signed for reading only.
     fn request_once(
         &self,
         url: &str,

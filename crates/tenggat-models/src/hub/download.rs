@@ -7,8 +7,8 @@ use super::client::{ATTEMPTS, Attempt, Client, RemoteFile};
 use super::partial::Partial;
 use super::{HubError, Repository};
 
-/// Fetches a file unless the cache has it, and links it into its snapshot. `arrived` hears how many bytes came in;
-/// fewer than none if some had to be thrown away.
+/// Fetches a file unless the cache has it, and links it into its snapshot. `arrived` hears how many bytes
+/// came in; fewer than none if some had to be thrown away.
 ///
 /// A broken connection is taken up again where it broke, by this call or by a later one.
 pub(super) fn download(

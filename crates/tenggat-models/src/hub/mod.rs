@@ -1,8 +1,8 @@
-//! Models by name: a local folder, or a repository of the Hugging Face hub, fetched into the cache that all Hugging
-//! Face libraries share.
+//! Models by name: a local folder, or a repository of the Hugging Face hub, fetched into the cache that all
+//! Hugging Face libraries share.
 //!
-//! Source of the protocol and of the cache's layout: huggingface_hub `file_download.py` and `constants.py`, and its
-//! guide "Understand caching".
+//! Source of the protocol and of the cache's layout: huggingface_hub `file_download.py` and `constants.py`,
+//! and its guide "Understand caching".
 
 mod cache;
 mod client;
@@ -48,12 +48,12 @@ pub struct Progress<'a> {
 /// Called again and again while bytes come in, from several threads.
 pub type OnProgress<'a> = &'a (dyn Fn(Progress<'_>) + Sync);
 
-/// The folder of a model given as `name_or_path`: that folder, if there is one, else the repository `org/name` or
-/// `org/name@revision` of the hub, fetched as far as it is not in the cache yet.
+/// The folder of a model given as `name_or_path`: that folder, if there is one, else the repository
+/// `org/name` or `org/name@revision` of the hub, fetched as far as it is not in the cache yet.
 ///
 /// # Errors
-/// There is neither such a folder nor such a repository; the hub refuses it, cannot be reached, or may not be asked
-/// while the cache lacks a file; a file arrives damaged; the model's architecture is not supported.
+/// There is neither such a folder nor such a repository; the hub refuses it, cannot be reached, or may not be
+/// asked while the cache lacks a file; a file arrives damaged; the model's architecture is not supported.
 pub fn locate(name_or_path: &str, options: &Options, progress: OnProgress<'_>) -> Result<PathBuf> {
     let path = Path::new(name_or_path);
     if path.is_dir() {
@@ -65,8 +65,8 @@ pub fn locate(name_or_path: &str, options: &Options, progress: OnProgress<'_>) -
     }
 }
 
-/// A single file: that of this path, if there is one, else the file `org/name/path` (or `org/name@revision/path`) of
-/// the hub, fetched as far as it is not in the cache yet.
+/// A single file: that of this path, if there is one, else the file `org/name/path` (or
+/// `org/name@revision/path`) of the hub, fetched as far as it is not in the cache yet.
 ///
 /// # Errors
 /// As [`locate`].

@@ -11,8 +11,8 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Reads `org/name` or `org/name@revision`; the revision is a branch, tag or commit, `main` if absent. `None` if
-    /// the text has another form.
+    /// Reads `org/name` or `org/name@revision`; the revision is a branch, tag or commit, `main` if absent.
+    /// `None` if the text has another form.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (org, name) = id.split_once('/')?;

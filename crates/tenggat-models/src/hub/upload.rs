@@ -1,6 +1,7 @@
 //! Files to a repository of the hub: made if need be, large files to its store, then one commit.
 //!
-//! Source of the protocol: huggingface_hub `_commit_api.py`, `lfs.py`, `hf_api.py`, and the Git LFS batch API.
+//! Source of the protocol: huggingface_hub `_commit_api.py`, `lfs.py`, `hf_api.py`, and the Git LFS batch
+//! API.
 
 use std::fs::File;
 use std::io::Read;

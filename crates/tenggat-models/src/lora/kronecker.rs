@@ -1,7 +1,8 @@
 //! Adapters that are Kronecker products: `y += scale · (W₁ ⊗ W₂)·x`.
 //!
-//! With x as a matrix `X: [q, n]` and y as `Y: [l, k]`, `Y += scale · W₁·(X·W₂ᵀ)`: neither the product nor its gradient
-//! is ever laid out. Source: ai-toolkit `toolkit/models/lokr.py`; both factors whole, as its `lokr_full_rank` has them.
+//! With x as a matrix `X: [q, n]` and y as `Y: [l, k]`, `Y += scale · W₁·(X·W₂ᵀ)`: neither the product nor
+//! its gradient is ever laid out. Source: ai-toolkit `toolkit/models/lokr.py`; both factors whole, as its
+//! `lokr_full_rank` has them.
 
 use tenggat_tensor::ops::{gemm, kronecker};
 use tenggat_tensor::{Result, Tensor, View, ViewMut};

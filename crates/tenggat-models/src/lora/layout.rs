@@ -52,9 +52,10 @@ impl From<usize> for Kind {
     }
 }
 
-/// A dimension as a product of two, the small one first: `factor` if it divides the dimension, else the pair with the
-/// least sum whose small part is at most `factor` (any, for `None`). Source: LyCORIS `lycoris/functional/general.py`,
-/// `factorization`, and ai-toolkit's copy of it, which puts a `factor` that divides first even if it is the larger.
+/// A dimension as a product of two, the small one first: `factor` if it divides the dimension, else the pair
+/// with the least sum whose small part is at most `factor` (any, for `None`). Source: LyCORIS
+/// `lycoris/functional/general.py`, `factorization`, and ai-toolkit's copy of it, which puts a `factor` that
+/// divides first even if it is the larger.
 pub fn factors(dimension: usize, factor: Option<usize>) -> (usize, usize) {
     if let Some(factor) = factor.filter(|&f| f > 0 && dimension.is_multiple_of(f)) {
         return (factor, dimension / factor);
@@ -108,8 +109,8 @@ pub struct Layout {
 impl Layout {
     /// Lays out an adapter of this kind over the modules that `select` picks.
     ///
-    /// `layers`: the fused linear layers of the model in its own order, each with its input width and its modules in
-    /// the order of their outputs.
+    /// `layers`: the fused linear layers of the model in its own order, each with its input width and its
+    /// modules in the order of their outputs.
     pub fn new(
         kind: impl Into<Kind>,
         layers: impl IntoIterator<Item = (usize, Vec<Candidate>)>,

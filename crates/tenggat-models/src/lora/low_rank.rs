@@ -90,7 +90,8 @@ impl LowRank<'_> {
 
     /// Writes dA and dB, and adds the adapter's share to `dx` if there is one.
     ///
-    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`. Dropout multiplies `A·x` and u.
+    /// With `u = scale · Bᵀ·dy`: `dB = scale · dyᵀ·(A·x)`, `dA = uᵀ·x`, `dx += Aᵀ·u`. Dropout multiplies
+    /// `A·x` and u.
     pub(super) fn backward(
         &self,
         x: View<'_>,

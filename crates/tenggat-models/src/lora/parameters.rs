@@ -36,8 +36,8 @@ impl Lora {
         Lora { layout, parameters, scale: 1.0, dropout: None }
     }
 
-    /// The parameters of some fused layers, rounded to the type that a model computes in, where that is narrower than
-    /// their own.
+    /// The parameters of some fused layers, rounded to the type that a model computes in, where that is
+    /// narrower than their own.
     ///
     /// # Errors
     /// Out of device memory.

@@ -47,8 +47,8 @@ pub(crate) struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or every member's
-    /// `X·W₂ᵀ`, one after the other.
+    /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or
+    /// every member's `X·W₂ᵀ`, one after the other.
     pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
         match self.kind {
             Kind::LowRank(rank) => self.low_rank(rank).forward(x, y),
@@ -56,7 +56,8 @@ impl Part<'_> {
         }
     }
 
-    /// Writes the gradients of both matrices of every member, and adds the adapter's share to `dx` if there is one.
+    /// Writes the gradients of both matrices of every member, and adds the adapter's share to `dx` if there
+    /// is one.
     pub fn backward(
         &self,
         x: View<'_>,
@@ -71,8 +72,8 @@ impl Part<'_> {
         }
     }
 
-    /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`, and `y` as
-    /// it was, if this adapter goes on top of the layer instead.
+    /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`,
+    /// and `y` as it was, if this adapter goes on top of the layer instead.
     pub fn forward_with(
         &self,
         x: View<'_>,
@@ -83,8 +84,8 @@ impl Part<'_> {
         self.joins().map(|part| part.forward_packed(x, weight, bias, y)).transpose()
     }
 
-    /// Backward of [`Part::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x, which
-    /// includes the frozen layer's share. Whether it did.
+    /// Backward of [`Part::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x,
+    /// which includes the frozen layer's share. Whether it did.
     pub fn backward_with(
         &self,
         (x, ax, dy): (View<'_>, &Tensor, View<'_>),
@@ -97,7 +98,8 @@ impl Part<'_> {
         Ok(true)
     }
 
-    /// The adapter as further terms of a layer's own sums. Dropout stands between its factors, so it cannot join.
+    /// The adapter as further terms of a layer's own sums. Dropout stands between its factors, so it cannot
+    /// join.
     fn joins(&self) -> Option<LowRank<'_>> {
         match (self.kind, self.dropout) {
             (Kind::LowRank(rank), None) => Some(self.low_rank(rank)),

@@ -75,7 +75,8 @@ fn kronecker_products_are_those_of_the_whole_matrices() {
     }
 }
 
-/// `L = Σ dy·y`, and its gradients by parameters and input, against central differences; with and without dropout.
+/// `L = Σ dy·y`, and its gradients by parameters and input, against central differences; with and without
+/// dropout.
 #[test]
 fn backward_is_the_derivative() {
     let layers = || [(6, vec![candidate("q", 3, true), candidate("k", 4, true)])];

@@ -1,4 +1,5 @@
-//! The linear layers of a block and their names: the one table that checkpoints, adapters and recovery adapters share.
+//! The linear layers of a block and their names: the one table that checkpoints, adapters and recovery
+//! adapters share.
 
 /// What the dotted names of all blocks' modules begin with.
 pub const BLOCKS: &str = "transformer_blocks.";
@@ -91,8 +92,8 @@ pub fn module_name(block: usize, module: &str) -> String {
     format!("{BLOCKS}{block}.{module}")
 }
 
-/// `transformer_blocks_7_attn_to_out_0` as `transformer_blocks.7.attn.to_out.0`; `None` for a module that a block does
-/// not have.
+/// `transformer_blocks_7_attn_to_out_0` as `transformer_blocks.7.attn.to_out.0`; `None` for a module that a
+/// block does not have.
 pub fn dotted(flat: &str) -> Option<String> {
     let (block, module) = flat.strip_prefix(FLAT_BLOCKS)?.split_once('_')?;
     let block = block.parse().ok()?;

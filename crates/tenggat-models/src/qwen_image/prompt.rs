@@ -24,8 +24,8 @@ pub struct PromptTemplate {
 }
 
 impl Default for PromptTemplate {
-    /// The pipeline's own: the first 34 positions are dropped, which with the Qwen2 vocabulary is all that stands
-    /// before the prompt.
+    /// The pipeline's own: the first 34 positions are dropped, which with the Qwen2 vocabulary is all that
+    /// stands before the prompt.
     fn default() -> Self {
         PromptTemplate { dropped: 34 }
     }
@@ -37,8 +37,8 @@ struct ModelIndex {
 }
 
 impl PromptTemplate {
-    /// The template of a model folder: the pipeline's, with another number of dropped positions if `model_index.json`
-    /// says so under `prompt_template_encode_start_idx`.
+    /// The template of a model folder: the pipeline's, with another number of dropped positions if
+    /// `model_index.json` says so under `prompt_template_encode_start_idx`.
     ///
     /// # Errors
     /// `model_index.json` is missing or malformed.
@@ -59,8 +59,8 @@ impl PromptTemplate {
         format!("{BEFORE}{prompt}{AFTER}")
     }
 
-    /// Ids of a prompt in its frame, at most [`MAX_PROMPT_TOKENS`] more than are dropped. The frame's own end is cut
-    /// off with the rest of an overlong prompt.
+    /// Ids of a prompt in its frame, at most [`MAX_PROMPT_TOKENS`] more than are dropped. The frame's own end
+    /// is cut off with the rest of an overlong prompt.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].

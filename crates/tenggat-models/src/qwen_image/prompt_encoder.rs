@@ -11,8 +11,8 @@ use super::{PromptTemplate, TextBatch, Tokenizer};
 use crate::weights::{Progress, Quantisation};
 use crate::{Error, Interrupt, Result};
 
-/// Most tokens that go through the encoder at once: enough to keep it busy, and half a gigabyte of activations with
-/// the published encoder.
+/// Most tokens that go through the encoder at once: enough to keep it busy, and half a gigabyte of
+/// activations with the published encoder.
 const PACK_TOKENS: usize = 2048;
 
 /// Turns prompts into what the image transformer is conditioned on.
@@ -35,8 +35,8 @@ impl PromptEncoder {
         Self::load_with(model, device, precision, None, &|_, _| {}, &Interrupt::default())
     }
 
-    /// The same with a quantised text encoder; `progress` is told how far a first quantisation has come, and `interrupt` ends
-    /// loading, and later encoding, early.
+    /// The same with a quantised text encoder; `progress` is told how far a first quantisation has come, and
+    /// `interrupt` ends loading, and later encoding, early.
     ///
     /// # Errors
     /// As [`PromptEncoder::load`]; or the folder of quantised models cannot be written to.
@@ -64,12 +64,12 @@ impl PromptEncoder {
         TextBatch::new(&self.encode_each(prompts)?.iter().collect::<Vec<_>>())
     }
 
-    /// Embeddings of each prompt by itself, `[tokens, hidden]`: the prompt and the end of its frame, so that the
-    /// empty prompt has some too.
+    /// Embeddings of each prompt by itself, `[tokens, hidden]`: the prompt and the end of its frame, so that
+    /// the empty prompt has some too.
     ///
     /// # Errors
-    /// The tokenizer and the encoder have different vocabularies, nothing of a prompt remains behind the dropped
-    /// positions, or memory runs out.
+    /// The tokenizer and the encoder have different vocabularies, nothing of a prompt remains behind the
+    /// dropped positions, or memory runs out.
     pub fn encode_each(&self, prompts: &[&str]) -> Result<Vec<Tensor>> {
         let dropped = self.template.dropped();
         let mut ids = Vec::with_capacity(prompts.len());

@@ -1,8 +1,9 @@
-//! Noise levels of a sampling run: `FlowMatchEulerDiscreteScheduler` with the shift that grows with the picture.
+//! Noise levels of a sampling run: `FlowMatchEulerDiscreteScheduler` with the shift that grows with the
+//! picture.
 //!
 //! Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py` (`set_timesteps`, `time_shift`,
-//! `stretch_shift_to_terminal`) and `pipelines/qwenimage/pipeline_qwenimage.py` (`calculate_shift` and the linear
-//! schedule that the pipeline passes in). Those run in f32; this runs in f64, 1e-7 apart.
+//! `stretch_shift_to_terminal`) and `pipelines/qwenimage/pipeline_qwenimage.py` (`calculate_shift` and the
+//! linear schedule that the pipeline passes in). Those run in f32; this runs in f64, 1e-7 apart.
 
 use std::path::Path;
 
@@ -54,8 +55,8 @@ impl Scheduler {
     /// Reads `<folder>/scheduler_config.json`.
     ///
     /// # Errors
-    /// The file is missing or malformed, names another scheduler class, or asks for a kind of schedule that is not
-    /// supported; the message names the setting.
+    /// The file is missing or malformed, names another scheduler class, or asks for a kind of schedule that
+    /// is not supported; the message names the setting.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("scheduler_config.json");
         let raw: Raw = read_json(&path)?;
@@ -116,8 +117,8 @@ impl Scheduler {
         self.num_train_timesteps
     }
 
-    /// Shift parameter μ of a picture of so many tokens (2×2 latent pixels, 16×16 image pixels); 0 if the shift does
-    /// not depend on the picture.
+    /// Shift parameter μ of a picture of so many tokens (2×2 latent pixels, 16×16 image pixels); 0 if the
+    /// shift does not depend on the picture.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         match self.shift {
             Shift::Dynamic { base: (len, shift), slope, .. } => shift + slope * (image_tokens as f64 - len),
@@ -125,7 +126,8 @@ impl Scheduler {
         }
     }
 
-    /// Noise levels of a sampling run, falling: `steps + 1` numbers from 1 to 0. Step i goes from the i-th to the next.
+    /// Noise levels of a sampling run, falling: `steps + 1` numbers from 1 to 0. Step i goes from the i-th to
+    /// the next.
     pub fn sigmas(&self, steps: usize, image_tokens: usize) -> Vec<f64> {
         let last = 1.0 / steps.max(1) as f64;
         let mut sigmas = linspace(1.0, last, steps);
@@ -156,7 +158,8 @@ impl Scheduler {
         sigmas
     }
 
-    /// Bends a falling linear schedule for a picture of so many tokens, then stretches it to the terminal level.
+    /// Bends a falling linear schedule for a picture of so many tokens, then stretches it to the terminal
+    /// level.
     fn shift(&self, sigmas: &mut [f64], image_tokens: usize) {
         let mu = self.mu(image_tokens);
         for sigma in &mut *sigmas {
@@ -169,7 +172,8 @@ impl Scheduler {
             };
         }
         let (Some(terminal), Some(&last)) = (self.terminal, sigmas.last()) else { return };
-        // A single step starts and ends at σ = 1, which no stretching moves; the source divides by zero there.
+        // A single step starts and ends at σ = 1, which no stretching moves; the source divides by zero
+        // there.
         if last < 1.0 {
             let scale = (1.0 - terminal) / (1.0 - last);
             sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) * scale);
@@ -250,8 +254,8 @@ mod tests {
         assert!((stretched.sigmas(9, 256)[8] - 0.02).abs() < 1e-12);
     }
 
-    /// The source takes the ends of its table from levels that are shifted already, and shifts the table once more:
-    /// 1 to 3·¼/(1 + 2·¼) = ½ in four levels, each then 3σ/(1 + 2σ).
+    /// The source takes the ends of its table from levels that are shifted already, and shifts the table once
+    /// more: 1 to 3·¼/(1 + 2·¼) = ½ in four levels, each then 3σ/(1 + 2σ).
     #[test]
     fn levels_of_training_are_shifted_twice_by_a_constant() {
         let sigmas = scheduler(r#"{"shift": 3.0, "num_train_timesteps": 4}"#).unwrap().train_sigmas(999);

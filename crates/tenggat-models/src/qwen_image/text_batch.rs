@@ -5,7 +5,8 @@ use tenggat_tensor::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// Embeddings of b samples, padded on the right with zeros to the longest, or to what the device pads that to.
+/// Embeddings of b samples, padded on the right with zeros to the longest, or to what the device pads that
+/// to.
 #[derive(Debug)]
 pub struct TextBatch {
     /// `[b·tokens, joint_attention_dim]`.

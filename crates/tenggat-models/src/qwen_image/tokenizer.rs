@@ -18,8 +18,8 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 use crate::weights::read_json;
 use crate::{Error, Result};
 
-/// Cuts text into words before merging: contractions, letters with one leading mark, single digits, punctuation,
-/// line ends, spaces.
+/// Cuts text into words before merging: contractions, letters with one leading mark, single digits,
+/// punctuation, line ends, spaces.
 const WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+",
     r"|\s+(?!\S)|\s+",

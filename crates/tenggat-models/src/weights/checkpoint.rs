@@ -65,15 +65,15 @@ impl Checkpoint {
         Checkpoint { weights, device, prefix, compute, dense, quantised: None, file: None, interrupt }
     }
 
-    /// The same; reading and quantising end with [`Error::Interrupted`](crate::Error::Interrupted) before the next matrix
-    /// once that is asked for.
+    /// The same; reading and quantising end with [`Error::Interrupted`](crate::Error::Interrupted) before the
+    /// next matrix once that is asked for.
     #[must_use]
     pub fn interrupted_by(self, interrupt: &Interrupt) -> Self {
         Checkpoint { interrupt: interrupt.clone(), ..self }
     }
 
-    /// The same with quantised matrices. If there is a folder to keep them in, `matrices` (all of the model) are
-    /// taken from there, and made first if they are not there yet.
+    /// The same with quantised matrices. If there is a folder to keep them in, `matrices` (all of the model)
+    /// are taken from there, and made first if they are not there yet.
     ///
     /// # Errors
     /// The checkpoint cannot be read, or the folder cannot be written to.
@@ -158,8 +158,8 @@ impl Checkpoint {
         format!("{}{}.weight", self.prefix, part.module)
     }
 
-    /// A matrix in one dense type. Parts that are quantised hold the values that their codes stand for, which bf16
-    /// holds exactly.
+    /// A matrix in one dense type. Parts that are quantised hold the values that their codes stand for, which
+    /// bf16 holds exactly.
     fn dense(&self, matrix: &Matrix) -> Result<Tensor> {
         let input = matrix.input;
         let host = super::folder::host(&self.device);

@@ -49,8 +49,8 @@ pub fn shard_names(index: &Path) -> Result<Vec<String>> {
 }
 
 impl Weights {
-    /// Opens `<folder>/<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists, for the first
-    /// of the usual stems that is there. `architecture` names the model class in messages.
+    /// Opens `<folder>/<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists, for the
+    /// first of the usual stems that is there. `architecture` names the model class in messages.
     ///
     /// # Errors
     /// No weights are there, a shard is missing or truncated, or a header is malformed.

@@ -1,5 +1,5 @@
-//! Weights as they lie on disk: one safetensors file or several with an index, memory-mapped; and the frozen matrices
-//! made from them, dense or quantised.
+//! Weights as they lie on disk: one safetensors file or several with an index, memory-mapped; and the frozen
+//! matrices made from them, dense or quantised.
 
 mod checkpoint;
 mod folder;

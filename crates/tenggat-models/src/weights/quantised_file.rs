@@ -1,8 +1,8 @@
 //! A quantised model on disk: made once, mapped into memory ever after.
 //!
-//! A safetensors file with `<matrix>.codes` (U8, packed as in memory), `.scales` (BF16) and `.zero_points` (U8) for
-//! every quantised matrix. Its name holds a digest of everything it depends on: the files it was made from with
-//! their sizes and times of change, the format, and the recovery adapter.
+//! A safetensors file with `<matrix>.codes` (U8, packed as in memory), `.scales` (BF16) and `.zero_points`
+//! (U8) for every quantised matrix. Its name holds a digest of everything it depends on: the files it was
+//! made from with their sizes and times of change, the format, and the recovery adapter.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -67,8 +67,8 @@ impl QuantisedFile {
         self.weights.paths().next()
     }
 
-    /// Quantises the matrices that are to be quantised, one at a time, into a file that appears under its name only
-    /// when it is whole.
+    /// Quantises the matrices that are to be quantised, one at a time, into a file that appears under its
+    /// name only when it is whole.
     ///
     /// # Errors
     /// The checkpoint cannot be read, or the file cannot be written.

@@ -14,8 +14,8 @@ const DEVIATION: f32 = 0.02;
 /// Bytes that one task fills.
 const CHUNK: usize = 1 << 16;
 
-/// Generates every matrix in its stored form: quantised ones are never dense. The same matrix comes out the same each
-/// time, and different ones differ.
+/// Generates every matrix in its stored form: quantised ones are never dense. The same matrix comes out the
+/// same each time, and different ones differ.
 #[derive(Debug)]
 pub struct Random {
     /// Where tensors are made.
@@ -67,7 +67,8 @@ const BYTE_DEVIATION: f32 = 73.9;
 /// Root mean square of random e4m3 codes without the upper half of the exponents.
 const FLOAT_DEVIATION: f32 = 0.61;
 
-/// Scale and zero point that give random codes the wanted deviation. Codes of floats are made finite and small.
+/// Scale and zero point that give random codes the wanted deviation. Codes of floats are made finite and
+/// small.
 fn scale(format: Format, codes: &mut [u8]) -> (f32, u8) {
     match format {
         Format::Uint(bits) => (DEVIATION * 12f32.sqrt() / f32::from(1u16 << bits), 1 << (bits - 1)),

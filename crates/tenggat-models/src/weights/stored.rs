@@ -23,8 +23,9 @@ pub struct Stored {
 
 /// Maps part of a file.
 pub(super) fn map_range(file: &File, from: usize, len: usize) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read only. A file that another process truncates meanwhile kills this one with SIGBUS;
-    // checkpoints are replaced by renaming, never rewritten in place, so that does not happen to a running job.
+    // SAFETY: the map is read only. A file that another process truncates meanwhile kills this one with
+    // SIGBUS; checkpoints are replaced by renaming, never rewritten in place, so that does not happen to
+    // a running job.
     unsafe { MmapOptions::new().offset(from as u64).len(len).map(file) }
 }
 
@@ -88,7 +89,8 @@ impl Owner for Stored {
             // Advice that is not taken costs speed or memory, and there is nothing to do about it.
             let _ = match coming {
                 Use::Soon => self.map.advise(memmap2::Advice::WillNeed),
-                // SAFETY: the map is of a file and never written to: pages that are let go come back as they were.
+                // SAFETY: the map is of a file and never written to: pages that are let go come back as they
+                // were.
                 Use::Later => unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
             };
         }

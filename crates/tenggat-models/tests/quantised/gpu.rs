@@ -1,4 +1,5 @@
-//! The whole model on a GPU against the CPU's f64: an emulated one, or a real one if `TENGGAT_TEST_GPU` is set.
+//! The whole model on a GPU against the CPU's f64: an emulated one, or a real one if `TENGGAT_TEST_GPU` is
+//! set.
 
 use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
 use tenggat_models::weights::Quantisation;
@@ -39,8 +40,9 @@ fn load(
     Transformer::load_with(&folder(), device, precision, options).unwrap()
 }
 
-/// Predictions and all gradients, with some blocks computed again and modulation in the step or outside of it. The limit
-/// in f32 is that of the CPU; in bf16 each of about ten results in a row is rounded to 8 bits, forward and backward.
+/// Predictions and all gradients, with some blocks computed again and modulation in the step or outside of
+/// it. The limit in f32 is that of the CPU; in bf16 each of about ten results in a row is rounded to 8 bits,
+/// forward and backward.
 #[test]
 fn predictions_and_gradients_are_the_cpus() {
     let Some(gpu) = gpu() else { return };
@@ -60,10 +62,11 @@ fn predictions_and_gradients_are_the_cpus() {
 
 /// The same with 8-bit products in the blocks.
 ///
-/// A product of two rounded operands errs by 3.7 %, by 2.6 % where the weights are 8-bit floats anyway. A gradient depends on
-/// four such products per block forward and four backward, so up to √16 · 3.7 % = 15 % over two blocks if errors only add
-/// up. Softmax and norms of this small model enlarge them: the worst gradient in bf16, with operands 16 times finer and
-/// more of them rounded, errs by 6 %. A scale or an operand that is wrong gives 100 % and more.
+/// A product of two rounded operands errs by 3.7 %, by 2.6 % where the weights are 8-bit floats anyway. A
+/// gradient depends on four such products per block forward and four backward, so up to √16 · 3.7 % = 15 %
+/// over two blocks if errors only add up. Softmax and norms of this small model enlarge them: the worst
+/// gradient in bf16, with operands 16 times finer and more of them rounded, errs by 6 %. A scale or an
+/// operand that is wrong gives 100 % and more.
 #[test]
 fn products_in_8_bit_floats_are_near() {
     let Some(gpu) = gpu() else { return };

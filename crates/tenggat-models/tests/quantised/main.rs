@@ -1,5 +1,5 @@
-//! Quantised transformers against dense ones with the same weights: forward, gradients, recovery adapters, streamed
-//! modulation, and the folder that keeps quantised models.
+//! Quantised transformers against dense ones with the same weights: forward, gradients, recovery adapters,
+//! streamed modulation, and the folder that keeps quantised models.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they found")]
 
 mod gpu;
@@ -52,7 +52,8 @@ fn quantised_gradients_in_f32() {
     close("uint3 in f32", &a, &b, 5e-4);
 }
 
-/// A recovery adapter on three modules: they alone are quantised, and the model is that of the weights `W' + B·A`.
+/// A recovery adapter on three modules: they alone are quantised, and the model is that of the weights `W' +
+/// B·A`.
 #[test]
 fn a_recovery_adapter_acts_and_is_not_trained() {
     let files = tempfile::tempdir().unwrap();
@@ -107,7 +108,8 @@ fn a_lokr_recovery_adapter_acts_as_its_whole_matrices() {
     }
 }
 
-/// The branch on `transformer_blocks.1.img_mlp.net.2` adds `W₁[i, j] · W₂[o, s]` at row `k·i + o`, column `n·j + s`.
+/// The branch on `transformer_blocks.1.img_mlp.net.2` adds `W₁[i, j] · W₂[o, s]` at row `k·i + o`, column
+/// `n·j + s`.
 fn is_a_kronecker_product(path: &Path, stem: &str) {
     let file = Weights::open_file(path, "recovery adapter").unwrap();
     let factor = |part: &str| {
@@ -149,7 +151,8 @@ fn a_recovery_adapter_that_is_none_is_refused() {
     assert!(error.to_string().contains("are not those of a"), "{error}");
 }
 
-/// Streamed modulation gives the numbers of resident modulation, whether its noise levels were prepared or not.
+/// Streamed modulation gives the numbers of resident modulation, whether its noise levels were prepared or
+/// not.
 #[test]
 fn streamed_modulation_changes_nothing() {
     for (compute, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {

@@ -26,7 +26,8 @@ pub fn randn(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_f64(&Device::cpu(), dtype, &values, shape).unwrap()
 }
 
-/// A model whose matrices hold, dense and in f64, what those of a quantised model stand for, recovery included.
+/// A model whose matrices hold, dense and in f64, what those of a quantised model stand for, recovery
+/// included.
 #[derive(Debug)]
 pub struct Dense {
     quantised: Checkpoint,

@@ -15,9 +15,9 @@ const SAVING_SHARE: f64 = 0.01;
 
 /// Seconds between two saves.
 ///
-/// Saves of `s` seconds every `t` cost `s / t` of the time, and an end at a random moment loses `t / 2`. With `h` such
-/// ends per budget `b` the sum is least at `t = √(2·s·b / h)` (J. W. Young, "A first order approximation to the optimum
-/// checkpoint interval", 1974).
+/// Saves of `s` seconds every `t` cost `s / t` of the time, and an end at a random moment loses `t / 2`. With
+/// `h` such ends per budget `b` the sum is least at `t = √(2·s·b / h)` (J. W. Young, "A first order
+/// approximation to the optimum checkpoint interval", 1974).
 pub(super) fn interval_s(budget_s: Option<f64>, save_s: f64) -> f64 {
     let bearable_s = BEARABLE_S.max(save_s / SAVING_SHARE);
     match budget_s {
@@ -28,7 +28,8 @@ pub(super) fn interval_s(budget_s: Option<f64>, save_s: f64) -> f64 {
     }
 }
 
-/// Seconds after the start of training at which the first save should begin, so that it ends by 5 % of the budget.
+/// Seconds after the start of training at which the first save should begin, so that it ends by 5 % of the
+/// budget.
 pub(super) fn first_after_s(budget_s: Option<f64>, save_s: f64, step_s: f64) -> f64 {
     let by_s = budget_s.map_or(FIRST_BY_S, |b| (b * FIRST_BY_SHARE).min(BEARABLE_S));
     // A save can only begin between two steps, so the step that would run past the moment counts too.
@@ -64,7 +65,8 @@ mod tests {
     fn the_first_save_leaves_room_for_a_step_and_a_slow_save() {
         // 5 % of 1000 s, less a save that takes a quarter longer, less a step.
         assert!((first_after_s(Some(1000.0), 4.0, 3.0) - (50.0 - 5.0 - 3.0)).abs() < 1e-12);
-        // 5 % of ten hours would be too long to lose; where a save takes longer than that, it does not come at once.
+        // 5 % of ten hours would be too long to lose; where a save takes longer than that, it does not come
+        // at once.
         assert!((first_after_s(Some(36_000.0), 0.0, 0.0) - 600.0).abs() < 1e-12);
         assert!((first_after_s(Some(1000.0), 100.0, 3.0) - 10.0).abs() < 1e-12);
     }

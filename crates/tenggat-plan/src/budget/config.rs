@@ -39,22 +39,25 @@ impl ValidationPlan {
     pub const SHARE_MAX: f64 = 0.1;
 }
 
-/// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from `default()`.
+/// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from
+/// `default()`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BudgetConfig {
-    /// The moment the process must have ended, in seconds on the run's clock (which reads 0 at the clock's start, so a
-    /// budget of two hours is 7200 however much of it is already spent). `None`: no deadline.
+    /// The moment the process must have ended, in seconds on the run's clock (which reads 0 at the clock's
+    /// start, so a budget of two hours is 7200 however much of it is already spent). `None`: no
+    /// deadline.
     pub deadline_s: Option<f64>,
     /// Steps the job asks for. `None`: as many as fit; needs a deadline.
     pub steps: Option<u64>,
     /// Lets the budget overrule `steps` upwards. Without it, a run whose steps end early ends early.
     pub fill: bool,
-    /// Seconds kept free before the deadline whatever the measurements say. `None`: 2 % of the deadline, at least
-    /// 0.1 s and at most 0.75 s; on top comes what the observed spread asks for.
+    /// Seconds kept free before the deadline whatever the measurements say. `None`: 2 % of the deadline, at
+    /// least 0.1 s and at most 0.75 s; on top comes what the observed spread asks for.
     pub margin_s: Option<f64>,
     /// Predicted seconds of each phase.
     pub phases: PhaseCosts,
-    /// Predicted seconds of writing `last.safetensors` while training; the final save is predicted separately.
+    /// Predicted seconds of writing `last.safetensors` while training; the final save is predicted
+    /// separately.
     pub save_s: f64,
     /// Shape buckets, in the order of the indices given to `decide` and `observe_step`. May be empty.
     pub buckets: Vec<BucketConfig>,
@@ -62,7 +65,8 @@ pub struct BudgetConfig {
     pub samples: Option<SamplePlan>,
     /// Measurements on validation pictures, if any.
     pub validation: Option<ValidationPlan>,
-    /// Largest share of the time so far that rounds of samples may have taken before further ones are skipped.
+    /// Largest share of the time so far that rounds of samples may have taken before further ones are
+    /// skipped.
     pub sample_share_max: f64,
     /// Steps already done by an earlier part of this run.
     pub steps_done: u64,

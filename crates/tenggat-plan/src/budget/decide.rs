@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, Phase, cadence};
 
-/// Share of the budget that may be left over once the schedule has reached its end; with more left, steps go on at
-/// the floor.
+/// Share of the budget that may be left over once the schedule has reached its end; with more left, steps go
+/// on at the floor.
 const LEFT_OVER_SHARE: f64 = 0.01;
 
 /// What the training loop does next.
@@ -32,8 +32,8 @@ pub enum FinishReason {
     StepsDone,
     /// The schedule ran to its end and no more than 1 % of the budget is left over.
     BudgetSpent,
-    /// The next step might not end in time, although the schedule has not reached its end: a stall or a sudden
-    /// slowness took the time of the last steps.
+    /// The next step might not end in time, although the schedule has not reached its end: a stall or a
+    /// sudden slowness took the time of the last steps.
     OutOfTime,
 }
 
@@ -83,8 +83,8 @@ impl Budget {
     fn step(&mut self, left: u64) -> Decision {
         let first = self.steps_done == 0;
         let progress = match left {
-            // The first step stands at the beginning, also when it is the only one: at the floor it would learn
-            // nothing.
+            // The first step stands at the beginning, also when it is the only one: at the floor it would
+            // learn nothing.
             _ if first => 0.0,
             0 | 1 => 1.0,
             _ => self.progress + (1.0 - self.progress) / left as f64,
@@ -93,8 +93,8 @@ impl Budget {
         Decision::Step { progress, last: left <= 1 }
     }
 
-    /// Steps that fit into the time left, beginning with one of `bucket`; 0 if that one might not end in time or the end of
-    /// the schedule has been reached.
+    /// Steps that fit into the time left, beginning with one of `bucket`; 0 if that one might not end in time
+    /// or the end of the schedule has been reached.
     fn fit(&self, time_left_s: f64, bucket: usize) -> u64 {
         let (Some(high_s), Some(mixture)) = (self.step_high_s(bucket), self.pace.mixture()) else {
             // Nothing is known of steps: find out, if there is any time.
@@ -127,8 +127,8 @@ impl Budget {
         if now_s < due_s {
             return false;
         }
-        // Near the end the final save is at hand: another one just before would only take the time of steps that the
-        // schedule counts on.
+        // Near the end the final save is at hand: another one just before would only take the time of steps
+        // that the schedule counts on.
         let never = self.saves.count() == 0;
         let interval_s = cadence::interval_s(self.deadline_s, save_s);
         time_left_s.is_none_or(|time_left_s| {
@@ -136,8 +136,8 @@ impl Budget {
         })
     }
 
-    /// Whether a save that the job asks for at this step may be written while training. It may be left out without
-    /// loss of work: the final save follows.
+    /// Whether a save that the job asks for at this step may be written while training. It may be left out
+    /// without loss of work: the final save follows.
     pub fn allows_save(&mut self, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
         self.time_left_s(now_s).is_none_or(|time_left_s| self.save_high_s() <= time_left_s)
@@ -168,8 +168,8 @@ impl Budget {
         SampleVerdict::Go
     }
 
-    /// Whether the validation pictures may be measured now: not once they have had their share of the training time.
-    /// Always without a deadline.
+    /// Whether the validation pictures may be measured now: not once they have had their share of the
+    /// training time. Always without a deadline.
     pub fn allows_validation(&mut self, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
         let (Some(plan), true) = (self.config.validation, self.deadline_s.is_some()) else { return true };
@@ -204,7 +204,8 @@ mod tests {
         }
     }
 
-    /// Steps of 1 s and saves of `save_s` from the moment `from_s`; when the saves began, and how the end came.
+    /// Steps of 1 s and saves of `save_s` from the moment `from_s`; when the saves began, and how the end
+    /// came.
     fn saves(budget: &mut Budget, save_s: f64, from_s: f64) -> (Vec<f64>, f64, FinishReason) {
         let (mut now_s, mut began_s) = (from_s, Vec::new());
         loop {
@@ -223,7 +224,8 @@ mod tests {
         }
     }
 
-    /// The first save comes where the cadence has it, the others an interval apart, and none in the last interval.
+    /// The first save comes where the cadence has it, the others an interval apart, and none in the last
+    /// interval.
     #[test]
     fn saves_keep_their_cadence() {
         let save_s = 1.0;

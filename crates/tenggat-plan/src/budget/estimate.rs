@@ -2,8 +2,8 @@
 
 /// Observations after which the median of the first ones gives way to the weighted mean.
 const OPENING: usize = 5;
-/// Weight of the newest observation in the mean: the memory is about eight observations, so that a card that throttles
-/// is noticed within a few steps.
+/// Weight of the newest observation in the mean: the memory is about eight observations, so that a card that
+/// throttles is noticed within a few steps.
 const NEWEST: f64 = 1.0 / 8.0;
 /// Weight of the newest observation in the spread, which needs a longer memory to be steady.
 const NEWEST_SPREAD: f64 = 1.0 / 24.0;
@@ -15,17 +15,17 @@ const BELIEVED_IN_A_ROW: u32 = 3;
 const LEAST_DEVIATION: f64 = 0.01;
 /// Factor from mean deviation to standard deviation under a normal distribution, √(π/2).
 const TO_STANDARD: f64 = 1.2533;
-/// The largest excess over the mean that is remembered as a lesson, as a share of the mean. What lies beyond is a
-/// stall, and stalls do not foretell the next step.
+/// The largest excess over the mean that is remembered as a lesson, as a share of the mean. What lies beyond
+/// is a stall, and stalls do not foretell the next step.
 const LARGEST_LESSON: f64 = 2.0;
 /// How the lesson of a slow step fades with each later step.
 const FORGET_EXCESS: f64 = 0.98;
 
 /// Mean and spread of positive durations with noise, heavy tails, drift and stalls.
 ///
-/// The first five observations are summed up by their median, later ones by an exponentially weighted mean that pulls
-/// outliers in. One stall of a minute therefore moves a mean of half a second by a few milliseconds, while a lasting
-/// change of speed is believed after three observations.
+/// The first five observations are summed up by their median, later ones by an exponentially weighted mean
+/// that pulls outliers in. One stall of a minute therefore moves a mean of half a second by a few
+/// milliseconds, while a lasting change of speed is believed after three observations.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Estimate {
     count: u64,
@@ -164,7 +164,8 @@ mod tests {
         close(after([1.0, 1.0, 1.0, 1.0, 60.0]).deviation(), TO_STANDARD * 1.0 / 5.0);
     }
 
-    /// Two far observations are pulled in to five deviations, the third in a row is believed, up to four times the mean.
+    /// Two far observations are pulled in to five deviations, the third in a row is believed, up to four
+    /// times the mean.
     #[test]
     fn a_far_observation_is_pulled_in_until_the_third_in_a_row() {
         for (far, most) in [(100.0, 4.0), (0.001, 0.25)] {
@@ -197,7 +198,8 @@ mod tests {
         assert_eq!(estimate.count(), 6);
     }
 
-    /// The excess over the mean before it; a stall counts as twice the mean; it fades by 2 % with each observation.
+    /// The excess over the mean before it; a stall counts as twice the mean; it fades by 2 % with each
+    /// observation.
     #[test]
     fn a_slow_observation_is_remembered_and_fades() {
         let mut estimate = after([1.0; 5]);

@@ -1,21 +1,23 @@
 //! The controller that brings a run to its end before the deadline, and not long before it.
 //!
-//! [`Budget`] owns no clock and does nothing by itself. The training loop tells it what happened and when, and asks
-//! before each step what comes next:
+//! [`Budget`] owns no clock and does nothing by itself. The training loop tells it what happened and when,
+//! and asks before each step what comes next:
 //!
-//! 1. **Time left.** What remains until the deadline, less the phases after the last step, less a margin, is the time left
-//!    for steps. The margin is a fixed part for ending the process plus three and a half standard deviations of what is still to
-//!    come, learnt from the saves and steps seen.
-//! 2. **Steps.** A step begins only if it would end inside it even if it were as slow as the slowest recent one.
-//! 3. **Learning rate.** Each step moves the progress of the schedule by `(1 − progress) / n`, where `n` is the number
-//!    of steps thought to remain, this one included. While the forecast holds this is the straight line from 0 to 1;
-//!    when it changes, the rest of the schedule is stretched or squeezed without a jump; and at `n = 1` it is 1, so the
-//!    step that is meant to be the last runs at the floor. `n` is counted with a reserve that shrinks with the square
-//!    root of the steps left, so that the last steps are rarely cut off and little is left over.
-//! 4. **Stalls.** `last.safetensors` is written every few minutes. After a stall, phases and parts of phases that no
-//!    longer fit are left out; the final save only if it would end late and an earlier one exists.
-//! 5. **After the last step.** Long phases are made of parts and ask [`Budget::allows_part`] before each, so that they
-//!    end in time on a machine that has become slower, and may take more parts on one that has not.
+//! 1. **Time left.** What remains until the deadline, less the phases after the last step, less a margin, is
+//!    the time left for steps. The margin is a fixed part for ending the process plus three and a half
+//!    standard deviations of what is still to come, learnt from the saves and steps seen.
+//! 2. **Steps.** A step begins only if it would end inside it even if it were as slow as the slowest recent
+//!    one.
+//! 3. **Learning rate.** Each step moves the progress of the schedule by `(1 − progress) / n`, where `n` is
+//!    the number of steps thought to remain, this one included. While the forecast holds this is the straight
+//!    line from 0 to 1; when it changes, the rest of the schedule is stretched or squeezed without a jump;
+//!    and at `n = 1` it is 1, so the step that is meant to be the last runs at the floor. `n` is counted with
+//!    a reserve that shrinks with the square root of the steps left, so that the last steps are rarely cut
+//!    off and little is left over.
+//! 4. **Stalls.** `last.safetensors` is written every few minutes. After a stall, phases and parts of phases
+//!    that no longer fit are left out; the final save only if it would end late and an earlier one exists.
+//! 5. **After the last step.** Long phases are made of parts and ask [`Budget::allows_part`] before each, so
+//!    that they end in time on a machine that has become slower, and may take more parts on one that has not.
 
 mod cadence;
 mod config;
@@ -37,7 +39,8 @@ use estimate::Estimate;
 use pace::Pace;
 use phase::Phases;
 
-/// Longest duration taken seriously, about thirty thousand years. Sums and products of such numbers stay finite.
+/// Longest duration taken seriously, about thirty thousand years. Sums and products of such numbers stay
+/// finite.
 const LONGEST_S: f64 = 1e12;
 
 /// Seconds as a number that arithmetic can trust: not negative, not undefined, not absurdly long.
@@ -45,13 +48,13 @@ fn sane_s(seconds: f64) -> Option<f64> {
     (0.0..=LONGEST_S).contains(&seconds).then_some(seconds)
 }
 
-/// How far back the average speed looks that the cost of later phases is corrected by: a share of the budget, or
-/// seconds without one.
+/// How far back the average speed looks that the cost of later phases is corrected by: a share of the budget,
+/// or seconds without one.
 const STEADY_SHARE: f64 = 0.02;
 const STEADY_S: f64 = 60.0;
 
-/// From this progress on the expected cost of later phases stays as it is: the last steps of the schedule are worth
-/// more than the last parts of a score, which are left out if the machine becomes slower now.
+/// From this progress on the expected cost of later phases stays as it is: the last steps of the schedule are
+/// worth more than the last parts of a score, which are left out if the machine becomes slower now.
 const SETTLED: f64 = 0.95;
 
 /// The time controller of one run. Moments are seconds on the run's clock, see [`Clock`](crate::Clock).
@@ -82,8 +85,8 @@ impl Budget {
     /// A controller for one run.
     ///
     /// # Errors
-    /// [`BudgetError`] for a configuration that no run could keep. Predictions that are negative or undefined are no
-    /// error: they count as unknown.
+    /// [`BudgetError`] for a configuration that no run could keep. Predictions that are negative or undefined
+    /// are no error: they count as unknown.
     pub fn new(config: BudgetConfig) -> Result<Self, BudgetError> {
         config.check()?;
         Ok(Self {
@@ -117,8 +120,8 @@ impl Budget {
         self.phases.finish(phase, now_s)
     }
 
-    /// Notes that the step allowed by [`Decision::Step`] is done. Durations that are not positive numbers count the
-    /// step but teach nothing.
+    /// Notes that the step allowed by [`Decision::Step`] is done. Durations that are not positive numbers
+    /// count the step but teach nothing.
     pub fn observe_step(&mut self, now_s: f64, bucket: usize, seconds: f64) {
         self.tick(now_s);
         self.pace.observe(bucket, seconds);
@@ -152,17 +155,19 @@ impl Budget {
         self.validated_s += sane_s(seconds).unwrap_or(0.0);
     }
 
-    /// Moves the deadline by `seconds` (earlier if negative) and returns the new one; `None` if there is no deadline.
+    /// Moves the deadline by `seconds` (earlier if negative) and returns the new one; `None` if there is no
+    /// deadline.
     ///
-    /// The learning rate follows: if the schedule had been further along than the steps done of those that now fit, it
-    /// goes back to that point, so that the time gained is trained in earnest and not at the floor.
+    /// The learning rate follows: if the schedule had been further along than the steps done of those that
+    /// now fit, it goes back to that point, so that the time gained is trained in earnest and not at the
+    /// floor.
     pub fn extend(&mut self, now_s: f64, seconds: f64) -> Option<f64> {
         let deadline_s = self.deadline_s?;
         self.set_deadline(now_s, deadline_s + seconds)
     }
 
-    /// Sets the deadline, also on a run that had none, and returns the one in force. A moment that has passed means
-    /// now; an undefined one changes nothing.
+    /// Sets the deadline, also on a run that had none, and returns the one in force. A moment that has passed
+    /// means now; an undefined one changes nothing.
     pub fn set_deadline(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
         let now_s = self.tick(now_s);
         if deadline_s.is_nan() || deadline_s > LONGEST_S {

@@ -18,10 +18,10 @@ const UNMEASURED_DEVIATION: f64 = 0.3;
 
 /// Step times by shape bucket.
 ///
-/// A step's time is taken as *bucket* × *speed*: each bucket has its own base time, and one speed factor, followed by
-/// every step of whatever bucket, carries throttling and neighbours. A bucket that comes up once in fifty steps is
-/// thereby forecast with today's speed. A forecast that is wrong by the same factor for all buckets is corrected for
-/// all of them by the first steps of any.
+/// A step's time is taken as *bucket* × *speed*: each bucket has its own base time, and one speed factor,
+/// followed by every step of whatever bucket, carries throttling and neighbours. A bucket that comes up once
+/// in fifty steps is thereby forecast with today's speed. A forecast that is wrong by the same factor for all
+/// buckets is corrected for all of them by the first steps of any.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
     buckets: Vec<Bucket>,
@@ -43,7 +43,8 @@ struct Bucket {
     observed: u64,
 }
 
-/// Whether a number can be the duration of a step in seconds (or a share): between a nanosecond and centuries.
+/// Whether a number can be the duration of a step in seconds (or a share): between a nanosecond and
+/// centuries.
 fn plausible(value: f64) -> bool {
     (1e-9..=1e10).contains(&value)
 }
@@ -88,7 +89,8 @@ impl Pace {
         self.speed.observe(seconds / base_s);
         let known = self.buckets[bucket].observed;
         let surprise = (seconds / (base_s * self.speed_factor())).ln();
-        // A bucket of its own mind is corrected quickly at first, then slowly; with one bucket the speed says it all.
+        // A bucket of its own mind is corrected quickly at first, then slowly; with one bucket the speed says
+        // it all.
         if self.buckets.len() > 1 {
             let weight = (1.0 / (known as f64 + 2.0)).max(BUCKET_MEMORY);
             let clip = if known < 3 { f64::MAX } else { BUCKET_CLIP };
@@ -130,8 +132,9 @@ impl Pace {
 
     /// Step times now, as a multiple of those at the beginning of the training, within `[0.25, 8]`.
     ///
-    /// Averaged over longer than a few steps: the cost of the phases after the training is multiplied by it, and with
-    /// minutes of scoring to come a trembling factor would move the end of the training by many steps each step.
+    /// Averaged over longer than a few steps: the cost of the phases after the training is multiplied by it,
+    /// and with minutes of scoring to come a trembling factor would move the end of the training by many
+    /// steps each step.
     pub(super) fn slowdown(&self) -> f64 {
         let Some((bucket, opening_s)) = self.opening else {
             return 1.0;
@@ -140,8 +143,8 @@ impl Pace {
         (base_s * self.steady_speed / opening_s).clamp(0.25, 8.0)
     }
 
-    /// Relative standard deviation of a step about its bucket's mean. A spread seen in `n` steps may itself be wrong,
-    /// for which it is raised by `√(1 + 8/n)`.
+    /// Relative standard deviation of a step about its bucket's mean. A spread seen in `n` steps may itself
+    /// be wrong, for which it is raised by `√(1 + 8/n)`.
     pub(super) fn relative_deviation(&self) -> f64 {
         match self.speed.mean() {
             Some(mean) => {
@@ -278,7 +281,8 @@ mod tests {
         }
     }
 
-    /// The variance of the mixture is that within the buckets, `r²·E[t²]`, and that between them, `E[t²] − E[t]²`.
+    /// The variance of the mixture is that within the buckets, `r²·E[t²]`, and that between them, `E[t²] −
+    /// E[t]²`.
     #[test]
     fn the_spread_of_a_mixture_holds_the_differences_between_its_buckets() {
         for [fast, slow] in [[0.5, 0.5], [3.0, 1.0]] {
@@ -295,7 +299,8 @@ mod tests {
         assert!((same.deviation_s - 2.0 * UNMEASURED_DEVIATION).abs() < 1e-6, "{same:?}");
     }
 
-    /// A step counts in the average speed by its part of the time averaged over, and never more than an eighth.
+    /// A step counts in the average speed by its part of the time averaged over, and never more than an
+    /// eighth.
     #[test]
     fn one_long_step_moves_the_average_speed_by_an_eighth_at_most() {
         for (steady_over_s, weight) in [(0.5, 1.0 / 8.0), (120.0, 1.2 / 120.0)] {

@@ -38,8 +38,8 @@ impl PartTime {
         self.usual_s
     }
 
-    /// Seconds that the next part will hardly exceed. Stalls of a busy machine are as long for short parts as for long
-    /// ones, so one that was seen counts as it was and not twice over.
+    /// Seconds that the next part will hardly exceed. Stalls of a busy machine are as long for short parts as
+    /// for long ones, so one that was seen counts as it was and not twice over.
     pub(super) fn hardly_more_s(&self) -> f64 {
         self.slowest_s.max(SLACK * self.usual_s)
     }

@@ -85,7 +85,8 @@ impl Phase {
     }
 }
 
-/// Seconds for each phase; 0 for a phase that does not occur. In JSON an object with the seconds of those that do.
+/// Seconds for each phase; 0 for a phase that does not occur. In JSON an object with the seconds of those
+/// that do.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<Phase, f64>", into = "BTreeMap<Phase, f64>")]
 pub struct PhaseCosts {
@@ -183,8 +184,8 @@ impl Phases {
 
     /// Expected seconds of a phase and their standard deviation.
     ///
-    /// A phase whose rehearsal was measured is expected to err as the rehearsal did, `predicted · measured / predicted
-    /// rehearsal`, at today's `slowdown` of the steps.
+    /// A phase whose rehearsal was measured is expected to err as the rehearsal did, `predicted · measured /
+    /// predicted rehearsal`, at today's `slowdown` of the steps.
     pub(super) fn expected(&self, phase: Phase, slowdown: f64) -> (f64, f64) {
         let predicted_s = self.predicted.get(phase);
         let rehearsed = phase.rehearsal().and_then(|rehearsal| {
@@ -202,7 +203,8 @@ impl Phases {
                 (seconds, REHEARSED_DEVIATION * seconds)
             }
             _ => {
-                // What was only predicted is not known to have been predicted for a slow moment: it gets no cheaper.
+                // What was only predicted is not known to have been predicted for a slow moment: it gets no
+                // cheaper.
                 let seconds = predicted_s * slowdown.max(1.0);
                 (seconds, PREDICTED_DEVIATION * seconds)
             }

@@ -10,8 +10,8 @@ const TAIL_DEVIATIONS: f64 = 3.5;
 const COUNT_DEVIATIONS: f64 = 2.5;
 /// A step may always be slower by this share of its mean, however steady the steps were so far, ...
 const SUDDEN_SLOWNESS: f64 = 0.5;
-/// ... and by as much as its whole mean (another job arrives on the machine) as far as this share of the budget pays
-/// for it.
+/// ... and by as much as its whole mean (another job arrives on the machine) as far as this share of the
+/// budget pays for it.
 const SUDDEN_SHARE: f64 = 0.005;
 /// Relative deviation assumed of saves before the first one.
 const UNMEASURED_SAVE_DEVIATION: f64 = 0.2;
@@ -47,7 +47,8 @@ impl Budget {
     /// The standard deviation of a save that the margin counts with, as a share of the mean.
     ///
     /// Durations of writing to disks and networks have a long upper end, so the deviations are counted on a
-    /// logarithmic scale; and a spread seen in `n` saves may itself be wrong, for which it is raised by `√(1 + 4/n)`.
+    /// logarithmic scale; and a spread seen in `n` saves may itself be wrong, for which it is raised by `√(1
+    /// + 4/n)`.
     fn save_deviation(&self) -> f64 {
         let Some(mean_s) = self.saves.mean() else {
             return UNMEASURED_SAVE_DEVIATION;
@@ -83,7 +84,8 @@ impl Budget {
             };
             deviation_s = mean_s * self.save_deviation();
         }
-        // Rounds of samples during training are the better rehearsal of the last one: more of them, and later.
+        // Rounds of samples during training are the better rehearsal of the last one: more of them, and
+        // later.
         if phase == Phase::FinalSample
             && mean_s > 0.0
             && let Some(round_s) = self.rounds.mean()
@@ -118,8 +120,8 @@ impl Budget {
         })
     }
 
-    /// Seconds kept free before the deadline: for ending the process, and three and a half standard deviations of what is still
-    /// to come.
+    /// Seconds kept free before the deadline: for ending the process, and three and a half standard
+    /// deviations of what is still to come.
     pub(super) fn margin_s(&self) -> f64 {
         self.closing_s() + TAIL_DEVIATIONS * self.tail().1
     }
@@ -148,8 +150,8 @@ impl Budget {
         }
     }
 
-    /// Seconds to spare for more work in the present phase, never negative: what is left once the phases that have not
-    /// begun and the margin are set aside. Infinite without a deadline.
+    /// Seconds to spare for more work in the present phase, never negative: what is left once the phases that
+    /// have not begun and the margin are set aside. Infinite without a deadline.
     pub fn spare_s(&self, now_s: f64) -> f64 {
         let now_s = sane_s(now_s).unwrap_or(self.now_s).max(self.now_s);
         self.time_left_s(now_s).map_or(f64::INFINITY, |s| s.max(0.0))
@@ -157,9 +159,9 @@ impl Budget {
 
     /// Whether one more part of the present phase may begin, given what its parts took so far.
     ///
-    /// Long phases after the training (scoring, sample pictures) should be made of parts and ask before each. The phase
-    /// then ends in time even if the machine has become slower, and it may add parts that were not planned while there
-    /// is time for them.
+    /// Long phases after the training (scoring, sample pictures) should be made of parts and ask before each.
+    /// The phase then ends in time even if the machine has become slower, and it may add parts that were
+    /// not planned while there is time for them.
     pub fn allows_part(&mut self, now_s: f64, part: PartTime) -> bool {
         let now_s = self.tick(now_s);
         let most_s = part.hardly_more_s();
@@ -169,9 +171,9 @@ impl Budget {
 
     /// Whether a phase after the last step may begin.
     ///
-    /// The final save may begin if it is all but certain to end before the deadline, or if steps were done and nothing
-    /// was saved before: then a late file is better than none. The others may begin if they would end before the time for ending the process;
-    /// phases before the training always may.
+    /// The final save may begin if it is all but certain to end before the deadline, or if steps were done
+    /// and nothing was saved before: then a late file is better than none. The others may begin if they
+    /// would end before the time for ending the process; phases before the training always may.
     pub fn allows(&mut self, phase: Phase, now_s: f64) -> bool {
         let now_s = self.tick(now_s);
         let Some(deadline_s) = self.deadline_s else {
@@ -191,14 +193,15 @@ impl Budget {
         }
     }
 
-    /// Seconds that the next step must be able to take inside the time left; `None` if nothing is known of steps.
+    /// Seconds that the next step must be able to take inside the time left; `None` if nothing is known of
+    /// steps.
     pub(super) fn step_high_s(&self, bucket: usize) -> Option<f64> {
         let mean_s = self.pace.bucket_mean_s(bucket)?;
         Some(mean_s + self.step_excess_s(mean_s))
     }
 
-    /// Seconds by which a step of `mean_s` must be able to exceed its mean: for its spread, for a slowness seen
-    /// recently, for one never seen.
+    /// Seconds by which a step of `mean_s` must be able to exceed its mean: for its spread, for a slowness
+    /// seen recently, for one never seen.
     fn step_excess_s(&self, mean_s: f64) -> f64 {
         let spread = STEP_DEVIATIONS * self.pace.relative_deviation();
         let paid_s = SUDDEN_SHARE * self.deadline_s.unwrap_or(0.0);
@@ -208,10 +211,10 @@ impl Budget {
 
     /// How many steps fit into `time_left_s`, the next one taking `first_s`.
     ///
-    /// Solves `j·a + z·σ·√j = left − first − e` for the j steps after it. The time per step a includes its share of
-    /// saves and samples as long as more than one of them is still to come; e is the excess over the mean that
-    /// a step of the slowest bucket must be allowed before it may begin, so that the step counted as the last is indeed
-    /// begun, whatever its bucket.
+    /// Solves `j·a + z·σ·√j = left − first − e` for the j steps after it. The time per step a includes its
+    /// share of saves and samples as long as more than one of them is still to come; e is the excess over
+    /// the mean that a step of the slowest bucket must be allowed before it may begin, so that the step
+    /// counted as the last is indeed begun, whatever its bucket.
     pub(super) fn steps_that_fit(&self, time_left_s: f64, first_s: f64, step: StepTime) -> u64 {
         let slowest_s = self.pace.slowest_bucket_s().unwrap_or(first_s);
         let excess_s = slowest_s + self.step_excess_s(slowest_s) - step.mean_s;

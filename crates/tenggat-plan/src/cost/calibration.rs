@@ -37,10 +37,11 @@ fn group(class: OpClass) -> usize {
 impl Calibration {
     /// Corrects the rates by whole steps that were measured.
     ///
-    /// Micro-benchmarks run alone and warm; in a step, operations share caches with their neighbours. So each group of
-    /// kinds of work gets a factor: those with the least sum of squared relative errors of the steps, and of
-    /// `(DOUBT · (factor − common factor))²`, because a handful of steps tells the groups apart only roughly and noise
-    /// must not make up the difference. Where a factor comes out that no machine has, all get the mean ratio.
+    /// Micro-benchmarks run alone and warm; in a step, operations share caches with their neighbours. So each
+    /// group of kinds of work gets a factor: those with the least sum of squared relative errors of the
+    /// steps, and of `(DOUBT · (factor − common factor))²`, because a handful of steps tells the groups
+    /// apart only roughly and noise must not make up the difference. Where a factor comes out that no
+    /// machine has, all get the mean ratio.
     pub fn settle(&mut self, steps: &[(Work, f64)]) {
         // One row per step, as a share of what was measured: seconds of each group.
         let rows: Vec<([f64; GROUPS], f64)> = steps

@@ -50,8 +50,8 @@ impl ModelDims {
         self.layers as f64 * (self.linear_weights_per_block() + self.modulation_weights_per_block())
     }
 
-    /// Weights of everything outside the blocks: patch and text input, timestep embedding, output modulation and
-    /// projection.
+    /// Weights of everything outside the blocks: patch and text input, timestep embedding, output modulation
+    /// and projection.
     pub fn other_weights(&self) -> f64 {
         let c = self.width();
         let (input, text) = (self.in_channels as f64 * c, self.joint_dim as f64 * c);
@@ -59,8 +59,8 @@ impl ModelDims {
         input + text + timestep + 2.0 * c * c + c * self.in_channels as f64
     }
 
-    /// Trainable parameters of a LoRA on all 14 linears of every block: `rank · Σ(in + out)` with Σ = 50 c per block
-    /// (attention 16, MLP 20, modulation 14). Rank 128: 1.18 G; rank 16: 147 M.
+    /// Trainable parameters of a LoRA on all 14 linears of every block: `rank · Σ(in + out)` with Σ = 50 c
+    /// per block (attention 16, MLP 20, modulation 14). Rank 128: 1.18 G; rank 16: 147 M.
     pub fn lora_parameters(&self, rank: u64) -> f64 {
         self.layers as f64 * rank as f64 * 50.0 * self.width()
     }

@@ -10,8 +10,8 @@ use super::precision::Precision;
 use super::rates::Machine;
 use super::step::{Modulation, Optimiser, StepConfig};
 
-/// Memory left free, as a share: allocators round up, other processes hold some, and a run that stops for want of
-/// memory in its last step has cost everything.
+/// Memory left free, as a share: allocators round up, other processes hold some, and a run that stops for
+/// want of memory in its last step has cost everything.
 const RESERVE: f64 = 0.03;
 
 /// A change to a job that makes it smaller.
@@ -96,9 +96,10 @@ const WORTHWHILE: f64 = 4.0;
 impl StepConfig {
     /// How modulation is best used: as a table where that saves memory that counts, in the step otherwise.
     ///
-    /// On a processor a table is also faster. On a GPU it is not: its matrices come over the host's link every time, while
-    /// resident ones are read from the device's memory once a step. There it is a table only where fewer than half of the
-    /// blocks could keep their activations beside the matrices. Assumed: which is faster between is not measured.
+    /// On a processor a table is also faster. On a GPU it is not: its matrices come over the host's link
+    /// every time, while resident ones are read from the device's memory once a step. There it is a table
+    /// only where fewer than half of the blocks could keep their activations beside the matrices.
+    /// Assumed: which is faster between is not measured.
     pub fn advised_modulation(&self, machine: &Machine, limit_bytes: Option<f64>) -> Modulation {
         if !machine.shares_host_memory {
             let resident = StepConfig { modulation: Modulation::EveryStep, ..*self };
@@ -117,8 +118,8 @@ impl StepConfig {
     }
 }
 
-/// The job with the most blocks that keep the results of attention and MLP, which spare the most for their size, then the most
-/// that keep all activations; `None` if it does not fit with none.
+/// The job with the most blocks that keep the results of attention and MLP, which spare the most for their
+/// size, then the most that keep all activations; `None` if it does not fit with none.
 fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
     let layers = config.dims.layers;
     let results = |result_blocks: u64| StepConfig { kept_blocks: 0, result_blocks, ..*config };
@@ -152,8 +153,8 @@ fn most(n: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
     Some(low)
 }
 
-/// Harm of a weight type to the result, in halvings of the rank. Assumed: 8 bits are hardly seen, 3 bits need a
-/// recovery adapter, and 2 bits are the last resort.
+/// Harm of a weight type to the result, in halvings of the rank. Assumed: 8 bits are hardly seen, 3 bits need
+/// a recovery adapter, and 2 bits are the last resort.
 pub(crate) fn harm(precision: Precision) -> f64 {
     match precision {
         Precision::F32 | Precision::Bf16 => 0.0,
@@ -170,8 +171,8 @@ pub(crate) fn harm(precision: Precision) -> f64 {
     }
 }
 
-/// What reading weights again and again costs, in halvings of the rank: it takes steps from a budget, and changes nothing
-/// else. Assumed.
+/// What reading weights again and again costs, in halvings of the rank: it takes steps from a budget, and
+/// changes nothing else. Assumed.
 fn slowness(more_offloaded: u64, layers: u64) -> f64 {
     if more_offloaded == 0 { 0.0 } else { 0.2 + 0.8 * more_offloaded as f64 / layers.max(1) as f64 }
 }
@@ -330,8 +331,9 @@ mod tests {
         }
     }
 
-    /// Rather than to 2 bits, weights of 3 go to their file, as many quarters of the blocks as must, but for the two at work.
-    /// They come over the host's link for each pass but at its turn, while others are at work, or longer than that.
+    /// Rather than to 2 bits, weights of 3 go to their file, as many quarters of the blocks as must, but for
+    /// the two at work. They come over the host's link for each pass but at its turn, while others are at
+    /// work, or longer than that.
     #[test]
     fn weights_leave_a_card_that_has_no_room_for_them() {
         let machine = Machine { memory_bytes: 9.5e9, ..on("4090") };
@@ -413,7 +415,8 @@ mod tests {
         assert_ne!(on("NVIDIA GeForce RTX 4090", 24e9), Modulation::EveryStep);
     }
 
-    /// With more memory first every block keeps its results, then the last ones keep everything; each makes the step shorter.
+    /// With more memory first every block keeps its results, then the last ones keep everything; each makes
+    /// the step shorter.
     #[test]
     fn results_are_kept_before_whole_blocks() {
         let least = job(16, Precision::Uint(3)).memory(&on("4090")).device_bytes();

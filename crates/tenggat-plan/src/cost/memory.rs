@@ -33,8 +33,8 @@ pub enum MemoryPart {
     BlockAtWork,
     /// Workspace of the attention's backward pass.
     AttentionWorkspace,
-    /// Workspace of the products (on a processor the packed activations of one layer), and the expanded weights of the
-    /// block at work.
+    /// Workspace of the products (on a processor the packed activations of one layer), and the expanded
+    /// weights of the block at work.
     GemmWorkspace,
     /// Weights of offloaded blocks: the one at work and the next.
     OffloadedAtWork,
@@ -85,7 +85,8 @@ impl MemoryPlan {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Bytes of what is there before the first step: weights, adapters, the optimiser's state, and what the program takes.
+    /// Bytes of what is there before the first step: weights, adapters, the optimiser's state, and what the
+    /// program takes.
     pub fn standing_bytes(&self) -> f64 {
         use MemoryPart::{Context, Lora, Optimiser, QuantisationScales, RecoveryAdapter, Weights};
         let standing = [Weights, QuantisationScales, RecoveryAdapter, Lora, Optimiser, Context];
@@ -102,16 +103,17 @@ impl MemoryPlan {
 pub(crate) const CONTEXT_BYTES: f64 = 0.7e9;
 /// cuBLASLt's workspaces, one for each of two queues.
 pub(crate) const GEMM_WORKSPACE_BYTES: f64 = 2.0 * 32.0 * 1024.0 * 1024.0;
-/// The code, the stacks of its threads, and the weights that these have expanded last, on a processor: 1.5 MB a thread
-/// and product.
+/// The code, the stacks of its threads, and the weights that these have expanded last, on a processor: 1.5 MB
+/// a thread and product.
 const PROCESSOR_BYTES: f64 = 0.03e9;
 /// What stands around a run on the host: tokenizer, pictures on their way. Assumed.
 const AROUND_BYTES: f64 = 0.5e9;
 /// Most that the results of the noise levels drawn ahead may take, and most steps that are drawn.
 const TABLE_BYTES: f64 = 256e6;
 const MOST_STEPS_AHEAD: u64 = 64;
-/// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer: before the
-/// attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and after GELU, output (12).
+/// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer:
+/// before the attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and
+/// after GELU, output (12).
 const KEPT_WIDTHS: f64 = 21.0;
 /// Rows of c of the results of the attention and of the MLP.
 const RESULT_WIDTHS: f64 = 2.0;
@@ -119,7 +121,8 @@ const RESULT_WIDTHS: f64 = 2.0;
 const KEPT_RANKS: f64 = 6.0;
 /// Rows of c of gradients that live at the same time: stream (1), MLP (4 + 1), q, k, v and their sum (6).
 const WORKING_WIDTHS: f64 = 12.0;
-/// Rows of c that the widest layer packs in its backward pass on a processor: input and output gradient of the MLP.
+/// Rows of c that the widest layer packs in its backward pass on a processor: input and output gradient of
+/// the MLP.
 const PACKED_WIDTHS: f64 = 5.0;
 
 impl StepConfig {
@@ -132,8 +135,8 @@ impl StepConfig {
         self.shape.rows() * (values * self.activation_bytes + 4.0 * statistics)
     }
 
-    /// Bytes of the results that a block keeps which computes the rest again: those of the attention and the MLP, with what
-    /// their backward passes need.
+    /// Bytes of the results that a block keeps which computes the rest again: those of the attention and the
+    /// MLP, with what their backward passes need.
     fn result_bytes_per_block(&self) -> f64 {
         let values = RESULT_WIDTHS * self.dims.width() + self.rank as f64;
         self.shape.rows() * (values * self.activation_bytes + 4.0 * self.dims.heads as f64)
@@ -152,7 +155,8 @@ impl StepConfig {
         levels * self.dims.layers as f64 * 12.0 * self.dims.width() * self.activation_bytes
     }
 
-    /// Steps whose noise levels are drawn ahead together, where modulation is a table: as many as take little memory.
+    /// Steps whose noise levels are drawn ahead together, where modulation is a table: as many as take little
+    /// memory.
     pub fn steps_ahead(&self) -> u64 {
         ((TABLE_BYTES / self.table_bytes_per_step().max(1.0)) as u64).clamp(1, MOST_STEPS_AHEAD)
     }
@@ -199,7 +203,8 @@ impl StepConfig {
         } else {
             (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
         };
-        // One is used while the next comes. Files are mapped into a processor's memory, which can let go of them.
+        // One is used while the next comes. Files are mapped into a processor's memory, which can let go of
+        // them.
         let at_work = if machine.shares_host_memory { 0.0 } else { self.offloaded().min(2.0) };
         // cuDNN adds up dQ in f32 and keeps one sum per row and head.
         let attention =
@@ -263,7 +268,8 @@ mod tests {
         }
     }
 
-    /// 8-bit operands take two bytes per weight and a scale per row, whatever they were quantised to; modulation stays.
+    /// 8-bit operands take two bytes per weight and a scale per row, whatever they were quantised to;
+    /// modulation stays.
     #[test]
     fn operands_in_8_bit_floats_are_there_twice() {
         let machine = Machine::from(crate::Gpu::find("H200").unwrap());

@@ -17,7 +17,8 @@ pub enum Precision {
     Float8,
     /// 8-bit integers with one scale per output channel.
     Int8,
-    /// 4-bit codes of the quantiles of a normal distribution in groups of 64, as bitsandbytes stores them; not of tenggat.
+    /// 4-bit codes of the quantiles of a normal distribution in groups of 64, as bitsandbytes stores them;
+    /// not of tenggat.
     Nf4,
     /// 2 to 7 bits in groups of 64 with scale and zero point.
     Uint(u8),

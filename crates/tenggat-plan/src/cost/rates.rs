@@ -25,7 +25,8 @@ impl Rate {
         if self.half > 0.0 { self.per_s * extent / (extent + self.half) } else { self.per_s }
     }
 
-    /// The curve through two measurements `(extent, rate)`; falls back to a flat rate if the small one is not slower.
+    /// The curve through two measurements `(extent, rate)`; falls back to a flat rate if the small one is not
+    /// slower.
     pub fn through(small: (f64, f64), large: (f64, f64)) -> Self {
         let ((x1, r1), (x2, r2)) = (small, large);
         // x/r is a straight line in x: (x + half) / per_s.
@@ -62,14 +63,15 @@ pub struct Rates {
     pub optimiser_bytes_per_s: f64,
     /// Memory that bounds products with frozen matrices, bytes/s.
     pub operand_bytes_per_s: f64,
-    /// Memory that bounds LoRA products, bytes/s: activations were computed just before, and a CPU still has them in its
-    /// caches.
+    /// Memory that bounds LoRA products, bytes/s: activations were computed just before, and a CPU still has
+    /// them in its caches.
     pub lora_activation_bytes_per_s: f64,
     /// Memory that bounds attention, bytes/s; likewise.
     pub attention_bytes_per_s: f64,
     /// From the host, bytes/s.
     pub host_bytes_per_s: f64,
-    /// Seconds lost per kernel: the gap between two kernels of a graph on a GPU, starting the threads on a CPU.
+    /// Seconds lost per kernel: the gap between two kernels of a graph on a GPU, starting the threads on a
+    /// CPU.
     pub kernel_s: f64,
     /// Seconds per step outside all operations: drawing, reading back the loss.
     pub step_s: f64,
@@ -88,7 +90,8 @@ pub struct Machine {
     pub activation_bytes: f64,
     /// Whether device memory is the host's.
     pub shares_host_memory: bool,
-    /// Rate of FlashAttention 2 over that of the attention in `rates`; programs that run on PyTorch use the former.
+    /// Rate of FlashAttention 2 over that of the attention in `rates`; programs that run on PyTorch use the
+    /// former.
     pub flash_attention_2: f64,
     /// Whether any rate was assumed and not measured.
     pub assumed: bool,
@@ -98,7 +101,8 @@ pub struct Machine {
 const GRAPH_GAP_S: f64 = 1.3e-6;
 /// Host work per step beside a captured graph. Assumed.
 const STEP_S: f64 = 1e-3;
-/// Shortest extent at which a LoRA product reaches half its rate as far as tiles go; memory bounds it besides.
+/// Shortest extent at which a LoRA product reaches half its rate as far as tiles go; memory bounds it
+/// besides.
 const LORA_HALF: f64 = 32.0;
 /// Tokens at which attention reaches half its rate.
 const ATTENTION_HALF: f64 = 300.0;
@@ -145,16 +149,16 @@ impl From<&Gpu> for Machine {
 }
 
 impl Machine {
-    /// A GPU as its driver names it, with so much memory free. One that is not in the catalogue has the rates of its
-    /// slowest entry.
+    /// A GPU as its driver names it, with so much memory free. One that is not in the catalogue has the rates
+    /// of its slowest entry.
     pub fn gpu(name: &str, memory_bytes: f64) -> Self {
         let gpu = Gpu::called(name).unwrap_or(SLOWEST);
         Machine { name: name.to_owned(), memory_bytes, ..Machine::from(gpu) }
     }
 }
 
-/// Products of a processor thread with wide vector units, FLOP/s; attention and memory as shares of what goes with it.
-/// Assumed.
+/// Products of a processor thread with wide vector units, FLOP/s; attention and memory as shares of what goes
+/// with it. Assumed.
 const THREAD_FLOPS: f64 = 60e9;
 /// Memory bandwidth of a thread, bytes/s, and of a whole processor. Assumed.
 const THREAD_BYTES: f64 = 8e9;
@@ -221,8 +225,8 @@ impl Rates {
         op.times * arithmetic_s.max(op.bytes / bytes_per_s)
     }
 
-    /// Seconds of some work: its operations one after the other, and the gaps between their kernels; or the transfers that
-    /// go beside it, if they take longer.
+    /// Seconds of some work: its operations one after the other, and the gaps between their kernels; or the
+    /// transfers that go beside it, if they take longer.
     pub fn seconds(&self, work: &Work) -> f64 {
         let (beside, at_work): (Vec<&Op>, Vec<&Op>) =
             work.ops.iter().partition(|op| op.class == OpClass::TransferAhead);
@@ -235,8 +239,8 @@ impl Rates {
         self.seconds(work) + self.step_s
     }
 
-    /// Seconds of each kind of work in a step, gaps included, in the order of [`OpClass::ALL`]. Transfers ahead go beside the
-    /// others.
+    /// Seconds of each kind of work in a step, gaps included, in the order of [`OpClass::ALL`]. Transfers
+    /// ahead go beside the others.
     pub fn by_class(&self, work: &Work) -> Vec<(OpClass, f64)> {
         OpClass::ALL
             .into_iter()

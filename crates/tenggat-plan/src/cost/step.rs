@@ -1,7 +1,8 @@
 //! One training step of tenggat, operation by operation.
 //!
-//! The lists follow `tenggat-models`, `qwen_image/transformer/`: `stream.rs` for everything outside the attention,
-//! `block.rs` for the attention, `linear.rs` and `lora.rs` for the products. c is the width, m the rows of a stream.
+//! The lists follow `tenggat-models`, `qwen_image/transformer/`: `stream.rs` for everything outside the
+//! attention, `block.rs` for the attention, `linear.rs` and `lora.rs` for the products. c is the width, m the
+//! rows of a stream.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,8 @@ use super::work::{Op, OpClass, Work};
 pub enum Modulation {
     /// They lie on the device and are multiplied in every step.
     EveryStep,
-    /// They lie on the host and pass through the device once in so many steps, whose timesteps are drawn ahead.
+    /// They lie on the host and pass through the device once in so many steps, whose timesteps are drawn
+    /// ahead.
     Table {
         /// Steps between two passes.
         every_steps: u64,
@@ -46,13 +48,15 @@ impl Optimiser {
             Self::AdamW8bit => 2.0 + 2.0 * 4.0 / 256.0,
             Self::Lion => 4.0,
             Self::Prodigy => 16.0,
-            // The long side of a matrix has one number per `rank` parameters; the short side is nothing beside it.
+            // The long side of a matrix has one number per `rank` parameters; the short side is nothing
+            // beside it.
             Self::Adafactor => 4.0 / rank.max(1) as f64,
         }
     }
 
-    /// Bytes moved per parameter and step: gradient read for the norm (4) and again (4), weight read and written (8),
-    /// state read and written. Prodigy reads the weight twice, Adafactor the gradient three times more.
+    /// Bytes moved per parameter and step: gradient read for the norm (4) and again (4), weight read and
+    /// written (8), state read and written. Prodigy reads the weight twice, Adafactor the gradient three
+    /// times more.
     pub(crate) fn traffic_bytes(self, rank: u64) -> f64 {
         let more = match self {
             Self::Prodigy => 4.0,
@@ -78,8 +82,8 @@ pub struct StepConfig {
     pub ara_rank: Option<u64>,
     /// Bytes per activation: 2 (bf16) or 4 (f32).
     pub activation_bytes: f64,
-    /// Whether the frozen linears of the blocks are multiplied on 8-bit floating-point units, which take codes that are
-    /// kept twice, once transposed.
+    /// Whether the frozen linears of the blocks are multiplied on 8-bit floating-point units, which take
+    /// codes that are kept twice, once transposed.
     pub fp8_products: bool,
     /// Blocks that keep their activations for the backward pass; the others compute them again.
     pub kept_blocks: u64,
@@ -105,7 +109,8 @@ const MLP_OUT: Linear = [1.0, 4.0, 1.0];
 
 /// Elementwise traffic in units of `c · rows · activation bytes`, and kernels.
 ///
-/// Before the attention, forward: norm 2, head norms with rotation 6. After it: gather 2, gates 2 · 3, norm 2, GELU 8.
+/// Before the attention, forward: norm 2, head norms with rotation 6. After it: gather 2, gates 2 · 3, norm
+/// 2, GELU 8.
 const BEFORE_FORWARD: [f64; 2] = [8.0, 2.0];
 const AFTER_FORWARD: [f64; 2] = [18.0, 5.0];
 /// Backward: gates 2 · 3, GELU 12, norm 4, gather and scatter 4; then head norms 9, norm 4.
@@ -164,7 +169,8 @@ impl StepConfig {
     fn streams(&self) -> [(f64, f64); 2] {
         let batch = self.shape.batch as f64;
         let (image, text) = (self.shape.image_tokens as f64, self.shape.text_tokens as f64);
-        // Nothing reads the text stream after the attention of the last block, so that part is left out there.
+        // Nothing reads the text stream after the attention of the last block, so that part is left out
+        // there.
         [(batch * image, self.layers()), (batch * text, (self.layers() - 1.0).max(0.0))]
     }
 
@@ -288,8 +294,8 @@ impl StepConfig {
         work.traffic(OpClass::LoraWeights, times, parameters * (self.activation_bytes + gradient), 0.0);
     }
 
-    /// The modulation matrix `[6c, c]` of one stream in every block. Its input depends on the timestep alone, so there
-    /// is no gradient but that of its LoRA.
+    /// The modulation matrix `[6c, c]` of one stream in every block. Its input depends on the timestep alone,
+    /// so there is no gradient but that of its LoRA.
     fn modulation_of_stream(&self, work: &mut Work, direction: Direction) {
         let (batch, width) = (self.shape.batch as f64, self.dims.width());
         let (n, rank) = (6.0 * width, self.rank as f64);
@@ -334,8 +340,8 @@ impl StepConfig {
         work.traffic(OpClass::Dequantise, self.layers(), bytes, 8.0);
     }
 
-    /// The weights of offloaded blocks on their way for some passes. The block at which a pass ends and the next begins
-    /// comes once for both.
+    /// The weights of offloaded blocks on their way for some passes. The block at which a pass ends and the
+    /// next begins comes once for both.
     fn transfers(&self, passes: f64) -> Work {
         let mut work = Work::default();
         let times = passes * (self.offloaded() - 1.0).max(0.0);

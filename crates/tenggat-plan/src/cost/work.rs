@@ -14,8 +14,8 @@ pub enum OpClass {
     LoraGemm,
     /// The same in 32-bit floats without tensor cores.
     LoraGemmF32,
-    /// The matrices of a LoRA and their gradients on their way through memory, once per product. Products with few rows
-    /// cost little else.
+    /// The matrices of a LoRA and their gradients on their way through memory, once per product. Products
+    /// with few rows cost little else.
     LoraWeights,
     /// Attention, forward.
     AttentionForward,
@@ -62,8 +62,8 @@ pub struct Op {
     pub flops: f64,
     /// Bytes read and written each.
     pub bytes: f64,
-    /// The extent that decides how well the machine is filled: rows of a product, rank of a LoRA product, tokens of an
-    /// attention. Unused by the others.
+    /// The extent that decides how well the machine is filled: rows of a product, rank of a LoRA product,
+    /// tokens of an attention. Unused by the others.
     pub extent: f64,
     /// Kernels each.
     pub kernels: f64,

@@ -57,8 +57,8 @@ impl Gpu {
     /// `fp8=…,f32=…,host=…`. Its efficiencies are the middle of the catalogue's.
     ///
     /// # Errors
-    /// [`GpuDescriptionError`] for unknown keys, values that are no numbers, and for a description that lacks `tflops`,
-    /// `gb` or `bandwidth`.
+    /// [`GpuDescriptionError`] for unknown keys, values that are no numbers, and for a description that lacks
+    /// `tflops`, `gb` or `bandwidth`.
     pub fn described(text: &str) -> Result<Self, GpuDescriptionError> {
         let mut name = None;
         let mut values = [None; PROPERTIES.len()];

@@ -54,14 +54,14 @@ pub struct Family {
     pub attention_forward: Efficiency,
     /// The same, backward.
     pub attention_backward: Efficiency,
-    /// Rate of FlashAttention 2, which PyTorch's `scaled_dot_product_attention` runs by default, over that of
-    /// `attention_forward` and `attention_backward`. It was written for Ampere and does not use the matrix
-    /// units of Hopper and of the Blackwell data-centre cards as they are meant to be used.
+    /// Rate of FlashAttention 2, which PyTorch's `scaled_dot_product_attention` runs by default, over that
+    /// of `attention_forward` and `attention_backward`. It was written for Ampere and does not use the
+    /// matrix units of Hopper and of the Blackwell data-centre cards as they are meant to be used.
     pub flash_attention_2: Efficiency,
     /// Streaming from memory.
     pub bandwidth: Efficiency,
-    /// Rows at which a product reaches half its rate: tiles are 128 or 256 rows, and all multiprocessors want
-    /// some.
+    /// Rows at which a product reaches half its rate: tiles are 128 or 256 rows, and all multiprocessors
+    /// want some.
     pub half_rows: f64,
 }
 
@@ -133,7 +133,8 @@ pub(super) const HOPPER: Family = Family {
     gemm_bf16: measured(0.80, "cuBLASLt on an H200, 790 of 989 TFLOP/s"),
     gemm_fp8: measured(0.71, "cuBLASLt on an H200, 1400 of 1979 TFLOP/s"),
     gemm_f32: assumed(0.75),
-    // NVIDIA's own figures for cuDNN 9.19 on an H200, bf16, 128 channels, 4096 tokens, no mask: 671 and 560 TFLOP/s.
+    // NVIDIA's own figures for cuDNN 9.19 on an H200, bf16, 128 channels, 4096 tokens, no mask: 671 and 560
+    // TFLOP/s.
     attention_forward: assumed(0.68),
     attention_backward: assumed(0.57),
     flash_attention_2: assumed(0.53),

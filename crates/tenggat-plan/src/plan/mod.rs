@@ -119,9 +119,9 @@ impl Plan {
     /// Plans a job on a machine.
     ///
     /// # Errors
-    /// [`PlanError`] if the job has no buckets, if its model is one that tenggat does not train and tenggat is to train it, or
-    /// if the budget makes no sense. A job that does not fit into memory is no error: the plan then says which one would, and
-    /// gives the times that the job would have.
+    /// [`PlanError`] if the job has no buckets, if its model is one that tenggat does not train and tenggat
+    /// is to train it, or if the budget makes no sense. A job that does not fit into memory is no error:
+    /// the plan then says which one would, and gives the times that the job would have.
     pub fn new(
         job: &PlanJob,
         machine: &Machine,

@@ -59,7 +59,8 @@ impl Program {
         std::iter::once(Self::Tenggat).chain(catalogue::PROGRAMS.iter().map(|profile| profile.program))
     }
 
-    /// The same program in the newest version that there is a profile of: reports of old versions are better than none.
+    /// The same program in the newest version that there is a profile of: reports of old versions are better
+    /// than none.
     pub fn newest(self) -> Self {
         if self == Self::AiToolkit2025 { Self::AiToolkit } else { self }
     }

@@ -53,7 +53,8 @@ impl Scene {
         let mut buckets = vec![(step_s, 1.0)];
         if kind == Kind::SlowBucket || kind == Kind::Everything {
             buckets.push((step_s * random.between(0.4, 0.9), random.between(0.3, 1.5)));
-            // A single step of the slow bucket takes no more than a tenth of the budget while nothing disturbs it.
+            // A single step of the slow bucket takes no more than a tenth of the budget while nothing
+            // disturbs it.
             let slow_s = (step_s * random.between(2.0, 8.0)).min(0.1 * budget_s).max(step_s);
             buckets.push((slow_s, random.between(0.02, 0.4)));
         }
@@ -81,7 +82,8 @@ impl Scene {
             samples: sampled.then_some((every, sample_s)),
             phases,
             misjudged: random.log_between(0.5, 2.0),
-            // How buckets compare follows from their shapes; a single bucket may well begin without a forecast.
+            // How buckets compare follows from their shapes; a single bucket may well begin without a
+            // forecast.
             forecast: several || random.chance(0.5),
             scores_until_the_end: false,
         }

@@ -63,7 +63,8 @@ impl Weather {
             _ => random.between(0.01, 0.06),
         };
         let tails = if kind.is(Kind::HeavyTails) { random.between(0.03, 0.15) } else { 0.0 };
-        // A slow course between half and three times the speed, through points that lie a quarter of the run apart.
+        // A slow course between half and three times the speed, through points that lie a quarter of the run
+        // apart.
         let drift = if kind.is(Kind::Drift) {
             (0..6).map(|_| random.log_between(0.5, 3.0)).collect()
         } else {
@@ -110,7 +111,8 @@ impl Weather {
     pub fn step(&mut self, now_s: f64, nominal_s: f64, random: &mut Random) -> f64 {
         let mut noise = 1.0 + self.gaussian * random.normal();
         if self.tails > 0.0 {
-            // Student's t with three degrees of freedom: mean absolute value 1.1, one in a thousand beyond 10.
+            // Student's t with three degrees of freedom: mean absolute value 1.1, one in a thousand beyond
+            // 10.
             let squares = (0..3).map(|_| random.normal().powi(2)).sum::<f64>() / 3.0;
             noise += self.tails * (random.normal() / squares.sqrt()).abs();
         }
@@ -118,7 +120,8 @@ impl Weather {
         self.with_stalls(now_s, worked_s)
     }
 
-    /// Duration of a longer piece of work on the device, in which the noise of the single steps has averaged out.
+    /// Duration of a longer piece of work on the device, in which the noise of the single steps has averaged
+    /// out.
     pub fn work(&mut self, now_s: f64, nominal_s: f64, random: &mut Random) -> f64 {
         let noise = 1.0 + 0.03 * random.normal();
         let worked_s = nominal_s * self.slowness(now_s, random) * noise.clamp(0.8, 1.3);

@@ -1,7 +1,7 @@
 //! The tile unit of Intel's processors (AMX): products of bf16 tiles with 32-bit sums.
 //!
-//! Rust's stable library has neither its intrinsics nor its detection: Intel 64 and IA-32 Architectures Software
-//! Developer's Manual, volume 1, chapter 18, and Linux' `Documentation/arch/x86/xstate.rst`.
+//! Rust's stable library has neither its intrinsics nor its detection: Intel 64 and IA-32 Architectures
+//! Software Developer's Manual, volume 1, chapter 18, and Linux' `Documentation/arch/x86/xstate.rst`.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
@@ -31,9 +31,9 @@ impl Tile {
 #[repr(C, align(64))]
 pub struct Sums(pub [[f32; COLUMNS]; ROWS]);
 
-/// A step of one or two products with the same right side: `a` are their tiles of [`ROWS`] rows and [`STEPS`] columns. `b`
-/// is two tiles of [`STEPS`] / 2 rows, one after the other, for the left and the right 16 columns; row r holds for each
-/// column what rows 2·r and 2·r + 1 hold.
+/// A step of one or two products with the same right side: `a` are their tiles of [`ROWS`] rows and [`STEPS`]
+/// columns. `b` is two tiles of [`STEPS`] / 2 rows, one after the other, for the left and the right 16
+/// columns; row r holds for each column what rows 2·r and 2·r + 1 hold.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Step {
@@ -175,8 +175,9 @@ unsafe fn single(steps: *const Step, count: usize, out: *mut Sums) {
     }
 }
 
-/// Two products at once: a tile's product begins every 16 cycles and takes 52 (Intel 64 and IA-32 Architectures
-/// Optimization Reference Manual, chapter on AMX), so that four sums are needed to keep the unit busy.
+/// Two products at once: a tile's product begins every 16 cycles and takes 52 (Intel 64 and IA-32
+/// Architectures Optimization Reference Manual, chapter on AMX), so that four sums are needed to keep the
+/// unit busy.
 ///
 /// # Safety
 /// As [`product`], for two, with the unit [configured](configure).

@@ -84,8 +84,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// The larger of two; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Lends scratch of `len` elements of the calling thread, aligned to a cache line, contents unspecified, kept from
-    /// call to call. A call from inside `work` gets memory of its own, kept likewise.
+    /// Lends scratch of `len` elements of the calling thread, aligned to a cache line, contents unspecified,
+    /// kept from call to call. A call from inside `work` gets memory of its own, kept likewise.
     #[doc(hidden)]
     fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
 }

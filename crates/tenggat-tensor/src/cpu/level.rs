@@ -15,9 +15,9 @@ pub enum Level {
     Amx,
 }
 
-/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison. `amx` allows the tile unit, which is
-/// never chosen by itself: no processor that has it has passed its tests yet. With `emulated-amx` tests compute tiles
-/// without the unit.
+/// Caps the level: `portable`, `avx512` or `avx512bf16`, for tests and for comparison. `amx` allows the tile
+/// unit, which is never chosen by itself: no processor that has it has passed its tests yet. With
+/// `emulated-amx` tests compute tiles without the unit.
 const VARIABLE: &str = "TENGGAT_CPU_LEVEL";
 
 /// Whether tiles are multiplied by plain code: in tests, if the environment says so.
@@ -43,8 +43,8 @@ impl Level {
         })
     }
 
-    /// The highest level up to `cap` that the processor has, except that the tile unit is only asked for if wanted:
-    /// Linux keeps more state for a process that has asked.
+    /// The highest level up to `cap` that the processor has, except that the tile unit is only asked for if
+    /// wanted: Linux keeps more state for a process that has asked.
     #[cfg(target_arch = "x86_64")]
     fn detected(cap: Level) -> Self {
         let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");

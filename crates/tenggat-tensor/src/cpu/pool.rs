@@ -9,7 +9,8 @@ use super::Element;
 use super::element::CACHE_LINE;
 use crate::{DType, Error, Result};
 
-/// Memory of one tensor, longer by [`CACHE_LINE`] elements than it may use, so that what it uses can be aligned.
+/// Memory of one tensor, longer by [`CACHE_LINE`] elements than it may use, so that what it uses can be
+/// aligned.
 #[derive(Debug)]
 pub enum Buffer {
     /// f32 elements.
@@ -88,8 +89,8 @@ impl Pool {
         Pool { state: Mutex::default(), poison }
     }
 
-    /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby length
-    /// share buffers.
+    /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby
+    /// length share buffers.
     fn size_class(len: usize) -> usize {
         let step = (len.next_power_of_two() / 16).max(16);
         len.max(1).div_ceil(step) * step

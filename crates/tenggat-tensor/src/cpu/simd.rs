@@ -4,7 +4,8 @@ use super::Real;
 
 /// Runs a loop compiled for the widest vector unit present (AVX-512, AVX2 + FMA, or the build's baseline).
 ///
-/// Mark the closure `#[inline(always)]`: unless it is inlined, it is compiled for the build's baseline instead.
+/// Mark the closure `#[inline(always)]`: unless it is inlined, it is compiled for the build's baseline
+/// instead.
 ///
 /// Rust never fuses `a * b + c` by itself, so the results do not depend on the unit chosen.
 #[inline(always)]

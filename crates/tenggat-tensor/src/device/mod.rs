@@ -25,8 +25,8 @@ impl Device {
         Device::Cpu(Arc::new(Pool::new(false)))
     }
 
-    /// A CPU device that fills every buffer it hands out with NaN, so that an op that reads what nobody wrote shows
-    /// itself. For tests.
+    /// A CPU device that fills every buffer it hands out with NaN, so that an op that reads what nobody wrote
+    /// shows itself. For tests.
     pub fn cpu_poisoned() -> Self {
         Device::Cpu(Arc::new(Pool::new(true)))
     }
@@ -55,8 +55,8 @@ impl Device {
         Ok(Device::Cuda(Cuda::emulated(memory_bytes)?))
     }
 
-    /// Type of activations and of frozen weights that are not quantised: what the device multiplies fastest without
-    /// harm to training.
+    /// Type of activations and of frozen weights that are not quantised: what the device multiplies fastest
+    /// without harm to training.
     pub fn activations(&self) -> DType {
         match self {
             Device::Cpu(_) => DType::F32,
@@ -99,9 +99,10 @@ impl Device {
         }
     }
 
-    /// Does `aside`, then `main`. Captured for a GPU ([`Cuda::capture`]), they may be done at the same time, before whatever
-    /// comes next: neither reads what the other writes, writes what the other reads, or lets go of what the other uses.
-    /// `shared` is for what both change on the host, and for tensors of which each writes a part of its own.
+    /// Does `aside`, then `main`. Captured for a GPU ([`Cuda::capture`]), they may be done at the same time,
+    /// before whatever comes next: neither reads what the other writes, writes what the other reads, or
+    /// lets go of what the other uses. `shared` is for what both change on the host, and for tensors of
+    /// which each writes a part of its own.
     ///
     /// # Errors
     /// Those of both; the device failed.

@@ -14,7 +14,8 @@ pub fn randn(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_f64(&Device::cpu_poisoned(), dtype, &values, shape).unwrap()
 }
 
-/// Sum of the elementwise product: the scalar whose derivative a backward pass computes for the cotangent `dy`.
+/// Sum of the elementwise product: the scalar whose derivative a backward pass computes for the cotangent
+/// `dy`.
 pub fn dot(a: &Tensor, b: &Tensor) -> f64 {
     a.to_f64().unwrap().iter().zip(b.to_f64().unwrap()).map(|(x, y)| x * y).sum()
 }
@@ -135,9 +136,9 @@ pub fn emulated_gpu(memory_bytes: usize) -> Option<Device> {
     }
 }
 
-/// Runs an op on the CPU in f64 and on the GPU in f32 and bf16, and compares every tensor that it returns: errors
-/// against the value plus the tensor's mean magnitude, at most 1e-5 of it in f32 and 2^-7 in bf16 (two roundings to 8
-/// bits), 2^-8 where the result itself is kept in f32.
+/// Runs an op on the CPU in f64 and on the GPU in f32 and bf16, and compares every tensor that it returns:
+/// errors against the value plus the tensor's mean magnitude, at most 1e-5 of it in f32 and 2^-7 in bf16 (two
+/// roundings to 8 bits), 2^-8 where the result itself is kept in f32.
 pub fn against_cpu(op: &str, run: impl Fn(&Place) -> Vec<(&'static str, Tensor)>) {
     against_cpu_within(op, 2f64.powi(-7), run);
 }

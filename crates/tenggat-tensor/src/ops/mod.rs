@@ -1,8 +1,9 @@
 //! The closed set of ops.
 //!
-//! Each folder holds one op: its contract, dispatch and tests in `mod.rs`, the readable CPU reference in `cpu.rs`
-//! and, where it pays, a fast CPU path in a file of its own; `cuda.rs` calls the kernels of `op.cu`. The reference runs in
-//! f32 and f64; finite differences are taken in f64, and GPUs are held to the reference.
+//! Each folder holds one op: its contract, dispatch and tests in `mod.rs`, the readable CPU reference in
+//! `cpu.rs` and, where it pays, a fast CPU path in a file of its own; `cuda.rs` calls the kernels of `op.cu`.
+//! The reference runs in f32 and f64; finite differences are taken in f64, and GPUs are held to the
+//! reference.
 
 mod activation;
 pub mod adafactor;
@@ -82,12 +83,12 @@ pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &swiglu::cuda::MODULE,
 ];
 
-/// Kernels of GPUs that are compiled when they are first needed: where cuDNN does attention, never. They take half of the
-/// time that all the others take together.
+/// Kernels of GPUs that are compiled when they are first needed: where cuDNN does attention, never. They take
+/// half of the time that all the others take together.
 #[cfg(test)]
 pub(crate) const RARE_KERNELS: &[&tenggat_gpu::Module] =
     &[&attention::cuda::MODULE, &tenggat_gpu::PRODUCT_MODULE];
 
-/// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the same
-/// way whatever the number of threads.
+/// Rows that one parallel task of a row-wise kernel takes. A constant, so that sums over rows are grouped the
+/// same way whatever the number of threads.
 pub(crate) const ROW_BLOCK: usize = 16;

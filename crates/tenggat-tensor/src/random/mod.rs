@@ -1,5 +1,5 @@
-//! Random numbers: [`Philox`] for everything that tenggat draws itself, [`Mt19937`] to repeat what PyTorch draws
-//! on the CPU from the same seed.
+//! Random numbers: [`Philox`] for everything that tenggat draws itself, [`Mt19937`] to repeat what PyTorch
+//! draws on the CPU from the same seed.
 
 mod mt19937;
 mod philox;

@@ -1,4 +1,5 @@
-//! The Mersenne Twister as PyTorch's CPU generator uses it, so that a seed gives the noise that `torch.randn` gives.
+//! The Mersenne Twister as PyTorch's CPU generator uses it, so that a seed gives the noise that `torch.randn`
+//! gives.
 
 const N: usize = 624;
 const M: usize = 397;
@@ -24,8 +25,8 @@ impl Mt19937 {
         Mt19937 { state, next: N, cached: None }
     }
 
-    /// A generator seeded with an array, as CPython's `random.seed` does with the 32-bit digits of an integer, lowest
-    /// first (`init_by_array` of the reference implementation).
+    /// A generator seeded with an array, as CPython's `random.seed` does with the 32-bit digits of an
+    /// integer, lowest first (`init_by_array` of the reference implementation).
     pub fn from_key(key: &[u32]) -> Self {
         let mut generator = Self::new(19_650_218);
         let (state, mut i, mut j) = (&mut generator.state, 1, 0);
@@ -71,10 +72,11 @@ impl Mt19937 {
         y ^ (y >> 18)
     }
 
-    /// Fills `out` as `torch.randn(n, generator=…)` in f32 does: blocks of 16 from 24-bit uniforms, the last block
-    /// drawn afresh when n is no multiple of 16; below 16 numbers, f64 pairs.
+    /// Fills `out` as `torch.randn(n, generator=…)` in f32 does: blocks of 16 from 24-bit uniforms, the last
+    /// block drawn afresh when n is no multiple of 16; below 16 numbers, f64 pairs.
     /// Source: pytorch `aten/src/ATen/native/cpu/DistributionTemplates.h` (`normal_fill`) and
-    /// `aten/src/ATen/core/DistributionsHelper.h`. The logarithm and the sine differ in the last bit at times.
+    /// `aten/src/ATen/core/DistributionsHelper.h`. The logarithm and the sine differ in the last bit at
+    /// times.
     pub fn randn(&mut self, out: &mut [f32]) {
         let n = out.len();
         if n < 16 {

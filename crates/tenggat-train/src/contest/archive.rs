@@ -98,7 +98,8 @@ fn take(entry: &mut dyn Read, most: u64, to: &Path) -> Result<std::result::Resul
     Ok(Ok(bytes))
 }
 
-/// File names and the numbers of the entries that they are taken from. Without a folder `train_data` all pictures count.
+/// File names and the numbers of the entries that they are taken from. Without a folder `train_data` all
+/// pictures count.
 fn wanted(entries: &[String]) -> BTreeMap<String, usize> {
     let mut inside = BTreeMap::new();
     let mut elsewhere = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! Where things lie in the contest's container. Source: rayonlabs/G.O.D, `trainer/image_manager.py`, `constants.py`,
-//! `docs/tourn_image.md`.
+//! Where things lie in the contest's container. Source: rayonlabs/G.O.D, `trainer/image_manager.py`,
+//! `constants.py`, `docs/tourn_image.md`.
 
 use std::path::{Path, PathBuf};
 
@@ -100,8 +100,9 @@ fn first_of<const N: usize>(paths: [PathBuf; N], is: fn(&Path) -> bool) -> Optio
     paths.into_iter().find(|path| is(path))
 }
 
-/// The LoRA that the contest takes from an uploaded folder: the first file, by name, that ends in `last.safetensors`; else
-/// the first without a number at the end of its name; else the one with the highest. Source: `eval_diffusion.py`.
+/// The LoRA that the contest takes from an uploaded folder: the first file, by name, that ends in
+/// `last.safetensors`; else the first without a number at the end of its name; else the one with the highest.
+/// Source: `eval_diffusion.py`.
 ///
 /// # Errors
 /// The folder cannot be read.

@@ -52,8 +52,8 @@ impl Measured {
         Measured { total: centre, captioned: mean(&|p| p[0]), empty: mean(&|p| p[1]), deviation, pictures }
     }
 
-    /// Mean difference of the totals, picture by picture, from another adapter's on the same pictures and noise, and its
-    /// standard error.
+    /// Mean difference of the totals, picture by picture, from another adapter's on the same pictures and
+    /// noise, and its standard error.
     pub fn difference(&self, other: &Self) -> (f64, f64) {
         let total = |p: &[f64; 2]| HeldOutError { captioned: p[0], empty: p[1] }.total();
         let each: Vec<f64> =
@@ -76,7 +76,8 @@ pub struct Evaluation {
     pub velocity: Option<Measured>,
 }
 
-/// Measures; `tick` is called with the number of forward passes done since the last call, counted in pictures.
+/// Measures; `tick` is called with the number of forward passes done since the last call, counted in
+/// pictures.
 ///
 /// # Errors
 /// Shapes do not fit, or the device failed.
@@ -130,8 +131,8 @@ pub fn evaluate(
     Ok(evaluation)
 }
 
-/// Mean squared difference of `n` pictures in [0, 1]. Drawn pictures were stored with 8 bits, cut off, as ComfyUI's
-/// `SaveImage` does.
+/// Mean squared difference of `n` pictures in [0, 1]. Drawn pictures were stored with 8 bits, cut off, as
+/// ComfyUI's `SaveImage` does.
 fn in_bytes(drawn: &Tensor, truth: &Tensor, n: usize) -> Result<Vec<f64>> {
     let (drawn, truth) = (drawn.to_f32()?, truth.to_f32()?);
     let size = (drawn.len() / n.max(1)).max(1);

@@ -1,5 +1,5 @@
-//! The timed contest: what its container is given and must leave behind, its rules of scoring, and the score of a LoRA by
-//! them.
+//! The timed contest: what its container is given and must leave behind, its rules of scoring, and the score
+//! of a LoRA by them.
 //!
 //! Source of the rules: rayonlabs/G.O.D, `trainer/` and `validator/evaluation/`.
 

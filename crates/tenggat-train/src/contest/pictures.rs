@@ -10,9 +10,9 @@ use crate::measure::score::Picture;
 /// Sides are cut to multiples of this.
 const DIVISIBLE_BY: usize = 16;
 
-/// Every picture under a folder with the caption beside it, sorted by path: the long side made `long_side` (Lanczos), the
-/// middle cut to sides that are multiples of 16. Pictures are not turned by their EXIF orientation: the scorer does not.
-/// Source: rayonlabs/G.O.D `validator/evaluation/image_test_data.py`.
+/// Every picture under a folder with the caption beside it, sorted by path: the long side made `long_side`
+/// (Lanczos), the middle cut to sides that are multiples of 16. Pictures are not turned by their EXIF
+/// orientation: the scorer does not. Source: rayonlabs/G.O.D `validator/evaluation/image_test_data.py`.
 ///
 /// # Errors
 /// A picture cannot be read, is too long and narrow, or has no caption; or there is none.

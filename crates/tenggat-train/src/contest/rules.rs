@@ -31,7 +31,8 @@ const TABLE: usize = 1000;
 const MASTER_SEED: u32 = 42;
 
 /// The first `n` of the contest's seeds: `random.seed(42)`, then `random.randint(0, 2**32 - 1)` each.
-/// Source: `eval_diffusion.py`, `generate_reproducible_seeds`; CPython `random.py`, `_randbelow_with_getrandbits`.
+/// Source: `eval_diffusion.py`, `generate_reproducible_seeds`; CPython `random.py`,
+/// `_randbelow_with_getrandbits`.
 pub fn seeds(n: usize) -> Vec<u64> {
     let mut generator = Mt19937::from_key(&[MASTER_SEED]);
     // 2³² values take 33 bits, and those beyond are drawn again.
@@ -42,8 +43,8 @@ pub fn seeds(n: usize) -> Vec<u64> {
         .collect()
 }
 
-/// Noise levels of an img2img run, `steps` + 1 of them, the last 0: ComfyUI's schedule `simple` of as many steps as make
-/// `steps` the share `denoise`, without its beginning.
+/// Noise levels of an img2img run, `steps` + 1 of them, the last 0: ComfyUI's schedule `simple` of as many
+/// steps as make `steps` the share `denoise`, without its beginning.
 /// Source: ComfyUI `comfy/samplers.py` (`KSampler.set_steps`, `simple_scheduler`), `comfy/model_sampling.py`
 /// (`ModelSamplingDiscreteFlow`).
 pub fn sigmas(steps: usize, denoise: f64) -> Vec<f64> {

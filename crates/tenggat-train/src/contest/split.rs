@@ -31,8 +31,9 @@ pub struct Split {
     pub trigger_in_captions: bool,
 }
 
-/// Scales and cuts every picture of `from` as the scorer does, so that training sees the sizes that are scored, and writes it
-/// with its caption to `into/train` or `into/held_out`. Which are held out depends on their names alone.
+/// Scales and cuts every picture of `from` as the scorer does, so that training sees the sizes that are
+/// scored, and writes it with its caption to `into/train` or `into/held_out`. Which are held out depends on
+/// their names alone.
 ///
 /// # Errors
 /// A folder cannot be read or written, or there is no usable picture.

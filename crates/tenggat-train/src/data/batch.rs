@@ -49,7 +49,8 @@ pub(crate) struct Prepared {
     batches: Batches,
     /// Index into `latents` of each item.
     latents_of: Vec<usize>,
-    /// Packed latents, `[tokens, channels]`, once per picture, cut and mirroring; `None` for broken pictures.
+    /// Packed latents, `[tokens, channels]`, once per picture, cut and mirroring; `None` for broken
+    /// pictures.
     latents: Vec<Option<Tensor>>,
     /// Packed masks of the items that have one, `[tokens, 4]`: the weight of each latent pixel.
     masks: HashMap<usize, Vec<f32>>,

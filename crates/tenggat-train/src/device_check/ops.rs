@@ -13,8 +13,8 @@ use super::place::{Place, largest_error};
 /// Computes some tensors from the same numbers at any place.
 type Op = fn(&Place<'_>) -> Result<Vec<Tensor>>;
 
-/// Ops by name, with the largest relative error in bf16: two roundings to 8 bits, and more where rounded results enter
-/// others.
+/// Ops by name, with the largest relative error in bf16: two roundings to 8 bits, and more where rounded
+/// results enter others.
 const OPS: [(&str, f64, Op); 19] = [
     ("products", 8e-3, products),
     ("attention", 16e-3, attention),

@@ -40,7 +40,8 @@ impl Place<'_> {
     }
 }
 
-/// Largest error of an element against its value plus the tensor's mean magnitude. What is not a number is infinitely off.
+/// Largest error of an element against its value plus the tensor's mean magnitude. What is not a number is
+/// infinitely off.
 pub(super) fn largest_error(got: &Tensor, expected: &Tensor) -> Result<f64> {
     let (got, expected) = (got.to_f64()?, expected.to_f64()?);
     let mean = expected.iter().map(|x| x.abs()).sum::<f64>() / expected.len().max(1) as f64;

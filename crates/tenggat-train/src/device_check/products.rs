@@ -3,7 +3,8 @@
 use tenggat_gpu::{Cuda, Epilogue, Factor, Product};
 use tenggat_tensor::DType;
 
-/// Channels of a block and of its MLP, `[in, out]` of its frozen linears: q, k and v together, output, MLP up and down.
+/// Channels of a block and of its MLP, `[in, out]` of its frozen linears: q, k and v together, output, MLP up
+/// and down.
 const WIDTH: usize = 3072;
 const LINEARS: [[usize; 2]; 4] = [[WIDTH, 3 * WIDTH], [WIDTH, WIDTH], [WIDTH, 4 * WIDTH], [4 * WIDTH, WIDTH]];
 /// The modulation's: a row for each sample.

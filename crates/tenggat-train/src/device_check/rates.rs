@@ -59,8 +59,8 @@ impl MeasuredRates {
         })
     }
 
-    /// The machine with these rates in place of those of the catalogue; others are scaled with the one that they are a
-    /// share of.
+    /// The machine with these rates in place of those of the catalogue; others are scaled with the one that
+    /// they are a share of.
     pub fn apply(&self, machine: &mut Machine) {
         let rates = &mut machine.rates;
         let products = self.product_flop * (1.0 + rates.gemm.half / ROWS) / rates.gemm.per_s;

@@ -1,4 +1,5 @@
-//! Whole training steps of a small number of blocks: on the device against the CPU, captured against direct, and in 8 bits.
+//! Whole training steps of a small number of blocks: on the device against the CPU, captured against direct,
+//! and in 8 bits.
 
 use tenggat_models::Result;
 use tenggat_models::qwen_image::transformer::{Config, KeptBlocks};
@@ -10,14 +11,16 @@ use crate::plan::bench::{Measured, StepBench};
 
 /// Steps of a comparison. The first graph is captured in the second; what updates did shows in the third.
 const STEPS: usize = 4;
-/// By how much loss and gradient norm may differ: activations are rounded to bf16 on the device, not on the CPU.
+/// By how much loss and gradient norm may differ: activations are rounded to bf16 on the device, not on the
+/// CPU.
 const AGAINST_CPU: f64 = 2e-2;
 /// Between two ways on the device: attention's backward pass adds up in any order.
 const AGAINST_DIRECT: f64 = 1e-2;
 /// Products of 8-bit floats err by a few percent each.
 const IN_8_BITS: f64 = 1e-1;
 
-/// The step: two blocks, so that one feeds another, of Qwen-Image's size on a card and small ones where kernels are emulated.
+/// The step: two blocks, so that one feeds another, of Qwen-Image's size on a card and small ones where
+/// kernels are emulated.
 fn bench(scope: Scope, compute: DType) -> StepBench {
     let mut model = Config::qwen_image();
     model.num_layers = 2;
@@ -56,7 +59,8 @@ fn difference(one: &Measured, other: &Measured) -> f64 {
     errors.fold(0.0, |largest: f64, x| if x.is_nan() { f64::INFINITY } else { largest.max(x) })
 }
 
-/// Forward and backward pass of blocks on the device and on the CPU: the difference, and the largest that is right.
+/// Forward and backward pass of blocks on the device and on the CPU: the difference, and the largest that is
+/// right.
 ///
 /// # Errors
 /// Out of memory, or the device failed.

@@ -244,7 +244,8 @@ mod tests {
         assert_eq!(names(folder.path()), [".hidden", "a.txt"]);
     }
 
-    /// Whoever has the old file open reads the old bytes to their end, at any size: a file is never written in place.
+    /// Whoever has the old file open reads the old bytes to their end, at any size: a file is never written
+    /// in place.
     #[test]
     fn an_open_file_stays_what_it_was() {
         use std::io::Read;
@@ -279,7 +280,8 @@ mod tests {
         assert!(fs::read(&path).unwrap() != b"newer");
     }
 
-    /// While a file is being written, its name stands for the old bytes, and nothing else lies under a name of its own.
+    /// While a file is being written, its name stands for the old bytes, and nothing else lies under a name
+    /// of its own.
     #[test]
     fn the_old_file_is_there_until_the_new_one_is_whole() {
         let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// `json.dumps(value)`: ", " and ": " between parts, everything beyond ASCII escaped, keys in their own order.
+/// `json.dumps(value)`: ", " and ": " between parts, everything beyond ASCII escaped, keys in their own
+/// order.
 pub(crate) fn dumps(value: &Value) -> String {
     let mut out = String::new();
     put(value, &mut out);

@@ -1,8 +1,9 @@
-//! Writing safetensors files: the same tensors and metadata give the same bytes, which the library's own writer does
-//! not promise (its metadata are a hash map).
+//! Writing safetensors files: the same tensors and metadata give the same bytes, which the library's own
+//! writer does not promise (its metadata are a hash map).
 //!
 //! Format: 8 bytes of header length, the header (JSON, padded with spaces to a multiple of 8), the tensors.
-//! Source: safetensors README, section "Format"; tensors lie sorted by type, then by name, as the library has them.
+//! Source: safetensors README, section "Format"; tensors lie sorted by type, then by name, as the library has
+//! them.
 
 use std::borrow::Cow;
 use std::io::{self, Write};

@@ -4,8 +4,8 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::{Result, Tensor};
 
-/// The average: `e ← e + (1 − d)·(p − e)` after every step. With a warm-up `d = min(decay, (1 + n)/(10 + n))` at step n,
-/// so that the first steps do not weigh on it for long; without one `d = decay`, as in ai-toolkit.
+/// The average: `e ← e + (1 − d)·(p − e)` after every step. With a warm-up `d = min(decay, (1 + n)/(10 + n))`
+/// at step n, so that the first steps do not weigh on it for long; without one `d = decay`, as in ai-toolkit.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,

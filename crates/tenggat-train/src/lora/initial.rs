@@ -31,8 +31,8 @@ fn kind(network: &Network) -> Kind {
     }
 }
 
-/// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength 1; of a
-/// Kronecker product, W₁ alike over its own columns, W₂ zero.
+/// An adapter as ai-toolkit starts it: A uniform in ±1/√input (kaiming uniform with a = √5), B zero, strength
+/// 1; of a Kronecker product, W₁ alike over its own columns, W₂ zero.
 ///
 /// # Errors
 /// Out of device memory.

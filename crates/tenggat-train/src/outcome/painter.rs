@@ -57,7 +57,8 @@ impl Request<'_> {
 }
 
 impl Painter<'_> {
-    /// The picture, `[1, height, width, 3]` in [−1, 1]; `None` if `on_step`, called after every step, says `Break`.
+    /// The picture, `[1, height, width, 3]` in [−1, 1]; `None` if `on_step`, called after every step, says
+    /// `Break`.
     ///
     /// # Errors
     /// Out of memory, or the device failed.

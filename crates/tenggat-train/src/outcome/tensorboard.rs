@@ -1,7 +1,8 @@
 //! TensorBoard event files: numbers by step, as `log_dir` asks for them.
 //!
-//! A file is a row of records (length, checksum, data, checksum), each an `Event` protocol buffer. Source: TensorFlow
-//! `tensorflow/core/lib/io/record_writer.h`, `core/util/event.proto`, `core/framework/summary.proto`.
+//! A file is a row of records (length, checksum, data, checksum), each an `Event` protocol buffer. Source:
+//! TensorFlow `tensorflow/core/lib/io/record_writer.h`, `core/util/event.proto`,
+//! `core/framework/summary.proto`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,8 +17,8 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts a file in `folder`, which is made if need be. Numbers of later steps than `steps` that other files of the
-    /// folder have no longer count: a run that goes on does those steps again.
+    /// Starts a file in `folder`, which is made if need be. Numbers of later steps than `steps` that other
+    /// files of the folder have no longer count: a run that goes on does those steps again.
     ///
     /// # Errors
     /// The folder or file cannot be written.

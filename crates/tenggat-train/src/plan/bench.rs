@@ -1,7 +1,8 @@
-//! A whole training step of a model of any size, with weights that need no file: what it takes in time and memory.
+//! A whole training step of a model of any size, with weights that need no file: what it takes in time and
+//! memory.
 //!
-//! The step is the one that runs take ([`Trainer`]); weights are generated tensor by tensor in their stored form, so that
-//! a model of 20 billion weights is there within seconds and never larger than it is stored.
+//! The step is the one that runs take ([`Trainer`]); weights are generated tensor by tensor in their stored
+//! form, so that a model of 20 billion weights is there within seconds and never larger than it is stored.
 
 use std::sync::Arc;
 
@@ -89,7 +90,8 @@ impl StepTime {
 /// What was measured.
 #[derive(Debug, Clone, Default)]
 pub struct Measured {
-    /// Seconds of making all noise levels of the steps drawn ahead, each time; empty if modulation is part of the steps.
+    /// Seconds of making all noise levels of the steps drawn ahead, each time; empty if modulation is part
+    /// of the steps.
     pub modulation_s: Vec<f64>,
     /// Steps that warmed up caches and buffers.
     pub warm_up: Vec<StepTime>,
@@ -186,8 +188,9 @@ impl StepBench {
         })
     }
 
-    /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends. No step but the first begins once
-    /// the clock has come to `until_s`, if there is one; if none was to count by then, the last one does.
+    /// Takes `warm_up` steps and then `steps` that count, and tells each part as it ends. No step but the
+    /// first begins once the clock has come to `until_s`, if there is one; if none was to count by then,
+    /// the last one does.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
@@ -262,7 +265,8 @@ fn level(step: usize, sample: usize) -> f64 {
     Philox::new(4).uniform(step as u64, sample as u64)
 }
 
-/// FLOP/s of a large product of dense matrices of the device's own type, now: what other rates are compared with.
+/// FLOP/s of a large product of dense matrices of the device's own type, now: what other rates are compared
+/// with.
 ///
 /// # Errors
 /// The device failed.
@@ -318,7 +322,8 @@ mod tests {
         }
     }
 
-    /// What is kept and what is computed again, inside the step or ahead of it, does not change what a step computes.
+    /// What is kept and what is computed again, inside the step or ahead of it, does not change what a step
+    /// computes.
     #[test]
     fn losses_do_not_depend_on_what_is_kept() {
         let losses = |steps_ahead, kept| {
@@ -379,7 +384,8 @@ mod tests {
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
-        // 8-bit products err by a few percent; the prediction of random weights is a part of what the loss squares.
+        // 8-bit products err by a few percent; the prediction of random weights is a part of what the loss
+        // squares.
         let bench_8bit = StepBench {
             compute: DType::BF16,
             fp8_products: true,

@@ -244,7 +244,8 @@ fn squares(job: &Job) -> Vec<BucketShape> {
         .collect()
 }
 
-/// Which layers other programs would train, judged by one layer of each kind; `None` if the job leaves it to them.
+/// Which layers other programs would train, judged by one layer of each kind; `None` if the job leaves it to
+/// them.
 fn targets(network: &Network) -> Option<Targets> {
     if network.only_if_contains.is_empty() && network.ignore_if_contains.is_empty() {
         return None;

@@ -275,8 +275,8 @@ impl RunLock {
 impl Drop for RunLock {
     fn drop(&mut self) {
         self.stop();
-        // A child that another thread is just starting holds a copy of the file until it runs its own program: closing
-        // ours would not end the lock.
+        // A child that another thread is just starting holds a copy of the file until it runs its own
+        // program: closing ours would not end the lock.
         if let Some(file) = &self.file {
             let _ = file.unlock();
         }

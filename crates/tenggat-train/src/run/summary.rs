@@ -29,7 +29,8 @@ pub struct Summary {
     pub after: Option<Scores>,
     /// Where the best LoRA is delivered: what the run began with, and what is delivered.
     pub chosen: Option<(Contender, Contender)>,
-    /// The lock on the folder, if there is a result in it: no other run begins there while somebody holds it.
+    /// The lock on the folder, if there is a result in it: no other run begins there while somebody holds
+    /// it.
     pub lock: Option<Arc<RunLock>>,
 }
 

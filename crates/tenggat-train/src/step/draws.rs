@@ -109,7 +109,8 @@ impl Draws {
         table
     }
 
-    /// 750 values of 1 − x / max x with log-normal x (σ = 0.333) and 250 linear ones, in whole timesteps, falling.
+    /// 750 values of 1 − x / max x with log-normal x (σ = 0.333) and 250 linear ones, in whole timesteps,
+    /// falling.
     fn lognormal_table(&self, stream: u64) -> Vec<f64> {
         let (many, few) = (timesteps::ENTRIES * 3 / 4, timesteps::ENTRIES / 4);
         let mut table = vec![0.0; many];
@@ -128,8 +129,8 @@ impl Draws {
         (self.random, Self::stream(Purpose::Caption, batch, sample))
     }
 
-    /// Noise of one sample, `tokens · channels` numbers; `offset` adds that much of one more normal number to all
-    /// elements of a channel.
+    /// Noise of one sample, `tokens · channels` numbers; `offset` adds that much of one more normal number to
+    /// all elements of a channel.
     pub fn noise(&self, batch: u64, sample: usize, channels: usize, offset: f64, out: &mut [f32]) {
         self.random.normal(Self::stream(Purpose::Noise, batch, sample), out);
         if offset != 0.0 {

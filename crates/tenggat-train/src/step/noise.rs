@@ -2,8 +2,8 @@
 
 use tenggat_tensor::random::Mt19937;
 
-/// Noise for latents `[channels/4, h, w]` drawn in that order, as the diffusers pipeline and ComfyUI draw it, packed into
-/// `grid` = (rows, columns) patches: `[rows·columns, channels]`.
+/// Noise for latents `[channels/4, h, w]` drawn in that order, as the diffusers pipeline and ComfyUI draw it,
+/// packed into `grid` = (rows, columns) patches: `[rows·columns, channels]`.
 pub fn packed(seed: u64, (rows, columns): (usize, usize), channels: usize) -> Vec<f32> {
     let z = channels / 4;
     let (h, w) = (2 * rows, 2 * columns);

@@ -11,9 +11,11 @@ use tenggat_tensor::ops::linear::Write;
 const MOST: usize = 32;
 /// Times that recordings may lose their memory, one soon after the other, before none are made any more.
 const MOST_LOST: usize = 3;
-/// Steps after which another loss is no longer soon: what took the memory, such as sample pictures, comes rarely.
+/// Steps after which another loss is no longer soon: what took the memory, such as sample pictures, comes
+/// rarely.
 const SOON: u64 = 50;
-/// By how much loss and gradient norm may differ between the two ways: attention's backward pass adds up in any order.
+/// By how much loss and gradient norm may differ between the two ways: attention's backward pass adds up in
+/// any order.
 const TOLERANCE: f64 = 1e-2;
 
 /// What a recording holds for.
@@ -83,8 +85,8 @@ impl Passes {
         self.step += 1;
     }
 
-    /// How such a batch goes through the model. It is recorded in the second step that has one, when all that depends on
-    /// its shape is there and it is likely to come again.
+    /// How such a batch goes through the model. It is recorded in the second step that has one, when all that
+    /// depends on its shape is there and it is likely to come again.
     pub fn way(&mut self, key: &Key) -> Way {
         if self.is_given_up {
             return Way::Direct;
@@ -119,7 +121,8 @@ impl Passes {
         }
     }
 
-    /// Keeps what came of recording. Whether there is a recording; why there is none is worth no more than a note.
+    /// Keeps what came of recording. Whether there is a recording; why there is none is worth no more than a
+    /// note.
     pub fn keep(&mut self, key: Key, made: Result<Option<Recorded>>) -> bool {
         let known = match made {
             Ok(Some(recorded)) => Known::Recorded(Box::new(recorded)),
@@ -196,7 +199,8 @@ impl Passes {
 mod tests {
     use super::*;
 
-    /// Losses that follow one another end recording; such as sample pictures cause do not, however many there are.
+    /// Losses that follow one another end recording; such as sample pictures cause do not, however many there
+    /// are.
     #[test]
     fn rare_losses_do_not_end_recording() {
         let key = Key {

@@ -161,7 +161,8 @@ impl<'a> Trainer<'a> {
         self.passes.forget();
     }
 
-    /// Asks a GPU for every kernel of every step one by one, instead of recording the passes and asking for them as a whole.
+    /// Asks a GPU for every kernel of every step one by one, instead of recording the passes and asking for
+    /// them as a whole.
     pub fn record_nothing(&mut self) {
         self.passes.give_up(None);
     }
@@ -308,8 +309,9 @@ impl<'a> Trainer<'a> {
         loss.value(asked).map(Some)
     }
 
-    /// Records the passes of a batch that has just gone through the model. The first time, they are done a second time that
-    /// way, and have to come to the same; else they are done once more as before, for the gradients.
+    /// Records the passes of a batch that has just gone through the model. The first time, they are done a
+    /// second time that way, and have to come to the same; else they are done once more as before, for
+    /// the gradients.
     fn try_recording(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
         let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
         let made = Recorded::new(self.model, asked.inputs, &self.lora, self.kept, gradients);
@@ -378,7 +380,8 @@ impl Asked<'_> {
     }
 }
 
-/// A loss that nobody waits for until it is wanted: the backward pass is asked for while a GPU still works on the forward one.
+/// A loss that nobody waits for until it is wanted: the backward pass is asked for while a GPU still works on
+/// the forward one.
 enum Ahead {
     /// Of each sample, `[b, 1]`.
     Queued(Tensor),

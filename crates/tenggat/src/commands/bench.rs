@@ -56,8 +56,8 @@ struct StepArgs {
     /// How frozen matrices are stored: uint2 to uint7, qfloat8, float8, qint8, int8, or bf16.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     qtype: String,
-    /// Multiply the frozen linears in 8-bit floats, where the GPU does that; with --qtype float8, qfloat8, bf16 or any
-    /// other. Products then err by a few percent.
+    /// Multiply the frozen linears in 8-bit floats, where the GPU does that; with --qtype float8, qfloat8,
+    /// bf16 or any other. Products then err by a few percent.
     #[arg(long)]
     fp8_products: bool,
     /// Rank of the LoRA.
@@ -75,19 +75,22 @@ struct StepArgs {
     /// Optimiser.
     #[arg(long, value_enum, default_value_t = Adam::Adamw)]
     optimizer: Adam,
-    /// Whether blocks compute their activations again instead of keeping them; `auto`: those that do not fit.
+    /// Whether blocks compute their activations again instead of keeping them; `auto`: those that do not
+    /// fit.
     #[arg(long, value_enum, default_value_t = Recompute::Auto)]
     gradient_checkpointing: Recompute,
     /// Whether the modulation matrices stay in memory; `auto`: unless the plan advises against it.
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     modulation: Storage,
-    /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of a model.
+    /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of
+    /// a model.
     #[arg(
         long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights",
         value_parser = whole::<usize>(0, 1000)
     )]
     offloaded_blocks: usize,
-    /// Ask a GPU for every kernel by itself, instead of for whole passes that are recorded in the second step.
+    /// Ask a GPU for every kernel by itself, instead of for whole passes that are recorded in the second
+    /// step.
     #[arg(long)]
     direct: bool,
     /// Memory that may be used: 14GB, 22.5GiB (default: half of the machine's).
@@ -105,8 +108,8 @@ struct StepArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Print a line of JSON for each step as it ends, then one with all that was measured: what is cut off tells what it
-    /// came to.
+    /// Print a line of JSON for each step as it ends, then one with all that was measured: what is cut off
+    /// tells what it came to.
     #[arg(long, conflicts_with = "json")]
     json_lines: bool,
 }
@@ -166,7 +169,8 @@ struct Report {
     warm_up_s: Vec<f64>,
     steps_s: Vec<f64>,
     seconds: Seconds,
-    /// Processor seconds of a step, all threads together, without modulation; null where the system does not say.
+    /// Processor seconds of a step, all threads together, without modulation; null where the system does not
+    /// say.
     processor_s: Option<f64>,
     /// Of the step, by the plan's count.
     tflop: f64,

@@ -130,8 +130,8 @@ fn summary(job: &Job) -> String {
     format!("{}: {network}, {steps}, batch {batch}, {kind:?}, learning rate {lr:e}", job.name)
 }
 
-/// Shows whether the model is here and whole, and returns whether it is here. A problem is only a folder that is
-/// neither there nor the name of a repository, or a model of another family.
+/// Shows whether the model is here and whole, and returns whether it is here. A problem is only a folder that
+/// is neither there nor the name of a repository, or a model of another family.
 fn model(name: &str, found: &mut Findings) -> bool {
     let folder = match name {
         assets::MINI => assets::mini().map(|path| path.join("model")),
@@ -168,7 +168,8 @@ fn model(name: &str, found: &mut Findings) -> bool {
     true
 }
 
-/// Whether the job's patterns leave anything to train, in the model that is here or else in the published one.
+/// Whether the job's patterns leave anything to train, in the model that is here or else in the published
+/// one.
 fn trained_modules(job: &Job) -> Result<(), &'static str> {
     let folder = match job.model.name_or_path.as_str() {
         assets::MINI => assets::mini().map(|path| path.join("model")).unwrap_or_default(),

@@ -16,8 +16,8 @@ use crate::output::say;
 /// `tenggat doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Check the GPU, for at most a minute or so: every op and real blocks against the processor, CUDA graphs, 8-bit products,
-    /// memory; then measure its rates for `tenggat plan`. Fails if a check does.
+    /// Check the GPU, for at most a minute or so: every op and real blocks against the processor, CUDA
+    /// graphs, 8-bit products, memory; then measure its rates for `tenggat plan`. Fails if a check does.
     #[arg(long)]
     gpu: bool,
     /// Print what the checks came to as JSON, for a report of a fault.
@@ -64,7 +64,8 @@ pub fn doctor(args: &DoctorArgs, choice: Choice) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a GPU needs beside its driver: compiler, matrix products, attention; and the Python packages that bring them.
+/// What a GPU needs beside its driver: compiler, matrix products, attention; and the Python packages that
+/// bring them.
 const LIBRARIES: [(&str, &str); 3] =
     [("libnvrtc", "nvidia-cuda-nvrtc"), ("libcublasLt", "nvidia-cublas"), ("libcudnn", "nvidia-cudnn-cu13")];
 

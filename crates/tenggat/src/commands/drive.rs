@@ -34,8 +34,8 @@ pub struct DriveArgs {
     /// Any other trainer: its command, after `--`, as you would type it.
     #[arg(last = true, value_name = "COMMAND", requires = "saves")]
     pub command: Vec<String>,
-    /// Where that trainer's LoRA files go: 'out/**/*.safetensors'. The newest whole one is `last.safetensors` in the
-    /// first of these folders.
+    /// Where that trainer's LoRA files go: 'out/**/*.safetensors'. The newest whole one is
+    /// `last.safetensors` in the first of these folders.
     #[arg(long, value_name = "PATTERN", requires = "command")]
     pub saves: Option<String>,
     #[command(flatten)]

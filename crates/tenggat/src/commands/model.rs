@@ -12,8 +12,8 @@ use tenggat_train::lora::file as lora_file;
 use crate::assets;
 use crate::output::Bar;
 
-/// The folder of a model: `mini`, a local folder, or a hub repository, fetched with a progress bar. Its files are
-/// checked before any is loaded.
+/// The folder of a model: `mini`, a local folder, or a hub repository, fetched with a progress bar. Its files
+/// are checked before any is loaded.
 pub fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
     locate_unless(name_or_path, &Interrupt::default())
 }
@@ -28,8 +28,8 @@ pub fn locate_unless(name_or_path: &str, interrupt: &Interrupt) -> anyhow::Resul
     Ok(folder)
 }
 
-/// A file given by its path, or as `org/name/file` of the hub, fetched with a progress bar; a download ends once that is
-/// asked for.
+/// A file given by its path, or as `org/name/file` of the hub, fetched with a progress bar; a download ends
+/// once that is asked for.
 pub fn locate_file(name: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
     Ok(with_bar(|show| hub::locate_file(name, &options(interrupt), show))?)
 }

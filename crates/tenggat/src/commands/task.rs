@@ -25,7 +25,8 @@ use crate::signals;
 
 /// The job, unless another is given.
 const PRESET: &str = include_str!("../../../../assets/contest/task.yaml");
-/// Kept free before the end for what this process's clock does not show: share of the hours, and its bounds in seconds.
+/// Kept free before the end for what this process's clock does not show: share of the hours, and its bounds
+/// in seconds.
 const MARGIN_SHARE: f64 = 0.01;
 const MARGIN_S: (f64, f64) = (1.0, 60.0);
 /// With fewer pictures than so many, the learning rate falls no further; not measured.
@@ -80,13 +81,14 @@ pub struct TaskArgs {
     /// Peak learning rate, in place of the one worked out.
     #[arg(long, allow_negative_numbers = true, value_parser = learning_rate)]
     lr: Option<f64>,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard error.
+    /// Print the events of the run on standard output, for programs; what people read goes to standard
+    /// error.
     #[arg(long, value_name = "FORMAT")]
     events: Option<events::Format>,
 }
 
-/// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code other than 0: with
-/// another the contest uploads nothing.
+/// Trains until shortly before the end. Once there is a LoRA nothing that goes wrong makes the exit code
+/// other than 0: with another the contest uploads nothing.
 pub fn task(args: &TaskArgs, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
     let task = Task {
         id: args.task_id.clone(),
@@ -327,7 +329,8 @@ impl Choices {
     }
 }
 
-/// How the weights must be quantised to fit this machine's memory, as `qtype`; `None` if they fit as they are.
+/// How the weights must be quantised to fit this machine's memory, as `qtype`; `None` if they fit as they
+/// are.
 fn quantised(model: &Path, roots: &Roots) -> anyhow::Result<Option<String>> {
     let weights: u64 = ["transformer", "text_encoder", "vae"]
         .iter()

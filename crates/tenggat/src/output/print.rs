@@ -69,8 +69,8 @@ pub fn complaint(kind: &str, text: &str) {
     print(Stream::Err, &ended(&shown));
 }
 
-/// One line of JSON on standard output, for a program that reads along. A reader that is gone or does not keep up
-/// stops nothing.
+/// One line of JSON on standard output, for a program that reads along. A reader that is gone or does not
+/// keep up stops nothing.
 ///
 /// # Errors
 /// The value cannot be written as JSON.

@@ -68,3 +68,18 @@ pub fn ends(child: &mut Child, within: Duration) -> ExitStatus {
 pub fn logged_steps(run: &Path) -> usize {
     fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
+
+/// Three pictures in `folder`, the last cut short after its header.
+pub fn some_pictures(folder: &Path) -> PathBuf {
+    let set = folder.join("set");
+    fs::create_dir(&set).unwrap();
+    for name in ["fox", "bell", "drum"] {
+        for extension in ["png", "txt"] {
+            let file = format!("{name}.{extension}");
+            fs::copy(demo_pictures("train").join(&file), set.join(&file)).unwrap();
+        }
+    }
+    let whole = fs::read(set.join("drum.png")).unwrap();
+    fs::write(set.join("drum.png"), &whole[..whole.len() / 2]).unwrap();
+    set
+}

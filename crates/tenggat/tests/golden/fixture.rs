@@ -14,8 +14,8 @@ pub fn folder() -> PathBuf {
     )
 }
 
-/// Whether the set has this file, which its generator leaves out where the ai-toolkit is not at hand; a test that
-/// returns without it says so. The committed set has every file.
+/// Whether the set has this file, which its generator leaves out where the ai-toolkit is not at hand; a test
+/// that returns without it says so. The committed set has every file.
 pub fn has_file(file: &str) -> bool {
     let there = folder().join(file).is_file();
     if !there && std::env::var_os("TENGGAT_GOLDEN").is_none() {
@@ -114,7 +114,8 @@ fn numbers<const N: usize, T>(data: &[u8], one: impl Fn([u8; N]) -> T) -> Vec<T>
     data.as_chunks::<N>().0.iter().map(|&b| one(b)).collect()
 }
 
-/// Compares elementwise; prints the largest difference, and fails if it exceeds `tolerance` or is not a number.
+/// Compares elementwise; prints the largest difference, and fails if it exceeds `tolerance` or is not a
+/// number.
 #[track_caller]
 pub fn assert_close<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     what: &str,

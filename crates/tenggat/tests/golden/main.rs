@@ -1,7 +1,7 @@
 //! Numbers of the reference implementation, file by file.
 //!
-//! The folder is `tests/fixtures` of the repository, or the one that `TENGGAT_GOLDEN` names. Dimensions are read
-//! from the files, so that any set made by the same generator runs unchanged.
+//! The folder is `tests/fixtures` of the repository, or the one that `TENGGAT_GOLDEN` names. Dimensions are
+//! read from the files, so that any set made by the same generator runs unchanged.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "tests say what they found")]
 
 mod fixture;

@@ -55,8 +55,8 @@ impl Case {
         assert_close_l2(&format!("{prefix}.y against {unquantised}"), &y, &expected, coarse);
     }
 
-    /// Within one bf16 step of the largest value: the reference rounds the product, the scaled product and the sum
-    /// with the bias to bf16, half a step each, of values that are mostly smaller.
+    /// Within one bf16 step of the largest value: the reference rounds the product, the scaled product and
+    /// the sum with the bias to bf16, half a step each, of values that are mostly smaller.
     fn check_output(&self, name: &str, y: &Tensor) {
         let (y, expected) = (y.to_f64().unwrap(), self.golden.f64(name));
         let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
@@ -64,8 +64,8 @@ impl Case {
     }
 }
 
-/// The whole matrix packed as upstream stores it: shards of the flattened codes, widest first with the lowest bits,
-/// each cut into as many chunks as fit side by side into a byte.
+/// The whole matrix packed as upstream stores it: shards of the flattened codes, widest first with the lowest
+/// bits, each cut into as many chunks as fit side by side into a byte.
 fn packed_whole(bits: u8, codes: &[u8]) -> Vec<u8> {
     let mut packed = Vec::new();
     let mut shift = 0;

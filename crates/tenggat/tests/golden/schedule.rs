@@ -32,7 +32,8 @@ fn schedules_for_every_size_and_step_count() {
         let (tokens, steps) = (image_tokens(size), steps.parse().expect("steps"));
         let get = |what: &str| golden.f64(&format!("schedule.{case}.{what}"));
         if steps == 1 {
-            // The reference stretches 1 − σ of the last step to `shift_terminal`, and for σ = 1 divides zero by zero.
+            // The reference stretches 1 − σ of the last step to `shift_terminal`, and for σ = 1 divides zero
+            // by zero.
             assert!(get("sigmas")[0].is_nan(), "{case} sigmas");
             assert_eq!(scheduler.sigmas(1, tokens), [1.0, 0.0], "{case} sigmas");
             continue;

@@ -1,4 +1,5 @@
-//! `train_steps`: ten optimiser steps on the whole transformer against `torch.optim.AdamW` and bitsandbytes' AdamW8bit.
+//! `train_steps`: ten optimiser steps on the whole transformer against `torch.optim.AdamW` and bitsandbytes'
+//! AdamW8bit.
 
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Transformer};
@@ -22,7 +23,8 @@ fn sample(model: &Transformer, golden: &Golden, name: &str, i: usize) -> Tensor 
     Tensor::from_f64(model.device(), model.precision().compute, values, &[tokens, c]).unwrap()
 }
 
-/// Takes the ten steps of a golden run, comparing losses to `tolerance`; `after` sees the optimiser after each.
+/// Takes the ten steps of a golden run, comparing losses to `tolerance`; `after` sees the optimiser after
+/// each.
 fn ten_steps(
     golden: &Golden,
     run: &str,
@@ -113,11 +115,11 @@ fn ten_adamw_steps() {
     assert_final(&golden, "adamw", &lora, 2e-4, 1e-5);
 }
 
-/// bitsandbytes' CPU kernel stores a code next to the nearest one now and then, so that the runs part by what steps of
-/// 1e-3 make of that.
+/// bitsandbytes' CPU kernel stores a code next to the nearest one now and then, so that the runs part by what
+/// steps of 1e-3 make of that.
 ///
-/// Of the stored states those of step 10 are compared: `state_step1` of this set was saved by reference and holds them too,
-/// and `param` of every step the final weights of the last run.
+/// Of the stored states those of step 10 are compared: `state_step1` of this set was saved by reference and
+/// holds them too, and `param` of every step the final weights of the last run.
 #[test]
 fn ten_adamw8bit_steps() {
     let golden = Golden::open("train_steps.safetensors");

@@ -326,7 +326,8 @@ fn every_gradient_in_f32() {
     }
 }
 
-/// In f64 the gradients agree with the reference's f64 run to its last digits: nothing is approximately right.
+/// In f64 the gradients agree with the reference's f64 run to its last digits: nothing is approximately
+/// right.
 #[test]
 fn every_gradient_in_f64() {
     let golden = Golden::open("lora_grad.safetensors");

@@ -10,8 +10,8 @@ use super::fixture::{Golden, assert_close, assert_close_l2, folder};
 
 /// Limit of latents and pictures, from the README of the golden set.
 const LIMIT: f64 = 2e-4;
-/// Limit of an intermediate activation, relative to its largest value. The reference's own f32 run is up to 1.1e-5
-/// away from f64 (`dec.norm_out`, where the norm divides by the length of pixels that nearly cancel).
+/// Limit of an intermediate activation, relative to its largest value. The reference's own f32 run is up to
+/// 1.1e-5 away from f64 (`dec.norm_out`, where the norm divides by the length of pixels that nearly cancel).
 const INTERMEDIATE: f64 = 1e-4;
 
 fn load(dtype: DType) -> Vae {
@@ -161,8 +161,8 @@ fn tiles_change_little_and_one_tile_nothing() {
     assert_eq!(run(&vae, &large), whole[1], "not above the threshold");
     vae.tile_above(256 * 320 - 1);
     let tiled = run(&vae, &large);
-    // The first tile ends at column 256 and is faded out over the 64 columns before; left of those, what the tile
-    // does not see is far away, and the rest comes from the attention, which sees less.
+    // The first tile ends at column 256 and is faded out over the 64 columns before; left of those, what the
+    // tile does not see is far away, and the rest comes from the attention, which sees less.
     for (i, (what, edge)) in [("latents", 192 / 8), ("picture", 192)].into_iter().enumerate() {
         let (rows, columns) = if i == 0 { (256 / 8, 320 / 8) } else { (256, 320) };
         let per_row = whole[1][i].len() / rows;

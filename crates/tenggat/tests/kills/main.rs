@@ -181,8 +181,8 @@ fn names(call: &str) -> (Vec<&str>, &str) {
     (quoted, file)
 }
 
-/// A power cut takes what was not flushed: a file is flushed before it gets its name, and the folder that holds the name
-/// before the next file is.
+/// A power cut takes what was not flushed: a file is flushed before it gets its name, and the folder that
+/// holds the name before the next file is.
 #[test]
 fn a_file_is_flushed_before_it_is_named_and_its_folder_after() {
     let job = Job::new("steps: 5", "");

@@ -75,8 +75,8 @@ fn a_gpu_agrees_with_the_cpu() {
     tails_are_masked(&device);
 }
 
-/// Lengths that end in the middle of a kernel's tile of 128 keys, where kernels of Hopper were known to leave the tail
-/// unmasked; and rows whose scores are all about −100, below where exp gives an f32 above 0.
+/// Lengths that end in the middle of a kernel's tile of 128 keys, where kernels of Hopper were known to leave
+/// the tail unmasked; and rows whose scores are all about −100, below where exp gives an f32 above 0.
 fn tails_are_masked(device: &Device) {
     let dnn = Dnn::open(device.0.cu_stream().cast(), None).unwrap();
     for (tokens, lengths) in [(192, [192, 64]), (320, [192, 320]), (448, [448, 320])] {

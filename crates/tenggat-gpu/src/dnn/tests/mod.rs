@@ -181,8 +181,8 @@ fn operands_are_those_of_the_graphs() {
     assert_eq!(backward_graph.operations.len(), 24);
 }
 
-/// Lengths are masked in every graph, whatever the batch: kernels of Hopper are known to err where the tail of a sequence is
-/// not masked.
+/// Lengths are masked in every graph, whatever the batch: kernels of Hopper are known to err where the tail
+/// of a sequence is not masked.
 #[test]
 fn no_graph_goes_without_its_mask() {
     for shape in shapes() {

@@ -69,8 +69,8 @@ impl Reference {
         Reference { shape, scale, key_lens, query_lens, inputs, outputs }
     }
 
-    /// Prints the largest difference of a result from the formula's, as a part of the largest value, and refuses
-    /// more than `tolerance`.
+    /// Prints the largest difference of a result from the formula's, as a part of the largest value, and
+    /// refuses more than `tolerance`.
     pub fn compare(&self, output: usize, got: &[f64], tolerance: f64) {
         let (name, expected) = (["o", "lse", "dq", "dk", "dv"][output], &self.outputs[output]);
         assert_eq!(got.len(), expected.len());
@@ -105,8 +105,8 @@ fn log_sum_exp(scores: &[f64]) -> f64 {
     largest + scores.iter().map(|s| (s - largest).exp()).sum::<f64>().ln()
 }
 
-/// Output and gradients of one query: with `p = softmax`, `dv += pᵀ·dO`, `ds = p ∘ (dO·vᵀ − dO·o)`, `dq = scale·ds·k`,
-/// `dk += scale·dsᵀ·q`.
+/// Output and gradients of one query: with `p = softmax`, `dv += pᵀ·dO`, `ds = p ∘ (dO·vᵀ − dO·o)`, `dq =
+/// scale·ds·k`, `dk += scale·dsᵀ·q`.
 fn add_query(
     inputs: &[Vec<f64>; 4],
     [o, _, dq, dk, dv]: &mut [Vec<f64>; 5],

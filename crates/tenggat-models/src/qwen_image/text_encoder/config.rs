@@ -63,8 +63,8 @@ impl Config {
     /// Reads and checks `<folder>/config.json`, flat or with a `text_config` section, whose values win.
     ///
     /// # Errors
-    /// The file is missing or malformed, lacks a dimension, or describes a variant that is not supported; the message
-    /// names the key.
+    /// The file is missing or malformed, lacks a dimension, or describes a variant that is not supported; the
+    /// message names the key.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let mut merged: Map<String, Value> = read_json(&path)?;
@@ -90,7 +90,8 @@ impl Config {
         }
         let rope = raw.rope_parameters.or(raw.rope_scaling);
         let kind = rope.as_ref().and_then(|r| r.rope_type.as_deref().or(r.older_type.as_deref()));
-        // "mrope" is an older name of the default. Its three position streams (frame, row, column) coincide for text.
+        // "mrope" is an older name of the default. Its three position streams (frame, row, column) coincide
+        // for text.
         if let Some(other) = kind.filter(|kind| !matches!(*kind, "default" | "mrope")) {
             return Err(format!("rope type \"{other}\" is not supported; expected default or mrope"));
         }

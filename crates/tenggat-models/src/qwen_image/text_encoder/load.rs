@@ -12,8 +12,8 @@ use crate::{Error, Interrupt, Result};
 
 const CLASS: &str = "Qwen2_5_VLForConditionalGeneration";
 
-/// Where the language model's tensors lie: as published (transformers up to 4.51), as later versions save it, as
-/// those before its release did, and the language model alone.
+/// Where the language model's tensors lie: as published (transformers up to 4.51), as later versions save it,
+/// as those before its release did, and the language model alone.
 const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
 
 /// Reads vectors and matrices by the names of the language model.
@@ -90,17 +90,18 @@ impl Loader<'_> {
 }
 
 impl TextEncoder {
-    /// Reads `<folder>/config.json` and the weights beside it. With bf16 weights the published encoder takes 14 GB
-    /// and computes the same numbers as with f32 ones: they are widened as they are used.
+    /// Reads `<folder>/config.json` and the weights beside it. With bf16 weights the published encoder takes
+    /// 14 GB and computes the same numbers as with f32 ones: they are widened as they are used.
     ///
     /// # Errors
-    /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
+    /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not
+    /// supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
         Self::load_with(folder, device, precision, None, &|_, _| {}, &Interrupt::default())
     }
 
-    /// The same with quantised linear layers; the embeddings stay as they are. `progress` is told how far a first
-    /// quantisation has come; `interrupt` ends loading, and later encoding, early.
+    /// The same with quantised linear layers; the embeddings stay as they are. `progress` is told how far a
+    /// first quantisation has come; `interrupt` ends loading, and later encoding, early.
     ///
     /// # Errors
     /// As [`TextEncoder::load`]; or the folder of quantised models cannot be written to.

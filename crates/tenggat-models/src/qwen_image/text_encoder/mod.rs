@@ -1,7 +1,8 @@
 //! The text encoder of Qwen-Image: the language model of Qwen2.5-VL, text path, forward only.
 //!
-//! Source: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VLTextModel`). Deliberate differences:
-//! sequences are packed one after another instead of padded, and rotary angles are computed in f64.
+//! Source: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VLTextModel`). Deliberate
+//! differences: sequences are packed one after another instead of padded, and rotary angles are computed in
+//! f64.
 
 mod config;
 mod layer;
@@ -40,7 +41,8 @@ impl TextEncoder {
         self.encode_traced(sequences, &mut |_, _| {})
     }
 
-    /// As [`encode`](Self::encode), showing the residual stream `[Σ lens, hidden]` after 0, 1, … layers on the way.
+    /// As [`encode`](Self::encode), showing the residual stream `[Σ lens, hidden]` after 0, 1, … layers on
+    /// the way.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -65,7 +67,8 @@ impl TextEncoder {
         Ok(y)
     }
 
-    /// Rotary table of packed sequences: `[Σ lens, head_dim]`, cosines then sines of `position / theta^(2j/d)`.
+    /// Rotary table of packed sequences: `[Σ lens, head_dim]`, cosines then sines of `position /
+    /// theta^(2j/d)`.
     fn rope(&self, lens: &[usize]) -> Result<Tensor> {
         let d = self.config.head_dim;
         let frequencies: Vec<f64> =

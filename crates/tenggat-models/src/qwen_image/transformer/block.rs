@@ -1,7 +1,8 @@
 //! A block: two streams joined by one attention, forward and backward.
 //!
-//! The joint sequence is laid out [image, text, padding], so that the valid keys of a sample are its first ones;
-//! upstream puts text first, which changes nothing: attention does not see order, and positions are per token.
+//! The joint sequence is laid out [image, text, padding], so that the valid keys of a sample are its first
+//! ones; upstream puts text first, which changes nothing: attention does not see order, and positions are per
+//! token.
 
 use tenggat_tensor::ops::attention::{self, Layout, Saved};
 use tenggat_tensor::ops::copy;
@@ -57,7 +58,8 @@ impl Geometry {
         Ok(Tensor::empty(device, dtype, &[rows, self.heads * self.head_dim])?)
     }
 
-    /// Runs `work` on one stream's rows of a joint tensor: on a copy, unless they lie one after another already.
+    /// Runs `work` on one stream's rows of a joint tensor: on a copy, unless they lie one after another
+    /// already.
     fn with_rows<R>(
         &self,
         joint: &Tensor,

@@ -1,5 +1,5 @@
-//! What a pass takes from the noise levels of its batch: the timestep embedding, and modulation that is worked out
-//! ahead of it.
+//! What a pass takes from the noise levels of its batch: the timestep embedding, and modulation that is
+//! worked out ahead of it.
 
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::silu;
@@ -11,9 +11,10 @@ use super::{config, sinusoid};
 use crate::Result;
 
 impl Transformer {
-    /// Makes sure that streamed modulation has results for these noise levels, reading its matrices once if any is
-    /// missing; only these levels are kept. Call it with those of the next steps together: a pass whose levels are
-    /// missing reads all matrices for itself alone. Does nothing where modulation is resident.
+    /// Makes sure that streamed modulation has results for these noise levels, reading its matrices once if
+    /// any is missing; only these levels are kept. Call it with those of the next steps together: a pass
+    /// whose levels are missing reads all matrices for itself alone. Does nothing where modulation is
+    /// resident.
     ///
     /// # Errors
     /// The matrices cannot be read, or the device failed.

@@ -4,14 +4,15 @@ use tenggat_tensor::Tensor;
 
 use super::block::{Results, Tape};
 
-/// Blocks whose activations stay for the backward pass. Of the others, which are the first ones, the inputs stay, from which
-/// the rest is computed again.
+/// Blocks whose activations stay for the backward pass. Of the others, which are the first ones, the inputs
+/// stay, from which the rest is computed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeptBlocks {
     /// Blocks, from the last, whose activations all stay.
     pub whole: usize,
-    /// Blocks before those of which the results of the attention and of the MLP stay: a tenth of the activations, with which
-    /// there is four tenths less to compute again (by the plan; `bench/results/2026-11-28-kept-results.md`).
+    /// Blocks before those of which the results of the attention and of the MLP stay: a tenth of the
+    /// activations, with which there is four tenths less to compute again (by the plan;
+    /// `bench/results/2026-11-28-kept-results.md`).
     pub results: usize,
 }
 

@@ -70,7 +70,8 @@ pub(super) struct Trained<'a, 'g, 't> {
 }
 
 impl Trained<'_, '_, '_> {
-    /// The adapter's gradients alone, where nothing trained lies below. `weight`: the layer's, if it is in memory.
+    /// The adapter's gradients alone, where nothing trained lies below. `weight`: the layer's, if it is in
+    /// memory.
     pub fn leaf(self, weight: Option<&Weight>, x: View<'_>, dy: View<'_>) -> Result<()> {
         if let Some(Weight::Packed(weight)) = weight
             && self.part.backward_with((x, self.ax, dy), weight, self.gradients, None)?

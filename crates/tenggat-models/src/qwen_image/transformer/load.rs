@@ -27,16 +27,17 @@ pub struct LoadOptions<'a> {
     pub quantisation: Option<&'a Quantisation>,
     /// Whether the modulation matrices stay in memory.
     pub modulation: ModulationStorage,
-    /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in bf16, and
-    /// the attention's.
+    /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in
+    /// bf16, and the attention's.
     pub narrow_products: bool,
-    /// Multiplies the blocks' frozen linears in 8-bit floats where the device does that ([`Device::fp8_products`]) and
-    /// their widths allow it: queries, keys and values, the output and the MLP of both streams. Their weights and the
-    /// other operands of their products are rounded to 8 bits, and they take 2 bytes per weight. Modulation, the ends of
-    /// the model, adapters and layers that a recovery adapter repairs stay as they are.
+    /// Multiplies the blocks' frozen linears in 8-bit floats where the device does that
+    /// ([`Device::fp8_products`]) and their widths allow it: queries, keys and values, the output and
+    /// the MLP of both streams. Their weights and the other operands of their products are rounded to 8
+    /// bits, and they take 2 bytes per weight. Modulation, the ends of the model, adapters and layers
+    /// that a recovery adapter repairs stay as they are.
     pub fp8_products: bool,
-    /// Blocks, spread over the model, whose weights leave memory after each use and are read ahead of the next. Only
-    /// quantised weights that lie in a file can.
+    /// Blocks, spread over the model, whose weights leave memory after each use and are read ahead of the
+    /// next. Only quantised weights that lie in a file can.
     pub offloaded_blocks: usize,
     /// Told how far a first quantisation has come.
     pub progress: Option<Progress<'a>>,
@@ -175,7 +176,8 @@ impl Config {
     }
 }
 
-/// Opens the weights in a folder, quantised if the options say so, and the recovery adapter that belongs to them.
+/// Opens the weights in a folder, quantised if the options say so, and the recovery adapter that belongs to
+/// them.
 fn open(
     folder: &Path,
     config: &Config,
@@ -191,8 +193,9 @@ fn open(
     };
     let Some(wanted) = options.quantisation else { return Ok((checkpoint, None)) };
     let recovery = wanted.recovery.as_deref().map(Recovery::open).transpose()?;
-    // Without a recovery adapter only the blocks are quantised. Deliberate difference: ai-toolkit quantises the ends of
-    // the model too (`toolkit/util/quantize.py`), which are 0.1 % of its weights and which every token passes.
+    // Without a recovery adapter only the blocks are quantised. Deliberate difference: ai-toolkit quantises
+    // the ends of the model too (`toolkit/util/quantize.py`), which are 0.1 % of its weights and which
+    // every token passes.
     let modules = recovery.as_ref().map_or(Modules::Under(BLOCKS), |r| Modules::Only(r.modules()));
     let progress = options.progress.unwrap_or(&|_, _| {});
     Ok((checkpoint.quantised(wanted, modules, &config.matrices(), progress)?, recovery))
@@ -202,16 +205,17 @@ impl Transformer {
     /// Reads `<folder>/config.json` and the weights beside it.
     ///
     /// # Errors
-    /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not supported.
+    /// A file is missing or malformed, a tensor is missing or has another shape, or the variant is not
+    /// supported.
     pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
         Self::load_with(folder, device, precision, LoadOptions::default())
     }
 
     /// The same, quantised or with streamed modulation.
     ///
-    /// One matrix at a time goes from the mapped file through quantisation to its place, so that no more is in memory
-    /// than the result and one matrix. Quantised without a recovery adapter, every matrix of a block is quantised whose
-    /// width the format allows; with one, those that it repairs.
+    /// One matrix at a time goes from the mapped file through quantisation to its place, so that no more is
+    /// in memory than the result and one matrix. Quantised without a recovery adapter, every matrix of a
+    /// block is quantised whose width the format allows; with one, those that it repairs.
     ///
     /// # Errors
     /// As [`Transformer::load`]; or the adapter does not fit, or the cache folder cannot be written to.
@@ -226,8 +230,8 @@ impl Transformer {
         Self::from_source(config, device, precision, Arc::new(checkpoint), recovery.as_ref(), options)
     }
 
-    /// Quantises the model in a folder for later loads and returns the file that keeps it; does nothing more if it is
-    /// there. `wanted` names a folder to keep it in.
+    /// Quantises the model in a folder for later loads and returns the file that keeps it; does nothing more
+    /// if it is there. `wanted` names a folder to keep it in.
     ///
     /// # Errors
     /// As [`Transformer::load_with`]; `wanted` names no folder; somebody asked for the end.

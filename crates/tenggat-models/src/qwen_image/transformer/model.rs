@@ -111,7 +111,8 @@ impl Transformer {
         )
     }
 
-    /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their dotted names.
+    /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their
+    /// dotted names.
     pub fn lora_layout(&self, kind: impl Into<Kind>, select: impl Fn(&str) -> bool) -> Layout {
         Layout::new(kind, self.config.lora_layers(), select)
     }
@@ -251,8 +252,8 @@ impl Transformer {
         Ok((out, tape))
     }
 
-    /// The gradients of the adapter, and of the latents if `want_dlatents`, from the gradient of the prediction.
-    /// `inputs` and `lora` are those of the forward pass.
+    /// The gradients of the adapter, and of the latents if `want_dlatents`, from the gradient of the
+    /// prediction. `inputs` and `lora` are those of the forward pass.
     ///
     /// # Errors
     /// Shapes do not fit, or the device failed.
@@ -319,8 +320,8 @@ impl Transformer {
         }
     }
 
-    /// The adapter's parameters of a block as it multiplies by them, where they are rounded for that. A block at a time: the
-    /// copy of a whole adapter would be half as large as the adapter.
+    /// The adapter's parameters of a block as it multiplies by them, where they are rounded for that. A block
+    /// at a time: the copy of a whole adapter would be half as large as the adapter.
     fn rounded(&self, lora: Option<&Lora>, block: usize) -> Result<Option<Rounded>> {
         let Some(lora) = lora else { return Ok(None) };
         let first = block * Layer::ALL.len();
@@ -332,14 +333,15 @@ impl Transformer {
         self.offloading.blocks()
     }
 
-    /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from their file for
-    /// every pass from now on. Stops at weights that do not lie in a file, or not as they are multiplied. Returns how many
-    /// blocks were offloaded.
+    /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from
+    /// their file for every pass from now on. Stops at weights that do not lie in a file, or not as they
+    /// are multiplied. Returns how many blocks were offloaded.
     pub fn offload(&self, blocks: usize) -> usize {
         self.offloading.extend(blocks, |i| self.blocks[i].image.release() | self.blocks[i].text.release())
     }
 
-    /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether that makes room.
+    /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether
+    /// that makes room.
     pub fn stop_reading_ahead(&self) -> bool {
         let makes_room = self.offloading.stop_ahead();
         if makes_room {

@@ -1,9 +1,9 @@
 //! Modulation of the blocks, in the step or outside of it.
 //!
-//! Base modulation is a function of the noise level alone, and its matrices are a third of the model. Streamed, they
-//! are not kept: for the noise levels of the next steps together they are read once, matrix by matrix, and the
-//! results stay as a small table. The trained adapter's part is added to a table's row as it would be to the
-//! matrix's product. Nothing trainable lies below, so there is no input gradient.
+//! Base modulation is a function of the noise level alone, and its matrices are a third of the model.
+//! Streamed, they are not kept: for the noise levels of the next steps together they are read once, matrix by
+//! matrix, and the results stay as a small table. The trained adapter's part is added to a table's row as it
+//! would be to the matrix's product. Nothing trainable lies below, so there is no input gradient.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

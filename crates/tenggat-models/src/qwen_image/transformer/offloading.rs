@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-/// Offloaded blocks, spread evenly over the model: while the blocks between two of them are at work, the weights of the next
-/// one can come.
+/// Offloaded blocks, spread evenly over the model: while the blocks between two of them are at work, the
+/// weights of the next one can come.
 #[derive(Debug)]
 pub(super) struct Offloading {
     /// Blocks in the order in which they are offloaded.
@@ -20,7 +20,8 @@ pub(super) struct Offloading {
 impl Offloading {
     /// So many of a model's blocks.
     pub fn new(layers: usize, blocks: usize) -> Self {
-        // With their bits reversed, the first numbers of any range are far apart (the van der Corput sequence).
+        // With their bits reversed, the first numbers of any range are far apart (the van der Corput
+        // sequence).
         let mut order: Vec<usize> = (0..layers).collect();
         order.sort_by_key(|block| block.reverse_bits());
         let mut turns = vec![0; layers];

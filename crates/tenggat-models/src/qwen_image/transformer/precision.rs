@@ -12,7 +12,8 @@ pub struct Precision {
 }
 
 impl Precision {
-    /// What models on a device compute in. `narrow`: matrices that are not quantised are kept in bf16, also on a CPU.
+    /// What models on a device compute in. `narrow`: matrices that are not quantised are kept in bf16, also
+    /// on a CPU.
     pub fn on(device: &Device, narrow: bool) -> Self {
         let compute = device.activations();
         Precision { compute, weights: if narrow { DType::BF16 } else { compute } }

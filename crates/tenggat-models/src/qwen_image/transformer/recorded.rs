@@ -13,8 +13,8 @@ use super::rope::Positions;
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
-/// Two CUDA graphs, and the tensors by which they are fed and read. They hold for batches of one shape, for the adapter and
-/// the gradient buffer that they were made with, the adapter's strength included.
+/// Two CUDA graphs, and the tensors by which they are fed and read. They hold for batches of one shape, for
+/// the adapter and the gradient buffer that they were made with, the adapter's strength included.
 #[derive(Debug)]
 pub struct Recorded {
     latents: Tensor,
@@ -28,8 +28,9 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Captures the two passes of a model on a GPU, neither of which is done. A batch like this one has to have gone through
-    /// the model before. `None` where they cannot be recorded: on a CPU, with dropout, with offloaded weights.
+    /// Captures the two passes of a model on a GPU, neither of which is done. A batch like this one has to
+    /// have gone through the model before. `None` where they cannot be recorded: on a CPU, with dropout,
+    /// with offloaded weights.
     ///
     /// # Errors
     /// Shapes do not fit, there is no room, or the device failed.
@@ -61,7 +62,8 @@ impl Recorded {
         Ok(Some(Recorded { latents, text, conditioned, positions, prediction, gradient, forward, backward }))
     }
 
-    /// The forward pass. `None` if the device has taken memory of the graphs, or weights', for something else.
+    /// The forward pass. `None` if the device has taken memory of the graphs, or weights', for something
+    /// else.
     ///
     /// # Errors
     /// The batch has another shape, or the device failed.
@@ -80,8 +82,8 @@ impl Recorded {
         Ok(self.forward.replay()?.then_some(&self.prediction))
     }
 
-    /// The backward pass of the last forward pass, from the gradient of its prediction. Returns whether it was done, as
-    /// [`Recorded::forward`].
+    /// The backward pass of the last forward pass, from the gradient of its prediction. Returns whether it
+    /// was done, as [`Recorded::forward`].
     ///
     /// # Errors
     /// The gradient has another shape, or the device failed.

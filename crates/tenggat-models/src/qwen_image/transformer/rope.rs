@@ -1,8 +1,8 @@
 //! Rotary position tables: `QwenEmbedRope` of diffusers `transformer_qwenimage.py` with `scale_rope = True`.
 //!
-//! Head channels are cut into pairs, the pairs into three axes (frame, row, column). Pair i of an axis of n channels
-//! turns by `position · 10000^(−2i/n)`. Rows and columns count from the centre, `−⌈n/2⌉ … ⌊n/2⌋−1`; text stands on
-//! the diagonal after the larger half, the same position on all three axes.
+//! Head channels are cut into pairs, the pairs into three axes (frame, row, column). Pair i of an axis of n
+//! channels turns by `position · 10000^(−2i/n)`. Rows and columns count from the centre, `−⌈n/2⌉ … ⌊n/2⌋−1`;
+//! text stands on the diagonal after the larger half, the same position on all three axes.
 
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::{DType, Device, Tensor};

@@ -12,7 +12,8 @@ const TIMESTEPS: f64 = 1000.0;
 
 /// Cosines, then sines, of `1000·σ·10000^(−i/128)` for every σ: `[b, 256]`.
 ///
-/// A model that computes in f64 gets them to the last digit, every other with angles rounded as in [`angle_f32`].
+/// A model that computes in f64 gets them to the last digit, every other with angles rounded as in
+/// [`angle_f32`].
 pub(super) fn of(sigmas: &[f64], compute: DType) -> Vec<f64> {
     let angle = if compute == DType::F64 { angle_f64 } else { angle_f32 };
     sigmas
@@ -28,11 +29,12 @@ fn angle_f64(sigma: f64, i: usize) -> f64 {
     TIMESTEPS * sigma * (-MAX_PERIOD.ln() * i as f64 / ANGLES as f64).exp()
 }
 
-/// The angle as diffusers computes it in every run but an f64 one: each operation rounded to f32, in its order.
+/// The angle as diffusers computes it in every run but an f64 one: each operation rounded to f32, in its
+/// order.
 ///
-/// Near an angle of 1000 this is 1e-4 away from the exact value, more than all other rounding of an f32 run together.
-/// The published weights have only ever seen these angles, and with others ten steps of AdamW drift apart from the
-/// reference by up to 2e-3 where a gradient is near zero.
+/// Near an angle of 1000 this is 1e-4 away from the exact value, more than all other rounding of an f32 run
+/// together. The published weights have only ever seen these angles, and with others ten steps of AdamW drift
+/// apart from the reference by up to 2e-3 where a gradient is near zero.
 fn angle_f32(sigma: f64, i: usize) -> f64 {
     let exponent = -MAX_PERIOD.ln() as f32 * i as f32 / ANGLES as f32;
     let frequency = f64::from(exponent).exp() as f32;

@@ -1,8 +1,9 @@
 //! One stream of a block (image or text): everything but the attention that joins the two.
 //!
 //! `QwenImageTransformerBlock` of diffusers `transformer_qwenimage.py`. With the six parts of the modulation
-//! (shift₁, scale₁, gate₁, shift₂, scale₂, gate₂): `n₁ = norm(x)·(1+scale₁)+shift₁`, `qkv = Wₐ·n₁`, then after the
-//! attention gave o: `x₁ = x + gate₁·Wₒ·o`, `n₂ = norm(x₁)·(1+scale₂)+shift₂`, `out = x₁ + gate₂·W₂·gelu(W₁·n₂)`.
+//! (shift₁, scale₁, gate₁, shift₂, scale₂, gate₂): `n₁ = norm(x)·(1+scale₁)+shift₁`, `qkv = Wₐ·n₁`, then
+//! after the attention gave o: `x₁ = x + gate₁·Wₒ·o`, `n₂ = norm(x₁)·(1+scale₂)+shift₂`, `out = x₁ +
+//! gate₂·W₂·gelu(W₁·n₂)`.
 
 use std::ops::Range;
 
@@ -125,7 +126,8 @@ pub(super) struct MlpOutput {
 pub(super) struct Between {
     /// Of the residual stream after the attention's residual.
     pub dx: Tensor,
-    /// Of the modulation, `[b, 6c]`; the parts of before the attention are still to come. None if not trained.
+    /// Of the modulation, `[b, 6c]`; the parts of before the attention are still to come. None if not
+    /// trained.
     pub dmodulation: Option<Tensor>,
     /// Of the attention's output, `[b·tokens, c]`.
     pub d_attention: Tensor,
@@ -260,7 +262,8 @@ impl Stream {
         Ok(out)
     }
 
-    /// Backward of [`Stream::after`]. `dout` becomes the gradient of the stream after the attention's residual.
+    /// Backward of [`Stream::after`]. `dout` becomes the gradient of the stream after the attention's
+    /// residual.
     pub fn after_backward(
         &self,
         pass: Pass<'_>,
@@ -316,8 +319,8 @@ impl Stream {
 
     /// Backward of [`Stream::before`] from the joint gradients of q, k and v.
     ///
-    /// `between`: what came from behind the attention; `None` if nothing did. Returns the gradient of the stream's
-    /// input if `want_dx`.
+    /// `between`: what came from behind the attention; `None` if nothing did. Returns the gradient of the
+    /// stream's input if `want_dx`.
     #[allow(clippy::too_many_arguments)] // mirrors `before`, whose tape it takes
     pub fn before_backward(
         &self,

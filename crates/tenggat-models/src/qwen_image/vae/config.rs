@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// Model class that this module reads.
 pub(super) const ARCHITECTURE: &str = "AutoencoderKLQwenImage";
 
-/// Most halvings: one tile of 256 pixels and its stride of 192 are whole numbers of latents up to 64 pixels each.
+/// Most halvings: one tile of 256 pixels and its stride of 192 are whole numbers of latents up to 64 pixels
+/// each.
 const MAX_HALVINGS: usize = 6;
 
 /// The configuration as it is written; absent fields have the class's defaults.
@@ -126,8 +127,8 @@ impl VaeConfig {
         [1].iter().chain(&self.dim_mult).map(|m| m * self.base_dim).collect()
     }
 
-    /// Input and output channels of the residual blocks of each level of the decoder, from the latents up. Doubling
-    /// the size halves the channels.
+    /// Input and output channels of the residual blocks of each level of the decoder, from the latents up.
+    /// Doubling the size halves the channels.
     pub(super) fn decoder_channels(&self) -> Vec<[usize; 2]> {
         let out: Vec<usize> = self.dim_mult.iter().rev().map(|m| m * self.base_dim).collect();
         (0..out.len()).map(|i| [if i == 0 { out[0] } else { out[i - 1] / 2 }, out[i]]).collect()

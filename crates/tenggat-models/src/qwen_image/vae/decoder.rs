@@ -9,8 +9,8 @@ use super::mid_block::MidBlock;
 use super::trace::Trace;
 use crate::Result;
 
-/// Source: `QwenImageDecoder3d` and `post_quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The `time_conv`
-/// of its doublings is not applied to the first frame and is never read here.
+/// Source: `QwenImageDecoder3d` and `post_quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The
+/// `time_conv` of its doublings is not applied to the first frame and is never read here.
 #[derive(Debug)]
 pub struct Decoder {
     post_quant_conv: Pointwise,

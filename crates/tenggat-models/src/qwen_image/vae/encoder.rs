@@ -9,8 +9,8 @@ use super::mid_block::MidBlock;
 use super::trace::Trace;
 use crate::Result;
 
-/// Source: `QwenImageEncoder3d` and `quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The `time_conv` of
-/// its halvings is not applied to the first frame and is never read here.
+/// Source: `QwenImageEncoder3d` and `quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The
+/// `time_conv` of its halvings is not applied to the first frame and is never read here.
 #[derive(Debug)]
 pub struct Encoder {
     conv_in: Conv,

@@ -1,8 +1,8 @@
 //! Layers that encoder and decoder share, for one frame.
 //!
-//! Every convolution over time is causal: it sees its own frame and zeros in place of the ones before. For a single
-//! frame only the last slice of its kernel counts, and it becomes an ordinary convolution of the picture.
-//! Activations are tensors `[b, h, w, c]`.
+//! Every convolution over time is causal: it sees its own frame and zeros in place of the ones before. For a
+//! single frame only the last slice of its kernel counts, and it becomes an ordinary convolution of the
+//! picture. Activations are tensors `[b, h, w, c]`.
 
 use tenggat_tensor::ops::conv2d::{self, Filter, Pictures, Resample};
 use tenggat_tensor::ops::linear::{self, Weight, Write};

@@ -6,8 +6,8 @@ use super::layers::{AttentionBlock, Loader, ResidualBlock};
 use super::trace::Trace;
 use crate::Result;
 
-/// Source: `QwenImageMidBlock` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, which is always built with one
-/// attention layer.
+/// Source: `QwenImageMidBlock` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, which is always built with
+/// one attention layer.
 #[derive(Debug)]
 pub struct MidBlock {
     first: ResidualBlock,

@@ -1,10 +1,11 @@
 //! The image autoencoder of Qwen-Image, `AutoencoderKLQwenImage`, for one frame: picture to latents and back.
 //!
-//! It is the autoencoder of Wan (arXiv:2503.20314), a video model with causal convolutions over time. For a single
-//! frame it is a plain image autoencoder, and only that is built: see `layers`.
+//! It is the autoencoder of Wan (arXiv:2503.20314), a video model with causal convolutions over time. For a
+//! single frame it is a plain image autoencoder, and only that is built: see `layers`.
 //!
-//! Forward only. The autoencoder is frozen and stands outside the training loss: latents are computed once and
-//! pictures are decoded for people, so nothing trainable lies below any of its layers and no gradient enters it.
+//! Forward only. The autoencoder is frozen and stands outside the training loss: latents are computed once
+//! and pictures are decoded for people, so nothing trainable lies below any of its layers and no gradient
+//! enters it.
 //!
 //! Source: diffusers 0.42 `autoencoder_kl_qwenimage.py`.
 
@@ -32,8 +33,8 @@ use layers::Loader;
 pub use posterior::Posterior;
 use trace::Trace;
 
-/// Pixels that pass through the layers at once; larger batches go in groups of so many pictures, which bounds the
-/// memory and keeps the activations of small pictures in the cache.
+/// Pixels that pass through the layers at once; larger batches go in groups of so many pictures, which bounds
+/// the memory and keeps the activations of small pictures in the cache.
 const GROUP_PIXELS: usize = 1 << 18;
 
 /// Encoder and decoder with their weights.
@@ -55,8 +56,8 @@ impl Vae {
     /// Reads `config.json` and the weights of the `vae` folder of a model. `dtype`: F32, or F64 for checking.
     ///
     /// # Errors
-    /// A file is missing or malformed, the folder holds another model, or a tensor is missing or has another shape
-    /// than the configuration says.
+    /// A file is missing or malformed, the folder holds another model, or a tensor is missing or has another
+    /// shape than the configuration says.
     pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self> {
         if dtype == DType::BF16 {
             return Err(Error::Unsupported("the VAE computes in F32 or F64, not in BF16".into()));
@@ -80,8 +81,8 @@ impl Vae {
         })
     }
 
-    /// The same; encoding and decoding end with [`Error::Interrupted`] before the next picture or tile once that is asked
-    /// for.
+    /// The same; encoding and decoding end with [`Error::Interrupted`] before the next picture or tile once
+    /// that is asked for.
     #[must_use]
     pub fn interrupted_by(self, interrupt: &Interrupt) -> Self {
         Vae { interrupt: interrupt.clone(), ..self }
@@ -97,8 +98,8 @@ impl Vae {
         self.config.spatial_factor()
     }
 
-    /// From now on, pictures of more pixels than this (and more than one tile of 256×256) are encoded and decoded in
-    /// overlapping tiles, which bounds the memory; a loaded autoencoder never tiles.
+    /// From now on, pictures of more pixels than this (and more than one tile of 256×256) are encoded and
+    /// decoded in overlapping tiles, which bounds the memory; a loaded autoencoder never tiles.
     pub fn tile_above(&mut self, pixels: usize) {
         self.tile_above_pixels = pixels;
     }
@@ -125,7 +126,8 @@ impl Vae {
         Posterior::from_moments(&self.moments(image, &mut Trace(Some(observer)))?)
     }
 
-    /// Pictures from normalised latents `[b, h, w, z]`: `[b, f·h, f·w, 3]`, about -1..1 but not clamped; see [`clamp`].
+    /// Pictures from normalised latents `[b, h, w, z]`: `[b, f·h, f·w, 3]`, about -1..1 but not clamped; see
+    /// [`clamp`].
     ///
     /// # Errors
     /// The latents have another shape or type.
@@ -185,8 +187,8 @@ impl Vae {
         })
     }
 
-    /// Runs `each` on whole pictures, several at once, or on tiles of each; `pixels`: of one picture; `out`: shape of
-    /// the result.
+    /// Runs `each` on whole pictures, several at once, or on tiles of each; `pixels`: of one picture; `out`:
+    /// shape of the result.
     fn grouped(
         &self,
         x: &Tensor,

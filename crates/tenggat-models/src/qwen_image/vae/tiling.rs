@@ -1,7 +1,8 @@
 //! Large pictures in overlapping tiles, blended where they overlap.
 //!
-//! Source: `tiled_encode` and `tiled_decode` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, with its default sizes.
-//! Attention sees one tile instead of the picture, so the result is close to the untiled one, not equal.
+//! Source: `tiled_encode` and `tiled_decode` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, with its
+//! default sizes. Attention sees one tile instead of the picture, so the result is close to the untiled one,
+//! not equal.
 
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::copy;
@@ -22,8 +23,8 @@ pub struct Units {
     pub output: usize,
 }
 
-/// Applies `each` to overlapping tiles (`[1, h, w, c]`, larger at the same ratio as `units` coming out) of picture
-/// `picture` of `x` (`[b, h, w, c]`) and blends the results into one `[1, h', w', c']`.
+/// Applies `each` to overlapping tiles (`[1, h, w, c]`, larger at the same ratio as `units` coming out) of
+/// picture `picture` of `x` (`[b, h, w, c]`) and blends the results into one `[1, h', w', c']`.
 pub fn map(
     x: &Tensor,
     picture: usize,
@@ -146,7 +147,8 @@ mod tests {
         }
     }
 
-    /// Tiles that differ by a constant fade into each other: at `i` of 64 columns the later has the weight i/64.
+    /// Tiles that differ by a constant fade into each other: at `i` of 64 columns the later has the weight
+    /// i/64.
     #[test]
     fn neighbours_fade_linearly() {
         let x = Tensor::zeros(&Device::cpu(), DType::F64, &[1, 16, 448, 1]).unwrap();

@@ -34,7 +34,8 @@ fn seconds_for_ending_the_process() {
     close(closing(Some(1000.0), Some(3.0)), 3.0);
 }
 
-/// Three and a half standard deviations of all phases of the tail together, a fifth of each where nothing was measured.
+/// Three and a half standard deviations of all phases of the tail together, a fifth of each where nothing was
+/// measured.
 #[test]
 fn the_margin_grows_with_what_is_uncertain() {
     let phases = PhaseCosts::default().with(Phase::FinalSave, 3.0).with(Phase::ScoreAfter, 4.0);
@@ -45,7 +46,8 @@ fn the_margin_grows_with_what_is_uncertain() {
     close(budget.time_left_s(0.0).unwrap(), DEADLINE_S - 10.0 - 7.0 - budget.margin_s());
 }
 
-/// A phase that runs counts with its rest, one that is over no more, and none of the preparation once training began.
+/// A phase that runs counts with its rest, one that is over no more, and none of the preparation once
+/// training began.
 #[test]
 fn room_is_what_the_phases_to_come_leave() {
     let phases = PhaseCosts::default().with(Phase::Load, 10.0).with(Phase::Cache, 5.0);
@@ -67,7 +69,8 @@ fn room_is_what_the_phases_to_come_leave() {
     close(left(&budget, 500.0), DEADLINE_S - 500.0 - 0.75);
 }
 
-/// What a score before training took against its prediction holds for the one after it, at the speed of today.
+/// What a score before training took against its prediction holds for the one after it, at the speed of
+/// today.
 #[test]
 fn a_rehearsed_phase_errs_as_its_rehearsal_did() {
     let phases = PhaseCosts::default().with(Phase::ScoreBefore, 2.0).with(Phase::ScoreAfter, 4.0);
@@ -115,7 +118,8 @@ fn the_final_save_errs_as_the_others_did() {
     }
 }
 
-/// `(exp(3.5·r) − 1) / 3.5` with r the relative deviation, `√(1 + 4/n)` times as large after n saves, 0.4 at most.
+/// `(exp(3.5·r) − 1) / 3.5` with r the relative deviation, `√(1 + 4/n)` times as large after n saves, 0.4 at
+/// most.
 #[test]
 fn a_spread_seen_in_few_saves_is_doubted() {
     assert_eq!(budget(PhaseCosts::default()).save_deviation(), UNMEASURED_SAVE_DEVIATION);
@@ -134,7 +138,8 @@ fn a_spread_seen_in_few_saves_is_doubted() {
     close(wild.save_deviation(), ((3.5_f64 * 0.4).exp() - 1.0) / 3.5);
 }
 
-/// With a file on disk the final save begins if it ends in time at two standard deviations; without one always.
+/// With a file on disk the final save begins if it ends in time at two standard deviations; without one
+/// always.
 #[test]
 fn a_final_save_that_may_be_late_begins_only_where_nothing_was_saved() {
     let phases = PhaseCosts::default().with(Phase::FinalSave, 4.0);
@@ -177,8 +182,8 @@ fn a_part_begins_if_it_ends_in_time() {
     assert!(!budget.allows_part(end_s - needed_s + 0.01, part));
 }
 
-/// Four standard deviations, or the largest excess seen, or a sudden slowness: half of the step, or all of it as far as
-/// half a percent of the budget pays for that.
+/// Four standard deviations, or the largest excess seen, or a sudden slowness: half of the step, or all of it
+/// as far as half a percent of the budget pays for that.
 #[test]
 fn a_step_may_be_slow_and_still_end_in_time() {
     let high_s = |deadline_s: f64, seen: &[f64]| {

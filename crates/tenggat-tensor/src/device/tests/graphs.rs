@@ -76,7 +76,8 @@ fn memory_of_graphs_is_set_aside() {
     assert_eq!(cuda.held_bytes(), device.live_bytes());
 }
 
-/// Where there is no other room, direct work borrows what is set aside for graphs, and they are replayed once it is back.
+/// Where there is no other room, direct work borrows what is set aside for graphs, and they are replayed once
+/// it is back.
 #[test]
 fn direct_work_borrows_what_graphs_set_aside() {
     let Some(device) = check::emulated_gpu(64 << 10) else { return };

@@ -11,8 +11,9 @@ fn contents(buffer: &Buffer, bytes: usize) -> Vec<u8> {
     contents
 }
 
-/// Bytes arrive whole, in memory that was in use just before, and what is queued after their use does not disturb them.
-/// They are more than the page-locked ring holds, so that its pieces are taken again while copies from them are under way.
+/// Bytes arrive whole, in memory that was in use just before, and what is queued after their use does not
+/// disturb them. They are more than the page-locked ring holds, so that its pieces are taken again while
+/// copies from them are under way.
 #[test]
 fn gpus_get_bytes_ahead_of_their_use() {
     let Some(device) = check::open_gpu() else { return };

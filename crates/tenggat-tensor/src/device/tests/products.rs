@@ -21,8 +21,8 @@ fn factor(
     (there, factor)
 }
 
-/// The kernel that stands in for cuBLASLt, for all layouts and types, on shapes that are no multiples of its tiles: sums of
-/// length 1 and single rows, as the modulation's gradient has them, among them.
+/// The kernel that stands in for cuBLASLt, for all layouts and types, on shapes that are no multiples of its
+/// tiles: sums of length 1 and single rows, as the modulation's gradient has them, among them.
 #[test]
 fn gpus_compute_products_by_a_kernel_of_our_own() {
     let Some(gpu) = check::gpu() else { return };

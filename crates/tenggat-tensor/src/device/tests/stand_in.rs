@@ -1,5 +1,5 @@
-//! The path to a real GPU on the processor: NVIDIA's libraries are replaced by stand-ins (`stand-in/` of tenggat-gpu) that
-//! do what the libraries' documentation promises, and no more.
+//! The path to a real GPU on the processor: NVIDIA's libraries are replaced by stand-ins (`stand-in/` of
+//! tenggat-gpu) that do what the libraries' documentation promises, and no more.
 
 use std::env;
 use std::ffi::c_void;

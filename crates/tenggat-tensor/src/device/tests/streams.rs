@@ -20,7 +20,8 @@ fn next(x: &Tensor) -> Result<Tensor, Error> {
     Ok(sum)
 }
 
-/// Every interleaving of the two streams gives the same result, whatever they allocate and free, and later work waits for both.
+/// Every interleaving of the two streams gives the same result, whatever they allocate and free, and later
+/// work waits for both.
 #[test]
 fn gpus_keep_streams_apart() {
     let Some(device) = check::open_gpu() else { return };

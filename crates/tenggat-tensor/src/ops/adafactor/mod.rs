@@ -1,10 +1,11 @@
 //! Adafactor on one matrix: a second moment that is kept as one number per row and one per column.
 //!
-//! One step (Shazeer and Stern, arXiv:1804.04235; order of operations of transformers, `src/transformers/optimization.py`,
-//! and of ai-toolkit's copy, `toolkit/optimizers/adafactor.py`), with `q = g² + eps`:
-//! `r ← β₂r + (1 − β₂)·mean over columns of q`, `c ← β₂c + (1 − β₂)·mean over rows of q`,
-//! `u = g / √(r/mean(r)) / √c`, `u ← lr·u / max(1, rms(u)/threshold)`; with a first moment `m ← β₁m + (1 − β₁)u`, `u = m`;
-//! `p ← p − lr·wd·p`, `p ← p − u`. With `scale_floor`, lr is multiplied by `max(scale_floor, rms(p))` beforehand.
+//! One step (Shazeer and Stern, arXiv:1804.04235; order of operations of transformers,
+//! `src/transformers/optimization.py`, and of ai-toolkit's copy, `toolkit/optimizers/adafactor.py`), with `q
+//! = g² + eps`: `r ← β₂r + (1 − β₂)·mean over columns of q`, `c ← β₂c + (1 − β₂)·mean over rows of q`,
+//! `u = g / √(r/mean(r)) / √c`, `u ← lr·u / max(1, rms(u)/threshold)`; with a first moment `m ← β₁m + (1 −
+//! β₁)u`, `u = m`; `p ← p − lr·wd·p`, `p ← p − u`. With `scale_floor`, lr is multiplied by `max(scale_floor,
+//! rms(p))` beforehand.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -41,8 +42,8 @@ pub struct State<'a> {
     pub first: Option<(ViewMut<'a>, f64)>,
 }
 
-/// Updates parameters and state in place; parameter and gradient `[m, n]`, `clip` as [`super::adamw::clip_factor`] wrote
-/// it. The results do not depend on the number of threads.
+/// Updates parameters and state in place; parameter and gradient `[m, n]`, `clip` as
+/// [`super::adamw::clip_factor`] wrote it. The results do not depend on the number of threads.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -96,8 +97,8 @@ mod tests {
         (p.to_f64().unwrap(), rows.to_f64().unwrap())
     }
 
-    /// For a gradient of rank one in magnitude, |g| = a·bᵀ, rows and columns say everything: the first update is
-    /// lr·sign(g).
+    /// For a gradient of rank one in magnitude, |g| = a·bᵀ, rows and columns say everything: the first update
+    /// is lr·sign(g).
     #[test]
     fn the_first_step_of_a_gradient_of_rank_one_is_its_sign() {
         let (m, n) = (37, 600);
@@ -128,8 +129,9 @@ mod tests {
         assert!(step(p.view_mut(), g.view(), clip.view(), state, HYPER).is_err());
     }
 
-    /// Rows shorter and longer than a block, with every part of a step and with none of those that may be left out, on
-    /// matrices that can be read in packs and ones that cannot. The second step uses what the first one left.
+    /// Rows shorter and longer than a block, with every part of a step and with none of those that may be
+    /// left out, on matrices that can be read in packs and ones that cannot. The second step uses what
+    /// the first one left.
     #[test]
     fn gpus_agree() {
         let full = Hyper {

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use super::Hyper;
 use crate::cpu::{Element, Mat, MatMut, Real, sum, vectorised};
 
-/// Elements that one task takes; a constant, so that the norm is summed in the same groups on any number of threads.
+/// Elements that one task takes; a constant, so that the norm is summed in the same groups on any number of
+/// threads.
 const CHUNK: usize = 1 << 14;
 
 pub fn clip_factor<T: Real>(gradient: Mat<'_, T>, max_norm: Option<f64>, mut clip: MatMut<'_, T>) {

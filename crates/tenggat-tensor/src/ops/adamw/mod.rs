@@ -4,7 +4,8 @@
 //! `p ← p·(1 − lr·wd)`, `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²`,
 //! `p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps)`.
 //!
-//! Adam (Kingma and Ba, arXiv:1412.6980; `torch.optim.Adam`) is the same with `g ← g + l2·p` in place of the first.
+//! Adam (Kingma and Ba, arXiv:1412.6980; `torch.optim.Adam`) is the same with `g ← g + l2·p` in place of the
+//! first.
 //!
 //! Clipping multiplies g by `min(1, max_norm / (‖g‖ + 1e-6))`, as `torch.nn.utils.clip_grad_norm_` does.
 
@@ -34,7 +35,8 @@ pub struct Hyper {
     pub step: u64,
 }
 
-/// Writes to `clip` (`[1, 2]`) the norm of `gradient` and the factor that brings it down to `max_norm` (1 if none).
+/// Writes to `clip` (`[1, 2]`) the norm of `gradient` and the factor that brings it down to `max_norm` (1 if
+/// none).
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.

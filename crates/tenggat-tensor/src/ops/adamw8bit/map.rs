@@ -1,8 +1,9 @@
 //! The two maps from codes to numbers in [−1, 1] or [0, 1].
 //!
-//! Dynamic quantisation (Dettmers, arXiv:1511.04561; Dettmers et al., arXiv:2110.02861): seven decades, each cut into
-//! equal steps, twice as many in each decade as in the one below it, so that small numbers keep some accuracy and
-//! large ones have more. Source: bitsandbytes `bitsandbytes/functional.py`, `create_dynamic_map` with its defaults.
+//! Dynamic quantisation (Dettmers, arXiv:1511.04561; Dettmers et al., arXiv:2110.02861): seven decades, each
+//! cut into equal steps, twice as many in each decade as in the one below it, so that small numbers keep some
+//! accuracy and large ones have more. Source: bitsandbytes `bitsandbytes/functional.py`, `create_dynamic_map`
+//! with its defaults.
 
 use std::sync::LazyLock;
 
@@ -15,8 +16,8 @@ pub struct Map {
     values: [f32; 256],
     /// Half way between each number and the next; nothing lies above the last.
     midpoints: [f32; 256],
-    /// By the upper 16 bits of a float: the code of the least number that has them. No two midpoints share these bits,
-    /// so that the code of any other is this one or the next.
+    /// By the upper 16 bits of a float: the code of the least number that has them. No two midpoints share
+    /// these bits, so that the code of any other is this one or the next.
     least: Vec<u8>,
 }
 
@@ -70,8 +71,8 @@ impl Map {
     }
 }
 
-/// Edge `i` of `steps` equal steps from 0.1 to 1, in fused single precision and counted from the nearer end, as
-/// `torch.linspace` does it.
+/// Edge `i` of `steps` equal steps from 0.1 to 1, in fused single precision and counted from the nearer end,
+/// as `torch.linspace` does it.
 fn edge(i: usize, steps: usize) -> f32 {
     let step = (1.0f32 - 0.1) / steps as f32;
     if i < steps.div_ceil(2) { step.mul_add(i as f32, 0.1) } else { step.mul_add(-((steps - i) as f32), 1.0) }

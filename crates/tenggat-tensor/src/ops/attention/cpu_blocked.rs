@@ -1,5 +1,5 @@
-//! CPU attention, the fast path: blocks of queries against all keys of a head by matrix products; no buffer of
-//! sequence² elements.
+//! CPU attention, the fast path: blocks of queries against all keys of a head by matrix products; no buffer
+//! of sequence² elements.
 
 use rayon::prelude::*;
 

@@ -1,9 +1,9 @@
-//! CPU attention on packed operands: scores come out of their product packed and go into the next one as they lie;
-//! no buffer of sequence² elements.
+//! CPU attention on packed operands: scores come out of their product packed and go into the next one as they
+//! lie; no buffer of sequence² elements.
 //!
-//! One task is a head of a sample (forward: or a group of its queries); K and V are packed once per task. Letters as in
-//! `mod.rs`. Products that sum over queries run turned, `dVᵀ = dOᵀ·P`, `dKᵀ = Qᵀ·dS`, so that P and dS stand on the right
-//! as they lie.
+//! One task is a head of a sample (forward: or a group of its queries); K and V are packed once per task.
+//! Letters as in `mod.rs`. Products that sum over queries run turned, `dVᵀ = dOᵀ·P`, `dKᵀ = Qᵀ·dS`, so that P
+//! and dS stand on the right as they lie.
 
 use rayon::prelude::*;
 
@@ -116,7 +116,8 @@ pub fn forward<E: Lane>(
                         for (i, total) in totals[..rows].iter_mut().enumerate() {
                             let (max, sum) = exponentials(scores, rows, i, keys);
                             *total = sum;
-                            // SAFETY: this task alone writes the rows of its queries in the columns of its head.
+                            // SAFETY: this task alone writes the rows of its queries in the columns of its
+                            // head.
                             unsafe { *lse.at(from + i, h) = max + sum.ln() }
                         }
                     },
@@ -139,8 +140,8 @@ pub fn forward<E: Lane>(
     });
 }
 
-/// Turns row i of packed scores into exp(s − max), zeros in the padding; returns max and the sum. The exponential is
-/// [`Real`]'s: the method of f32 itself is a call of libm for every score.
+/// Turns row i of packed scores into exp(s − max), zeros in the padding; returns max and the sum. The
+/// exponential is [`Real`]'s: the method of f32 itself is a call of libm for every score.
 #[inline(always)]
 fn exponentials(scores: &mut [f32], rows: usize, i: usize, keys: usize) -> (f32, f32) {
     let at = |strip: usize| (strip * rows + i) * WIDTH;

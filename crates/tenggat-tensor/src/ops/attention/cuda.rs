@@ -117,11 +117,12 @@ fn fused<'a>(
     Ok(cuda.dnn().map(|library| (library, shape)))
 }
 
-/// Tokens from which on our own kernels take so long that they are not taken unasked where cuDNN is merely not installed.
+/// Tokens from which on our own kernels take so long that they are not taken unasked where cuDNN is merely
+/// not installed.
 const MANY_TOKENS: usize = 1024;
 
-/// Runs a pass on cuDNN, in a workspace of so many bytes. Whether it was queued: if cuDNN has no plan for it, or its plan does
-/// not start, that is noted, and our own kernels do the work from then on.
+/// Runs a pass on cuDNN, in a workspace of so many bytes. Whether it was queued: if cuDNN has no plan for it,
+/// or its plan does not start, that is noted, and our own kernels do the work from then on.
 ///
 /// # Errors
 /// There is no room for the workspace; or the pass failed while work is captured, which ends the capture.
@@ -183,8 +184,8 @@ struct Softmax {
     length: i32,
 }
 
-/// Attention of heads with more channels than the kernels hold, such as the VAE's: three products with the scores of some
-/// queries written out between them. Forward only: nothing is trained there.
+/// Attention of heads with more channels than the kernels hold, such as the VAE's: three products with the
+/// scores of some queries written out between them. Forward only: nothing is trained there.
 fn written_out(
     op: &'static str,
     [q, k, v]: [View<'_>; 3],

@@ -1,11 +1,12 @@
 //! Scaled dot-product attention with a number of valid keys per sample.
 //!
-//! Per sample and head, with `S = scale · Q·Kᵀ` over the first `key_lens[b]` keys: `L = log Σ exp S` (log-sum-exp per
-//! row), `P = exp(S − L)`, `O = P·V`.
+//! Per sample and head, with `S = scale · Q·Kᵀ` over the first `key_lens[b]` keys: `L = log Σ exp S`
+//! (log-sum-exp per row), `P = exp(S − L)`, `O = P·V`.
 //!
-//! Backward (Dao et al., FlashAttention-2, arXiv:2307.08691, algorithm 2): `D = rowsum(dO ∘ O)`, `dV = Pᵀ·dO`,
-//! `dP = dO·Vᵀ`, `dS = P ∘ (dP − D)`, `dQ = scale · dS·K`, `dK = scale · dSᵀ·Q`; P is rebuilt from L.
-//! Saved: q, k, v, o and L. Keys past the length get zero gradients; queries past it are computed like any other.
+//! Backward (Dao et al., FlashAttention-2, arXiv:2307.08691, algorithm 2): `D = rowsum(dO ∘ O)`, `dV =
+//! Pᵀ·dO`, `dP = dO·Vᵀ`, `dS = P ∘ (dP − D)`, `dQ = scale · dS·K`, `dK = scale · dSᵀ·Q`; P is rebuilt from L.
+//! Saved: q, k, v, o and L. Keys past the length get zero gradients; queries past it are computed like any
+//! other.
 //!
 //! Layout: q, k, v, o are `[b·tokens, h·d]`, that is `[b, tokens, h, d]`; L is `[b·tokens, h]`.
 
@@ -28,8 +29,9 @@ use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 pub struct Layout<'a> {
     /// Valid keys of each sample: the first so many of its tokens. At least one each.
     pub key_lens: &'a [usize],
-    /// The same in a GPU's memory, as [`device_lens`] puts them there, where they are read each time: recorded work is done
-    /// with other lengths than it was recorded with. `None`: they stay what they are.
+    /// The same in a GPU's memory, as [`device_lens`] puts them there, where they are read each time:
+    /// recorded work is done with other lengths than it was recorded with. `None`: they stay what they
+    /// are.
     pub device_lens: Option<&'a Tensor>,
     /// Tokens per sample, padding included.
     pub tokens: usize,
@@ -37,7 +39,8 @@ pub struct Layout<'a> {
     pub heads: usize,
     /// Multiplies the scores; usually 1/√d.
     pub scale: f64,
-    /// Rounds the operands of 32-bit products to bf16 where that is faster; sums and softmax stay as they are.
+    /// Rounds the operands of 32-bit products to bf16 where that is faster; sums and softmax stay as they
+    /// are.
     pub narrow: bool,
 }
 

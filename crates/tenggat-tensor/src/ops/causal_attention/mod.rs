@@ -124,8 +124,8 @@ mod tests {
         assert!(forward(q.view(), k.view(), v.view(), layout, o.view_mut()).is_err());
     }
 
-    /// Sequences of several tiles of queries and keys, an empty one and a single token; heads of one share of channels and
-    /// of several, whole or not; q, k and v side by side as parts of one matrix.
+    /// Sequences of several tiles of queries and keys, an empty one and a single token; heads of one share of
+    /// channels and of several, whole or not; q, k and v side by side as parts of one matrix.
     #[test]
     fn gpus_agree() {
         for (d, before) in [(8, 0), (72, 1), (33, 0)] {

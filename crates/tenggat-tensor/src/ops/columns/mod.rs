@@ -1,4 +1,5 @@
-//! Sums over the tokens of every sample on a GPU, column by column: what gradients of the modulation are made of.
+//! Sums over the tokens of every sample on a GPU, column by column: what gradients of the modulation are made
+//! of.
 //!
 //! Tokens are cut into chunks by their number alone, so that the result does not depend on the GPU.
 

@@ -21,7 +21,8 @@ pub struct Taps<'a, T> {
     pub resample: Resample,
 }
 
-/// Norms the channels of each pixel and applies SiLU; `pixels`: whole pixels, one after another; `factors`: scratch.
+/// Norms the channels of each pixel and applies SiLU; `pixels`: whole pixels, one after another; `factors`:
+/// scratch.
 #[inline(always)]
 pub fn norm_silu<T: Real>(pixels: &mut [T], norm: &[T], factors: &mut Vec<T>) {
     let root = T::from_f64((norm.len() as f64).sqrt());

@@ -1,9 +1,10 @@
-//! CPU convolution, the fast path: tiles of the picture, copied once with their border, as three matrix products.
+//! CPU convolution, the fast path: tiles of the picture, copied once with their border, as three matrix
+//! products.
 //!
-//! In channels-last layout the three taps of one tap row lie side by side in memory, so the unfolded input of a tap
-//! row is the tile itself read as overlapping rows of `3·c` elements, one every `c` (stride 1) or `2c` (stride 2).
-//! Nothing is unfolded in memory. The price is that the two border columns between picture rows are computed too and
-//! thrown away.
+//! In channels-last layout the three taps of one tap row lie side by side in memory, so the unfolded input of
+//! a tap row is the tile itself read as overlapping rows of `3·c` elements, one every `c` (stride 1) or `2c`
+//! (stride 2). Nothing is unfolded in memory. The price is that the two border columns between picture rows
+//! are computed too and thrown away.
 
 use rayon::prelude::*;
 
@@ -14,7 +15,8 @@ use crate::ops::gemm::{Operand, product_serial};
 
 /// Output columns of a tile, at most.
 const TILE_COLUMNS: usize = 64;
-/// Output rows of a tile, at most: with the columns, what the second-level cache holds for the usual channels.
+/// Output rows of a tile, at most: with the columns, what the second-level cache holds for the usual
+/// channels.
 const TILE_ROWS: usize = 16;
 /// Output pixels of a task, at least where the picture has them: fewer do not pay for packing the weights.
 const TASK_PIXELS: usize = 256;
@@ -80,8 +82,8 @@ impl Tile {
         }
     }
 
-    /// Where an input row of the tile lies in the copy. With stride 2 the even rows come first, so that the rows
-    /// under one tap row follow each other.
+    /// Where an input row of the tile lies in the copy. With stride 2 the even rows come first, so that the
+    /// rows under one tap row follow each other.
     fn slot(self, resample: Resample, row: usize) -> usize {
         match resample {
             Resample::Keep | Resample::Double => row,

@@ -1,14 +1,17 @@
-//! 3×3 convolution of pictures, channels last, fused with what stands before and after it in an image autoencoder.
+//! 3×3 convolution of pictures, channels last, fused with what stands before and after it in an image
+//! autoencoder.
 //!
 //! With `a` the input after the optional [`Filter::norm`] (RMS norm over the channels, then SiLU:
 //! `n = x / max(‖x‖, 1e-12) · √c · norm`, `a = n · σ(n)`) and after [`Resample`]:
 //! `y[p, o] = bias[o] + Σ_{dy, dx, i} weight[(3·dy + dx)·c + i, o] · a[s·p + (dy, dx) − pad, i] (+ y)`,
 //! where pixels outside the picture count as 0 *after* the norm.
 //!
-//! Forward only: the autoencoder is frozen and nothing trainable lies below it, so no gradient ever passes here.
+//! Forward only: the autoencoder is frozen and nothing trainable lies below it, so no gradient ever passes
+//! here.
 //!
-//! Layout: a batch of pictures is a matrix with one row per pixel, `[b·h·w, c]`, that is `[b, h, w, c]`. Neither the
-//! normed nor the enlarged nor the unfolded input is ever written out whole; a GPU unfolds it in slabs of output pixels.
+//! Layout: a batch of pictures is a matrix with one row per pixel, `[b·h·w, c]`, that is `[b, h, w, c]`.
+//! Neither the normed nor the enlarged nor the unfolded input is ever written out whole; a GPU unfolds it in
+//! slabs of output pixels.
 
 mod cpu;
 mod cpu_blocked;
@@ -215,7 +218,8 @@ mod tests {
         assert_eq!(y.to_f32().unwrap(), bias.to_f32().unwrap().repeat(4));
     }
 
-    /// The blocked f32 path against the plain f64 one: several bands and column tiles, ragged edges, odd sizes.
+    /// The blocked f32 path against the plain f64 one: several bands and column tiles, ragged edges, odd
+    /// sizes.
     #[test]
     fn the_fast_path_agrees_with_the_reference() {
         let size = |count, height, width| Pictures { count, height, width };
@@ -264,9 +268,9 @@ mod tests {
         assert!(message.contains("conv2d: x: expected [8, 2], got [6, 2]"), "{message}");
     }
 
-    /// Every ratio of sizes, with and without a norm, in one slab and in several that end anywhere, on channels that can be
-    /// read in packs and ones that cannot. Weights are small, as those of real filters are: sums stay of the size of one
-    /// activation, whose rounding to bf16 they hold.
+    /// Every ratio of sizes, with and without a norm, in one slab and in several that end anywhere, on
+    /// channels that can be read in packs and ones that cannot. Weights are small, as those of real
+    /// filters are: sums stay of the size of one activation, whose rounding to bf16 they hold.
     #[test]
     fn gpus_agree() {
         let cases = [

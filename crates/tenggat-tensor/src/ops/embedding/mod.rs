@@ -11,8 +11,8 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{DType, Error, Result, View, ViewMut};
 
-/// Gathers rows. table: `[v, c]`, in the type of y or in bf16, which is widened; on a GPU, in any type of float; y:
-/// `[ids.len(), c]`.
+/// Gathers rows. table: `[v, c]`, in the type of y or in bf16, which is widened; on a GPU, in any type of
+/// float; y: `[ids.len(), c]`.
 ///
 /// # Errors
 /// An id is not below `v`, shapes do not fit, or there is no kernel for the types.

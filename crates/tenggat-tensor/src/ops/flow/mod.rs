@@ -1,5 +1,5 @@
-//! The straight path from data to noise: `x_t = (1 − σ)·x₀ + σ·noise`, and its velocity `noise − x₀`, the target of
-//! flow matching (Lipman et al., arXiv:2210.02747; Liu et al., arXiv:2209.03003).
+//! The straight path from data to noise: `x_t = (1 − σ)·x₀ + σ·noise`, and its velocity `noise − x₀`, the
+//! target of flow matching (Lipman et al., arXiv:2210.02747; Liu et al., arXiv:2209.03003).
 //!
 //! Forward only: neither x₀ nor noise is trained.
 

@@ -1,5 +1,5 @@
-//! CPU matrix product: packed (`strips`) where this machine has its kernels, else on the `gemm` crate, cut into tiles
-//! that depend on the shape alone.
+//! CPU matrix product: packed (`strips`) where this machine has its kernels, else on the `gemm` crate, cut
+//! into tiles that depend on the shape alone.
 
 use rayon::prelude::*;
 
@@ -43,7 +43,8 @@ impl<'a, T> Operand<'a, T> {
 }
 
 impl<T: Real> Operand<'_, T> {
-    /// The matrix as it is stored, and whether the operand is its transpose; `None` if it is not of 32-bit floats.
+    /// The matrix as it is stored, and whether the operand is its transpose; `None` if it is not of 32-bit
+    /// floats.
     fn stored(&self) -> Option<(Mat<'_, f32>, bool)> {
         let transposed = self.col_stride != 1;
         let (rows, cols, stride) = if transposed {
@@ -66,8 +67,8 @@ const TILE_STEP: usize = 48;
 
 /// `c = alpha · a · b + beta · c`, on all threads of the current pool.
 ///
-/// Each element of `c` is summed by one task in an order fixed by the shapes, so that the result has the same bits
-/// for any number of threads.
+/// Each element of `c` is summed by one task in an order fixed by the shapes, so that the result has the same
+/// bits for any number of threads.
 pub(crate) fn product<T: Real>(
     alpha: T,
     a: Operand<'_, T>,
@@ -116,7 +117,8 @@ pub(crate) fn product_serial<T: Real>(
         return;
     }
     assert!((c.rows - 1) * c.stride + c.cols <= c.data.len());
-    // SAFETY: the assertion above covers every element that the kernel writes, and `c` is borrowed exclusively.
+    // SAFETY: the assertion above covers every element that the kernel writes, and `c` is borrowed
+    // exclusively.
     unsafe { kernel(alpha, a, b, beta, c.data.as_mut_ptr(), c.stride) }
 }
 
@@ -160,7 +162,8 @@ pub(crate) unsafe fn kernel<T: Real>(
     if unsafe { packed(alpha, a, b, beta, c, stride, false) } {
         return;
     }
-    // SAFETY: `fits` bounds every read; the caller vouches for the writes. The crate's `alpha` scales the old `c`.
+    // SAFETY: `fits` bounds every read; the caller vouches for the writes. The crate's `alpha` scales the old
+    // `c`.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -215,8 +218,9 @@ unsafe fn packed<T: Real>(
             }
         }
     }
-    // C = A·B broadcasts A and runs along B; Cᵀ = Bᵀ·Aᵀ the other way round. Either way, of an operand that is
-    // transposed or to be transposed the columns are packed, which takes longer: let that be the smaller.
+    // C = A·B broadcasts A and runs along B; Cᵀ = Bᵀ·Aᵀ the other way round. Either way, of an operand that
+    // is transposed or to be transposed the columns are packed, which takes longer: let that be the
+    // smaller.
     let straight = k * (m * usize::from(a_transposed) + n * usize::from(b_transposed));
     let turned = k * (m * usize::from(!a_transposed) + n * usize::from(!b_transposed)) + m * n;
     let turn = turned < straight && m >= HALF_STRIP;

@@ -9,7 +9,8 @@ fn factor(op: &'static str, view: View<'_>, transposed: bool) -> Result<Factor> 
     Ok(Factor { address: mat.data, dtype: view.dtype(), stride: mat.stride as usize, transposed, scales: 0 })
 }
 
-/// `C = alpha · op(A) · op(B) + beta · C`, plus a row `bias` of C's type. A and B have one type, C that or f32.
+/// `C = alpha · op(A) · op(B) + beta · C`, plus a row `bias` of C's type. A and B have one type, C that or
+/// f32.
 pub(crate) fn product(
     op: &'static str,
     alpha: f64,

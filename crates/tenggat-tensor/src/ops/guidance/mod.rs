@@ -1,8 +1,8 @@
-//! True classifier-free guidance: `g = u + s·(c − u)`, as it is or with the norm of the conditional prediction, per
-//! token: `g · ‖c‖/‖g‖` over its channels.
+//! True classifier-free guidance: `g = u + s·(c − u)`, as it is or with the norm of the conditional
+//! prediction, per token: `g · ‖c‖/‖g‖` over its channels.
 //!
-//! Source of the latter: diffusers `pipeline_qwenimage.py`, the block under `do_true_cfg`; the former is ComfyUI's.
-//! Forward only: sampling trains nothing.
+//! Source of the latter: diffusers `pipeline_qwenimage.py`, the block under `do_true_cfg`; the former is
+//! ComfyUI's. Forward only: sampling trains nothing.
 
 mod cpu;
 pub(crate) mod cuda;

@@ -1,9 +1,9 @@
 //! The small factor of a Kronecker product applied to every row.
 //!
-//! A weight `W₁ ⊗ W₂` (`W₁: [l, q]`, `W₂: [k, n]`) turns x, seen as a matrix `X: [q, n]`, into `W₁·(X·W₂ᵀ)`. `T = X·W₂ᵀ`
-//! is a plain product over all rows at once; this op is the rest: every row of t holds a `T: [q, k]` and every row of y
-//! a `Y: [l, k]`, row-major. Forward: `Y += alpha · W₁·T`. Backward: `dT = alpha · W₁ᵀ·dY`,
-//! `dW₁ = beta · dW₁ + alpha · Σ_rows dY·Tᵀ`.
+//! A weight `W₁ ⊗ W₂` (`W₁: [l, q]`, `W₂: [k, n]`) turns x, seen as a matrix `X: [q, n]`, into `W₁·(X·W₂ᵀ)`.
+//! `T = X·W₂ᵀ` is a plain product over all rows at once; this op is the rest: every row of t holds a `T: [q,
+//! k]` and every row of y a `Y: [l, k]`, row-major. Forward: `Y += alpha · W₁·T`. Backward: `dT = alpha ·
+//! W₁ᵀ·dY`, `dW₁ = beta · dW₁ + alpha · Σ_rows dY·Tᵀ`.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -12,8 +12,8 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
-/// `Y += alpha · W₁·T` in every row; w1: `[l, q]`, t: `[m, q·k]`, y: `[m, l·k]`. On a GPU w1 may have the type of sums
-/// of the others ([`DType::wide`](crate::DType::wide)).
+/// `Y += alpha · W₁·T` in every row; w1: `[l, q]`, t: `[m, q·k]`, y: `[m, l·k]`. On a GPU w1 may have the
+/// type of sums of the others ([`DType::wide`](crate::DType::wide)).
 ///
 /// # Errors
 /// Shapes or types do not fit.
@@ -29,8 +29,8 @@ pub fn forward(alpha: f64, w1: View<'_>, t: View<'_>, y: ViewMut<'_>) -> Result<
     })
 }
 
-/// Gradients of [`forward`]: dt (`[m, q·k]`) is written, dw1 (`[l, q]`, in the type of sums of the others) becomes
-/// `beta · dw1` plus its gradient.
+/// Gradients of [`forward`]: dt (`[m, q·k]`) is written, dw1 (`[l, q]`, in the type of sums of the others)
+/// becomes `beta · dw1` plus its gradient.
 ///
 /// # Errors
 /// As there.
@@ -121,8 +121,8 @@ mod tests {
         }
     }
 
-    /// Rows of one chunk and of several; small matrices that a pack fits into and ones that it does not, of whole groups of
-    /// four rows and not; y as part of a wider matrix.
+    /// Rows of one chunk and of several; small matrices that a pack fits into and ones that it does not, of
+    /// whole groups of four rows and not; y as part of a wider matrix.
     #[test]
     fn gpus_agree() {
         for (m, l, q, k) in [(37, 3, 5, 8), (150, 4, 8, 16), (70, 9, 2, 5)] {

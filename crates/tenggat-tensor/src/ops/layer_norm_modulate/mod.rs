@@ -20,7 +20,8 @@ fn expect(op: &'static str, x: [usize; 2], modulation: [usize; 2], tokens: usize
     expect_shape(op, "modulation (shift | scale)", &[modulation[0], 2 * x[1]], &modulation)
 }
 
-/// Normalises and modulates. x, y: `[b·tokens, c]`; modulation: `[b, 2c]` = shift | scale; stats: `[b·tokens, 2]` = μ, ρ.
+/// Normalises and modulates. x, y: `[b·tokens, c]`; modulation: `[b, 2c]` = shift | scale; stats: `[b·tokens,
+/// 2]` = μ, ρ.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.

@@ -1,7 +1,8 @@
 //! CPU linear layer whose weight is stored narrower than it computes.
 //!
-//! Every task widens its own part of the weight into scratch that it owns and multiplies it at once: no barrier
-//! between the two, each weight is widened once per pass, and the copy stays in the cache of the core that made it.
+//! Every task widens its own part of the weight into scratch that it owns and multiplies it at once: no
+//! barrier between the two, each weight is widened once per pass, and the copy stays in the cache of the core
+//! that made it.
 
 use std::ops::Range;
 
@@ -13,21 +14,22 @@ use crate::cpu::{Mat, MatMut, Real, vectorised};
 use crate::ops::gemm::{Operand, Shared, kernel};
 use crate::ops::quantise::Quantised;
 
-/// Fewest and most outputs (forward) or inputs (backward) that a task takes: multiples of the micro-kernels' edges,
-/// and for the inputs of the groups of quantised formats.
+/// Fewest and most outputs (forward) or inputs (backward) that a task takes: multiples of the micro-kernels'
+/// edges, and for the inputs of the groups of quantised formats.
 const FEWEST: usize = 64;
 const MOST: usize = 192;
 /// Tasks that a layer is cut into if it is large enough.
 const TASKS: usize = 64;
-/// Weights along the inner axis that are widened at once; a multiple of every group. With [`MOST`] the copy is
-/// 1.5 MB in f32.
+/// Weights along the inner axis that are widened at once; a multiple of every group. With [`MOST`] the copy
+/// is 1.5 MB in f32.
 const INNER: usize = 2048;
 
 /// A weight `[out, in]` that widens in rectangles.
 pub trait Widen<T>: Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
-    /// Writes the weights of a rectangle, row-major. Column ranges start and end at multiples of 64, or at the end.
+    /// Writes the weights of a rectangle, row-major. Column ranges start and end at multiples of 64, or at
+    /// the end.
     fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]);
 }
 
@@ -92,8 +94,8 @@ pub fn forward<T: Real>(x: Mat<'_, T>, w: &impl Widen<T>, write: Write, mut y: M
                 w.widen(rows.clone(), cols, wide);
                 let wide = Mat { data: &*wide, rows: n, cols: k, stride: k };
                 let (x, wide) = (Operand::new(x, false), Operand::new(wide, true));
-                // SAFETY: this task alone writes these columns of `y`, which the call borrows exclusively; there are
-                // as many rows as x has.
+                // SAFETY: this task alone writes these columns of `y`, which the call borrows exclusively;
+                // there are as many rows as x has.
                 unsafe { kernel(T::ONE, x, wide, beta, shared.at(0, rows.start), shared.stride) }
             }
         });
@@ -117,8 +119,8 @@ pub fn backward<T: Real>(dy: Mat<'_, T>, w: &impl Widen<T>, write: Write, mut dx
                 w.widen(rows, cols.clone(), wide);
                 let wide = Mat { data: &*wide, rows: k, cols: n, stride: n };
                 let (dy, wide) = (Operand::new(dy, false), Operand::new(wide, false));
-                // SAFETY: this task alone writes these columns of `dx`, which the call borrows exclusively; there are
-                // as many rows as dy has.
+                // SAFETY: this task alone writes these columns of `dx`, which the call borrows exclusively;
+                // there are as many rows as dy has.
                 unsafe { kernel(T::ONE, dy, wide, beta, shared.at(0, cols.start), shared.stride) }
             }
         });

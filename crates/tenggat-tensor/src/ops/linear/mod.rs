@@ -21,16 +21,18 @@ pub enum Weight {
     Quantised(Quantised),
     /// In the order in which the processor multiplies it.
     Packed(Packed),
-    /// `[out, in]` in 2 to 8 bits for a GPU, in its memory or copied there for each use, dequantised whole as it is used.
+    /// `[out, in]` in 2 to 8 bits for a GPU, in its memory or copied there for each use, dequantised whole as
+    /// it is used.
     Resident(Box<Resident>),
-    /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products round their
-    /// other operand to 8-bit floats too.
+    /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products
+    /// round their other operand to 8-bit floats too.
     Fp8(Box<Fp8>),
 }
 
 impl Weight {
-    /// The weight packed, if this processor multiplies packed ones of its type faster. Products of a bf16 weight then
-    /// round their other operand to bf16 too, which not every caller wants: with `exact` they stay as they are.
+    /// The weight packed, if this processor multiplies packed ones of its type faster. Products of a bf16
+    /// weight then round their other operand to bf16 too, which not every caller wants: with `exact` they
+    /// stay as they are.
     ///
     /// # Errors
     /// Out of memory.
@@ -55,8 +57,8 @@ impl Weight {
         }
     }
 
-    /// The weight for a device that does not keep it: a quantised one stays with the host, and a GPU copies it for each
-    /// use. Others, and all on a CPU, as [`Weight::into_device`].
+    /// The weight for a device that does not keep it: a quantised one stays with the host, and a GPU copies
+    /// it for each use. Others, and all on a CPU, as [`Weight::into_device`].
     ///
     /// # Errors
     /// Out of device memory.
@@ -69,8 +71,8 @@ impl Weight {
         }
     }
 
-    /// The weight as a GPU multiplies 8-bit floats, where it lies in the memory of one that does and its shape allows it;
-    /// else as it is. Takes 2 bytes per weight in place of what it took before.
+    /// The weight as a GPU multiplies 8-bit floats, where it lies in the memory of one that does and its
+    /// shape allows it; else as it is. Takes 2 bytes per weight in place of what it took before.
     ///
     /// # Errors
     /// Out of device memory.
@@ -101,7 +103,8 @@ impl Weight {
         }
     }
 
-    /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a file.
+    /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a
+    /// file.
     pub fn expect(&self, coming: Use) {
         match self {
             Weight::Quantised(w) => w.expect(coming),
@@ -110,8 +113,8 @@ impl Weight {
         }
     }
 
-    /// Gives the GPU back the memory of a weight that lies in a file too and is copied for every use from now on. Whether
-    /// that made room.
+    /// Gives the GPU back the memory of a weight that lies in a file too and is copied for every use from now
+    /// on. Whether that made room.
     pub fn release(&self) -> bool {
         if let Weight::Resident(w) = self { w.release() } else { false }
     }
@@ -331,8 +334,8 @@ mod tests {
         assert_eq!(narrow.bytes() * 2, wide.bytes());
     }
 
-    /// The quantised layer computes what its dequantised copy computes, forward and backward. Sums of up to 2112
-    /// products, grouped differently.
+    /// The quantised layer computes what its dequantised copy computes, forward and backward. Sums of up to
+    /// 2112 products, grouped differently.
     #[test]
     fn a_quantised_weight_computes_as_its_dequantised_copy() {
         let (m, out, input) = (19, 2112, 320);

@@ -1,8 +1,9 @@
 //! CPU linear layer on a packed weight, with its adapter in the same pass.
 //!
-//! The weight is packed once, as `Wᵀ [in, out]` in strips over the outputs. Forward it stands on the right, `y = x·Wᵀ`;
-//! backward it stands on the left, `dxᵀ = Wᵀ·dyᵀ`. The adapter's outer factors are further terms of the same sums, so
-//! `y` and `dx` are written once. x, dy and what comes from them are packed once per pass and serve all products.
+//! The weight is packed once, as `Wᵀ [in, out]` in strips over the outputs. Forward it stands on the right,
+//! `y = x·Wᵀ`; backward it stands on the left, `dxᵀ = Wᵀ·dyᵀ`. The adapter's outer factors are further terms
+//! of the same sums, so `y` and `dx` are written once. x, dy and what comes from them are packed once per
+//! pass and serve all products.
 
 use std::ops::Range;
 
@@ -17,8 +18,8 @@ use crate::ops::gemm::strips::{
 use crate::ops::gemm::{self, Operand};
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 
-/// A weight `[out, in]` in the order in which this processor multiplies it: as large as it was, but for the padding
-/// of the outputs to a multiple of 32.
+/// A weight `[out, in]` in the order in which this processor multiplies it: as large as it was, but for the
+/// padding of the outputs to a multiple of 32.
 #[derive(Debug)]
 pub struct Packed {
     strips: Tensor,
@@ -57,12 +58,12 @@ pub fn packs(dtype: DType) -> bool {
 }
 
 impl Packed {
-    /// Packs a weight, if this processor multiplies packed ones of its type faster: 32-bit floats everywhere with
-    /// AVX-512, bf16 where there are fast dot products of it. Products of a bf16 weight round the other operand to bf16
-    /// too, unless they are to be `exact`; sums are 32-bit.
+    /// Packs a weight, if this processor multiplies packed ones of its type faster: 32-bit floats everywhere
+    /// with AVX-512, bf16 where there are fast dot products of it. Products of a bf16 weight round the
+    /// other operand to bf16 too, unless they are to be `exact`; sums are 32-bit.
     ///
-    /// Exact products with a weight whose values are bf16, however it is stored, are made of bf16 ones where these are
-    /// more than three times as fast as 32-bit ones.
+    /// Exact products with a weight whose values are bf16, however it is stored, are made of bf16 ones where
+    /// these are more than three times as fast as 32-bit ones.
     ///
     /// # Errors
     /// Out of memory; the weight is not a matrix.
@@ -109,7 +110,8 @@ impl Packed {
         Ok(Parts::one(Strips::new(self.strips.host()?, self.shape[1], self.shape[0])))
     }
 
-    /// `y = x·Wᵀ + bias` and what the adapter adds, or added to `y`; `ax` becomes `A·x`, `[m, members · rank]`.
+    /// `y = x·Wᵀ + bias` and what the adapter adds, or added to `y`; `ax` becomes `A·x`, `[m, members ·
+    /// rank]`.
     ///
     /// # Errors
     /// Shapes do not fit, or types differ.
@@ -404,7 +406,8 @@ fn backward<E: Element + Lane>(
         for (i, (pair, (outputs, _))) in terms.chunks_exact(2).zip(&members).enumerate() {
             let (db, tail) = rest.split_at_mut(outputs.len() * rank);
             rest = tail;
-            // SAFETY: the rows of this member's rank in every strip of uᵀ, and dB, as large as B; both borrowed exclusively.
+            // SAFETY: the rows of this member's rank in every strip of uᵀ, and dB, as large as B; both
+            // borrowed exclusively.
             products.extend(unsafe {
                 [
                     job(&pair[0], Target::Strips(ranks), false).to(u.add(i * rank * WIDTH)),

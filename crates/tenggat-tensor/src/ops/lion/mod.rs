@@ -1,7 +1,8 @@
 //! Lion over flat parameter buffers.
 //!
-//! One step (Chen et al., arXiv:2302.06675; order of operations of lion-pytorch, `lion_pytorch/lion_pytorch.py`):
-//! `p ← p·(1 − lr·wd)`, `p ← p − lr·sign(β₁m + (1 − β₁)g)`, `m ← β₂m + (1 − β₂)g`; the sign of 0 is 0.
+//! One step (Chen et al., arXiv:2302.06675; order of operations of lion-pytorch,
+//! `lion_pytorch/lion_pytorch.py`): `p ← p·(1 − lr·wd)`, `p ← p − lr·sign(β₁m + (1 − β₁)g)`, `m ← β₂m + (1 −
+//! β₂)g`; the sign of 0 is 0.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -55,7 +56,8 @@ mod tests {
 
     const HYPER: Hyper = Hyper { lr: 0.01, beta1: 0.9, beta2: 0.99, weight_decay: 0.1 };
 
-    /// The first direction is the sign of the gradient, whatever its size; a parameter without one only decays.
+    /// The first direction is the sign of the gradient, whatever its size; a parameter without one only
+    /// decays.
     #[test]
     fn the_first_step_moves_by_the_learning_rate() {
         let mut values = randn(DType::F64, &[1, 50_000], 2).to_f64().unwrap();

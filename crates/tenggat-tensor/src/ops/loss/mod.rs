@@ -22,7 +22,8 @@ pub enum Loss {
     },
 }
 
-/// Writes each sample's unweighted loss to `loss` (`[b, 1]`) and the gradient of the weighted mean to `dpred`.
+/// Writes each sample's unweighted loss to `loss` (`[b, 1]`) and the gradient of the weighted mean to
+/// `dpred`.
 ///
 /// pred, target, dpred: `[b·tokens, c]`; weights: one per sample.
 ///

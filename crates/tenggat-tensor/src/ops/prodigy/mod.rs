@@ -1,10 +1,11 @@
 //! Prodigy: Adam that finds its step size from how far the parameters have come, over flat parameter buffers.
 //!
 //! One step (Mishchenko and Defazio, arXiv:2306.06101, algorithm 4; order of operations of prodigyopt,
-//! `prodigyopt/prodigy.py`) has two passes with a decision between them. With `e = d·lr·c`, where c is 1 or Adam's bias
-//! correction, [`accumulate`] does `g ← g + l2·p`, `m ← β₁m + d(1 − β₁)g`, `v ← β₂v + d²(1 − β₂)g²`,
-//! `s ← β₃s + (d/d₀)·w·g` with w = e (or d, to guard a warm-up), and returns `(d/d₀)·e·⟨g, p₀ − p⟩` and `‖s‖₁`. The caller
-//! makes a new d of them, and [`update`] does `p ← p − e·wd·p`, `p ← p − e·m / (√v + d·eps)` with the old e and the new d.
+//! `prodigyopt/prodigy.py`) has two passes with a decision between them. With `e = d·lr·c`, where c is 1 or
+//! Adam's bias correction, [`accumulate`] does `g ← g + l2·p`, `m ← β₁m + d(1 − β₁)g`, `v ← β₂v + d²(1 −
+//! β₂)g²`, `s ← β₃s + (d/d₀)·w·g` with w = e (or d, to guard a warm-up), and returns `(d/d₀)·e·⟨g, p₀ − p⟩`
+//! and `‖s‖₁`. The caller makes a new d of them, and [`update`] does `p ← p − e·wd·p`, `p ← p − e·m / (√v +
+//! d·eps)` with the old e and the new d.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -56,8 +57,8 @@ pub struct Buffers<'a> {
     pub s: ViewMut<'a>,
 }
 
-/// First pass; parameter and gradient `[1, n]`, `clip` as [`super::adamw::clip_factor`] wrote it. Returns the weighted
-/// distance and the 1-norm of s, summed in an order that the number of threads does not change.
+/// First pass; parameter and gradient `[1, n]`, `clip` as [`super::adamw::clip_factor`] wrote it. Returns the
+/// weighted distance and the 1-norm of s, summed in an order that the number of threads does not change.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -118,8 +119,8 @@ mod tests {
         distance_weight: 3.0,
     };
 
-    /// From zeros m = d(1 − β₁)g and v = d²(1 − β₂)g², so that with eps 0 the step is e·(1 − β₁)/√(1 − β₂)·sign(g). The sums
-    /// are those of a plain loop, and the same on any number of threads.
+    /// From zeros m = d(1 − β₁)g and v = d²(1 − β₂)g², so that with eps 0 the step is e·(1 − β₁)/√(1 −
+    /// β₂)·sign(g). The sums are those of a plain loop, and the same on any number of threads.
     #[test]
     fn the_first_step_and_its_sums() {
         let (g, start) = (randn(DType::F64, &[1, N], 1), randn(DType::F64, &[1, N], 2));

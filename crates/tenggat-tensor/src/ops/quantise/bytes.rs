@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 /// What holds bytes.
 pub trait Owner: AsRef<[u8]> + Send + Sync {
-    /// Told that the bytes are about to be read, or that they are not for a while: a mapped file can read ahead, or let go
-    /// of memory that it fills again when it must. Does nothing by default.
+    /// Told that the bytes are about to be read, or that they are not for a while: a mapped file can read
+    /// ahead, or let go of memory that it fills again when it must. Does nothing by default.
     fn expect(&self, _use: Use) {}
 
     /// Whether the bytes lie in a file, so that holding on to them costs no memory. No by default.

@@ -112,8 +112,8 @@ impl Resident {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives its memory back to the GPU if its arrays lie in a file too: from now on they are copied for each use. Whether
-    /// that made room.
+    /// Gives its memory back to the GPU if its arrays lie in a file too: from now on they are copied for each
+    /// use. Whether that made room.
     pub fn release(&self) -> bool {
         let mut place = self.place();
         let can_go = self.host.is_some() && matches!(*place, Place::Here(_));
@@ -123,8 +123,8 @@ impl Resident {
         can_go
     }
 
-    /// Has it copied ahead of a use that is to come, or lets go of such a copy; does nothing if it is there to stay. A copy
-    /// that there is no room for is made when it is used.
+    /// Has it copied ahead of a use that is to come, or lets go of such a copy; does nothing if it is there
+    /// to stay. A copy that there is no room for is made when it is used.
     pub fn expect(&self, coming: Use) {
         let mut place = self.place();
         let (Some(host), Device::Cuda(cuda)) = (&self.host, &self.device) else { return };
@@ -271,7 +271,8 @@ mod tests {
         }
     }
 
-    /// A matrix that stays with the host gives the same weights whether it is copied ahead of its use or for it.
+    /// A matrix that stays with the host gives the same weights whether it is copied ahead of its use or for
+    /// it.
     #[test]
     fn gpus_take_what_comes_ahead() {
         let Some(gpu) = check::open_gpu() else { return };

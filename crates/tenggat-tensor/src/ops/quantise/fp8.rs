@@ -1,17 +1,17 @@
 //! Frozen matrices whose products run on the 8-bit units of a GPU.
 //!
-//! Weights are e4m3 codes `c[o, i]` with an f32 scale `s[o]` per output. The other operand is rounded to e4m3 as well, a
-//! row (token) at a time: `r = max|x[t, ·]| / 448`, `q = e4m3(x · 448 / max|x[t, ·]|)`. Then
+//! Weights are e4m3 codes `c[o, i]` with an f32 scale `s[o]` per output. The other operand is rounded to e4m3
+//! as well, a row (token) at a time: `r = max|x[t, ·]| / 448`, `q = e4m3(x · 448 / max|x[t, ·]|)`. Then
 //! - forward `y[t, o] = r[t] · s[o] · Σᵢ q[t, i] · c[o, i] (+ bias)`;
-//! - backward `dx[t, i] = r[t] · Σₒ q[t, o] · c[o, i]`, where `q` and `r` are those of `dy[t, o] · s[o]`: the scales lie on
-//!   the axis of the sums.
+//! - backward `dx[t, i] = r[t] · Σₒ q[t, o] · c[o, i]`, where `q` and `r` are those of `dy[t, o] · s[o]`: the
+//!   scales lie on the axis of the sums.
 //!
-//! Hopper's products take the scales; elsewhere `Σᵢ q[t, i] · c[o, i]` is rounded to the type of the result and scaled in a
-//! pass of its own.
+//! Hopper's products take the scales; elsewhere `Σᵢ q[t, i] · c[o, i]` is rounded to the type of the result
+//! and scaled in a pass of its own.
 //!
-//! 8-bit units want both operands contiguous along the sums, so that the codes are there twice, once transposed. e4m3 has
-//! 4 significant bits: with normally distributed numbers a rounded operand errs by 2.6 % (L2), a product of two by 3.7 %.
-//! Neither speed nor numbers have been measured on a GPU yet.
+//! 8-bit units want both operands contiguous along the sums, so that the codes are there twice, once
+//! transposed. e4m3 has 4 significant bits: with normally distributed numbers a rounded operand errs by 2.6 %
+//! (L2), a product of two by 3.7 %. Neither speed nor numbers have been measured on a GPU yet.
 
 use tenggat_gpu::{Epilogue, Factor, Grid, Kernel, Mat, Product, int};
 
@@ -69,7 +69,8 @@ struct Rounded {
     scales: Tensor,
 }
 
-/// A frozen matrix `[out, in]` in 8-bit floats in a GPU's memory: 2 bytes per weight, as its codes are there twice.
+/// A frozen matrix `[out, in]` in 8-bit floats in a GPU's memory: 2 bytes per weight, as its codes are there
+/// twice.
 #[derive(Debug)]
 pub struct Fp8 {
     rounded: Rounded,
@@ -89,8 +90,8 @@ fn takes(x: View<'_>) -> Result<bool> {
     Ok(matches!(x.dtype(), DType::F32 | DType::BF16) && mat.is_wide(x.dtype()) && x.cols().is_multiple_of(16))
 }
 
-/// Rounds each row of `x · diag(factors)`; x: `[m, k]` f32 or bf16 in whole packs of 16 bytes, factors: `[k]` f32. A row of
-/// zeros has scale 1; rows with no number larger than 2⁻¹⁰⁰ are rounded to multiples of it.
+/// Rounds each row of `x · diag(factors)`; x: `[m, k]` f32 or bf16 in whole packs of 16 bytes, factors: `[k]`
+/// f32. A row of zeros has scale 1; rows with no number larger than 2⁻¹⁰⁰ are rounded to multiples of it.
 fn round(x: View<'_>, factors: Option<&Tensor>) -> Result<Rounded> {
     let device = x.device();
     let codes = Tensor::empty(&device, DType::U8, &x.shape())?;
@@ -117,13 +118,15 @@ fn transpose(from: &Tensor) -> Result<Tensor> {
 }
 
 impl Fp8 {
-    /// Whether 8-bit units multiply matrices of this shape: both axes are sums' or results' rows, of 16 at a time.
+    /// Whether 8-bit units multiply matrices of this shape: both axes are sums' or results' rows, of 16 at a
+    /// time.
     pub fn fits(shape: [usize; 2]) -> bool {
         shape.iter().all(|n| *n > 0 && n.is_multiple_of(16))
     }
 
-    /// From a matrix in a GPU's memory. Codes and scales of `float8` and `qfloat8` are taken over, without the rounding to
-    /// bf16 that follows them elsewhere; other formats are dequantised to bf16 and rounded again.
+    /// From a matrix in a GPU's memory. Codes and scales of `float8` and `qfloat8` are taken over, without
+    /// the rounding to bf16 that follows them elsewhere; other formats are dequantised to bf16 and
+    /// rounded again.
     ///
     /// # Errors
     /// The shape does not fit ([`Fp8::fits`]), or the device has no room.
@@ -184,7 +187,8 @@ impl Fp8 {
         Ok(wide)
     }
 
-    /// `y = x · Wᵀ + bias`, or false if this device cannot compute it, with y as it was; x: `[m, in]`, y: `[m, out]`.
+    /// `y = x · Wᵀ + bias`, or false if this device cannot compute it, with y as it was; x: `[m, in]`, y:
+    /// `[m, out]`.
     pub(crate) fn forward(&self, x: View<'_>, bias: &Tensor, y: ViewMut<'_>) -> Result<bool> {
         let Rounded { codes, scales } = &self.rounded;
         multiply((x, None), (codes, scales), Start::Bias(bias), y, true)
@@ -196,8 +200,8 @@ impl Fp8 {
         multiply((x, None), (codes, scales), Start::Old(write), y, true)
     }
 
-    /// `dx = dy · W (+ dx)`, or false if this device cannot compute it, with dx as it was; dy: `[m, out]`, dx: `[m, in]`.
-    /// Sums are kept in full: gradients add up over all layers.
+    /// `dx = dy · W (+ dx)`, or false if this device cannot compute it, with dx as it was; dy: `[m, out]`,
+    /// dx: `[m, in]`. Sums are kept in full: gradients add up over all layers.
     pub(crate) fn backward(&self, dy: View<'_>, write: Write, dx: ViewMut<'_>) -> Result<bool> {
         multiply(
             (dy, Some(&self.rounded.scales)),
@@ -218,7 +222,8 @@ enum Start<'a> {
     Bias(&'a Tensor),
 }
 
-/// `c = round(a · diag(factors)) · (scales ∘ b)ᵀ + start`, or false; a: `[m, k]`, b: codes `[n, k]`, c: `[m, n]`.
+/// `c = round(a · diag(factors)) · (scales ∘ b)ᵀ + start`, or false; a: `[m, k]`, b: codes `[n, k]`, c: `[m,
+/// n]`.
 fn multiply(
     (a, factors): (View<'_>, Option<&Tensor>),
     (b, b_scales): (&Tensor, &Tensor),
@@ -472,15 +477,16 @@ mod tests {
         rows.collect()
     }
 
-    /// Products are those of the operands as they were rounded: each of k sums in f32 errs by 2⁻²⁴ of the magnitudes so
-    /// far, the scales and what is added by three more; the result is rounded to its type.
+    /// Products are those of the operands as they were rounded: each of k sums in f32 errs by 2⁻²⁴ of the
+    /// magnitudes so far, the scales and what is added by three more; the result is rounded to its type.
     #[test]
     fn layers_multiply_what_was_rounded() {
         let Some(gpu) = gpu() else { return };
         multiplies_what_was_rounded(&gpu, 0.0);
     }
 
-    /// Where products take no scales, sums are rounded to the type of the result once more before they are scaled.
+    /// Where products take no scales, sums are rounded to the type of the result once more before they are
+    /// scaled.
     #[test]
     fn cards_without_scales_in_products_scale_afterwards() {
         let Some(gpu) = open_gpu_without("fp8-scales".parse().unwrap()) else { return };

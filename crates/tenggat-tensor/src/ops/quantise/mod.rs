@@ -1,6 +1,7 @@
 //! Storage of frozen matrices in 2 to 8 bits: quantise, pack, and dequantise row by row.
 //!
-//! Three arithmetics are reproduced bit for bit, so that adapters trained on somebody else's quantised model fit:
+//! Three arithmetics are reproduced bit for bit, so that adapters trained on somebody else's quantised model
+//! fit:
 //! - `uint2` … `uint7`: asymmetric, groups of 64 inputs, every operation rounded to bf16 (ai-toolkit
 //!   `toolkit/util/uintx_quant.py`);
 //! - `qfloat8`, `qint8`: one bf16 scale per row, weights divided in bf16 (optimum-quanto 0.2.7);
@@ -8,10 +9,10 @@
 //!
 //! In all of them a weight is `bf16((code − zero point) · scale)`.
 //!
-//! **Layout.** Rows lie one after another, groups within a row, and each group of 64 codes of `n` bits is `8·n`
-//! bytes: shards of 4, 2 and 1 bits, widest first and holding the lowest bits, each cut into contiguous chunks that
-//! share bytes. Upstream packs the whole matrix that way at once; cutting at groups lets any rows and groups be read
-//! alone, with the same vector loops. [`Quantised::codes`] gives the plain codes back.
+//! **Layout.** Rows lie one after another, groups within a row, and each group of 64 codes of `n` bits is
+//! `8·n` bytes: shards of 4, 2 and 1 bits, widest first and holding the lowest bits, each cut into contiguous
+//! chunks that share bytes. Upstream packs the whole matrix that way at once; cutting at groups lets any rows
+//! and groups be read alone, with the same vector loops. [`Quantised::codes`] gives the plain codes back.
 
 mod bytes;
 pub(crate) mod cuda;
@@ -197,7 +198,8 @@ impl Quantised {
         if dtype == DType::F32 { Ok(wide) } else { wide.to_dtype(dtype) }
     }
 
-    /// Dequantises a rectangle into `out`, row-major, on the calling thread. Column ranges start and end at groups.
+    /// Dequantises a rectangle into `out`, row-major, on the calling thread. Column ranges start and end at
+    /// groups.
     pub(crate) fn widen<T: Real>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
         let (code_bytes, groups) = (self.format.code_bytes(self.cols), self.format.groups(self.cols));
         let group = self.cols.div_ceil(groups.max(1)).max(1);
@@ -278,8 +280,8 @@ mod tests {
             let back = q.dequantise(&Device::cpu(), DType::F32).unwrap().to_f32().unwrap();
             for (i, (w, v)) in w.iter().zip(back).enumerate() {
                 let (w, scale) = (w.to_f32(), scales[i / group].to_f32());
-                // The last steps of a range that its rounded scale cannot reach are cut off: int8's 127.5, and zero
-                // points. e4m3 has 4 significant bits.
+                // The last steps of a range that its rounded scale cannot reach are cut off: int8's 127.5,
+                // and zero points. e4m3 has 4 significant bits.
                 let step = if matches!(format, Format::QFloat8 | Format::Float8) {
                     (w.abs() / 16.0).max(scale / 512.0)
                 } else {

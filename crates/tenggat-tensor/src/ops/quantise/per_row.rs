@@ -1,9 +1,9 @@
 //! 8-bit formats with one scale per row.
 //!
 //! optimum-quanto: `scale = bf16(max|w| / q)` with q = 448 or 127, `code = round(bf16(w / scale))`.
-//! torchao: the same scale with q = 448 or 127.5, the latter at least 2⁻²³, and `code = round(w / scale)` in f32;
-//! its integers are multiplied by 1/scale instead. Deliberate difference: a row of zeros, whose scale of 0 makes
-//! upstream's float8 codes NaN, stays a row of zeros.
+//! torchao: the same scale with q = 448 or 127.5, the latter at least 2⁻²³, and `code = round(w / scale)` in
+//! f32; its integers are multiplied by 1/scale instead. Deliberate difference: a row of zeros, whose scale of
+//! 0 makes upstream's float8 codes NaN, stays a row of zeros.
 
 use half::bf16;
 
@@ -47,9 +47,9 @@ pub fn quantise_row(format: Format, w: &[bf16], codes: &mut [u8], scales: &mut [
     );
 }
 
-/// Weights of a part of a row, as upstream's linear layers multiply by them: floats rounded to bf16; integers exactly
-/// code·scale, because there the product with the codes is scaled afterwards. Rounded to bf16 both are upstream's
-/// dequantised weights.
+/// Weights of a part of a row, as upstream's linear layers multiply by them: floats rounded to bf16; integers
+/// exactly code·scale, because there the product with the codes is scaled afterwards. Rounded to bf16 both
+/// are upstream's dequantised weights.
 #[inline(always)]
 pub fn widen<T: Real>(format: Format, codes: &[u8], scale: &[u8], out: &mut [T]) {
     let scale = scale.first_chunk().map_or(0.0, |&b| bf16::from_le_bytes(b).to_f32());

@@ -1,8 +1,9 @@
 //! `uintN`: asymmetric integers in groups of 64, in bf16 arithmetic.
 //!
-//! Per group, each operation rounded to bf16: `range = max(w, 0) − min(w, 0)`; `scale = max(range / (2ᴺ − 1), 2⁻²³)`;
-//! `zero = clamp(−round(min / scale))`; `code = clamp(round(w · (1 / scale)) + zero)`; back, `(code − zero) · scale`.
-//! Rounding is half to even. Arithmetic in f32 would differ from what recovery adapters were trained on.
+//! Per group, each operation rounded to bf16: `range = max(w, 0) − min(w, 0)`; `scale = max(range / (2ᴺ − 1),
+//! 2⁻²³)`; `zero = clamp(−round(min / scale))`; `code = clamp(round(w · (1 / scale)) + zero)`; back, `(code −
+//! zero) · scale`. Rounding is half to even. Arithmetic in f32 would differ from what recovery adapters were
+//! trained on.
 
 use half::bf16;
 
@@ -49,7 +50,8 @@ fn quantise_group(bits: u8, w: &[bf16; GROUP], codes: &mut [u8; GROUP]) -> (f32,
     (scale, zero as u8)
 }
 
-/// Cuts codes into shards: a shard of width k is `8·k` bytes, and chunk j of its codes stands at bits `j·k` of them.
+/// Cuts codes into shards: a shard of width k is `8·k` bytes, and chunk j of its codes stands at bits `j·k`
+/// of them.
 fn pack_group(bits: u8, codes: &[u8; GROUP], packed: &mut [u8]) {
     packed.fill(0);
     let (mut at, mut shift) = (0, 0);
@@ -81,7 +83,8 @@ fn unpack_any(bits: u8, packed: &[u8]) -> [u8; GROUP] {
     }
 }
 
-/// The number of bits is a constant, so that every loop has constant bounds and becomes a few vector instructions.
+/// The number of bits is a constant, so that every loop has constant bounds and becomes a few vector
+/// instructions.
 #[inline(always)]
 fn unpack_group<const BITS: u8>(packed: &[u8]) -> [u8; GROUP] {
     let mut codes = [0u8; GROUP];

@@ -1,6 +1,7 @@
 //! RMS norm of each row with a weight per column: `y = x / √(mean(x²) + eps) · w`.
 //!
-//! Forward only: it stands in front of frozen layers (text embedding, text encoder), below which nothing is trained.
+//! Forward only: it stands in front of frozen layers (text embedding, text encoder), below which nothing is
+//! trained.
 
 mod cpu;
 pub(crate) mod cuda;

@@ -1,10 +1,10 @@
 //! RMS norm of every query and key head, then rotary position embedding, written into the joint sequence.
 //!
-//! For a head `x` of `d` channels: `ρ = 1/√(mean(x²) + eps)`, `n = w · x·ρ`, and each adjacent pair is turned:
-//! `y₀ = n₀ cos − n₁ sin`, `y₁ = n₀ sin + n₁ cos`. Values are copied unchanged.
+//! For a head `x` of `d` channels: `ρ = 1/√(mean(x²) + eps)`, `n = w · x·ρ`, and each adjacent pair is
+//! turned: `y₀ = n₀ cos − n₁ sin`, `y₁ = n₀ sin + n₁ cos`. Values are copied unchanged.
 //!
-//! Backward turns back (`dn₀ = dy₀ cos + dy₁ sin`, `dn₁ = dy₁ cos − dy₀ sin`), then with `g = dn · w` and `h = x·ρ`:
-//! `dx = ρ · (g − h · mean(g·h))`. Saved: q|k|v and ρ.
+//! Backward turns back (`dn₀ = dy₀ cos + dy₁ sin`, `dn₁ = dy₁ cos − dy₀ sin`), then with `g = dn · w` and `h
+//! = x·ρ`: `dx = ρ · (g − h · mean(g·h))`. Saved: q|k|v and ρ.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -42,8 +42,9 @@ impl Segment {
 
 /// Norms and turns q and k, and copies v, of one stream into the joint buffers.
 ///
-/// qkv: `[b·tokens, 3·h·d]`; weights: `[2, d]` (query row, key row); rope: `[tokens, d]` = d/2 cosines | d/2 sines;
-/// joint q, k, v: `[b·joint_tokens, h·d]`, of which this stream's rows are written; rstd: `[b·tokens, 2·h]`.
+/// qkv: `[b·tokens, 3·h·d]`; weights: `[2, d]` (query row, key row); rope: `[tokens, d]` = d/2 cosines | d/2
+/// sines; joint q, k, v: `[b·joint_tokens, h·d]`, of which this stream's rows are written; rstd: `[b·tokens,
+/// 2·h]`.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -74,7 +75,8 @@ pub fn forward(
     })
 }
 
-/// Writes the gradient of this stream's q|k|v (`[b·tokens, 3·h·d]`) from the joint gradients (`[b·joint_tokens, h·d]`).
+/// Writes the gradient of this stream's q|k|v (`[b·tokens, 3·h·d]`) from the joint gradients
+/// (`[b·joint_tokens, h·d]`).
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.

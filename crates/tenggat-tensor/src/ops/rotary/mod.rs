@@ -1,5 +1,5 @@
-//! Rotary position embedding that pairs channel `j` of a head with channel `j + d/2` (the "rotate half" form of
-//! language models; the image transformer pairs neighbours, see `rms_norm_rope`):
+//! Rotary position embedding that pairs channel `j` of a head with channel `j + d/2` (the "rotate half" form
+//! of language models; the image transformer pairs neighbours, see `rms_norm_rope`):
 //! `y_j = x_j cos_j − x_{j+d/2} sin_j`, `y_{j+d/2} = x_{j+d/2} cos_j + x_j sin_j`.
 //!
 //! Forward only: it belongs to the frozen text encoder.
@@ -11,8 +11,8 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
-/// Turns every head in place. table: `[m, d]` = d/2 cosines | d/2 sines, a row per token, in the type of sums of x
-/// ([`DType::wide`](crate::DType::wide)); x: `[m, h·d]`.
+/// Turns every head in place. table: `[m, d]` = d/2 cosines | d/2 sines, a row per token, in the type of sums
+/// of x ([`DType::wide`](crate::DType::wide)); x: `[m, h·d]`.
 ///
 /// # Errors
 /// Shapes or types do not fit.

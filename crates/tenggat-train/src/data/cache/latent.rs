@@ -51,9 +51,9 @@ impl Latent {
     }
 }
 
-/// Latents of items, in their order: from cache files where they are good, else from `encode`, which gets items of one
-/// size and gives `None` for a picture that cannot be used. `on_disk` says whose latents are read and written.
-/// `channels` is the VAE's.
+/// Latents of items, in their order: from cache files where they are good, else from `encode`, which gets
+/// items of one size and gives `None` for a picture that cannot be used. `on_disk` says whose latents are
+/// read and written. `channels` is the VAE's.
 ///
 /// # Errors
 /// Those of `encode`.

@@ -1,14 +1,14 @@
 //! Latents and text embeddings kept on disk between runs, in ai-toolkit's places and format.
 //!
-//! The encoders are passed in as closures. A cache file that is missing, cut short, of another shape, not of numbers,
-//! damaged, or made from another image or by other weights is made again. A folder that cannot be written to costs time
-//! in the next run and is no error.
+//! The encoders are passed in as closures. A cache file that is missing, cut short, of another shape, not of
+//! numbers, damaged, or made from another image or by other weights is made again. A folder that cannot be
+//! written to costs time in the next run and is no error.
 //!
-//! ai-toolkit's files say neither which image nor which weights they were made from. They are read; where an image is
-//! younger than such a file, the user is told.
+//! ai-toolkit's files say neither which image nor which weights they were made from. They are read; where an
+//! image is younger than such a file, the user is told.
 //!
-//! Upstream keeps one random sample of the VAE's posterior for each picture; we keep its mean. Files of either kind
-//! are read.
+//! Upstream keeps one random sample of the VAE's posterior for each picture; we keep its mean. Files of
+//! either kind are read.
 
 mod kept;
 mod latent;
@@ -34,8 +34,8 @@ use crate::job::SaveType;
 pub struct Settings<'a> {
     /// Type of the values on disk. What is newly encoded is rounded alike, so that a second run is the same.
     pub dtype: SaveType,
-    /// Names the weights of the encoder. Files that name other weights are made again; those of ai-toolkit name none
-    /// and are taken.
+    /// Names the weights of the encoder. Files that name other weights are made again; those of ai-toolkit
+    /// name none and are taken.
     pub encoder: &'a str,
     /// Most things encoded in one call.
     pub at_once: usize,

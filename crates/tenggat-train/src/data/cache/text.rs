@@ -36,8 +36,8 @@ pub struct Request<'a> {
     pub on_disk: bool,
 }
 
-/// Embeddings of all captions, each encoded once at most: from cache files where they are good, else from `encode`.
-/// Every request that is to be on disk has its file afterwards. `width` is the text encoder's.
+/// Embeddings of all captions, each encoded once at most: from cache files where they are good, else from
+/// `encode`. Every request that is to be on disk has its file afterwards. `width` is the text encoder's.
 ///
 /// # Errors
 /// Those of `encode`.
@@ -87,7 +87,8 @@ pub fn texts<E>(
     Ok((found, usage))
 }
 
-/// Whether embeddings of another program lie where these are missing, for how many pictures, and why they do not fit.
+/// Whether embeddings of another program lie where these are missing, for how many pictures, and why they do
+/// not fit.
 fn misfits(missing: &[&Request<'_>]) -> Option<(usize, Misfit)> {
     let mut folders: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     let (mut spaced, mut others) = (BTreeSet::new(), BTreeSet::new());

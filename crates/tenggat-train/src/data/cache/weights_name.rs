@@ -10,8 +10,9 @@ use sha2::{Digest, Sha256};
 const WINDOW: u64 = 1 << 16;
 const PLACES: u64 = 16;
 
-/// Hex digits made of the names, sizes and samples of the weight files in a folder, and of its `config.json`. Samples
-/// only, because a text encoder is 16 GB; they are spread evenly and include the header, which names every tensor.
+/// Hex digits made of the names, sizes and samples of the weight files in a folder, and of its `config.json`.
+/// Samples only, because a text encoder is 16 GB; they are spread evenly and include the header, which names
+/// every tensor.
 ///
 /// # Errors
 /// A file cannot be read.

@@ -8,12 +8,13 @@ use super::{Item, shuffle};
 
 /// Batches of items of one shape, in an order that is a function of the seed and the batch's number alone.
 ///
-/// As ai-toolkit does (`toolkit/dataloader_mixins.py`, `build_batch_indices`), items are shuffled once inside their
-/// bucket and cut into fixed batches, the last of a bucket filled up from its own start; every epoch shuffles the order
-/// of the batches. Data sets and resolutions do not mix in a batch.
+/// As ai-toolkit does (`toolkit/dataloader_mixins.py`, `build_batch_indices`), items are shuffled once inside
+/// their bucket and cut into fixed batches, the last of a bucket filled up from its own start; every epoch
+/// shuffles the order of the batches. Data sets and resolutions do not mix in a batch.
 ///
-/// Where there are regularisation sets, steps 0, 2, 4, … take their batches from them and the others from the rest, each
-/// in its own order. (ai-toolkit skips a regularisation step where it saves or samples; we do not.)
+/// Where there are regularisation sets, steps 0, 2, 4, … take their batches from them and the others from the
+/// rest, each in its own order. (ai-toolkit skips a regularisation step where it saves or samples; we do
+/// not.)
 #[derive(Debug, Clone)]
 pub struct Batches {
     learnt: Cycle,

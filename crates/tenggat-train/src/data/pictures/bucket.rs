@@ -3,10 +3,12 @@
 use tenggat_tensor::random::Philox;
 
 /// What a side must be divisible by: 8 for the VAE, 2 for patches, and ai-toolkit asks for twice that.
-/// Source: ai-toolkit `extensions_built_in/diffusion_models/qwen_image/qwen_image.py`, `get_bucket_divisibility`.
+/// Source: ai-toolkit `extensions_built_in/diffusion_models/qwen_image/qwen_image.py`,
+/// `get_bucket_divisibility`.
 pub const DIVISIBLE_BY: usize = 32;
 
-/// How a picture becomes a training picture: resized to `scaled`, then cut to `width` × `height` at (`x`, `y`).
+/// How a picture becomes a training picture: resized to `scaled`, then cut to `width` × `height` at (`x`,
+/// `y`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Crop {
     /// Width and height after resizing.
@@ -21,9 +23,10 @@ pub struct Crop {
     pub height: usize,
 }
 
-/// Width and height of the bucket of a picture: of the four ways to round its sides down or up to multiples of
-/// `divisible_by`, those that stay within `resolution`² pixels, and of these the one nearest in area. A picture is never enlarged
-/// but for that rounding. Source: ai-toolkit `toolkit/buckets.py`; arithmetic in its order, so that its caches fit.
+/// Width and height of the bucket of a picture: of the four ways to round its sides down or up to multiples
+/// of `divisible_by`, those that stay within `resolution`² pixels, and of these the one nearest in area. A
+/// picture is never enlarged but for that rounding. Source: ai-toolkit `toolkit/buckets.py`; arithmetic in
+/// its order, so that its caches fit.
 pub fn bucket(width: usize, height: usize, resolution: usize, divisible_by: usize) -> (usize, usize) {
     let (total, most) = (width * height, resolution * resolution);
     let target = total.min(most);
@@ -72,9 +75,9 @@ impl Crop {
 mod tests {
     use super::*;
 
-    /// By hand for 1920 × 1080 at 512²: s = √(262144/2073600) = 0.35556, sides/32 = 21.33 and 12, so 672 × 384 or
-    /// 704 × 384; the latter is 270336 > 262144. Ratio max(672/1920, 384/1080) = 0.35556, 683 × 384, x = 5. The others
-    /// come from the upstream functions.
+    /// By hand for 1920 × 1080 at 512²: s = √(262144/2073600) = 0.35556, sides/32 = 21.33 and 12, so 672 ×
+    /// 384 or 704 × 384; the latter is 270336 > 262144. Ratio max(672/1920, 384/1080) = 0.35556, 683 ×
+    /// 384, x = 5. The others come from the upstream functions.
     #[test]
     fn sizes_are_those_of_the_reference() {
         let cases = [

@@ -4,8 +4,8 @@ use tenggat_tensor::random::Philox;
 
 use crate::job;
 
-/// Variants of a caption whose parts are shuffled or left out at random. Text embeddings are computed before training, so
-/// the variants are drawn once; this many keep the cache small and the order new.
+/// Variants of a caption whose parts are shuffled or left out at random. Text embeddings are computed before
+/// training, so the variants are drawn once; this many keep the cache small and the order new.
 const VARIANTS: u64 = 8;
 
 /// How captions are made; of one data set.
@@ -43,7 +43,8 @@ impl Captions<'_> {
         self.with_trigger(String::new())
     }
 
-    /// Leaves out and shuffles comma-separated parts, except the first `keep_tokens`, and puts random triggers behind.
+    /// Leaves out and shuffles comma-separated parts, except the first `keep_tokens`, and puts random
+    /// triggers behind.
     fn vary(&self, text: &str, stream: u64) -> String {
         let parts: Vec<&str> =
             text.split(',').map(|p| if self.upstream_spaces { p } else { p.trim() }).collect();

@@ -1,7 +1,7 @@
 //! Image files in, pixels out: the one place where files of any origin are decoded.
 //!
-//! A file may be anything. What is no regular file, too large, cut short or damaged is an error that names the file;
-//! no file makes the program wait, use memory without bounds, or stop.
+//! A file may be anything. What is no regular file, too large, cut short or damaged is an error that names
+//! the file; no file makes the program wait, use memory without bounds, or stop.
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
@@ -119,8 +119,8 @@ thread_local! {
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a decoder. One that panics has met a file that its authors did not think of (the one of TIFF does so with tiles
-/// of several planes); that is this file's error, and nothing is printed about it.
+/// Runs a decoder. One that panics has met a file that its authors did not think of (the one of TIFF does so
+/// with tiles of several planes); that is this file's error, and nothing is printed about it.
 fn guarded<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

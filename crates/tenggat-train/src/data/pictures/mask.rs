@@ -1,5 +1,5 @@
-//! Which parts of a picture count. Source: ai-toolkit `toolkit/dataloader_mixins.py`, `load_mask_image`; its random
-//! blur, by up to half a percent of the shorter side, is left out.
+//! Which parts of a picture count. Source: ai-toolkit `toolkit/dataloader_mixins.py`, `load_mask_image`; its
+//! random blur, by up to half a percent of the shorter side, is left out.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,8 +57,8 @@ impl<'a> Finder<'a> {
         Ok(Finder { masks, set, files })
     }
 
-    /// The mask of a picture: the file of its name in the mask folder, in the same folder inside of it or, as upstream
-    /// has it, right in it. `None` if there is none, so that all of the picture counts.
+    /// The mask of a picture: the file of its name in the mask folder, in the same folder inside of it or, as
+    /// upstream has it, right in it. `None` if there is none, so that all of the picture counts.
     pub(super) fn of(&self, picture: &Path) -> Option<Mask> {
         let masks = self.masks;
         let path = if masks.folder.is_none() {
@@ -77,7 +77,8 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The weight of each pixel of the item's crop, `[height, width]`, from the mask's floor to 1; `None` if it has no mask.
+/// The weight of each pixel of the item's crop, `[height, width]`, from the mask's floor to 1; `None` if it
+/// has no mask.
 ///
 /// Made grey by ITU-R 601 (or the transparency taken), mirrored, resized and cut as the picture is.
 ///

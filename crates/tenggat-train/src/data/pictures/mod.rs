@@ -1,8 +1,8 @@
 //! Pictures with captions, as they are trained on.
 //!
-//! [`load`] finds the pictures of every data set, reads their captions and decides where each is resized and cut;
-//! [`load_pixels`] reads one. [`batches`] puts them in order. Nothing is drawn from a clock or a global generator: the
-//! same files and seed give the same items, captions and batches.
+//! [`load`] finds the pictures of every data set, reads their captions and decides where each is resized and
+//! cut; [`load_pixels`] reads one. [`batches`] puts them in order. Nothing is drawn from a clock or a global
+//! generator: the same files and seed give the same items, captions and batches.
 
 pub mod batches;
 mod bucket;
@@ -186,8 +186,8 @@ pub struct Loaded {
 
 /// Every item of every data set.
 ///
-/// Order: data sets as listed, their resolutions, repeats, paths sorted; mirrored copies follow the originals of their
-/// data set and resolution. Captions that vary are drawn from `seed`.
+/// Order: data sets as listed, their resolutions, repeats, paths sorted; mirrored copies follow the originals
+/// of their data set and resolution. Captions that vary are drawn from `seed`.
 ///
 /// # Errors
 /// A folder cannot be read, or a data set has no usable picture.
@@ -299,8 +299,8 @@ pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(scan::pictures(folder, false, None)?.pictures.into_iter().map(|found| found.path).collect())
 }
 
-/// Decodes every picture, and every mask, of a list of items and returns those that are not whole: [`load`] reads
-/// headers alone.
+/// Decodes every picture, and every mask, of a list of items and returns those that are not whole: [`load`]
+/// reads headers alone.
 pub fn broken(items: &[Item]) -> Vec<Bad> {
     let mut paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
     paths.sort_unstable();

@@ -83,8 +83,8 @@ pub(super) struct Texts {
 /// Longer chunks are no text.
 const LONGEST: u32 = 1 << 24;
 
-/// Reads the chunks of a PNG file that may tell the orientation; they may lie behind the image data, where the decoder
-/// does not look.
+/// Reads the chunks of a PNG file that may tell the orientation; they may lie behind the image data, where
+/// the decoder does not look.
 ///
 /// # Errors
 /// The file cannot be read.

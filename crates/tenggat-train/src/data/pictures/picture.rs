@@ -16,7 +16,8 @@ pub fn size(path: &Path) -> Result<(usize, usize)> {
     decode::size(path)
 }
 
-/// Pixels of a training picture, `[height, width, 3]` of the item's crop, red first, from −1 to 1. See [`load_bytes`].
+/// Pixels of a training picture, `[height, width, 3]` of the item's crop, red first, from −1 to 1. See
+/// [`load_bytes`].
 ///
 /// # Errors
 /// The file cannot be read or is no whole picture.
@@ -54,8 +55,8 @@ pub fn load_bytes(item: &Item) -> Result<Vec<u8>> {
     Ok(pixels)
 }
 
-/// A whole picture at the size of its bucket, which may change its proportions a little: width and height, and its RGB
-/// bytes.
+/// A whole picture at the size of its bucket, which may change its proportions a little: width and height,
+/// and its RGB bytes.
 ///
 /// # Errors
 /// The file cannot be read or is no whole picture.
@@ -81,8 +82,8 @@ pub(crate) enum Filter {
     Lanczos,
 }
 
-/// Whether a size is one that there is memory for. A picture of one row would otherwise become as high as a bucket, and
-/// as many times wider.
+/// Whether a size is one that there is memory for. A picture of one row would otherwise become as high as a
+/// bucket, and as many times wider.
 pub(super) fn can_be_resized_to((width, height): (usize, usize)) -> bool {
     width.checked_mul(height).is_some_and(|pixels| pixels as u64 <= MOST_PIXELS)
 }
@@ -132,8 +133,8 @@ mod tests {
         })
     }
 
-    /// `Image.resize(size, Image.BICUBIC)` of Pillow 12 on the same pattern: single values and the sum of all. Both
-    /// libraries round their filters to fixed point, at different widths, hence the 1.
+    /// `Image.resize(size, Image.BICUBIC)` of Pillow 12 on the same pattern: single values and the sum of
+    /// all. Both libraries round their filters to fixed point, at different widths, hence the 1.
     #[test]
     fn resizing_is_pillows() {
         let cases = [
@@ -218,8 +219,8 @@ mod tests {
         assert_eq!(load_pixels(&item(&clear, crop)).unwrap()[..3], [1.0, -1.0, 1.0]);
     }
 
-    /// Colours in the middle of the four quarters, as `Image.open(…).convert("RGB")` of Pillow has them. Decoders of
-    /// lossy formats may differ by a few levels.
+    /// Colours in the middle of the four quarters, as `Image.open(…).convert("RGB")` of Pillow has them.
+    /// Decoders of lossy formats may differ by a few levels.
     #[test]
     fn kinds_of_files_are_read_as_pillow_reads_them() {
         let colours = [[200, 40, 40], [40, 180, 60], [50, 60, 210], [230, 220, 120]];

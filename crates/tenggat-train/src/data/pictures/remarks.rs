@@ -78,8 +78,8 @@ fn passed(folders: &[PathBuf]) -> Option<String> {
     Some(format!("images in {names} are not trained on, since they are masks or thumbnails"))
 }
 
-/// Images without a caption, with what lies beside them. A trigger word alone is a caption too, unless somebody wrote
-/// texts that are not found.
+/// Images without a caption, with what lies beside them. A trigger word alone is a caption too, unless
+/// somebody wrote texts that are not found.
 fn without_caption(set: &job::Dataset, usable: &[Usable]) -> Option<String> {
     if set.default_caption.is_some() {
         return None;

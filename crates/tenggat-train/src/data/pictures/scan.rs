@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Result, file};
 
-/// Extensions of pictures, in lower case: those of ai-toolkit (`toolkit/data_loader.py`, `image_extensions`), then what
-/// it passes over and the decoder reads as well.
+/// Extensions of pictures, in lower case: those of ai-toolkit (`toolkit/data_loader.py`, `image_extensions`),
+/// then what it passes over and the decoder reads as well.
 pub(super) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "webp", "jfif", "gif", "tif", "tiff", "bmp"];
 
 /// Extensions of pictures that are not read, in lower case. Files of all other kinds are no pictures.
@@ -18,7 +18,8 @@ const UNREAD: [&str; 26] = [
 /// Folder of control pictures, which are no training pictures.
 const CONTROLS: &str = "_controls";
 
-/// Folders of thumbnails and the like that some systems put among pictures: Synology's, and macOS's in archives.
+/// Folders of thumbnails and the like that some systems put among pictures: Synology's, and macOS's in
+/// archives.
 const LITTER: [&str; 2] = ["@eaDir", "__MACOSX"];
 
 /// Most bytes of a JSON list.
@@ -43,8 +44,8 @@ pub(super) struct Listing {
     pub passed: Vec<PathBuf>,
 }
 
-/// Every picture under a folder, or in a JSON list (path → {"caption": …}, or "caption_short" if asked for). Names that
-/// start with a dot are left out, pictures right inside `_controls`, and the folder `except`.
+/// Every picture under a folder, or in a JSON list (path → {"caption": …}, or "caption_short" if asked for).
+/// Names that start with a dot are left out, pictures right inside `_controls`, and the folder `except`.
 ///
 /// # Errors
 /// The folder or list cannot be read, or the list is no JSON.

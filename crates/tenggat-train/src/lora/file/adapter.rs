@@ -6,8 +6,8 @@ use tenggat_tensor::{DType, Tensor};
 
 use super::{Error, Loaded, LoraFile, Result};
 
-/// An adapter of `model` with the weights of a file, strength 1. Modules of a lower rank than the highest are filled up
-/// with zeros, which change nothing.
+/// An adapter of `model` with the weights of a file, strength 1. Modules of a lower rank than the highest are
+/// filled up with zeros, which change nothing.
 ///
 /// # Errors
 /// The file has a module that the model lacks or of another size, or the device is out of memory.
@@ -20,9 +20,9 @@ pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
     Ok(Lora::new(layout, parameters))
 }
 
-/// Gives an adapter that is about to be trained the weights of a file. Modules that the file lacks stay as they are;
-/// where its rank is lower, so do the ranks above it, whose B is zero and learns. Returns the number of modules that
-/// the file lacks.
+/// Gives an adapter that is about to be trained the weights of a file. Modules that the file lacks stay as
+/// they are; where its rank is lower, so do the ranks above it, whose B is zero and learns. Returns the
+/// number of modules that the file lacks.
 ///
 /// # Errors
 /// The file has a higher rank, a module that the adapter lacks, or one of another size.
@@ -54,7 +54,8 @@ fn highest_rank(file: &LoraFile) -> usize {
     file.modules.iter().map(|m| m.rank).max().unwrap_or(0)
 }
 
-/// What the file adds to layers: a rank, or Kronecker products with the factor that splits all its modules as they are.
+/// What the file adds to layers: a rank, or Kronecker products with the factor that splits all its modules as
+/// they are.
 fn kind(file: &LoraFile) -> Result<Kind> {
     let wrong = |reason: &str| Error::Format { path: file.path.clone(), reason: reason.into() };
     let splits: Vec<[usize; 2]> = file.modules.iter().filter_map(|m| m.split).collect();
@@ -81,7 +82,8 @@ fn find<'a>(file: &'a LoraFile, name: &str) -> Option<&'a Loaded> {
     file.modules.get(place)
 }
 
-/// Looks that an adapter has every module of the file, of the same sizes; before anything is allocated by them.
+/// Looks that an adapter has every module of the file, of the same sizes; before anything is allocated by
+/// them.
 fn fits(file: &LoraFile, layout: &Layout) -> Result<()> {
     let wrong = |reason: String| Error::Format { path: file.path.clone(), reason };
     let known = |name: &str| layout.modules().iter().any(|m| m.name == name);
@@ -110,7 +112,8 @@ fn fits(file: &LoraFile, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Writes the file's matrices over those of an adapter that it fits, of which each has at least the file's rank.
+/// Writes the file's matrices over those of an adapter that it fits, of which each has at least the file's
+/// rank.
 fn put(file: &LoraFile, layout: &Layout, values: &mut [f32]) {
     let rank = layout.rank();
     for module in layout.modules() {

@@ -47,9 +47,9 @@ pub(super) fn of(info: &Info<'_>, entries: &[Entry<'_>]) -> Vec<(String, String)
     texts
 }
 
-/// `sshs_model_hash`, SHA-256 of the tensors; `sshs_legacy_hash`, the first 8 digits of that of 64 KiB from the second
-/// MiB on, of a file with the training metadata (`ss_…`) alone. Web interfaces find models by them.
-/// Source: ai-toolkit `toolkit/train_tools.py`, `addnet_hash_safetensors` and `addnet_hash_legacy`.
+/// `sshs_model_hash`, SHA-256 of the tensors; `sshs_legacy_hash`, the first 8 digits of that of 64 KiB from
+/// the second MiB on, of a file with the training metadata (`ss_…`) alone. Web interfaces find models by
+/// them. Source: ai-toolkit `toolkit/train_tools.py`, `addnet_hash_safetensors` and `addnet_hash_legacy`.
 pub(super) fn hashes(metadata: &[(String, String)], entries: &[Entry<'_>]) -> [(String, String); 2] {
     let training: Vec<_> = metadata.iter().filter(|(k, _)| k.starts_with("ss_")).cloned().collect();
     let header = tensor_file::header(&training, entries);

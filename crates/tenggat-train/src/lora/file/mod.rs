@@ -92,13 +92,14 @@ pub struct Info<'a> {
 
 /// Writes a LoRA file, atomically.
 ///
-/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, without alpha: the scale is 1. Those of
-/// Kronecker products are `….lokr_w1`, `….lokr_w2` and `….alpha`, whose 1 counts nothing where both factors are whole
-/// (ai-toolkit writes 9999999999, which float16 cannot hold). Tensors are rounded to the job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
+/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, without alpha: the scale is 1.
+/// Those of Kronecker products are `….lokr_w1`, `….lokr_w2` and `….alpha`, whose 1 counts nothing where both
+/// factors are whole (ai-toolkit writes 9999999999, which float16 cannot hold). Tensors are rounded to the
+/// job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
 ///
 /// # Errors
-/// The file cannot be written, a matrix has not the length that its module says, or a weight is not finite: such a file
-/// never replaces another.
+/// The file cannot be written, a matrix has not the length that its module says, or a weight is not finite:
+/// such a file never replaces another.
 pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> {
     let entries = entries(modules, info.job.save.dtype)
         .map_err(|reason| Error::Format { path: path.into(), reason })?;
@@ -196,12 +197,13 @@ impl LoraFile {
     }
 }
 
-/// Reads a LoRA file in any of these styles: keys with `diffusion_model.`, `transformer.`, `base_model.model.` or no
-/// prefix and `lora_A`/`lora_B` or `lora_down`/`lora_up`; `lora_unet_…` with underscores; with or without `alpha`.
+/// Reads a LoRA file in any of these styles: keys with `diffusion_model.`, `transformer.`,
+/// `base_model.model.` or no prefix and `lora_A`/`lora_B` or `lora_down`/`lora_up`; `lora_unet_…` with
+/// underscores; with or without `alpha`.
 ///
 /// # Errors
-/// The file cannot be read, is no whole safetensors file, has a tensor that belongs to no LoRA, a module that lacks a
-/// half, or shapes that do not fit.
+/// The file cannot be read, is no whole safetensors file, has a tensor that belongs to no LoRA, a module that
+/// lacks a half, or shapes that do not fit.
 pub fn load(path: &Path) -> Result<LoraFile> {
     let bytes =
         std::fs::read(path).map_err(|source| Error::File { action: "read", path: path.into(), source })?;

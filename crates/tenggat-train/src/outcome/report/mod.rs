@@ -1,5 +1,5 @@
-//! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]), a sheet of pictures ([`sheet`]), curves over
-//! budgets ([`chart`]).
+//! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]), a sheet of pictures ([`sheet`]),
+//! curves over budgets ([`chart`]).
 
 mod axis;
 pub mod chart;

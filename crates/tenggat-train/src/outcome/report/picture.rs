@@ -42,7 +42,8 @@ pub enum Error {
     },
 }
 
-/// Picture `index` of `[n, height, width, 3]` in [−1, 1]; values outside are cut off. The nearest of 256 levels.
+/// Picture `index` of `[n, height, width, 3]` in [−1, 1]; values outside are cut off. The nearest of 256
+/// levels.
 ///
 /// # Errors
 /// The tensor has another shape or no such picture.
@@ -61,7 +62,8 @@ pub fn to_rgb(pictures: &Tensor, index: usize) -> Result<RgbImage, Error> {
     RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(wrong)
 }
 
-/// Writes picture `index` of `[n, height, width, 3]` in [−1, 1], atomically; PNG, JPEG or WebP by the file's extension.
+/// Writes picture `index` of `[n, height, width, 3]` in [−1, 1], atomically; PNG, JPEG or WebP by the file's
+/// extension.
 ///
 /// # Errors
 /// The tensor has no such picture, the extension is another one, or the file cannot be written.
@@ -69,8 +71,8 @@ pub fn save_picture(pictures: &Tensor, index: usize, path: &Path) -> Result<(), 
     save_rgb(&to_rgb(pictures, index)?, path)
 }
 
-/// The same with a text that says what it was made with, where viewers look for it: PNG's text chunk `parameters`, the
-/// EXIF user comment of the others.
+/// The same with a text that says what it was made with, where viewers look for it: PNG's text chunk
+/// `parameters`, the EXIF user comment of the others.
 ///
 /// # Errors
 /// As there.
@@ -151,8 +153,8 @@ fn with_comment(
 /// Quality of JPEG files.
 const QUALITY: u8 = 95;
 
-/// EXIF data with nothing but a user comment in UTF-16: a header, the directory that points to the EXIF directory, and that
-/// one with the tag 0x9286. Source: Exif 2.32, 4.6.5.
+/// EXIF data with nothing but a user comment in UTF-16: a header, the directory that points to the EXIF
+/// directory, and that one with the tag 0x9286. Source: Exif 2.32, 4.6.5.
 fn user_comment(text: &str) -> Vec<u8> {
     let comment: Vec<u8> =
         b"UNICODE\0".iter().copied().chain(text.encode_utf16().flat_map(u16::to_be_bytes)).collect();

@@ -42,8 +42,8 @@ pub fn save(plot: &Plot<'_>, path: &Path) -> Result<(), Error> {
     save_rgb(&picture, path)
 }
 
-/// The trend of a noisy curve: an exponential average over about `window` steps, run forwards and backwards, so that it
-/// does not lag behind.
+/// The trend of a noisy curve: an exponential average over about `window` steps, run forwards and backwards,
+/// so that it does not lag behind.
 fn trend(losses: &[f64], window: f64) -> Vec<f64> {
     let weight = 1.0 / window.max(1.0);
     let mut smooth = losses.to_vec();

@@ -1,7 +1,8 @@
 //! Measuring how fast this machine is, so that plans for it are right.
 //!
-//! Every kind of work alone, and in turn with it whole steps of small transformers, by which [`Calibration::settle`]
-//! corrects what the parts alone get wrong: in a step they share caches with their neighbours.
+//! Every kind of work alone, and in turn with it whole steps of small transformers, by which
+//! [`Calibration::settle`] corrects what the parts alone get wrong: in a step they share caches with their
+//! neighbours.
 
 mod ops;
 pub mod rehearsal;
@@ -27,8 +28,8 @@ const fn step(heads: usize, side: usize, batch: usize, rank: usize) -> Rehearsal
     }
 }
 
-/// The steps that are run whole: narrow and wide, few and many tokens, low and high rank; deep enough that a block finds
-/// nothing of its last time in the caches.
+/// The steps that are run whole: narrow and wide, few and many tokens, low and high rank; deep enough that a
+/// block finds nothing of its last time in the caches.
 const STEPS: [Rehearsal; 6] = [
     step(3, 8, 1, 4),
     step(3, 16, 2, 64),

@@ -9,8 +9,8 @@ use tenggat_tensor::{DType, Device, Tensor};
 
 use super::timing::Trial;
 
-/// Width of the streams. Like Qwen-Image's 3072 a multiple of many powers of two, at which rows of a matrix compete for
-/// the same places in the caches: the same products at 192 or 384 run a tenth faster.
+/// Width of the streams. Like Qwen-Image's 3072 a multiple of many powers of two, at which rows of a matrix
+/// compete for the same places in the caches: the same products at 192 or 384 run a tenth faster.
 const C: usize = 256;
 /// Channels per head.
 const HEAD_DIM: usize = 64;
@@ -28,8 +28,8 @@ const LORA_BYTES: f64 = 12.0;
 const TOKENS: [usize; 2] = [64, 384];
 /// Rows of the work between the products.
 const BETWEEN_ROWS: usize = 256;
-/// Parameters of the optimiser, more than caches near a core hold, as after a whole step; and bytes that it moves for each:
-/// gradient twice, weight and both moments both ways.
+/// Parameters of the optimiser, more than caches near a core hold, as after a whole step; and bytes that it
+/// moves for each: gradient twice, weight and both moments both ways.
 const PARAMETERS: usize = 1 << 21;
 const OPTIMISER_BYTES: f64 = 32.0;
 /// Values that are copied: more than caches hold, and what has just been computed.
@@ -147,8 +147,8 @@ impl<'a> Bench<'a> {
         Ok(Op { name, units: adapter_units(rank), trial })
     }
 
-    /// The same six products with one row, for as many layers as a LoRA has: as the modulation's are, and nearly all
-    /// passage of weights.
+    /// The same six products with one row, for as many layers as a LoRA has: as the modulation's are, and
+    /// nearly all passage of weights.
     fn adapters_alone(&self) -> Result<Op<'a>> {
         let layers = LORA_PARAMETERS / (2 * LORA_RANK * C);
         let (x, dy) = (self.random(&[1, C], 1)?, self.random(&[1, C], 2)?);
@@ -217,8 +217,8 @@ impl<'a> Bench<'a> {
             let dm = Some(dmodulation.view_mut());
             Ok(layer_norm_modulate::backward(x.view(), m, stats.view(), rows, dy.view(), dx.view_mut(), dm)?)
         });
-        // In rows of c, as planning counts them. Forward: norm 2, head norms 6, gate 3, GELU 8. Backward: GELU 12,
-        // gate 3, head norms 9, norm 4.
+        // In rows of c, as planning counts them. Forward: norm 2, head norms 6, gate 3, GELU 8. Backward:
+        // GELU 12, gate 3, head norms 9, norm 4.
         Ok(Op { name: "norms, gates, GELU", units: (19.0 + 28.0) * (rows * C) as f64 * F32_BYTES, trial })
     }
 

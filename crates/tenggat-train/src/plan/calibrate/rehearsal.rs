@@ -1,4 +1,5 @@
-//! Whole training steps of a small transformer with random weights: the truth that a calibration is corrected by.
+//! Whole training steps of a small transformer with random weights: the truth that a calibration is corrected
+//! by.
 
 use std::path::Path;
 use std::sync::Arc;

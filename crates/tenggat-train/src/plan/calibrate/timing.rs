@@ -49,8 +49,8 @@ impl std::fmt::Debug for Trial<'_> {
 
 /// Runs trials in turn, round after round, for about `limit_s` seconds in all.
 ///
-/// In turn, so that a neighbour who comes or goes meets all of them alike; and means within a round, so that short runs
-/// pay for interruptions in the same measure as long ones.
+/// In turn, so that a neighbour who comes or goes meets all of them alike; and means within a round, so that
+/// short runs pay for interruptions in the same measure as long ones.
 ///
 /// # Errors
 /// What a trial returns.

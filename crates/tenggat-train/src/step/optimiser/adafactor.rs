@@ -6,8 +6,8 @@ use tenggat_tensor::{Result, Tensor, View};
 
 use super::{Rule, zeros};
 
-/// Settings that stay the same from step to step. Defaults are those of transformers, with ai-toolkit's choice of a
-/// learning rate from outside.
+/// Settings that stay the same from step to step. Defaults are those of transformers, with ai-toolkit's
+/// choice of a learning rate from outside.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdafactorConfig {
     /// Added to the square of the gradient.
@@ -115,7 +115,8 @@ mod tests {
     use super::super::check::{Matrix, against};
     use super::*;
 
-    /// transformers `src/transformers/optimization.py`, `Adafactor.step`. A matrix's state is rows, columns, first moment.
+    /// transformers `src/transformers/optimization.py`, `Adafactor.step`. A matrix's state is rows, columns,
+    /// first moment.
     fn reference(c: AdafactorConfig) -> impl FnMut(u64, f64, &mut [Matrix]) {
         let rms = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
         move |step, lr, matrices| {

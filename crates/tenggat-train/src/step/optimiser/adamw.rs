@@ -8,8 +8,8 @@ use tenggat_tensor::{Result, Tensor, View};
 
 use super::{Rule, zeros};
 
-/// Settings that stay the same from step to step. Defaults are those of `torch.optim.AdamW` but for eps, where
-/// ai-toolkit sets 1e-6.
+/// Settings that stay the same from step to step. Defaults are those of `torch.optim.AdamW` but for eps,
+/// where ai-toolkit sets 1e-6.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
     /// Decay of the first moment.
@@ -31,8 +31,8 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// Adam: no weight decay unless asked for, and then as part of the gradient. Defaults of `torch.optim.Adam` but for
-    /// eps, where ai-toolkit sets 1e-6.
+    /// Adam: no weight decay unless asked for, and then as part of the gradient. Defaults of
+    /// `torch.optim.Adam` but for eps, where ai-toolkit sets 1e-6.
     pub fn adam() -> Self {
         AdamWConfig { weight_decay: 0.0, coupled: true, ..AdamWConfig::default() }
     }

@@ -21,9 +21,9 @@ pub(super) struct Matrix {
 const STEPS: u64 = 12;
 const MAX_NORM: f64 = 3.0;
 
-/// Takes twelve steps, the fifth at rate 0, with an adapter that has a module without gradients, and compares every
-/// parameter with those of `reference`, which is told the step from 1, the rate, and the matrices. After the seventh step
-/// the state goes into a fresh optimiser.
+/// Takes twelve steps, the fifth at rate 0, with an adapter that has a module without gradients, and compares
+/// every parameter with those of `reference`, which is told the step from 1, the rate, and the matrices.
+/// After the seventh step the state goes into a fresh optimiser.
 ///
 /// The tolerances are relative to parameters of about 1: rounding of 1e-16 and 6e-8 over twelve steps.
 pub(super) fn against(method: Method, reference: &mut dyn FnMut(u64, f64, &mut [Matrix])) {

@@ -1,7 +1,7 @@
 //! Optimisers over the trained matrices of an adapter.
 //!
-//! One file per method. Matrices that the loss does not depend on are skipped, weight decay included, as autograd
-//! frameworks skip parameters without a gradient.
+//! One file per method. Matrices that the loss does not depend on are skipped, weight decay included, as
+//! autograd frameworks skip parameters without a gradient.
 
 mod adafactor;
 mod adamw;
@@ -141,8 +141,8 @@ pub struct Optimiser {
 }
 
 impl Optimiser {
-    /// A fresh optimiser for this adapter. Gradients are scaled down to the global norm `max_grad_norm`; `None` leaves
-    /// them.
+    /// A fresh optimiser for this adapter. Gradients are scaled down to the global norm `max_grad_norm`;
+    /// `None` leaves them.
     ///
     /// # Errors
     /// Out of device memory.
@@ -168,7 +168,8 @@ impl Optimiser {
         self.rule.state()
     }
 
-    /// Puts a state back that was taken after so many steps; `fill` writes each tensor that [`Optimiser::state`] names.
+    /// Puts a state back that was taken after so many steps; `fill` writes each tensor that
+    /// [`Optimiser::state`] names.
     ///
     /// # Errors
     /// What `fill` returns.

@@ -8,8 +8,8 @@ use tenggat_tensor::{DType, Result, Tensor, View};
 
 use super::{Rule, zeros};
 
-/// Settings that stay the same from step to step. Defaults are those of prodigyopt but for eps, where ai-toolkit sets
-/// 1e-6.
+/// Settings that stay the same from step to step. Defaults are those of prodigyopt but for eps, where
+/// ai-toolkit sets 1e-6.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProdigyConfig {
     /// Decay of the first moment.
@@ -63,7 +63,8 @@ pub(super) struct Prodigy {
     m: Tensor,
     v: Tensor,
     s: Tensor,
-    /// d, its largest estimate, the weighted distance, and the steps taken, `[4]` f64: steps at rate 0 do not count.
+    /// d, its largest estimate, the weighted distance, and the steps taken, `[4]` f64: steps at rate 0 do
+    /// not count.
     numbers: Tensor,
 }
 

@@ -1,7 +1,8 @@
 //! Tables that training draws its timesteps and loss weights from, as ai-toolkit builds them.
 //!
-//! A table has 1000 entries, falling from pure noise (t = 1000, σ = 1). Training draws an *index*, so that a table's
-//! spacing is the density of the timesteps. Source: ai-toolkit `toolkit/samplers/custom_flowmatch_sampler.py`.
+//! A table has 1000 entries, falling from pure noise (t = 1000, σ = 1). Training draws an *index*, so that a
+//! table's spacing is the density of the timesteps. Source: ai-toolkit
+//! `toolkit/samplers/custom_flowmatch_sampler.py`.
 
 mod weighted;
 
@@ -29,8 +30,8 @@ pub fn weighted_loss_weights() -> Vec<f64> {
     WEIGHTED_MILLIONTHS.iter().map(|&w| f64::from(w) * 1e-6).collect()
 }
 
-/// Loss weight of each entry for `linear_timesteps: true`: the bell `exp(−2·((i − 500)/1000)²)`, lowered so that its
-/// least value is 0 and scaled to mean 1.
+/// Loss weight of each entry for `linear_timesteps: true`: the bell `exp(−2·((i − 500)/1000)²)`, lowered so
+/// that its least value is 0 and scaled to mean 1.
 pub fn bell_loss_weights() -> Vec<f64> {
     let bell = |i: usize| (-2.0 * ((i as f64 - 500.0) / ENTRIES as f64).powi(2)).exp();
     let lowest = bell(0);
@@ -38,8 +39,8 @@ pub fn bell_loss_weights() -> Vec<f64> {
     (0..ENTRIES).map(|i| (bell(i) - lowest) * ENTRIES as f64 / total).collect()
 }
 
-/// Loss weight of each entry for `linear_timesteps2: true`: the bell, its second half (little noise) raised to its peak.
-/// The mean is 1.289, not 1: upstream scales before it raises.
+/// Loss weight of each entry for `linear_timesteps2: true`: the bell, its second half (little noise) raised
+/// to its peak. The mean is 1.289, not 1: upstream scales before it raises.
 pub fn half_bell_loss_weights() -> Vec<f64> {
     let mut weights = bell_loss_weights();
     let peak = weights[ENTRIES / 2];

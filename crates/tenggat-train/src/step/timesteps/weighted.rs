@@ -1,9 +1,11 @@
 //! Measured loss weights by timestep.
 
-/// Millionths of the loss weight at each of the 1000 timesteps of the linear table, 1000 first and 1 last; mean 1.
+/// Millionths of the loss weight at each of the 1000 timesteps of the linear table, from 1000 to 1; their
+/// mean is 1.
 ///
-/// A measurement on a flow-matching model (Flex.1-alpha), not a formula: no closed form comes nearer than the jitter of
-/// neighbouring entries. Source: ai-toolkit `toolkit/timestep_weighing/default_weighing_scheme.py`, rounded to 1e-6.
+/// A measurement on a flow-matching model (Flex.1-alpha), not a formula: no closed form comes nearer than the
+/// jitter of neighbouring entries. Source: ai-toolkit
+/// `toolkit/timestep_weighing/default_weighing_scheme.py`, rounded to 1e-6.
 #[rustfmt::skip]
 pub const WEIGHTED_MILLIONTHS: [u32; 1000] = [
     905707, 909787, 925101, 939913, 949736, 962196, 969164, 992736, 1016591, 1039268, 1042907, 1067792, 1092897, 1114925,

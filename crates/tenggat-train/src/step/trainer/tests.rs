@@ -44,8 +44,8 @@ struct Course {
     parameters: Vec<f64>,
 }
 
-/// Steps with captions of three lengths, two of which are padded alike, pictures of two shapes with as many tokens, and two
-/// micro-batches each; how many passes are recorded at their end.
+/// Steps with captions of three lengths, two of which are padded alike, pictures of two shapes with as many
+/// tokens, and two micro-batches each; how many passes are recorded at their end.
 fn course(device: &Device, bench: &StepBench, objective: Objective, records: bool) -> (Course, usize) {
     let steps = 6;
     let model = bench.random_model(device).unwrap();
@@ -71,8 +71,8 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
     (Course { losses, norms, parameters }, trainer.recordings())
 }
 
-/// Recorded passes come to the same, to the bit: other noise, levels and modulation, gradients that replace and that are
-/// added, an adapter that changes.
+/// Recorded passes come to the same, to the bit: other noise, levels and modulation, gradients that replace
+/// and that are added, an adapter that changes.
 #[test]
 fn recorded_steps_are_the_same_steps() {
     let Some(device) = gpu(usize::MAX) else { return };
@@ -215,7 +215,8 @@ fn recorded_steps_have_the_strength_of_their_batch() {
     assert_eq!(got, expected);
 }
 
-/// Added up or averaged, what is reported is the mean loss; the gradient of a sum is that of the mean times their number.
+/// Added up or averaged, what is reported is the mean loss; the gradient of a sum is that of the mean times
+/// their number.
 #[test]
 fn the_loss_reported_does_not_depend_on_how_gradients_are_added() {
     let bench = StepBench { compute: DType::F32, ..bench() };

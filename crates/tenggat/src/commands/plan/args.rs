@@ -115,9 +115,9 @@ pub struct JobArgs {
     /// Use all of the budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
-    /// Whose time is predicted: tenggat, ai-toolkit, musubi-tuner, onetrainer, simpletuner, diffusers, ...; a
-    /// version may follow, as in ai-toolkit@0.11. Other programs are shown beside tenggat if it trains the
-    /// model.
+    /// Whose time is predicted: tenggat, ai-toolkit, musubi-tuner, onetrainer, simpletuner, diffusers, ...;
+    /// a version may follow, as in ai-toolkit@0.11. Other programs are shown beside tenggat if it trains
+    /// the model.
     #[arg(long, value_name = "TRAINER", default_value = "tenggat")]
     pub trainer: Program,
     /// Price of the machine per hour, for the price of the run.

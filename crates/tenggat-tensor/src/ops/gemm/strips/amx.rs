@@ -1,7 +1,7 @@
 //! The kernel of packed bf16 products on the tile unit.
 //!
-//! Strips keep their order, which serves both passes. A's rows are tiles as they lie; pairs of B's rows are interleaved
-//! into tiles once per strip of a task and then serve all its panels.
+//! Strips keep their order, which serves both passes. A's rows are tiles as they lie; pairs of B's rows are
+//! interleaved into tiles once per strip of a task and then serve all its panels.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -51,8 +51,8 @@ thread_local! {
 }
 
 /// # Safety
-/// The level is there; the segments' operands are packed and have H rows and `k` steps; `c` has H rows of two vectors, or
-/// of one if `HALF`. With `again`, B's are those of this thread's last call.
+/// The level is there; the segments' operands are packed and have H rows and `k` steps; `c` has H rows of two
+/// vectors, or of one if `HALF`. With `again`, B's are those of this thread's last call.
 unsafe fn sums<const H: usize, const HALF: bool>(
     segments: &[Segment<bf16>],
     start: *const f32,
@@ -101,7 +101,8 @@ impl Room {
                 unsafe {
                     let mut first = s.a.add(block * s.a_step);
                     if rows < ROWS {
-                        // The tile unit always reads 16 rows, and the last panel of a strip has no more behind it.
+                        // The tile unit always reads 16 rows, and the last panel of a strip has no more
+                        // behind it.
                         first.copy_to_nonoverlapping(a[at].0.as_mut_ptr().cast(), rows * STEPS);
                         first = a[at].0.as_ptr().cast();
                     }
@@ -122,7 +123,8 @@ impl Room {
     }
 
     /// # Safety
-    /// The steps are those of [`Room::fill`], whose operands are still there; two products need more than [`ROWS`] rows.
+    /// The steps are those of [`Room::fill`], whose operands are still there; two products need more than
+    /// [`ROWS`] rows.
     unsafe fn product<const N: usize>(&self, out: &mut [Sums; N]) {
         let product = if tiles_are_emulated() { amx::emulated } else { amx::product };
         // SAFETY: by the caller.

@@ -1,4 +1,5 @@
-//! How a product is shared among tasks: by its shape alone, so that the bits do not depend on the number of threads.
+//! How a product is shared among tasks: by its shape alone, so that the bits do not depend on the number of
+//! threads.
 
 use std::ops::Range;
 

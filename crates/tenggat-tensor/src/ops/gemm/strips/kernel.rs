@@ -12,8 +12,8 @@ pub struct Segment<E> {
     pub k: usize,
 }
 
-/// A tile's sums: rows `[h, WIDTH]` at `c`, `stride` apart, added to what is there if `add`; `start` (a row of WIDTH,
-/// or null) is what the sums start from. `again`: every segment's `b` and `k` are those of this thread's last tile, and
-/// so is what lies there.
+/// A tile's sums: rows `[h, WIDTH]` at `c`, `stride` apart, added to what is there if `add`; `start` (a row
+/// of WIDTH, or null) is what the sums start from. `again`: every segment's `b` and `k` are those of this
+/// thread's last tile, and so is what lies there.
 pub type Tile<E> =
     unsafe fn(segments: &[Segment<E>], start: *const f32, c: *mut f32, stride: usize, add: bool, again: bool);

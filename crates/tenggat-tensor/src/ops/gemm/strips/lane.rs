@@ -16,11 +16,12 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     fn room(sums: usize) -> usize;
     /// Packed sums as packed operands: as they are, or a part of them rounded into `room`.
     fn operand<'a>(sums: &'a [f32], part: usize, room: &'a mut [Self]) -> &'a [Self];
-    /// Packs a part of `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·` each, zeros
-    /// for missing rows.
+    /// Packs a part of `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·`
+    /// each, zeros for missing rows.
     ///
     /// # Safety
-    /// `from` has these elements, `to` has `cols` rows of a strip, and this type is [`available`](Lane::available).
+    /// `from` has these elements, `to` has `cols` rows of a strip, and this type is
+    /// [`available`](Lane::available).
     unsafe fn columns(from: *const f32, shape: (usize, usize, usize), alpha: f32, part: usize, to: *mut Self);
     /// Whether this machine multiplies packed operands of this type faster than unpacked ones.
     fn available() -> bool;
@@ -28,7 +29,8 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     fn height() -> usize;
     /// Steps of a sum that tiles take before C is visited: a multiple of WIDTH.
     fn block() -> usize;
-    /// The kernel for tiles of 1 to [`height`](Lane::height) rows; the half-wide one leaves the right 16 columns alone.
+    /// The kernel for tiles of 1 to [`height`](Lane::height) rows; the half-wide one leaves the right 16
+    /// columns alone.
     fn tile(rows: usize, half: bool) -> Tile<Self>;
 }
 

@@ -1,12 +1,13 @@
 //! Matrix products on packed operands: the fast path of 32-bit floats, and of bfloat16 with 32-bit sums.
 //!
-//! A packed matrix `[rows, cols]` is cut into strips of [`WIDTH`] columns; a strip is its rows one after the other,
-//! the last strip padded with zeros. One layout serves both sides of a product `C = A·B`: of B a strip holds, step by
-//! step of the sum, what goes along the vector lanes; of A it holds, row by row, what is broadcast to them. So the
-//! packed weight of a layer serves its forward pass as B and its backward pass, `dXᵀ = Wᵀ·dYᵀ`, as A.
+//! A packed matrix `[rows, cols]` is cut into strips of [`WIDTH`] columns; a strip is its rows one after the
+//! other, the last strip padded with zeros. One layout serves both sides of a product `C = A·B`: of B a strip
+//! holds, step by step of the sum, what goes along the vector lanes; of A it holds, row by row, what is
+//! broadcast to them. So the packed weight of a layer serves its forward pass as B and its backward pass,
+//! `dXᵀ = Wᵀ·dYᵀ`, as A.
 //!
-//! Tiles of C are [`Lane::height`] × [`WIDTH`], kept in registers over the sum: the blocking of Goto and van de Geijn,
-//! "Anatomy of high-performance matrix multiplication", 2008, without its packing loops.
+//! Tiles of C are [`Lane::height`] × [`WIDTH`], kept in registers over the sum: the blocking of Goto and van
+//! de Geijn, "Anatomy of high-performance matrix multiplication", 2008, without its packing loops.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

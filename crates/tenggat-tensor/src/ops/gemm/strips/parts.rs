@@ -1,7 +1,7 @@
 //! Matrices as sums of packed ones, so that products of bf16 tiles are as exact as 32-bit ones.
 //!
-//! x = x₀ + x₁ + x₂, each part the bf16 nearest to what those before it leave: 24 bits. Of a product of two such sums the
-//! terms with i + j < 3 count. A matrix whose values are bf16 has one part.
+//! x = x₀ + x₁ + x₂, each part the bf16 nearest to what those before it leave: 24 bits. Of a product of two
+//! such sums the terms with i + j < 3 count. A matrix whose values are bf16 has one part.
 
 use super::product::Term;
 use super::{Lane, Scratch, Strips, pack_part, pack_part_transposed, packed_len};

@@ -93,8 +93,8 @@ impl<E: Lane> Placed<'_, E> {
     }
 }
 
-/// Runs products on the threads of the current pool. Their tasks are one list, so that no thread waits for the last one
-/// of each: no product may read what another one writes.
+/// Runs products on the threads of the current pool. Their tasks are one list, so that no thread waits for
+/// the last one of each: no product may read what another one writes.
 pub(crate) fn run_all<E: Lane>(products: &[Placed<'_, E>]) {
     let tasks = products.iter().map(|product| product.cut.tasks()).sum();
     let run = |mut task: usize| {
@@ -115,8 +115,8 @@ impl<'a, E: Lane> Job<'a, E> {
     /// With the place that it goes to.
     ///
     /// # Safety
-    /// `c` has the elements of the target, which nothing else accesses until the product was run. Packed targets are whole
-    /// strips.
+    /// `c` has the elements of the target, which nothing else accesses until the product was run. Packed
+    /// targets are whole strips.
     pub unsafe fn to(self, c: *mut f32) -> Placed<'a, E> {
         let (m, n) = self.check();
         let cut = Cut::new(m, n, self.base[0].a.cols, E::height());

@@ -32,7 +32,8 @@ impl<'a> Scratch<'a> {
     /// The next `len` elements, contents unspecified.
     pub fn take<E: Lane>(&mut self, len: usize) -> &'a mut [E] {
         let Scratch(piece) = self.split(Self::cost::<E>(len));
-        // SAFETY: the piece holds `len` elements of E, whose alignment is no stricter, and any bits are numbers.
+        // SAFETY: the piece holds `len` elements of E, whose alignment is no stricter, and any bits are
+        // numbers.
         unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), len) }
     }
 }

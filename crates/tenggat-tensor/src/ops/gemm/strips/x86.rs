@@ -18,8 +18,8 @@ pub fn has_avx512() -> bool {
     Level::current() >= Level::Avx512
 }
 
-/// Whether bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since Zen 4 (measured 235
-/// against 117 GFLOP/s). On Intel's cores they run at half of it.
+/// Whether bf16 dot products run at twice the rate of 32-bit multiply-adds, as on AMD since Zen 4 (measured
+/// 235 against 117 GFLOP/s). On Intel's cores they run at half of it.
 pub fn has_fast_bf16() -> bool {
     static FAST: OnceLock<bool> = OnceLock::new();
     *FAST.get_or_init(|| {
@@ -59,7 +59,8 @@ pub fn height() -> usize {
     HEIGHT
 }
 
-/// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level cache.
+/// Steps of a sum between two visits to C: what a panel of A and a strip of B take stays in the second-level
+/// cache.
 pub fn block() -> usize {
     1024
 }
@@ -97,8 +98,8 @@ macro_rules! store {
     };
 }
 
-/// Fetches H rows of a strip of A that are next: they begin somewhere else, where no processor looks ahead by itself. May
-/// point behind the last strip.
+/// Fetches H rows of a strip of A that are next: they begin somewhere else, where no processor looks ahead by
+/// itself. May point behind the last strip.
 #[inline(always)]
 fn prefetch<E, const H: usize>(rows: *const E) {
     const LINE: usize = 64;
@@ -109,7 +110,8 @@ fn prefetch<E, const H: usize>(rows: *const E) {
 }
 
 /// # Safety
-/// AVX-512 is there; the segments' operands are packed, have H rows and `k` steps; `c` has H rows of V vectors.
+/// AVX-512 is there; the segments' operands are packed, have H rows and `k` steps; `c` has H rows of V
+/// vectors.
 #[target_feature(enable = "avx512f")]
 unsafe fn sums_f32<const H: usize, const V: usize>(
     segments: &[Segment<f32>],
@@ -164,7 +166,8 @@ pub const fn pairs(right: bool) -> [u16; 32] {
 /// Strips stay in their natural order, which serves both passes; pairs along the sum are made in registers.
 ///
 /// # Safety
-/// As [`sums_f32`], with AVX512-BF16; where `k` is odd, A is padded to an even number of columns with numbers.
+/// As [`sums_f32`], with AVX512-BF16; where `k` is odd, A is padded to an even number of columns with
+/// numbers.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn sums_bf16<const H: usize, const V: usize>(
     segments: &[Segment<bf16>],
@@ -175,7 +178,8 @@ unsafe fn sums_bf16<const H: usize, const V: usize>(
     _: bool,
 ) {
     static PAIRS: [[u16; 32]; 2] = [pairs(false), pairs(true)];
-    // SAFETY: by the caller; every step stays inside the strips, and vectors of bf16 are vectors of 16-bit integers.
+    // SAFETY: by the caller; every step stays inside the strips, and vectors of bf16 are vectors of 16-bit
+    // integers.
     unsafe {
         let index = [0, 1].map(|j| _mm512_loadu_epi16(PAIRS[j].as_ptr().cast()));
         let mut sums = start!(H, V, first);
@@ -239,7 +243,8 @@ pub unsafe fn copy(tile: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usiz
     }
 }
 
-/// Copies the first `cols` columns of a tile's first `rows` rows (all if it has fewer) to columns `stride` apart.
+/// Copies the first `cols` columns of a tile's first `rows` rows (all if it has fewer) to columns `stride`
+/// apart.
 ///
 /// # Safety
 /// AVX-512 is there; `c` has `cols` runs of `rows` elements.
@@ -273,8 +278,8 @@ pub unsafe fn copy_transposed(
     }
 }
 
-/// Packs columns of a row-major matrix: `from` points to `rows` ≤ WIDTH rows, `stride` apart, of which `cols` columns
-/// become rows of a strip at `to`, multiplied by `alpha`; missing rows are zeros.
+/// Packs columns of a row-major matrix: `from` points to `rows` ≤ WIDTH rows, `stride` apart, of which `cols`
+/// columns become rows of a strip at `to`, multiplied by `alpha`; missing rows are zeros.
 macro_rules! columns {
     ($name:ident, $type:ty, $features:literal, $store:expr) => {
         /// # Safety

@@ -15,8 +15,8 @@ pub(super) enum Stop {
 pub(super) struct Table(Box<[(u8, u8)]>);
 
 impl Table {
-    /// From the number of codes of each length and their values, shortest first; `None` if there are more codes than
-    /// the lengths have room for. Source: T.81, annex C.
+    /// From the number of codes of each length and their values, shortest first; `None` if there are more
+    /// codes than the lengths have room for. Source: T.81, annex C.
     pub(super) fn new(counts: &[u8; 16], values: &[u8]) -> Option<Table> {
         let mut codes = vec![(0, 0); 1 << 16].into_boxed_slice();
         let mut values = values.iter();

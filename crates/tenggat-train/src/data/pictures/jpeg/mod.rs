@@ -1,12 +1,12 @@
 //! Whether a JPEG file holds all of its image data.
 //!
-//! Decoders fill what is missing with grey and say nothing, so that half an image would be trained on. This walks the
-//! file as a decoder does, up to the entropy-coded values, and computes no pixels. Source: ITU-T T.81, annexes B (the
-//! markers), F (sequential) and G (progressive).
+//! Decoders fill what is missing with grey and say nothing, so that half an image would be trained on. This
+//! walks the file as a decoder does, up to the entropy-coded values, and computes no pixels. Source: ITU-T
+//! T.81, annexes B (the markers), F (sequential) and G (progressive).
 //!
-//! Pillow, which ai-toolkit's images go through, refuses the same files, and lets pass some whose last values are zeros
-//! or of another file. Here every value must be one that an encoder writes, and the marker of the end must come. What
-//! lies behind that marker (previews, films of phones, padding) is no damage.
+//! Pillow, which ai-toolkit's images go through, refuses the same files, and lets pass some whose last values
+//! are zeros or of another file. Here every value must be one that an encoder writes, and the marker of the
+//! end must come. What lies behind that marker (previews, films of phones, padding) is no damage.
 
 mod bits;
 mod scan;

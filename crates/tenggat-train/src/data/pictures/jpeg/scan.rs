@@ -11,7 +11,8 @@ pub(super) struct Component {
     own: (usize, usize),
     /// Blocks in a row of all MCUs.
     stride: usize,
-    /// Which of the 64 values of each block are not zero so far, a bit each; progressive images need to know.
+    /// Which of the 64 values of each block are not zero so far, a bit each; progressive images need to
+    /// know.
     nonzero: Vec<u64>,
     /// Whether a scan has brought its DC values.
     pub(super) seen: bool,
@@ -232,8 +233,8 @@ fn read_first(
     Ok(())
 }
 
-/// AC values of a progressive block, a later pass: a bit more of each value that is not zero, and new values among the
-/// others. Source: T.81, G.1.2.3.
+/// AC values of a progressive block, a later pass: a bit more of each value that is not zero, and new values
+/// among the others. Source: T.81, G.1.2.3.
 fn read_refined(
     bits: &mut Bits<'_>,
     table: &Table,

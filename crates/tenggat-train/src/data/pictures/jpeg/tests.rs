@@ -95,7 +95,8 @@ fn a_tail_of_other_data_is_found() {
 
 #[test]
 fn restart_markers_must_come_in_turn() {
-    // A grey image of 8 × 24 pixels, a restart after each block; DC code 0 is "0", AC code 0 (end of block) is "0".
+    // A grey image of 8 × 24 pixels, a restart after each block; DC code 0 is "0", AC code 0 (end of block)
+    // is "0".
     let file = |restarts: [u8; 2], blocks: [u8; 3]| {
         let mut bytes = vec![0xff, 0xd8];
         bytes.extend([0xff, 0xc0, 0, 11, 8, 0, 24, 0, 8, 1, 1, 0x11, 0]);
