@@ -32,16 +32,38 @@ pub fn calibrate(limit_s: f64) -> anyhow::Result<()> {
         let percent = 100.0 * (result / seconds - 1.0);
         say!("  {what:<42} {:>7.2} ms {:>9.2} ms {percent:>+6.1} %", seconds * 1e3, result * 1e3);
     }
-    let off = |f: &&Finding| (f.result / f.seconds - 1.0).abs();
-    let worst = findings.iter().filter(|f| f.is_step).map(|f| off(&f)).fold(0.0, f64::max);
-    if worst > WORTH_A_WARNING {
-        warning!(
-            "a whole step is predicted {:.0} % off: other programs were probably at work; calibrate again when the \
-             machine is idle",
-            100.0 * worst
-        );
+    if let Some(text) = disturbed(&findings) {
+        warning!("{text}");
     }
     let path = processor::store(&calibration)?;
     say!("stored in {} after {:.0} s", path.display(), clock.now_s());
     Ok(())
+}
+
+/// What to say of a calibration whose rates do not explain the whole steps that were measured beside them.
+fn disturbed(findings: &[Finding]) -> Option<String> {
+    let off = |f: &Finding| (f.result / f.seconds - 1.0).abs();
+    let worst = findings.iter().filter(|f| f.is_step).map(off).fold(0.0, f64::max);
+    (worst > WORTH_A_WARNING).then(|| {
+        format!(
+            "a whole step is predicted {:.0} % off: other programs were probably at work; calibrate again when \
+             the machine is idle",
+            100.0 * worst
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disturbed_calibration_is_told() {
+        let step = |seconds, result| Finding { what: "a step".into(), seconds, result, is_step: true };
+        // An operation's result is a rate, which is no prediction of its seconds.
+        let product = Finding { is_step: false, ..step(0.001, 2e11) };
+        assert_eq!(disturbed(&[product, step(1.0, 1.19), step(1.0, 0.81)]), None);
+        let told = disturbed(&[step(1.0, 1.1), step(1.0, 0.68)]).unwrap();
+        assert!(told.contains("32 % off") && told.contains("calibrate again"), "{told}");
+    }
 }
