@@ -71,8 +71,12 @@ impl Tokenizer {
             ));
         }
         let bytes = std::fs::read(&whole).map_err(|e| Error::read(&whole, e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::format(&whole, format!("not a tokenizer ({e}); fetch it again")))?;
+        let broken = |e: &dyn std::fmt::Display| {
+            Error::format(&whole, format!("not a tokenizer ({e}); fetch it again"))
+        };
+        // The library panics if the JSON ends, or turns bad, inside of its decoder.
+        serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| broken(&e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(&e))?;
         // Padding and truncation are the caller's: a file may carry those of its last use.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::format(&whole, e.to_string()))?;
