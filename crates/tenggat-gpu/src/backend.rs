@@ -11,14 +11,19 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    /// Address of so many bytes of device memory, aligned to 512.
+    /// Whether each allocation is as long as was asked for, and ends at a page that nobody may touch.
+    pub fn is_guarded(&self) -> bool {
+        matches!(self, Backend::Emulated(emulated) if emulated.memory().is_guarded())
+    }
+
+    /// Address of so many bytes of device memory, aligned to 512, or guarded to 16.
     ///
     /// # Errors
     /// There is no room, or the device failed.
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
         match self {
             Backend::Gpu(gpu) => gpu.allocate(bytes),
-            Backend::Emulated(emulated) => emulated.allocate(bytes),
+            Backend::Emulated(emulated) => emulated.memory().allocate(bytes),
         }
     }
 
@@ -26,7 +31,7 @@ impl Backend {
     pub fn release(&self, address: u64, bytes: usize) {
         match self {
             Backend::Gpu(gpu) => gpu.release(address),
-            Backend::Emulated(emulated) => emulated.release(address, bytes),
+            Backend::Emulated(emulated) => emulated.memory().release(address, bytes),
         }
     }
 
@@ -37,7 +42,7 @@ impl Backend {
     pub fn memory(&self) -> Result<(usize, usize)> {
         match self {
             Backend::Gpu(gpu) => gpu.memory(),
-            Backend::Emulated(emulated) => Ok(emulated.memory()),
+            Backend::Emulated(emulated) => Ok(emulated.memory().free_and_total()),
         }
     }
 }

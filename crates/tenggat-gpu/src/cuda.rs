@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::Backend;
 use crate::blas::Product;
-use crate::emulated::{self, Emulated};
+use crate::emulated::{self, Emulated, Emulation};
 use crate::gpu::Gpu;
 use crate::kernel::{Grid, Kernel, Module};
 use crate::memory::Pool;
@@ -57,22 +57,22 @@ impl Cuda {
     /// # Errors
     /// There is no compiler.
     pub fn emulated(memory_bytes: usize) -> Result<Arc<Self>> {
-        Self::emulated_without(memory_bytes, Without::default())
+        Self::emulated_as(&Emulation { memory_bytes, ..Emulation::default() })
     }
 
-    /// The same without some parts.
+    /// The same in another way.
     ///
     /// # Errors
     /// There is no compiler.
-    pub fn emulated_without(memory_bytes: usize, without: Without) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::new(Backend::Emulated(Emulated::new(memory_bytes)?), without)))
+    pub fn emulated_as(emulation: &Emulation) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::new(Backend::Emulated(Emulated::new(emulation)?), emulation.without)))
     }
 
     fn new(backend: Backend, without: Without) -> Self {
         Cuda {
+            pool: Pool::new(backend.is_guarded()),
             backend,
             without,
-            pool: Pool::default(),
             is_capturing: AtomicBool::new(false),
             stream: AtomicUsize::new(MAIN),
             constants: Mutex::default(),
@@ -207,9 +207,9 @@ impl Cuda {
     /// Makes what nobody wrote show itself, where that costs nothing that matters.
     fn poison(&self, address: u64, bytes: usize) -> Result<()> {
         match &self.backend {
-            Backend::Gpu(_) => Ok(()),
             // NaN in every type of float.
-            Backend::Emulated(_) => self.set_bytes(address, 0xff, bytes),
+            Backend::Emulated(emulated) if emulated.is_poisoned() => self.set_bytes(address, 0xff, bytes),
+            _ => Ok(()),
         }
     }
 
@@ -413,5 +413,5 @@ impl Drop for Cuda {
 
 /// Bytes that integers for kernels take.
 fn constant_bytes(values: &[i32]) -> usize {
-    size_of_val(values).max(512)
+    size_of_val(values).max(1)
 }

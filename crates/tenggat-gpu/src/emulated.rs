@@ -1,37 +1,75 @@
 //! Kernels on the processor.
 
-use std::alloc::{Layout, alloc, dealloc};
+mod memory;
+mod product;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, VecDeque};
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use half::bf16;
 use sha2::{Digest, Sha256};
 
-use crate::blas::{Epilogue, Product};
 use crate::error::failed;
 use crate::streams::{MAIN, SIDE, STREAMS};
-use crate::{DType, Error, Grid, Kernel, Module, Result, float8};
+use crate::{DType, Error, Grid, Kernel, Module, Result, Without};
+
+pub(crate) use memory::Memory;
+pub(crate) use product::product;
 
 const HEADER: &str = include_str!("kernels/emulate.hpp");
+const RACES: &str = include_str!("kernels/races.hpp");
 const COMMON: &str = include_str!("kernels/common.cuh");
-/// What the device's own allocator promises.
-const ALIGNMENT: usize = 512;
 
-/// Runs a function in every thread of every block.
-type Run = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, *const u32, u32);
+/// Runs a function in every thread of every block from the second triple on; says what was wrong, if anything
+/// was.
+type Run = unsafe extern "C" fn(
+    extern "C" fn(*mut c_void),
+    *mut c_void,
+    *const u32,
+    u32,
+    *const u32,
+) -> *const c_char;
+
+/// How a GPU is emulated.
+#[derive(Debug, Clone, Copy)]
+pub struct Emulation {
+    /// Bytes of memory that it pretends to have.
+    pub memory_bytes: usize,
+    /// What is not used although the device has it.
+    pub without: Without,
+    /// Whether kernels are watched, which is slower: a race on shared memory is an error of the launch, and
+    /// an access behind the end of an allocation ends the process.
+    pub is_watched: bool,
+    /// Blocks that run of a launch, the last ones along each axis; `None`: all. Memory is zero where nobody
+    /// wrote, and there once it is touched, so that kernels can work at the end of what would not fit.
+    pub last_blocks: Option<u32>,
+}
+
+impl Default for Emulation {
+    /// All memory that there is, and kernels that run whole and unwatched.
+    fn default() -> Self {
+        Emulation {
+            memory_bytes: usize::MAX,
+            without: Without::default(),
+            is_watched: false,
+            last_blocks: None,
+        }
+    }
+}
 
 /// A processor that takes the place of a GPU.
 #[derive(Debug)]
 pub(crate) struct Emulated {
     compiler: PathBuf,
     folder: PathBuf,
-    /// Bytes that it pretends to have, and bytes in use.
-    memory: usize,
-    used: AtomicUsize,
+    memory: Memory,
+    is_watched: bool,
+    last_blocks: Option<u32>,
     modules: Mutex<HashMap<&'static str, libloading::Library>>,
     /// Copies that were prefetched.
     copies: AtomicUsize,
@@ -135,8 +173,8 @@ fn kept_kernels() -> std::io::Result<PathBuf> {
 }
 
 impl Emulated {
-    /// One with so many bytes of memory.
-    pub fn new(memory: usize) -> Result<Self> {
+    /// A device that is emulated so.
+    pub fn new(emulation: &Emulation) -> Result<Self> {
         let compiler = PathBuf::from(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
         let there = Command::new(&compiler).arg("--version").output().is_ok_and(|out| out.status.success());
         if !there {
@@ -146,39 +184,27 @@ impl Emulated {
             )));
         }
         let folder = kept_kernels().map_err(|e| failed("folder of emulated kernels", e))?;
+        let Emulation { memory_bytes, is_watched, last_blocks, .. } = *emulation;
         Ok(Emulated {
             compiler,
             folder,
-            memory,
-            used: AtomicUsize::new(0),
+            memory: Memory::new(memory_bytes, is_watched || last_blocks.is_some()),
+            is_watched,
+            last_blocks,
             modules: Mutex::default(),
             copies: AtomicUsize::new(0),
             captured: Mutex::default(),
         })
     }
 
-    pub fn allocate(&self, bytes: usize) -> Result<u64> {
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|e| failed("allocation", e))?;
-        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.memory {
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(Error::Failed("out of memory".into()));
-        }
-        // SAFETY: pools ask for at least 512 bytes.
-        let address = unsafe { alloc(layout) };
-        if address.is_null() { Err(Error::Failed("out of memory".into())) } else { Ok(address as u64) }
+    /// Its memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
-    pub fn release(&self, address: u64, bytes: usize) {
-        if let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT) {
-            // SAFETY: `allocate` gave this address for this size, and the pool gives it back once.
-            unsafe { dealloc(address as *mut u8, layout) }
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// Free and total memory, bytes.
-    pub fn memory(&self) -> (usize, usize) {
-        (self.memory.saturating_sub(self.used.load(Ordering::Relaxed)), self.memory)
+    /// Whether new memory holds NaN, and not zeros that are there once they are touched.
+    pub fn is_poisoned(&self) -> bool {
+        self.last_blocks.is_none()
     }
 
     pub fn upload(&self, from: &[u8], address: u64) {
@@ -251,18 +277,26 @@ impl Emulated {
             (function, *library.get::<Run>(b"emulate").map_err(missing)?)
         };
         let blocks = grid.extents()?;
+        let first = blocks.map(|n| self.last_blocks.map_or(0, |last| n.saturating_sub(last)));
         Ok(move || {
             let _turn = lock(&TURN);
             let mut launch = Launch { function, args };
-            // SAFETY: as above; the addresses among the arguments are the caller's.
-            unsafe { run(enter::<A>, (&raw mut launch).cast(), blocks.as_ptr(), grid.threads) }
-            Ok(())
+            // SAFETY: as above; the addresses among the arguments are the caller's. What is wrong is said in a
+            // static buffer, which nobody else writes during our turn.
+            let wrong = unsafe {
+                let data = (&raw mut launch).cast();
+                let wrong = run(enter::<A>, data, blocks.as_ptr(), grid.threads, first.as_ptr());
+                (!wrong.is_null()).then(|| CStr::from_ptr(wrong).to_string_lossy().into_owned())
+            };
+            wrong.map_or(Ok(()), |wrong| Err(failed(&format!("kernel `{name}`"), wrong)))
         })
     }
 
     /// Compiles a module, or takes it from the folder that keeps them.
     fn load(&self, module: &Module) -> Result<libloading::Library> {
-        let source = format!("{HEADER}\n{COMMON}\n#line 1 \"{}.cu\"\n{}", module.name, module.source);
+        let races = if self.is_watched { RACES } else { "" };
+        let source =
+            format!("{HEADER}\n{races}\n{COMMON}\n#line 1 \"{}.cu\"\n{}", module.name, module.source);
         let hash = Sha256::digest(&source).iter().take(8).map(|b| format!("{b:02x}")).collect::<String>();
         let path = self.folder.join(format!("{}-{hash}.so", module.name));
         if !path.is_file() {
@@ -274,18 +308,28 @@ impl Emulated {
 
     fn compile(&self, source: &str, to: &Path) -> Result<()> {
         let beside = to.with_extension(format!("{}", std::process::id()));
-        let file = beside.with_extension("cpp");
+        let [file, object] = ["cpp", "o"].map(|extension| beside.with_extension(extension));
         std::fs::write(&file, source).map_err(|e| failed("source of an emulated kernel", e))?;
-        let output = Command::new(&self.compiler)
-            .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-fno-strict-aliasing", "-o"])
-            .args([&beside, &file])
-            .output()
-            .map_err(|e| failed("C++ compiler", e))?;
-        // A leftover is harmless.
-        let _ = std::fs::remove_file(&file);
-        if !output.status.success() {
-            return Err(failed("C++ compiler", String::from_utf8_lossy(&output.stderr)));
+        // Symbols are hidden, so that no module takes the variables of another for its own.
+        let mut compile = Command::new(&self.compiler);
+        compile.args(["-std=c++17", "-O2", "-fPIC", "-w", "-fno-strict-aliasing", "-fvisibility=hidden"]);
+        if self.is_watched {
+            compile.arg("-fsanitize=thread");
         }
+        compile.arg("-c").arg("-o").args([&object, &file]);
+        // Linked on its own: the sanitizer's runtime would come with it, and races.hpp has one.
+        let mut link = Command::new(&self.compiler);
+        link.args(["-shared", "-o"]).args([&beside, &object]);
+        let done = [compile, link].into_iter().try_for_each(|mut command| {
+            let output = command.output().map_err(|e| failed("C++ compiler", e))?;
+            match output.status.success() {
+                true => Ok(()),
+                false => Err(failed("C++ compiler", String::from_utf8_lossy(&output.stderr))),
+            }
+        });
+        // Leftovers are harmless.
+        let _ = (std::fs::remove_file(&file), std::fs::remove_file(&object));
+        done?;
         std::fs::rename(&beside, to).map_err(|e| failed("emulated kernel", e))
     }
 }
@@ -294,125 +338,4 @@ impl Emulated {
 pub(crate) fn set_bytes(address: u64, value: u8, bytes: usize) {
     // SAFETY: the caller owns this range of an allocation.
     unsafe { std::ptr::write_bytes(address as *mut u8, value, bytes) }
-}
-
-/// An operand in 32 bits, row by row.
-fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(rows * cols);
-    for i in 0..rows {
-        for j in 0..cols {
-            let at = i * stride + j;
-            // SAFETY: the product's operands lie in live allocations of this type and extent.
-            values.push(unsafe {
-                match dtype {
-                    DType::BF16 => (*(address as *const bf16).add(at)).to_f32(),
-                    DType::U8 => float8::decode(*(address as *const u8).add(at)),
-                    _ => *(address as *const f32).add(at),
-                }
-            });
-        }
-    }
-    values
-}
-
-/// The processor's own product, rounded as the GPU's would be: once, at the end.
-pub(crate) fn product(p: Product) {
-    let (m, n, k) = (p.rows, p.cols, p.inner);
-    let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride);
-    let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride);
-    let old = (p.beta != 0.0).then(|| read(p.c, p.c_dtype, [m, n], p.c_stride));
-    let mut c = vec![0.0f32; m * n];
-    // Strides from column to column and from row to row.
-    let strides = |transposed: bool, rows: usize, cols: usize| match transposed {
-        true => (rows as isize, 1),
-        false => (1, cols as isize),
-    };
-    let ((a_cs, a_rs), (b_cs, b_rs)) = (strides(p.a.transposed, m, k), strides(p.b.transposed, k, n));
-    // SAFETY: the vectors are as long as extents and strides say.
-    unsafe {
-        let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-        let threads = gemm::Parallelism::Rayon(0);
-        let (from, to) = ((a, a_cs, a_rs, b, b_cs, b_rs), (c, 1, n as isize));
-        gemm::gemm(
-            m, n, k, to.0, to.1, to.2, false, from.0, from.1, from.2, from.3, from.4, from.5, 0.0, p.alpha,
-            false, false, false, threads,
-        );
-    }
-    let row = |address: u64, dtype, len| read(address, dtype, [1, len], len);
-    let bias = match p.epilogue {
-        Epilogue::None => None,
-        Epilogue::Bias(address) => Some(row(address, p.c_dtype, n)),
-    };
-    // Codes are multiplied as they are, and the sums scaled.
-    let scales = p.has_scales().then(|| (row(p.a.scales, DType::F32, m), row(p.b.scales, DType::F32, n)));
-    for (at, sum) in c.into_iter().enumerate() {
-        let mut value = scales.as_ref().map_or(sum, |(a, b)| sum * (a[at / n] * b[at % n]));
-        value += old.as_ref().map_or(0.0, |old| p.beta * old[at]);
-        value += bias.as_ref().map_or(0.0, |bias| bias[at % n]);
-        let at = at / n * p.c_stride + at % n;
-        // SAFETY: as above, and the product owns what it writes.
-        unsafe {
-            match p.c_dtype {
-                DType::BF16 => *(p.c as *mut bf16).add(at) = bf16::from_f32(value),
-                _ => *(p.c as *mut f32).add(at) = value,
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Mat;
-
-    /// Asks `element` where a thread far behind 2³¹ works.
-    const PROBE: Module = Module {
-        name: "probe",
-        source: "
-            struct Probe { Mat<float> of; int64_t block; int64_t* found; };
-            KERNEL void probe(Probe a) {
-            #ifdef EMULATED
-                emulated::block_index.x = a.block;
-            #endif
-                int64_t row = -1, col = -1;
-                if (threadIdx.x != 0) return;
-                a.found[2] = element<4>(row, col, a.of);
-                a.found[0] = row;
-                a.found[1] = col;
-            }",
-    };
-
-    #[derive(Clone, Copy)]
-    #[repr(C)]
-    struct Probe {
-        of: Mat,
-        block: i64,
-        found: u64,
-    }
-
-    /// Kernels on single elements reach all of a flat adapter of more than 2³¹ of them.
-    #[test]
-    fn elements_behind_2_to_the_31_are_found() {
-        let Ok(device) = Emulated::new(usize::MAX) else {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "a C++ compiler");
-            return eprintln!("skipped: no C++ compiler");
-        };
-        const LEN: usize = 9_437_184 * 256;
-        let at = |shape: [usize; 2], element: usize| {
-            let mut found = [0i64; 3];
-            let of = Mat::of_any_length(512, shape, shape[1]);
-            let args = Probe { of, block: (element / 4 / 256) as i64, found: found.as_mut_ptr() as u64 };
-            let call = device.call(Kernel::new(&PROBE, "probe"), &[], Grid::blocks(1), args).unwrap();
-            device.run(MAIN, call).unwrap();
-            found
-        };
-        for last in [(1 << 31) - 1024, 1 << 31, LEN - 1024] {
-            assert_eq!(at([1, LEN], last), [0, last as i64, 1]);
-            assert_eq!(at([LEN / 2048, 2048], last), [(last / 2048) as i64, (last % 2048) as i64, 1]);
-        }
-        assert_eq!(at([1, LEN], LEN)[2], 0, "behind the end is nothing");
-        // So many packs of four that their number takes more than 32 bits.
-        let long = 5 << 32;
-        assert_eq!(at([long / 1024, 1024], long - 1024), [(long / 1024 - 1) as i64, 0, 1]);
-    }
 }

@@ -28,6 +28,7 @@ pub use compile::{ARCHITECTURES, Compiled, compile_all};
 pub use copier::Source;
 pub use cuda::Cuda;
 pub use dtype::DType;
+pub use emulated::Emulation;
 pub use error::{Error, Result};
 pub use fork::Fork;
 pub use graph::{Capture, Graph};

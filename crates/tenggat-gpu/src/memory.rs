@@ -79,12 +79,19 @@ impl State {
 }
 
 /// Free lists by size class.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool {
     state: Mutex<State>,
+    /// Whether each size is a class of its own.
+    is_exact: bool,
 }
 
 impl Pool {
+    /// An empty one; exact, a buffer is never longer than was asked for.
+    pub fn new(is_exact: bool) -> Self {
+        Pool { state: Mutex::default(), is_exact }
+    }
+
     /// Rounds up to one of eight sizes per power of two: at most an eighth is wasted, and captions of nearby
     /// length share buffers. Multiples of 512 bytes, so that the processor's matrix units find their
     /// operands aligned.
@@ -100,7 +107,7 @@ impl Pool {
 
     /// A buffer of at least `bytes` bytes: its address, and its size class.
     pub fn take(&self, backend: &Backend, bytes: usize) -> Result<(u64, usize)> {
-        let class = Self::size_class(bytes);
+        let class = if self.is_exact { bytes.max(1) } else { Self::size_class(bytes) };
         let recycled = self.state().recycle(class);
         let (address, class, was_held) = match recycled {
             Some(address) => (address, class, true),

@@ -1,6 +1,7 @@
 // Runs kernels on a processor: every CUDA thread of a block is a fiber, and barriers and shuffles hand over to the next.
-// A warp runs as far as it comes before another does. It shows wrong indices, wrong sums and missing barriers; it shows
-// nothing of speed, nor of races inside a warp.
+// A warp runs as far as it comes before another does. Warps, and threads within a warp, come in random order: another one
+// in every block, but the same in every run with the same TENGGAT_EMULATED_SEED. It shows wrong indices, wrong sums and
+// missing barriers, and with races.hpp every race on shared memory; it shows nothing of speed.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -11,12 +12,17 @@
 #endif
 
 #define EMULATED 1
-#define __global__
+// The functions that are looked up by name; all else is the module's own.
+#define EXPORTED __attribute__((visibility("default")))
+#define __global__ EXPORTED
 #define __device__
 #define __host__
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+
+// What is not part of a kernel: its memory accesses are not watched (races.hpp).
+#define UNWATCHED __attribute__((no_sanitize("thread")))
 
 using std::max;
 using std::min;
@@ -50,23 +56,23 @@ emulated_switch:
     popq %rbp
     ret
 )");
-inline void prepare(Context& context, void* stack, size_t bytes, void (*run)()) {
+UNWATCHED inline void prepare(Context& context, void* stack, size_t bytes, void (*run)()) {
     void** top = (void**)(((uintptr_t)stack + bytes) & ~(uintptr_t)15);
     top[-2] = (void*)run;
     for (int i = 3; i <= 8; i++) top[-i] = nullptr;
     context = top - 8;
 }
-inline void hand_over(Context& from, Context& to) { emulated_switch(&from, to); }
+UNWATCHED inline void hand_over(Context& from, Context& to) { emulated_switch(&from, to); }
 #else
 using Context = ucontext_t;
-inline void prepare(Context& context, void* stack, size_t bytes, void (*run)()) {
+UNWATCHED inline void prepare(Context& context, void* stack, size_t bytes, void (*run)()) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
     context.uc_stack.ss_size = bytes;
     context.uc_link = nullptr;
     makecontext(&context, run, 0);
 }
-inline void hand_over(Context& from, Context& to) { swapcontext(&from, &to); }
+UNWATCHED inline void hand_over(Context& from, Context& to) { swapcontext(&from, &to); }
 #endif
 
 struct Fiber {
@@ -75,6 +81,8 @@ struct Fiber {
     Index index;
     bool done;
     unsigned block_barriers, warp_barriers;
+    // Of the warp's barriers those that order accesses of memory, as shuffles do not.
+    unsigned warp_syncs;
 };
 
 constexpr unsigned MOST_THREADS = 1024;
@@ -88,11 +96,35 @@ inline void (*entry)(void*);
 inline void* data;
 alignas(64) inline unsigned char dynamic_shared[256 << 10];
 alignas(16) inline unsigned char exchanged[MOST_THREADS][16];
+// Number of the block among all that this module has run.
+inline uint32_t block_number;
+// What was wrong with the launch, if anything was.
+inline char complaint[256];
 
-inline void yield() { hand_over(fibers[current].context, scheduler); }
+inline uint32_t random_state;
+
+// Numbers that look random (xorshift, Marsaglia 2003).
+UNWATCHED inline uint32_t draw() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    return random_state ^= random_state << 5;
+}
+
+// Begins the numbers of a block.
+UNWATCHED inline void seed_block() {
+    static const uint32_t seed = [] {
+        const char* set = getenv("TENGGAT_EMULATED_SEED");
+        return set ? (uint32_t)strtoul(set, nullptr, 10) : 0;
+    }();
+    random_state = 2654435761u * (seed + 7919 * block_index.x + 104729 * block_index.y + 1299709 * block_index.z + 1);
+    random_state |= 1;
+    for (int i = 0; i < 4; i++) draw();
+}
+
+UNWATCHED inline void yield() { hand_over(fibers[current].context, scheduler); }
 
 // Waits until all threads in a range have come as far, or ended.
-inline void wait(unsigned from, unsigned to, unsigned Fiber::*barriers) {
+UNWATCHED inline void wait(unsigned from, unsigned to, unsigned Fiber::*barriers) {
     const unsigned mine = ++(fibers[current].*barriers);
     for (;;) {
         while (from < to && (fibers[from].done || fibers[from].*barriers >= mine)) from++;
@@ -101,15 +133,21 @@ inline void wait(unsigned from, unsigned to, unsigned Fiber::*barriers) {
     }
 }
 
-inline void sync_block() { wait(0, threads, &Fiber::block_barriers); }
+UNWATCHED inline void sync_block() { wait(0, threads, &Fiber::block_barriers); }
 
-inline void sync_warp() {
+UNWATCHED inline void sync_warp() {
     const unsigned from = current / 32 * 32;
     wait(from, from + 32 < threads ? from + 32 : threads, &Fiber::warp_barriers);
 }
 
+// The barrier that kernels ask for.
+UNWATCHED inline void sync_warp_and_memory() {
+    sync_warp();
+    fibers[current].warp_syncs++;
+}
+
 template <class T>
-T exchange(T value, unsigned lane) {
+UNWATCHED T exchange(T value, unsigned lane) {
     static_assert(sizeof(T) <= 16, "too large to shuffle");
     const unsigned me = current, warp = me / 32 * 32;
     memcpy(exchanged[me], &value, sizeof(T));
@@ -120,14 +158,14 @@ T exchange(T value, unsigned lane) {
     return got;
 }
 
-inline void run_fiber() {
+UNWATCHED inline void run_fiber() {
     entry(data);
     fibers[current].done = true;
     yield();
 }
 
 // How far the threads of a range have come.
-inline uint64_t progress(unsigned from, unsigned to) {
+UNWATCHED inline uint64_t progress(unsigned from, unsigned to) {
     uint64_t sum = 0;
     for (; from < to; from++) {
         sum += (uint64_t)fibers[from].block_barriers + fibers[from].warp_barriers + fibers[from].done;
@@ -136,14 +174,16 @@ inline uint64_t progress(unsigned from, unsigned to) {
 }
 
 // Takes a warp as far as it comes without the others. Whether it has not ended.
-inline bool run_warp(unsigned warp) {
+UNWATCHED inline bool run_warp(unsigned warp) {
     const unsigned from = warp * 32, to = min(from + 32, threads);
     bool running = true;
     for (uint64_t before = ~(uint64_t)0; running && before != progress(from, to);) {
         before = progress(from, to);
         running = false;
-        for (current = from; current < to; current++) {
-            if (fibers[current].done) continue;
+        const unsigned first = draw(), step = draw() | 1;
+        for (unsigned i = 0; i < 32; i++) {
+            current = from + (first + i * step) % 32;
+            if (current >= to || fibers[current].done) continue;
             hand_over(scheduler, fibers[current].context);
             running |= !fibers[current].done;
         }
@@ -151,22 +191,24 @@ inline bool run_warp(unsigned warp) {
     return running;
 }
 
-inline void run_block() {
+UNWATCHED inline void run_block() {
     for (unsigned i = 0; i < threads; i++) {
         Fiber& fiber = fibers[i];
         if (!fiber.stack) fiber.stack = malloc(STACK);
         prepare(fiber.context, fiber.stack, STACK, run_fiber);
         fiber.index = {i, 0, 0};
         fiber.done = false;
-        fiber.block_barriers = fiber.warp_barriers = 0;
+        fiber.block_barriers = fiber.warp_barriers = fiber.warp_syncs = 0;
     }
-    // Warps go from the first to the last and back, the other way round in every second block: whoever relies on another
-    // warp, before it or behind it, and does not wait for it, gets other numbers.
+    block_number++;
+    seed_block();
     const unsigned warps = (threads + 31) / 32;
-    unsigned turn = block_index.x + block_index.y + block_index.z;
-    for (bool running = true; running; turn++) {
+    unsigned order[MOST_THREADS / 32];
+    for (unsigned i = 0; i < warps; i++) order[i] = i;
+    for (bool running = true; running;) {
         running = false;
-        for (unsigned i = 0; i < warps; i++) running |= run_warp(turn % 2 ? warps - 1 - i : i);
+        for (unsigned i = warps; i > 1; i--) std::swap(order[i - 1], order[draw() % i]);
+        for (unsigned i = 0; i < warps; i++) running |= run_warp(order[i]);
     }
 }
 
@@ -177,7 +219,7 @@ inline void run_block() {
 #define blockDim (emulated::block_dim)
 #define gridDim (emulated::grid_dim)
 #define __syncthreads() emulated::sync_block()
-#define __syncwarp(...) emulated::sync_warp()
+#define __syncwarp(...) emulated::sync_warp_and_memory()
 #define DYNAMIC_SHARED(T, name) T* name = (T*)emulated::dynamic_shared
 
 template <class T>
@@ -197,24 +239,29 @@ __attribute__((noinline)) inline float __fmul_rn(float x, float y) { return x * 
 __attribute__((noinline)) inline float __fadd_rn(float x, float y) { return x + y; }
 
 template <class T>
-T atomicAdd(T* at, T value) {
+UNWATCHED T atomicAdd(T* at, T value) {
     const T before = *at;
     *at += value;
     return before;
 }
 
-// Runs `entry(data)` in every thread of every block of a grid.
-extern "C" void emulate(
-    void (*entry)(void*), void* data, const unsigned* grid, unsigned threads) {
+// Runs `entry(data)` in every thread of every block of a grid, or of those blocks from `first` on along each axis. What was
+// wrong, or null.
+extern "C" EXPORTED UNWATCHED const char* emulate(
+    void (*entry)(void*), void* data, const unsigned* grid, unsigned threads, const unsigned* first = nullptr) {
+    static const unsigned ORIGIN[3] = {0, 0, 0};
+    if (!first) first = ORIGIN;
     emulated::entry = entry;
     emulated::data = data;
     emulated::threads = threads;
     emulated::block_dim = {threads, 1, 1};
     emulated::grid_dim = {grid[0], grid[1], grid[2]};
-    for (unsigned z = 0; z < grid[2]; z++)
-        for (unsigned y = 0; y < grid[1]; y++)
-            for (unsigned x = 0; x < grid[0]; x++) {
+    emulated::complaint[0] = 0;
+    for (unsigned z = first[2]; z < grid[2]; z++)
+        for (unsigned y = first[1]; y < grid[1]; y++)
+            for (unsigned x = first[0]; x < grid[0]; x++) {
                 emulated::block_index = {x, y, z};
                 emulated::run_block();
             }
+    return emulated::complaint[0] ? emulated::complaint : nullptr;
 }

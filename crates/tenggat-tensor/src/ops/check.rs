@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use tenggat_gpu::{Cuda, Options, Without};
+use tenggat_gpu::{Cuda, Emulation, Options, Without};
 
 use crate::random::Philox;
 use crate::{DType, Device, Tensor};
@@ -106,7 +106,7 @@ pub fn gpu() -> Option<Device> {
 }
 
 /// A GPU of a test's own: a real one, opened as the environment says ([`tenggat_gpu::Options::from_env`]), if
-/// `TENGGAT_TEST_GPU` is set, else an emulated one; none without a C++ compiler,
+/// `TENGGAT_TEST_GPU` is set, else an emulated one whose kernels are watched; none without a C++ compiler,
 /// unless `TENGGAT_REQUIRE_CXX` is set.
 pub fn open_gpu() -> Option<Device> {
     open_gpu_without(Without::default())
@@ -119,15 +119,18 @@ pub fn open_gpu_without(without: Without) -> Option<Device> {
         let options = Options { without: options.without.and(without), ..options };
         return Some(Device::cuda(&options).unwrap());
     }
-    // A device that cannot be emulated says why.
-    emulated_gpu(usize::MAX)?;
-    Some(Device::Cuda(Cuda::emulated_without(usize::MAX, without).unwrap()))
+    emulated(Emulation { without, is_watched: true, ..Emulation::default() })
 }
 
 /// An emulated GPU with so many bytes of memory, with the same exception.
 pub fn emulated_gpu(memory_bytes: usize) -> Option<Device> {
-    match Device::emulated_with(memory_bytes) {
-        Ok(device) => Some(device),
+    emulated(Emulation { memory_bytes, ..Emulation::default() })
+}
+
+/// A GPU that is emulated so, with the same exception.
+pub fn emulated(emulation: Emulation) -> Option<Device> {
+    match Cuda::emulated_as(&emulation) {
+        Ok(cuda) => Some(Device::Cuda(cuda)),
         Err(e) if std::env::var_os("TENGGAT_REQUIRE_CXX").is_none() => {
             eprintln!("skipped: {e}");
             None
