@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Precision, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, Precision, Recompute, Transformer};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;
@@ -39,7 +39,7 @@ fn step(c: &mut Criterion) {
     let positions = Arc::new(model.positions(GRID, TEXT).unwrap());
     let lora = initial::initialise(model.lora_layout(16, |_| true), 1, &device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora).unwrap();
-    let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::ALL).unwrap();
+    let mut trainer = Trainer::new(&model, lora, optimiser, Recompute::NOTHING).unwrap();
 
     let mut group = c.benchmark_group("mini model, batch 4, rank 16");
     group.sample_size(20);

@@ -37,6 +37,6 @@ pub use types::{
     Sample, Save, Train, Validation,
 };
 pub use values::{
-    Balance, Bell, Checkpointing, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser,
-    PictureFormat, Qtype, SaveType, TimestepType,
+    Balance, Bell, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser, PictureFormat, Qtype,
+    Recompute, SaveType, TimestepType,
 };

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::Compat;
 use super::values::{
-    Balance, Bell, Checkpointing, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser,
-    PictureFormat, Qtype, SaveType, TimestepType,
+    Balance, Bell, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser, PictureFormat, Qtype,
+    Recompute, SaveType, TimestepType,
 };
 
 /// Everything that a run is told.
@@ -226,7 +226,7 @@ pub struct Train {
     /// Decay of averaged weights, if wanted.
     pub ema_decay: Option<f64>,
     /// Which blocks compute their activations again rather than keep them.
-    pub checkpointing: Checkpointing,
+    pub recompute: Recompute,
     /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32
     /// bits.
     pub narrow: bool,

@@ -79,7 +79,7 @@ pub enum Loss {
 
 /// What becomes of the activations that the backward pass needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Checkpointing {
+pub enum Recompute {
     /// As many blocks keep theirs as fit into memory; the others compute them again.
     #[default]
     Auto,

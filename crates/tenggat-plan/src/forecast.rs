@@ -109,7 +109,7 @@ fn fitted(job: &PlanJob, machine: &Machine, program: Program, largest: &BucketSh
     let Some(profile) = program.profile() else { return fit(&config, machine, job.memory_limit_bytes) };
     let memory = job.program_step(profile, largest).memory();
     let limit_bytes = job.memory_limit_bytes.unwrap_or(f64::INFINITY).min(machine.memory_bytes);
-    let config = StepConfig { kept_blocks: 0, result_blocks: 0, ..config };
+    let config = StepConfig { keep_all: 0, keep_results: 0, ..config };
     Fit {
         config,
         usable_bytes: limit_bytes,
@@ -148,5 +148,5 @@ fn step_s(
 }
 
 fn kept_as(fitted: &StepConfig, config: StepConfig) -> StepConfig {
-    StepConfig { kept_blocks: fitted.kept_blocks, result_blocks: fitted.result_blocks, ..config }
+    StepConfig { keep_all: fitted.keep_all, keep_results: fitted.keep_results, ..config }
 }

@@ -201,7 +201,7 @@ impl PlanJob {
         }
     }
 
-    /// The training step of tenggat in one bucket, with `kept_blocks` still to be chosen.
+    /// The training step of tenggat in one bucket, with `keep_all` still to be chosen.
     pub fn step_config(&self, bucket: &BucketShape, activation_bytes: f64) -> StepConfig {
         StepConfig {
             dims: self.dims,
@@ -215,8 +215,8 @@ impl PlanJob {
             ara_rank: self.ara_rank,
             activation_bytes,
             fp8_products: self.fp8_products && self.ara_rank.is_none(),
-            kept_blocks: 0,
-            result_blocks: 0,
+            keep_all: 0,
+            keep_results: 0,
             offloaded_blocks: (self.offloaded_share.clamp(0.0, 1.0) * self.dims.layers as f64).ceil() as u64,
             modulation: self.modulation,
             optimiser: self.optimiser,

@@ -23,8 +23,8 @@ fn config() -> StepConfig {
         ara_rank: None,
         activation_bytes: 2.0,
         fp8_products: false,
-        kept_blocks: 60,
-        result_blocks: 0,
+        keep_all: 60,
+        keep_results: 0,
         offloaded_blocks: 0,
         modulation: Modulation::EveryStep,
         optimiser: Optimiser::AdamW,
@@ -153,7 +153,7 @@ fn activations_by_what_a_block_keeps() {
     let working = 12.0 * C * ROWS * 2.0;
     close("per block", config().activation_bytes_per_block(), per_block);
     for (kept, partly) in [(60, 0), (59, 0), (59, 1), (40, 10), (0, 60), (0, 0)] {
-        let config = StepConfig { kept_blocks: kept, result_blocks: partly, ..config() };
+        let config = StepConfig { keep_all: kept, keep_results: partly, ..config() };
         let of = |which| part(&config, &gpu(), which);
         let again = (60 - kept) as f64;
         let expected = kept as f64 * per_block + partly as f64 * results;
@@ -205,8 +205,8 @@ fn the_whole_is_the_sum_of_its_parts() {
     ];
     let all = StepConfig {
         ara_rank: Some(8),
-        kept_blocks: 30,
-        result_blocks: 10,
+        keep_all: 30,
+        keep_results: 10,
         offloaded_blocks: 10,
         modulation: Modulation::Table { every_steps: 4 },
         ..config()
@@ -293,7 +293,7 @@ fn packed_weights_are_expanded_in_every_pass() {
     close("with modulation", bytes(&config().blocks_forward(), OpClass::Dequantise), once + modulation);
     close("backward with modulation", bytes(&config().blocks_backward(), OpClass::Dequantise), once);
     for again in [0_u64, 20, 60] {
-        let config = StepConfig { kept_blocks: 60 - again, ..table };
+        let config = StepConfig { keep_all: 60 - again, ..table };
         let share = again as f64 / L;
         close("step", bytes(&config.work(), OpClass::Dequantise), (2.0 + share) * once);
     }

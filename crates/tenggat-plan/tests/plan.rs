@@ -174,7 +174,7 @@ fn memory_adds_up_and_every_part_is_shown() {
     let limited = PlanJob { memory_limit_bytes: Some(40e9), ..job };
     let limited = self::plan(&limited, "h200", &PlanOptions::default());
     assert!(limited.fit.memory.device_bytes() <= 40e9);
-    assert!(limited.fit.config.kept_blocks < plan.fit.config.kept_blocks);
+    assert!(limited.fit.config.keep_all < plan.fit.config.keep_all);
     assert!(limited.mean_step_s.likely > plan.mean_step_s.likely);
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{KeptBlocks, Precision};
+use tenggat_models::qwen_image::transformer::{Precision, Recompute};
 use tenggat_tensor::ops::linear;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
@@ -83,7 +83,7 @@ fn warm_step(weights: DType) -> (usize, usize) {
     let model = rehearsal.model_in(&device, Precision { compute: DType::F32, weights }).unwrap();
     let lora = initial::initialise(model.lora_layout(RANK, |_| true), 1, &device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora).unwrap();
-    let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::ALL).unwrap();
+    let mut trainer = Trainer::new(&model, lora, optimiser, Recompute::NOTHING).unwrap();
     let shape = [GRID.0 * GRID.1, model.config().in_channels];
     let batches = [Batch {
         mask: None,

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use super::resolver::{PROCESS, Resolver};
 use crate::de::truth;
 use crate::raw::{self, TextOrFlag};
-use crate::values::{
-    self, Balance, Bell, Checkpointing, Loss, LrScheduler, Optimiser, SaveType, TimestepType,
-};
+use crate::values::{self, Balance, Bell, Loss, LrScheduler, Optimiser, Recompute, SaveType, TimestepType};
 use crate::{Compat, OptimiserConfig, Train, Validation};
 
 /// The optimiser that ai-toolkit takes a name for: it looks at the beginning of Prodigy's alone.
@@ -82,7 +80,7 @@ impl Resolver<'_> {
             reg_weight: raw.reg_weight.unwrap_or(1.0),
             noise_offset: raw.noise_offset.unwrap_or(0.0),
             ema_decay: averages.then(|| ema.ema_decay.unwrap_or(0.999)),
-            checkpointing: self.checkpointing(raw.gradient_checkpointing, compat),
+            recompute: self.recompute(raw.gradient_checkpointing, compat),
             narrow: dtype == SaveType::Bf16,
         }
     }
@@ -116,24 +114,24 @@ impl Resolver<'_> {
     }
 
     /// ai-toolkit knows `true` and `false`; there `true` is every block, here it is those that do not fit.
-    fn checkpointing(&mut self, raw: Option<TextOrFlag>, compat: Compat) -> Checkpointing {
+    fn recompute(&mut self, raw: Option<TextOrFlag>, compat: Compat) -> Recompute {
         let flag = match raw {
-            None => return Checkpointing::Auto,
+            None => return Recompute::Auto,
             Some(TextOrFlag::Flag(flag)) => flag,
             Some(TextOrFlag::Text(text)) => match (text.as_str(), truth(&text)) {
-                ("auto", _) => return Checkpointing::Auto,
+                ("auto", _) => return Recompute::Auto,
                 (_, Some(flag)) => flag,
                 _ => {
                     let message = format!("`{text}`: expected true, false or auto");
                     self.wrong(&format!("{PROCESS}.train.gradient_checkpointing"), message);
-                    return Checkpointing::Auto;
+                    return Recompute::Auto;
                 }
             },
         };
         match flag {
-            true if compat.checkpoint_all => Checkpointing::Always,
-            true => Checkpointing::Auto,
-            false => Checkpointing::Never,
+            true if compat.checkpoint_all => Recompute::Always,
+            true => Recompute::Auto,
+            false => Recompute::Never,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::frame::{TYPICAL, parse, with};
-use crate::{Checkpointing, Error, Job};
+use crate::{Error, Job, Recompute};
 
 #[test]
 fn all_refusals_are_shown_at_once_in_the_order_of_the_file() {
@@ -113,14 +113,14 @@ fn names_that_no_file_system_takes_are_refused() {
 
 #[test]
 fn the_truth_values_of_yaml_1_1_are_read_alike() {
-    let checkpointing = |value: &str| {
+    let recompute = |value: &str| {
         let text = with("gradient_checkpointing: true", &format!("gradient_checkpointing: {value}"));
-        parse(&text).unwrap().0.train.checkpointing
+        parse(&text).unwrap().0.train.recompute
     };
     for no in ["no", "off", "No", "OFF"] {
-        assert_eq!(checkpointing(no), Checkpointing::Never, "{no}");
+        assert_eq!(recompute(no), Recompute::Never, "{no}");
     }
-    assert_eq!(checkpointing("yes"), Checkpointing::Auto);
+    assert_eq!(recompute("yes"), Recompute::Auto);
 }
 
 #[test]

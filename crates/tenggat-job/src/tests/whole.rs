@@ -253,16 +253,16 @@ fn modules_are_chosen_by_name() {
 
 #[test]
 fn checkpointing_is_for_what_does_not_fit_unless_compat_wants_all() {
-    let read = |text: &str| parse(text).unwrap().0.train.checkpointing;
+    let read = |text: &str| parse(text).unwrap().0.train.recompute;
     let with_value =
         |value: &str| with("gradient_checkpointing: true", &format!("gradient_checkpointing: {value}"));
-    assert_eq!(read(&with_value("true")), Checkpointing::Auto);
-    assert_eq!(read(&with_value("auto")), Checkpointing::Auto);
-    assert_eq!(read(&with_value("false")), Checkpointing::Never);
-    assert_eq!(read(&with("gradient_checkpointing: true", "")), Checkpointing::Auto);
+    assert_eq!(read(&with_value("true")), Recompute::Auto);
+    assert_eq!(read(&with_value("auto")), Recompute::Auto);
+    assert_eq!(read(&with_value("false")), Recompute::Never);
+    assert_eq!(read(&with("gradient_checkpointing: true", "")), Recompute::Auto);
     let compat = |text: &str| text.replace("job: extension", "job: extension\ncompat: checkpoint-all");
-    assert_eq!(read(&compat(&with_value("true"))), Checkpointing::Always);
-    assert_eq!(read(&compat(&with_value("auto"))), Checkpointing::Auto);
+    assert_eq!(read(&compat(&with_value("true"))), Recompute::Always);
+    assert_eq!(read(&compat(&with_value("auto"))), Recompute::Auto);
     let error = parse(&with_value("some")).unwrap_err().to_string();
     assert!(error.contains("expected true, false or auto"), "{error}");
 }

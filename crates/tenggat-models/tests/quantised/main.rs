@@ -10,7 +10,7 @@ use std::path::Path;
 use model::{Dense, MIXED, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
 use tenggat_models::qwen_image::transformer::recovery::Recovery;
 use tenggat_models::qwen_image::transformer::{
-    KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
+    LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::{Matrix, Quantisation, Weights};
 use tenggat_tensor::ops::quantise::Format;
@@ -34,8 +34,10 @@ fn quantised_gradients_are_those_of_the_dequantised_model() {
         let quantised = load(DType::F64, &wanted, ModulationStorage::Resident);
         let dense = Dense::model(&wanted, None);
         let lora = lora(&quantised, 3);
-        let (a, b) =
-            (gradients(&quantised, &lora, KeptBlocks::INPUTS), gradients(&dense, &lora, KeptBlocks::INPUTS));
+        let (a, b) = (
+            gradients(&quantised, &lora, Recompute::EVERYTHING),
+            gradients(&dense, &lora, Recompute::EVERYTHING),
+        );
         close(format, &a, &b, 1e-9);
         assert!(quantised.weight_bytes() < dense.weight_bytes() / 6);
     }
@@ -69,12 +71,15 @@ fn a_recovery_adapter_acts_and_is_not_trained() {
     for modulation in [ModulationStorage::Resident, ModulationStorage::Streamed] {
         let quantised = load(DType::F64, &wanted, modulation);
         let lora = lora(&quantised, 3);
-        let (a, b) =
-            (gradients(&quantised, &lora, KeptBlocks::INPUTS), gradients(&dense, &lora, KeptBlocks::INPUTS));
+        let (a, b) = (
+            gradients(&quantised, &lora, Recompute::EVERYTHING),
+            gradients(&dense, &lora, Recompute::EVERYTHING),
+        );
         close(&format!("{modulation:?}"), &a, &b, 1e-9);
     }
     let without = load(DType::F64, &quantisation(Format::Uint(2), None, None), ModulationStorage::Resident);
-    let prediction = |model: &Transformer| gradients(model, &lora(model, 3), KeptBlocks::INPUTS).prediction;
+    let prediction =
+        |model: &Transformer| gradients(model, &lora(model, 3), Recompute::EVERYTHING).prediction;
     assert_ne!(prediction(&without), prediction(&dense));
 }
 
@@ -100,8 +105,8 @@ fn a_lokr_recovery_adapter_acts_as_its_whole_matrices() {
             let quantised = load(DType::F64, &wanted, modulation);
             let lora = lora(&quantised, 3);
             let (a, b) = (
-                gradients(&quantised, &lora, KeptBlocks::INPUTS),
-                gradients(&dense, &lora, KeptBlocks::INPUTS),
+                gradients(&quantised, &lora, Recompute::EVERYTHING),
+                gradients(&dense, &lora, Recompute::EVERYTHING),
             );
             close(&format!("LoKr, {modulation:?}"), &a, &b, 1e-9);
         }
@@ -184,11 +189,11 @@ fn a_quantised_model_is_kept_and_used_again() {
         folder.map(|f| f.unwrap().path()).collect()
     };
     let memory = load(DType::F32, &quantisation(Format::Uint(3), None, None), ModulationStorage::Resident);
-    let expected = gradients(&memory, &lora(&memory, 2), KeptBlocks::ALL);
+    let expected = gradients(&memory, &lora(&memory, 2), Recompute::NOTHING);
     let mut written = None;
     for round in 0..2 {
         let model = load(DType::F32, &kept, ModulationStorage::Streamed);
-        close("mapped", &gradients(&model, &lora(&model, 2), KeptBlocks::ALL), &expected, 2e-5);
+        close("mapped", &gradients(&model, &lora(&model, 2), Recompute::NOTHING), &expected, 2e-5);
         assert_eq!(files().len(), 1, "one file and nothing beside it");
         let now = std::fs::metadata(&files()[0]).unwrap().modified().unwrap();
         assert_eq!(*written.get_or_insert(now), now, "round {round} wrote it again");

@@ -9,7 +9,7 @@ use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora, factors};
 use tenggat_models::qwen_image::transformer::recovery::Recovery;
 use tenggat_models::qwen_image::transformer::{
-    Config, Inputs, KeptBlocks, LoadOptions, Positions, Precision, Transformer,
+    Config, Inputs, LoadOptions, Positions, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
 use tenggat_tensor::ops::linear::{Weight, Write};
@@ -120,9 +120,9 @@ pub struct Pass {
 }
 
 /// The second of two blocks keeps everything, the first its results.
-pub const MIXED: KeptBlocks = KeptBlocks { whole: 1, results: 1 };
+pub const MIXED: Recompute = Recompute { keep_all: 1, keep_results: 1 };
 
-pub fn gradients(model: &Transformer, lora: &Lora, kept: KeptBlocks) -> Pass {
+pub fn gradients(model: &Transformer, lora: &Lora, recompute: Recompute) -> Pass {
     let case = case(model);
     let inputs = Inputs {
         latents: &case.latents,
@@ -131,7 +131,7 @@ pub fn gradients(model: &Transformer, lora: &Lora, kept: KeptBlocks) -> Pass {
         text_lens: &case.text_lens,
         positions: &case.positions,
     };
-    let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), kept).unwrap();
+    let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), recompute).unwrap();
     let inferred = model.forward(inputs, Some(lora)).unwrap().to_f64().unwrap();
     assert_eq!(prediction.to_f64().unwrap(), inferred, "with and without a tape");
     let dout = randn(model.precision().compute, prediction.shape(), 5).into_device(model.device()).unwrap();

@@ -83,7 +83,7 @@ pub fn fit(config: &StepConfig, machine: &Machine, limit_bytes: Option<f64>) -> 
             Fit { config, memory: config.memory(machine), usable_bytes, fits: true, nearest: None }
         }
         None => {
-            let config = StepConfig { kept_blocks: 0, result_blocks: 0, ..*config };
+            let config = StepConfig { keep_all: 0, keep_results: 0, ..*config };
             let nearest = nearest(&config, machine, usable_bytes);
             Fit { config, memory: config.memory(machine), usable_bytes, fits: false, nearest }
         }
@@ -104,7 +104,7 @@ impl StepConfig {
         if !machine.shares_host_memory {
             let resident = StepConfig { modulation: Modulation::EveryStep, ..*self };
             let fit = fit(&resident, machine, limit_bytes);
-            if fit.fits && 2 * fit.config.kept_blocks >= self.dims.layers {
+            if fit.fits && 2 * fit.config.keep_all >= self.dims.layers {
                 return Modulation::EveryStep;
             }
         }
@@ -122,8 +122,8 @@ impl StepConfig {
 /// size, then the most that keep all activations; `None` if it does not fit with none.
 fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
     let layers = config.dims.layers;
-    let results = |result_blocks: u64| StepConfig { kept_blocks: 0, result_blocks, ..*config };
-    let whole = |kept_blocks: u64| StepConfig { kept_blocks, result_blocks: layers - kept_blocks, ..*config };
+    let results = |keep_results: u64| StepConfig { keep_all: 0, keep_results, ..*config };
+    let whole = |keep_all: u64| StepConfig { keep_all, keep_results: layers - keep_all, ..*config };
     let fits = |config: StepConfig| {
         let memory = config.memory(machine);
         let host_bytes = if machine.shares_host_memory { memory.host_bytes } else { 0.0 };
@@ -270,8 +270,8 @@ mod tests {
             ara_rank: None,
             activation_bytes: 2.0,
             fp8_products: false,
-            kept_blocks: 0,
-            result_blocks: 0,
+            keep_all: 0,
+            keep_results: 0,
             offloaded_blocks: 0,
             modulation: Modulation::Table { every_steps: 64 },
             optimiser: Optimiser::AdamW8bit,
@@ -287,7 +287,7 @@ mod tests {
     fn nothing_is_recomputed_on_80_gb() {
         let fit = fit(&job(128, Precision::Bf16), &on("h100 sxm"), None);
         assert!(fit.fits);
-        assert_eq!(fit.config.kept_blocks, 60);
+        assert_eq!(fit.config.keep_all, 60);
         // 13.6 G linear weights in bf16; 1.18 G parameters with 4-byte gradients.
         assert!((fit.memory.part(MemoryPart::Weights) / 27.3e9 - 1.0).abs() < 0.02);
         assert!((fit.memory.part(MemoryPart::Gradients) / 4.72e9 - 1.0).abs() < 0.01);
@@ -304,7 +304,7 @@ mod tests {
     fn a_24_gb_card_takes_float8_at_moderate_rank() {
         let fit = fit(&job(16, Precision::Float8), &on("4090"), None);
         assert!(fit.fits, "{:?}", fit.memory);
-        assert!(fit.config.kept_blocks > 0 && fit.config.kept_blocks < 60);
+        assert!(fit.config.keep_all > 0 && fit.config.keep_all < 60);
     }
 
     #[test]
@@ -343,7 +343,7 @@ mod tests {
         let [Change::Offload(blocks, 60)] = nearest.changes[..] else { panic!("{:?}", nearest.changes) };
         let per_block = job(16, Precision::Uint(3)).dims.linear_weights_per_block();
         let weights = |config: StepConfig| config.memory(&machine).part(MemoryPart::Weights);
-        let kept = StepConfig { offloaded_blocks: 0, kept_blocks: 0, result_blocks: 0, ..nearest.config };
+        let kept = StepConfig { offloaded_blocks: 0, keep_all: 0, keep_results: 0, ..nearest.config };
         let offloaded = StepConfig { offloaded_blocks: blocks, ..kept };
         assert!((weights(kept) - weights(offloaded) - blocks as f64 * per_block * 3.0 / 8.0).abs() < 1.0);
         let stored = per_block * (3.0 / 8.0 + 3.0 / 64.0);
@@ -371,8 +371,8 @@ mod tests {
             let fit = fit(&job(64, Precision::Float8), &on("h200"), Some(limit_gb * 1e9));
             assert!(fit.fits);
             assert!(fit.memory.device_bytes() <= 0.97 * limit_gb * 1e9);
-            if fit.config.kept_blocks < 60 {
-                let more = StepConfig { kept_blocks: fit.config.kept_blocks + 1, ..fit.config };
+            if fit.config.keep_all < 60 {
+                let more = StepConfig { keep_all: fit.config.keep_all + 1, ..fit.config };
                 assert!(more.memory(&on("h200")).device_bytes() > 0.97 * limit_gb * 1e9);
             }
         }
@@ -425,7 +425,7 @@ mod tests {
         for more_gb in 1..40 {
             let limit = (least + f64::from(more_gb) * 1e9) / (1.0 - RESERVE);
             let config = fit(&job(16, Precision::Uint(3)), &on("h200"), Some(limit)).config;
-            let (whole, results) = (config.kept_blocks, config.result_blocks);
+            let (whole, results) = (config.keep_all, config.keep_results);
             assert!(whole == 0 || whole + results == 60, "{whole} {results}");
             seen[usize::from(whole > 0) + usize::from(whole == 60)] = true;
             let seconds = on("h200").rates.step_seconds(&config.work());
@@ -451,8 +451,8 @@ mod tests {
     #[test]
     fn all_blocks_may_keep_their_results_and_none_all_of_it() {
         let (config, machine) = (job(16, Precision::Uint(3)), on("h200"));
-        let bytes = |kept_blocks, result_blocks| {
-            StepConfig { kept_blocks, result_blocks, ..config }.memory(&machine).device_bytes()
+        let bytes = |keep_all, keep_results| {
+            StepConfig { keep_all, keep_results, ..config }.memory(&machine).device_bytes()
         };
         assert!(bytes(0, 60) < bytes(1, 59));
         for (between, expected) in [
@@ -463,10 +463,10 @@ mod tests {
         ] {
             let limit = (between[0] + between[1]) / 2.0 / (1.0 - RESERVE);
             let kept = fit(&config, &machine, Some(limit)).config;
-            assert_eq!((kept.kept_blocks, kept.result_blocks), expected);
+            assert_eq!((kept.keep_all, kept.keep_results), expected);
         }
         let all = bytes(60, 0) * 1.001 / (1.0 - RESERVE);
-        assert_eq!(fit(&config, &machine, Some(all)).config.kept_blocks, 60);
+        assert_eq!(fit(&config, &machine, Some(all)).config.keep_all, 60);
         let none = bytes(0, 0) * 0.999 / (1.0 - RESERVE);
         assert!(!fit(&config, &machine, Some(none)).fits);
     }

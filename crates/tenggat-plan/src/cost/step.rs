@@ -85,10 +85,12 @@ pub struct StepConfig {
     /// Whether the frozen linears of the blocks are multiplied on 8-bit floating-point units, which take
     /// codes that are kept twice, once transposed.
     pub fp8_products: bool,
-    /// Blocks that keep their activations for the backward pass; the others compute them again.
-    pub kept_blocks: u64,
-    /// Blocks among those that keep the results of the attention and of the MLP, and compute the rest again.
-    pub result_blocks: u64,
+    /// Blocks that keep all their activations for the backward pass; the others recompute them.
+    #[serde(rename = "kept_blocks")]
+    pub keep_all: u64,
+    /// Blocks among those others that keep the results of attention and MLP and recompute the rest.
+    #[serde(rename = "result_blocks")]
+    pub keep_results: u64,
     /// Blocks whose quantised weights stay in their file and are read from it for every pass.
     pub offloaded_blocks: u64,
     /// Use of the modulation matrices.
@@ -135,12 +137,12 @@ impl StepConfig {
 
     /// Blocks that compute their activations twice, or some of them.
     pub fn recomputed_blocks(&self) -> u64 {
-        self.dims.layers.saturating_sub(self.kept_blocks)
+        self.dims.layers.saturating_sub(self.keep_all)
     }
 
     /// Blocks of those that keep some of their results.
     pub fn partly_recomputed_blocks(&self) -> u64 {
-        self.result_blocks.min(self.recomputed_blocks())
+        self.keep_results.min(self.recomputed_blocks())
     }
 
     /// Blocks that are offloaded in fact: weights that are not quantised never are.
@@ -429,8 +431,8 @@ mod tests {
             ara_rank: None,
             activation_bytes: 2.0,
             fp8_products: false,
-            kept_blocks: 60,
-            result_blocks: 0,
+            keep_all: 60,
+            keep_results: 0,
             offloaded_blocks: 0,
             modulation: Modulation::Table { every_steps: 64 },
             optimiser: Optimiser::AdamW8bit,
@@ -446,10 +448,10 @@ mod tests {
     fn a_step_of_qwen_image_is_172_teraflop_kept_and_246_recomputed() {
         let kept = config(128);
         close(kept.work().flops(), 172e12, 0.01);
-        let again = StepConfig { kept_blocks: 0, ..kept };
+        let again = StepConfig { keep_all: 0, ..kept };
         close(again.work().flops(), 246e12, 0.01);
         // Without attention, 13.9 TFLOP, and the second layer of the MLP, 19.1 with its LoRA.
-        let results = StepConfig { result_blocks: 60, ..again };
+        let results = StepConfig { keep_results: 60, ..again };
         close(again.work().flops() - results.work().flops(), 33e12, 0.02);
     }
 

@@ -56,7 +56,7 @@ pub(super) fn verdict(job: &PlanJob, machine: &Machine, program: Program, fit: &
     let (ends, more) = if machine.shares_host_memory { (PROCESSOR, 0.0) } else { (OWN, OWN_MORE_BYTES) };
     let mut range = Range::around(likely, ends);
     range.high += more;
-    let least = StepConfig { kept_blocks: 0, result_blocks: 0, ..fit.config }.memory(machine);
+    let least = StepConfig { keep_all: 0, keep_results: 0, ..fit.config }.memory(machine);
     let host_bytes = if machine.shares_host_memory { least.host_bytes } else { 0.0 };
     let least_bytes = least.device_bytes() + host_bytes;
     let verdict = match fit.fits {

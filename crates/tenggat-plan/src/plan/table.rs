@@ -38,7 +38,7 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
 fn kept(config: &StepConfig) -> String {
     let some = config.partly_recomputed_blocks();
     let some = if some > 0 { format!("+{some}") } else { String::new() };
-    format!("{}{some}/{}", config.kept_blocks, config.dims.layers)
+    format!("{}{some}/{}", config.keep_all, config.dims.layers)
 }
 
 fn gigabytes(bytes: f64) -> String {

@@ -2,7 +2,7 @@
 //! and in 8 bits.
 
 use tenggat_models::Result;
-use tenggat_models::qwen_image::transformer::{Config, KeptBlocks};
+use tenggat_models::qwen_image::transformer::{Config, Recompute};
 use tenggat_plan::Clock;
 use tenggat_tensor::{DType, Device};
 
@@ -40,7 +40,7 @@ fn bench(scope: Scope, compute: DType) -> StepBench {
         batch: 1,
         adam_8bit: false,
         compute,
-        kept: KeptBlocks::ALL,
+        recompute: Recompute::NOTHING,
         steps_ahead: None,
         direct: true,
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tenggat_models::Result;
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{
-    Config, KeptBlocks, LoadOptions, ModulationStorage, Positions, Precision, Transformer,
+    Config, LoadOptions, ModulationStorage, Positions, Precision, Recompute, Transformer,
 };
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::weights::Random;
@@ -58,7 +58,7 @@ pub struct StepBench {
     /// Type of activations; of frozen matrices too, unless they are quantised or kept in bf16 on a CPU.
     pub compute: DType,
     /// Blocks that keep their activations, or some of them.
-    pub kept: KeptBlocks,
+    pub recompute: Recompute,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
     pub steps_ahead: Option<usize>,
     /// Whether a GPU is asked for every kernel by itself, instead of for passes that were recorded.
@@ -117,7 +117,7 @@ pub enum News {
 impl StepBench {
     /// The step as planning sees it.
     pub fn step_config(&self) -> StepConfig {
-        let kept = self.kept.of(self.model.num_layers);
+        let recompute = self.recompute.of(self.model.num_layers);
         StepConfig {
             dims: planned::dims(&self.model, VaeConfig::default().spatial_factor()),
             shape: StepShape {
@@ -130,8 +130,8 @@ impl StepBench {
             ara_rank: None,
             activation_bytes: self.compute.bytes() as f64,
             fp8_products: self.fp8_products,
-            kept_blocks: kept.whole as u64,
-            result_blocks: kept.results as u64,
+            keep_all: recompute.keep_all as u64,
+            keep_results: recompute.keep_results as u64,
             offloaded_blocks: 0,
             modulation: match self.steps_ahead {
                 Some(steps) => Modulation::Table { every_steps: steps as u64 },
@@ -210,7 +210,7 @@ impl StepBench {
             false => Method::AdamW(adamw),
         };
         let optimiser = Optimiser::new(method, Some(1.0), &lora)?;
-        let mut trainer = Trainer::new(model, lora, optimiser, self.kept)?;
+        let mut trainer = Trainer::new(model, lora, optimiser, self.recompute)?;
         if self.direct {
             trainer.record_nothing();
         }
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use tenggat_plan::WallClock;
 
-    fn bench(steps_ahead: Option<usize>, kept: KeptBlocks) -> StepBench {
+    fn bench(steps_ahead: Option<usize>, recompute: Recompute) -> StepBench {
         let mut model = Config::qwen_image();
         (model.num_layers, model.num_attention_heads, model.attention_head_dim) = (2, 2, 32);
         (model.joint_attention_dim, model.axes_dims_rope) = (64, [8, 12, 12]);
@@ -316,7 +316,7 @@ mod tests {
             batch: 2,
             adam_8bit: true,
             compute: DType::F32,
-            kept,
+            recompute,
             steps_ahead,
             direct: false,
         }
@@ -326,8 +326,8 @@ mod tests {
     /// computes.
     #[test]
     fn losses_do_not_depend_on_what_is_kept() {
-        let losses = |steps_ahead, kept| {
-            let bench = bench(steps_ahead, kept);
+        let losses = |steps_ahead, recompute| {
+            let bench = bench(steps_ahead, recompute);
             let model = bench.random_model(&Device::cpu()).unwrap();
             let mut news = Vec::new();
             let clock = WallClock::start();
@@ -339,13 +339,13 @@ mod tests {
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };
-        let kept = |whole, results| KeptBlocks { whole, results };
-        let direct = losses(None, kept(2, 0));
+        let keep = |keep_all, keep_results| Recompute { keep_all, keep_results };
+        let direct = losses(None, keep(2, 0));
         assert!(direct.iter().all(|loss| loss.is_finite() && *loss > 0.1), "{direct:?}");
-        for some in [kept(0, 0), kept(0, 2), kept(1, 1), kept(0, 1)] {
+        for some in [keep(0, 0), keep(0, 2), keep(1, 1), keep(0, 1)] {
             assert_eq!(losses(None, some), direct, "{some:?}");
         }
-        for (loss, direct) in losses(Some(2), kept(1, 0)).into_iter().zip(direct) {
+        for (loss, direct) in losses(Some(2), keep(1, 0)).into_iter().zip(direct) {
             // Products of several rows at once add up in another order.
             assert!((loss / direct - 1.0).abs() < 1e-5, "{loss} {direct}");
         }
@@ -354,7 +354,7 @@ mod tests {
     /// Time that is over ends the steps, and one counts in any case.
     #[test]
     fn steps_end_with_their_time() {
-        let bench = bench(None, KeptBlocks::INPUTS);
+        let bench = bench(None, Recompute::EVERYTHING);
         let model = bench.random_model(&Device::cpu()).unwrap();
         let mut over = Vec::new();
         let mut show = |news| {
@@ -377,8 +377,11 @@ mod tests {
             return;
         };
         let losses = |device: &Device, compute, adam_8bit| {
-            let bench =
-                StepBench { compute, adam_8bit, ..bench(Some(2), KeptBlocks { whole: 1, results: 0 }) };
+            let bench = StepBench {
+                compute,
+                adam_8bit,
+                ..bench(Some(2), Recompute { keep_all: 1, keep_results: 0 })
+            };
             let model = bench.random_model(device).unwrap();
             let measured = bench.measure(&model, &WallClock::start(), (1, 2), None, &mut |_| {}).unwrap();
             let all = measured.warm_up.into_iter().chain(measured.steps);
@@ -389,7 +392,7 @@ mod tests {
         let bench_8bit = StepBench {
             compute: DType::BF16,
             fp8_products: true,
-            ..bench(Some(2), KeptBlocks { whole: 1, results: 0 })
+            ..bench(Some(2), Recompute { keep_all: 1, keep_results: 0 })
         };
         let model = bench_8bit.random_model(&gpu).unwrap();
         let measured = bench_8bit.measure(&model, &WallClock::start(), (0, 1), None, &mut |_| {}).unwrap();

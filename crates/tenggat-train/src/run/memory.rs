@@ -1,7 +1,7 @@
 //! What of a run stays in memory: activations block by block, and the modulation matrices.
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Config, KeptBlocks, Precision as Stored, Transformer};
+use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Recompute, Transformer};
 use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::{DType, Device};
@@ -10,7 +10,7 @@ use super::event::Event;
 use super::options::Options;
 use super::{Result, out_of_memory};
 use crate::data::batch::Prepared;
-use crate::job::{Checkpointing, Job};
+use crate::job::{self, Job};
 use crate::plan::job as planned;
 
 /// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping
@@ -40,23 +40,23 @@ fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machin
     })
 }
 
-/// Blocks that keep everything for the backward pass; the others compute it again. Without a limit from the
-/// job, `memory_bytes` may be used; all blocks keep everything if nobody knows a limit.
-pub(super) fn kept_blocks(
+/// What the blocks recompute: nothing in as many as fit into memory. Without a limit from the job,
+/// `memory_bytes` may be used; nothing is recomputed if nobody knows a limit.
+pub(super) fn recompute(
     job: &Job,
     model: &Transformer,
     steps_ahead: Option<u64>,
     data: &Prepared,
     options: &Options<'_>,
     show: &mut dyn FnMut(Event),
-) -> Result<KeptBlocks> {
+) -> Result<Recompute> {
     let own_limit_bytes = job.limits.memory_bytes.or(options.memory_bytes);
     let knows_own = options.device.memory()?.is_some();
-    match job.train.checkpointing {
-        Checkpointing::Always => return Ok(KeptBlocks::INPUTS),
-        Checkpointing::Never => return Ok(KeptBlocks::ALL),
-        Checkpointing::Auto if own_limit_bytes.is_none() && !knows_own => return Ok(KeptBlocks::ALL),
-        Checkpointing::Auto => {}
+    match job.train.recompute {
+        job::Recompute::Always => return Ok(Recompute::EVERYTHING),
+        job::Recompute::Never => return Ok(Recompute::NOTHING),
+        job::Recompute::Auto if own_limit_bytes.is_none() && !knows_own => return Ok(Recompute::NOTHING),
+        job::Recompute::Auto => {}
     }
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
     step.shape.text_tokens = TextBatch::padded(options.device, data.longest_prompt()) as u64;
@@ -86,8 +86,8 @@ pub(super) fn kept_blocks(
         };
         show(Event::Warning(format!("the GPU is not expected to have room for a step; {said}")));
     };
-    let StepConfig { kept_blocks, result_blocks, .. } = fitted.config;
-    Ok(KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize })
+    let StepConfig { keep_all, keep_results, .. } = fitted.config;
+    Ok(Recompute { keep_all: keep_all as usize, keep_results: keep_results as usize })
 }
 
 /// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices
@@ -116,8 +116,8 @@ fn step(
         ara_rank: job.model.recovery_adapter.as_ref().map(|_| planned::RECOVERY_RANK),
         activation_bytes: stored.compute.bytes() as f64,
         fp8_products: job.model.fp8_products && job.model.recovery_adapter.is_none() && device.fp8_products(),
-        kept_blocks: 0,
-        result_blocks: 0,
+        keep_all: 0,
+        keep_results: 0,
         offloaded_blocks: (job.model.offloaded_share * model.num_layers as f64).ceil() as u64,
         modulation: Modulation::EveryStep,
         optimiser: planned::optimiser(job.train.optimiser.kind),

@@ -6,7 +6,7 @@
 //! whose gradients add up to the same. Then there is nothing left to do but say so. What was found stays for
 //! the rest of the run.
 
-use tenggat_models::qwen_image::transformer::{KeptBlocks, Transformer};
+use tenggat_models::qwen_image::transformer::{Recompute, Transformer};
 use tenggat_tensor::Device;
 
 use super::event::Event;
@@ -52,11 +52,12 @@ pub(super) fn offloaded(blocks: usize) -> String {
 
 /// The next smaller number of blocks that keep something: half as many keep all, and the others what is dear
 /// to compute; where none keeps all, half as many keep that.
-fn fewer(KeptBlocks { whole, results }: KeptBlocks) -> Option<KeptBlocks> {
-    if whole > 0 {
-        return Some(KeptBlocks { whole: whole / 2, results: results + whole - whole / 2 });
+fn fewer(Recompute { keep_all, keep_results }: Recompute) -> Option<Recompute> {
+    if keep_all > 0 {
+        let fewer = keep_all / 2;
+        return Some(Recompute { keep_all: fewer, keep_results: keep_results + keep_all - fewer });
     }
-    (results > 0).then_some(KeptBlocks { whole: 0, results: results / 2 })
+    (keep_results > 0).then_some(Recompute { keep_all: 0, keep_results: keep_results / 2 })
 }
 
 /// The rungs that a run has gone down so far: more recomputing, offloading, smaller batches.
@@ -117,10 +118,11 @@ impl Ladder {
         batches: &[Batch],
         error: &tenggat_models::Error,
     ) -> Result<String> {
-        let kept = trainer.kept();
-        if let Some(fewer) = fewer(kept) {
-            trainer.keep(fewer);
-            let (KeptBlocks { whole, results }, before) = (fewer, kept.whole + kept.results);
+        let now = trainer.recompute();
+        if let Some(fewer) = fewer(now) {
+            trainer.set_recompute(fewer);
+            let (whole, results) = (fewer.keep_all, fewer.keep_results);
+            let before = now.keep_all + now.keep_results;
             return Ok(format!(
                 "the GPU has no room for a step; {whole} blocks keep their activations and {results} some of them from now on, \
                  of {before} that did"
@@ -180,7 +182,7 @@ mod tests {
             adam_8bit: false,
             compute: DType::BF16,
             fp8_products: false,
-            kept: KeptBlocks::INPUTS,
+            recompute: Recompute::EVERYTHING,
             steps_ahead: None,
             direct: false,
         }
@@ -203,7 +205,7 @@ mod tests {
     }
 
     /// One step on a device, with all activations kept at first.
-    fn take(device: &Device, state: (KeptBlocks, Option<usize>)) -> Result<Taken> {
+    fn take(device: &Device, state: (Recompute, Option<usize>)) -> Result<Taken> {
         let bench = bench();
         take_with(device, &bench, &bench.random_model(device)?, state)
     }
@@ -212,11 +214,11 @@ mod tests {
         device: &Device,
         bench: &StepBench,
         model: &Transformer,
-        (kept, at_once): (KeptBlocks, Option<usize>),
+        (recompute, at_once): (Recompute, Option<usize>),
     ) -> Result<Taken> {
         let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32)?;
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora)?;
-        let mut trainer = Trainer::new(model, lora, optimiser, kept)?;
+        let mut trainer = Trainer::new(model, lora, optimiser, recompute)?;
         let batch = bench.batch(model, &bench.fixed(model)?, 0)?;
         let mut ladder = Ladder { at_once, ..Ladder::new(device) };
         let mut said = Vec::new();
@@ -236,23 +238,23 @@ mod tests {
             return;
         }
         let unlimited = |state| take(&Device::emulated().unwrap(), state).unwrap();
-        let whole = unlimited((KeptBlocks::ALL, None));
+        let whole = unlimited((Recompute::NOTHING, None));
         assert!(whole.said.is_empty());
-        let limited = |bytes: usize| take(&Device::emulated_with(bytes).unwrap(), (KeptBlocks::ALL, None));
+        let limited = |bytes: usize| take(&Device::emulated_with(bytes).unwrap(), (Recompute::NOTHING, None));
 
-        let again = limited(unlimited((KeptBlocks::INPUTS, None)).peak_bytes).unwrap();
+        let again = limited(unlimited((Recompute::EVERYTHING, None)).peak_bytes).unwrap();
         assert!(
             !again.said.is_empty() && again.said.iter().all(|text| text.contains("keep their activations"))
         );
         assert_eq!((again.loss, again.norm), (whole.loss, whole.norm));
 
-        let one = limited(unlimited((KeptBlocks::INPUTS, Some(1))).peak_bytes).unwrap();
+        let one = limited(unlimited((Recompute::EVERYTHING, Some(1))).peak_bytes).unwrap();
         assert!(one.said.last().unwrap().contains("at most 1 pictures"), "{:?}", one.said);
         // Gradients of single pictures are rounded to 8 bits before they are added up in 32.
         assert!((one.loss / whole.loss - 1.0).abs() < 1e-5, "{} {}", one.loss, whole.loss);
         assert!((one.norm / whole.norm - 1.0).abs() < 1e-2, "{} {}", one.norm, whole.norm);
 
-        let Err(error) = limited(unlimited((KeptBlocks::INPUTS, Some(1))).peak_bytes * 3 / 4) else {
+        let Err(error) = limited(unlimited((Recompute::EVERYTHING, Some(1))).peak_bytes * 3 / 4) else {
             panic!("it fits")
         };
         assert!(error.to_string().contains("out of GPU memory"), "{error}");
@@ -280,18 +282,18 @@ mod tests {
         }
         let cache = tempfile::tempdir().unwrap();
         let bench = StepBench { model: Config::read(&folder()).unwrap(), ..bench() };
-        let take = |device: &Device, offloaded, kept| {
+        let take = |device: &Device, offloaded, recompute| {
             let model = stored(device, cache.path(), offloaded)?;
             model.stop_reading_ahead();
-            let taken = take_with(device, &bench, &model, (kept, None))?;
+            let taken = take_with(device, &bench, &model, (recompute, None))?;
             Ok::<_, Error>((taken, model.offloaded_blocks()))
         };
-        let (whole, _) = take(&Device::emulated().unwrap(), 0, KeptBlocks::ALL).unwrap();
-        let (least, _) = take(&Device::emulated().unwrap(), 2, KeptBlocks::INPUTS).unwrap();
-        let (recomputed, _) = take(&Device::emulated().unwrap(), 0, KeptBlocks::INPUTS).unwrap();
+        let (whole, _) = take(&Device::emulated().unwrap(), 0, Recompute::NOTHING).unwrap();
+        let (least, _) = take(&Device::emulated().unwrap(), 2, Recompute::EVERYTHING).unwrap();
+        let (recomputed, _) = take(&Device::emulated().unwrap(), 0, Recompute::EVERYTHING).unwrap();
         assert!(least.peak_bytes < recomputed.peak_bytes, "{} {}", least.peak_bytes, recomputed.peak_bytes);
 
-        let limited = |bytes: usize| take(&Device::emulated_with(bytes).unwrap(), 0, KeptBlocks::ALL);
+        let limited = |bytes: usize| take(&Device::emulated_with(bytes).unwrap(), 0, Recompute::NOTHING);
         let same = |taken: &Taken| assert_eq!((taken.loss, taken.norm), (whole.loss, whole.norm));
         let has_said = |taken: &Taken, what: &str| taken.said.iter().any(|said| said.contains(what));
         let (got, offloaded) = limited(least.peak_bytes).unwrap();

@@ -380,8 +380,9 @@ impl<'a> Run<'a> {
         let costs = self.costs(&learner, measures.choice.as_ref());
         let budget = costs::budget(self.job, self.options, &data, &costs, self.time.budget.records())?;
         let (job, options, steps_before) = (self.job, self.options, self.start.steps());
-        let kept = memory::kept_blocks(job, &base.model, base.steps_ahead, &data, options, self.time.show)?;
-        let trainer = Trainer::new(&base.model, self.lora, learner.optimiser, kept)?;
+        let recompute =
+            memory::recompute(job, &base.model, base.steps_ahead, &data, options, self.time.show)?;
+        let trainer = Trainer::new(&base.model, self.lora, learner.optimiser, recompute)?;
         let mut trained = Trained::new(trainer.minimising(objective(job)), learner.ema);
         let log = Log::open(&self.folder.file("metrics.jsonl"), steps_before)?;
         log.remarks.into_iter().for_each(|remark| self.time.warn(remark));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Recorded};
+use tenggat_models::qwen_image::transformer::{Inputs, Recompute, Recorded};
 use tenggat_tensor::ops::linear::Write;
 
 /// Most recordings that are kept: each holds several thousand kernels' arguments, on the GPU too.
@@ -27,19 +27,19 @@ pub(super) struct Key {
     text: usize,
     /// Strength of the adapter, by its bits.
     strength: u64,
-    kept: KeptBlocks,
+    recompute: Recompute,
     adds: bool,
     has_dropout: bool,
 }
 
 impl Key {
-    pub fn new(inputs: &Inputs<'_>, lora: &Lora, kept: KeptBlocks, write: Write) -> Self {
+    pub fn new(inputs: &Inputs<'_>, lora: &Lora, recompute: Recompute, write: Write) -> Self {
         Key {
             latents: inputs.latents.view().rows(),
             samples: inputs.text_lens.len(),
             text: inputs.text.view().rows(),
             strength: lora.scale.to_bits(),
-            kept,
+            recompute,
             adds: write == Write::Add,
             has_dropout: lora.dropout.is_some(),
         }
@@ -208,7 +208,7 @@ mod tests {
             latents: 4,
             text: 8,
             strength: 0,
-            kept: KeptBlocks::ALL,
+            recompute: Recompute::NOTHING,
             adds: false,
             has_dropout: false,
         };

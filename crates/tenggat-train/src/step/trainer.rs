@@ -10,7 +10,7 @@ use tenggat_models::Result;
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Positions, Recorded, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, Positions, Recompute, Recorded, Transformer};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -102,7 +102,7 @@ impl Default for Objective {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a Transformer,
-    kept: KeptBlocks,
+    recompute: Recompute,
     objective: Objective,
     lora: Lora,
     optimiser: Optimiser,
@@ -137,11 +137,16 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Out of device memory.
-    pub fn new(model: &'a Transformer, lora: Lora, optimiser: Optimiser, kept: KeptBlocks) -> Result<Self> {
+    pub fn new(
+        model: &'a Transformer,
+        lora: Lora,
+        optimiser: Optimiser,
+        recompute: Recompute,
+    ) -> Result<Self> {
         let parameters = &lora.parameters;
         let gradients = Tensor::zeros(&parameters.device(), parameters.dtype(), parameters.shape())?;
         let (objective, passes) = (Objective::default(), Passes::default());
-        Ok(Trainer { model, kept, objective, lora, optimiser, gradients, passes })
+        Ok(Trainer { model, recompute, objective, lora, optimiser, gradients, passes })
     }
 
     /// The same with another objective than the averaged squared error.
@@ -150,14 +155,14 @@ impl<'a> Trainer<'a> {
         Trainer { objective, ..self }
     }
 
-    /// Blocks whose activations stay for the backward pass.
-    pub fn kept(&self) -> KeptBlocks {
-        self.kept.of(self.model.config().num_layers)
+    /// What the blocks keep for the backward pass and what they recompute.
+    pub fn recompute(&self) -> Recompute {
+        self.recompute.of(self.model.config().num_layers)
     }
 
-    /// Keeps the activations of these blocks from now on.
-    pub fn keep(&mut self, kept: KeptBlocks) {
-        self.kept = kept;
+    /// Changes what the blocks recompute from now on.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
         self.passes.forget();
     }
 
@@ -264,7 +269,7 @@ impl<'a> Trainer<'a> {
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let asked =
             Asked { inputs, target: &target, mask: batch.mask.as_ref(), weights: &weights, share, write };
-        let key = Key::new(&inputs, &self.lora, self.kept, write);
+        let key = Key::new(&inputs, &self.lora, self.recompute, write);
         match self.passes.way(&key) {
             Way::Direct => self.direct(&asked, ended),
             Way::Recorded => match self.recorded(&key, &asked, ended)? {
@@ -282,7 +287,7 @@ impl<'a> Trainer<'a> {
     /// Both passes, kernel by kernel.
     fn direct(&mut self, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<f64> {
         let lora = Some(&self.lora);
-        let (prediction, tape) = self.model.forward_for_backward(asked.inputs, lora, self.kept)?;
+        let (prediction, tape) = self.model.forward_for_backward(asked.inputs, lora, self.recompute)?;
         let (loss, gradient) = asked.loss(&self.objective, &prediction)?;
         drop(prediction);
         ended(Part::Forward);
@@ -314,7 +319,7 @@ impl<'a> Trainer<'a> {
     /// the gradients.
     fn try_recording(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
         let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
-        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.kept, gradients);
+        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.recompute, gradients);
         if !self.passes.keep(key.clone(), made) || self.passes.are_trusted() {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tenggat_gpu::Cuda;
 use tenggat_models::qwen_image::transformer::{
-    Config, KeptBlocks, LoadOptions, ModulationStorage, Precision, Transformer,
+    Config, LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::Quantisation;
 use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, StepConfig, WallClock, fit};
@@ -77,8 +77,8 @@ struct StepArgs {
     optimizer: Adam,
     /// Whether blocks compute their activations again instead of keeping them; `auto`: those that do not
     /// fit.
-    #[arg(long, value_enum, default_value_t = Recompute::Auto)]
-    gradient_checkpointing: Recompute,
+    #[arg(long, value_enum, default_value_t = RecomputeArg::Auto)]
+    gradient_checkpointing: RecomputeArg,
     /// Whether the modulation matrices stay in memory; `auto`: unless the plan advises against it.
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     modulation: Storage,
@@ -121,7 +121,7 @@ enum Adam {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Recompute {
+enum RecomputeArg {
     Auto,
     True,
     False,
@@ -304,7 +304,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
         batch: args.batch,
         adam_8bit: args.optimizer == Adam::Adamw8bit,
         compute: device.activations(),
-        kept: KeptBlocks::INPUTS,
+        recompute: Recompute::EVERYTHING,
         steps_ahead: None,
         direct: args.direct,
     };
@@ -319,9 +319,9 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     };
     let mut fit = fit(&config, &machine, Some(limit_bytes));
     match args.gradient_checkpointing {
-        Recompute::Auto => {}
-        Recompute::True => (fit.config.kept_blocks, fit.config.result_blocks) = (0, 0),
-        Recompute::False => (fit.config.kept_blocks, fit.config.result_blocks) = (config.dims.layers, 0),
+        RecomputeArg::Auto => {}
+        RecomputeArg::True => (fit.config.keep_all, fit.config.keep_results) = (0, 0),
+        RecomputeArg::False => (fit.config.keep_all, fit.config.keep_results) = (config.dims.layers, 0),
     }
     fit.memory = fit.config.memory(&machine);
     let needed_bytes = fit.memory.device_bytes() + fit.memory.host_bytes;
@@ -340,8 +340,8 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
             limit_bytes / 1e9
         );
     }
-    let StepConfig { kept_blocks, result_blocks, .. } = fit.config;
-    bench.kept = KeptBlocks { whole: kept_blocks as usize, results: result_blocks as usize };
+    let StepConfig { keep_all, keep_results, .. } = fit.config;
+    bench.recompute = Recompute { keep_all: keep_all as usize, keep_results: keep_results as usize };
     bench.steps_ahead = match fit.config.modulation {
         Modulation::EveryStep => None,
         Modulation::Table { every_steps } => Some(every_steps as usize),
@@ -420,7 +420,7 @@ fn report(
         resolution: args.resolution,
         text_tokens: args.text_tokens,
         batch: args.batch,
-        kept_blocks: fit.config.kept_blocks,
+        kept_blocks: fit.config.keep_all,
         result_blocks: fit.config.partly_recomputed_blocks(),
         steps_ahead: bench.steps_ahead,
         recorded: measured.recordings > 0,

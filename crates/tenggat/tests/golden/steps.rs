@@ -2,7 +2,7 @@
 //! AdamW8bit.
 
 use tenggat_models::lora::{Gradients, Lora};
-use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, Recompute, Transformer};
 use tenggat_tensor::ops::adamw8bit::{self, BLOCK, Map, Moment, SIGNED, UNSIGNED};
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -57,7 +57,7 @@ fn ten_steps(
             text_lens: &[tokens],
             positions: &positions,
         };
-        let (pred, tape) = model.forward_for_backward(inputs, Some(&lora), KeptBlocks::ALL).unwrap();
+        let (pred, tape) = model.forward_for_backward(inputs, Some(&lora), Recompute::NOTHING).unwrap();
         let (mut loss, mut dpred) =
             (pred.empty_like(&[1, 1]).unwrap(), pred.empty_like(pred.shape()).unwrap());
         loss::forward_backward(

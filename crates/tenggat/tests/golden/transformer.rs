@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use half::bf16;
 use tenggat_models::lora::{Gradients, Lora};
-use tenggat_models::qwen_image::transformer::{Inputs, KeptBlocks, Positions, Precision, Transformer};
+use tenggat_models::qwen_image::transformer::{Inputs, Positions, Precision, Recompute, Transformer};
 use tenggat_models::weights::Weights;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -269,13 +269,19 @@ struct Gradient {
     d_latents: Vec<f64>,
 }
 
-fn gradient(model: &Transformer, golden: &Golden, prefix: &str, lora: &Lora, kept: KeptBlocks) -> Gradient {
+fn gradient(
+    model: &Transformer,
+    golden: &Golden,
+    prefix: &str,
+    lora: &Lora,
+    recompute: Recompute,
+) -> Gradient {
     let case = Case::read(model, golden, prefix, ["x_t", "t"]);
     let (x0, noise) = (golden.f64(&format!("{prefix}x0")), golden.f64(&format!("{prefix}noise")));
     let target: Vec<f64> = noise.iter().zip(&x0).map(|(e, x)| e - x).collect();
     let target =
         Tensor::from_f64(model.device(), model.precision().compute, &target, case.latents.shape()).unwrap();
-    let (pred, tape) = model.forward_for_backward(case.inputs(), Some(lora), kept).unwrap();
+    let (pred, tape) = model.forward_for_backward(case.inputs(), Some(lora), recompute).unwrap();
     let weights = vec![1.0; case.sigmas.len()];
     let (mut losses, mut dpred) =
         (pred.empty_like(&[weights.len(), 1]).unwrap(), pred.empty_like(pred.shape()).unwrap());
@@ -306,8 +312,10 @@ fn every_gradient_in_f32() {
     let lora = adapter(&model, &golden, "lora");
     let without: Vec<String> = serde_json::from_str(&golden.metadata()["no_gradient"]).unwrap();
     for prefix in ["one.", "batch."] {
-        for kept in [KeptBlocks::ALL, KeptBlocks { whole: 0, results: 2 }, KeptBlocks::INPUTS] {
-            let got = gradient(&model, &golden, prefix, &lora, kept);
+        for recompute in
+            [Recompute::NOTHING, Recompute { keep_all: 0, keep_results: 2 }, Recompute::EVERYTHING]
+        {
+            let got = gradient(&model, &golden, prefix, &lora, recompute);
             assert_close(&format!("{prefix}pred"), &got.pred, &golden.f64(&format!("{prefix}pred")), 3e-4);
             let exact = golden.f64(&format!("{prefix}loss_f64"))[0];
             assert_close(&format!("{prefix}loss"), &[got.loss / exact], &[1.0], 1e-5);
@@ -335,7 +343,7 @@ fn every_gradient_in_f64() {
     let lora = adapter(&model, &golden, "lora");
     let order: Vec<String> = serde_json::from_str(&golden.metadata()["grad_norm_f64_order"]).unwrap();
     for prefix in ["one.", "batch."] {
-        let got = gradient(&model, &golden, prefix, &lora, KeptBlocks::ALL);
+        let got = gradient(&model, &golden, prefix, &lora, Recompute::NOTHING);
         // The golden x_t was rounded to f32, hence 1e-6 and not 1e-12.
         assert_close(
             &format!("{prefix}loss_f64"),
@@ -363,7 +371,7 @@ fn gradients_are_the_derivatives_of_the_loss() {
     let golden = Golden::open("lora_grad.safetensors");
     let model = load(&Device::cpu(), DType::F64);
     let mut lora = adapter(&model, &golden, "lora");
-    let analytic = gradient(&model, &golden, "batch.", &lora, KeptBlocks::ALL).lora;
+    let analytic = gradient(&model, &golden, "batch.", &lora, Recompute::NOTHING).lora;
     let step = 1e-5;
     let rank = lora.layout.rank();
     let probes: Vec<usize> = lora

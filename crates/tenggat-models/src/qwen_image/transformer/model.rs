@@ -9,11 +9,11 @@ use tenggat_tensor::{Device, Tensor};
 use super::block::{Block, Geometry};
 use super::conditioned::Conditioned;
 use super::config::Config;
-use super::kept::{Kept, KeptBlocks};
 use super::linear::Linear;
 use super::modulation::{Current, Modulation};
 use super::offloading::Offloading;
 use super::precision::Precision;
+use super::recompute::{Recompute, Saved};
 use super::rope::Positions;
 use super::stream::{Pass, Stream, Trace};
 use crate::lora::{Adapter, Gradients, Kind, Layout, Lora, Rounded};
@@ -75,7 +75,7 @@ impl Inputs<'_> {
 pub struct Tape {
     geometry: Geometry,
     conditioned: Arc<Conditioned>,
-    blocks: Vec<Kept>,
+    blocks: Vec<Saved>,
     last: Tensor,
     modulation: Tensor,
     stats: Tensor,
@@ -133,9 +133,9 @@ impl Transformer {
         &self,
         inputs: Inputs<'_>,
         lora: Option<&Lora>,
-        kept: KeptBlocks,
+        recompute: Recompute,
     ) -> Result<(Tensor, Tape)> {
-        let (out, tape) = self.run(inputs, lora, Some(kept), None)?;
+        let (out, tape) = self.run(inputs, lora, Some(recompute), None)?;
         let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
         Ok((out, tape))
     }
@@ -158,7 +158,7 @@ impl Transformer {
         &self,
         inputs: Inputs<'_>,
         lora: Option<&Lora>,
-        kept: Option<KeptBlocks>,
+        recompute: Option<Recompute>,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
         let conditioned = self.conditioned(inputs.sigmas, &mut |name, tensor| {
@@ -166,7 +166,7 @@ impl Transformer {
                 trace(name, tensor);
             }
         })?;
-        self.run_conditioned(inputs, Arc::new(conditioned), lora, kept, trace)
+        self.run_conditioned(inputs, Arc::new(conditioned), lora, recompute, trace)
     }
 
     /// All of a pass but what depends on its noise levels.
@@ -175,7 +175,7 @@ impl Transformer {
         inputs: Inputs<'_>,
         conditioned: Arc<Conditioned>,
         lora: Option<&Lora>,
-        kept: Option<KeptBlocks>,
+        recompute: Option<Recompute>,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
         let mut show = |name: &str, tensor: &Tensor| {
@@ -203,7 +203,7 @@ impl Transformer {
         show("txt_in", &text);
 
         let layers = self.blocks.len();
-        let (kept, mut stay) = (kept.map(|kept| kept.of(layers)), Vec::new());
+        let (recompute, mut saved) = (recompute.map(|recompute| recompute.of(layers)), Vec::new());
         self.expect(self.offloading.next(0), Use::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             self.interrupt.check()?;
@@ -215,7 +215,7 @@ impl Transformer {
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             // A backward pass begins with the last one.
-            let stays = kept.is_some() && offloaded == Some(None);
+            let stays = recompute.is_some() && offloaded == Some(None);
             self.expect((offloaded.is_some() && !stays).then_some(i), Use::Later);
             tape.trace(i, &mut show);
             show(&format!("block{i}.hidden_states"), &image_out);
@@ -227,7 +227,7 @@ impl Transformer {
                 }
                 None => Tensor::empty(&self.device, self.precision.compute, &[0, 0])?,
             };
-            stay.extend(kept.map(|kept| Kept::of(tape, kept, layers - i)));
+            saved.extend(recompute.map(|recompute| Saved::of(tape, recompute, layers - 1 - i)));
         }
         let (modulation, _) = self.norm_out.forward(conditioned.silu.view(), None)?;
         let (mut normed, mut stats) =
@@ -241,10 +241,10 @@ impl Transformer {
         )?;
         show("norm_out", &normed);
         let (out, _) = self.proj_out.forward(normed.view(), None)?;
-        let tape = kept.is_some().then_some(Tape {
+        let tape = recompute.is_some().then_some(Tape {
             geometry,
             conditioned,
-            blocks: stay,
+            blocks: saved,
             last: image,
             modulation,
             stats,
@@ -282,19 +282,19 @@ impl Transformer {
         drop((last, dnormed));
         let (mut dimage, mut dtext) = (Some(dimage), None);
         self.expect(self.offloading.last(self.blocks.len()), Use::Soon);
-        for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+        for ((i, block), saved) in self.blocks.iter().enumerate().zip(blocks).rev() {
             self.interrupt.check()?;
             let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
             self.expect(before, Use::Soon);
             let rounded = self.rounded(lora, i)?;
             let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
-            let tape = match kept {
-                Kept::All(tape) => tape,
-                Kept::Results(image, text, results) => {
+            let tape = match saved {
+                Saved::All(tape) => tape,
+                Saved::Results { image, text, results } => {
                     Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), Some(*results))?)
                 }
-                Kept::Inputs(image, text) => {
+                Saved::Inputs { image, text } => {
                     Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), None)?)
                 }
             };

@@ -7,8 +7,8 @@ use tenggat_tensor::ops::{attention, copy};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::conditioned::Conditioned;
-use super::kept::KeptBlocks;
 use super::model::{Inputs, Transformer};
+use super::recompute::Recompute;
 use super::rope::Positions;
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
@@ -38,7 +38,7 @@ impl Recorded {
         model: &Transformer,
         inputs: Inputs<'_>,
         lora: &Lora,
-        kept: KeptBlocks,
+        recompute: Recompute,
         gradients: Gradients<'_>,
     ) -> Result<Option<Self>> {
         let Device::Cuda(cuda) = model.device() else { return Ok(None) };
@@ -53,8 +53,9 @@ impl Recorded {
         let (latents, text) = (inputs.latents.duplicate()?, inputs.text.duplicate()?);
         let positions = inputs.positions.duplicate()?;
         let own = Inputs { latents: &latents, text: &text, positions: &positions, ..inputs };
-        let ((prediction, tape), forward) = cuda
-            .capture(|| model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), Some(kept), None))?;
+        let ((prediction, tape), forward) = cuda.capture(|| {
+            model.run_conditioned(own, Arc::clone(&conditioned), Some(lora), Some(recompute), None)
+        })?;
         let tape = tape.ok_or_else(|| Error::Unsupported("no tape was kept".into()))?;
         let gradient = prediction.empty_like(prediction.shape())?;
         let ((), backward) = cuda

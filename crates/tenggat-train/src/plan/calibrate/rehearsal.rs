@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::layer::{self, Layer};
 use tenggat_models::qwen_image::transformer::{
-    Config, KeptBlocks, LoadOptions, Positions, Precision, SINUSOID, Transformer,
+    Config, LoadOptions, Positions, Precision, Recompute, SINUSOID, Transformer,
 };
 use tenggat_models::{Error, Result};
 use tenggat_plan::{ModelDims, Modulation, Precision as Planned, StepConfig, StepShape};
@@ -71,8 +71,8 @@ impl Rehearsal {
             ara_rank: None,
             activation_bytes: 4.0,
             fp8_products: false,
-            kept_blocks: self.layers as u64,
-            result_blocks: 0,
+            keep_all: self.layers as u64,
+            keep_results: 0,
             offloaded_blocks: 0,
             modulation: Modulation::EveryStep,
             optimiser: tenggat_plan::Optimiser::AdamW,
@@ -164,7 +164,7 @@ impl Rehearsal {
         let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora)?;
         let caption = normal(device, &[self.text_tokens, self.joint_dim], 2)?;
         Ok(Stage {
-            trainer: Trainer::new(model, lora, optimiser, KeptBlocks::ALL)?,
+            trainer: Trainer::new(model, lora, optimiser, Recompute::NOTHING)?,
             latents: normal(device, &shape, 3)?,
             captions: (0..self.batch).map(|_| caption.duplicate()).collect::<Result<_, _>>()?,
             positions: Arc::new(model.positions(self.grid, TextBatch::padded(device, self.text_tokens))?),

@@ -1,4 +1,4 @@
-use tenggat_models::qwen_image::transformer::{Config, KeptBlocks};
+use tenggat_models::qwen_image::transformer::{Config, Recompute};
 use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::{DType, Device};
 
@@ -30,7 +30,7 @@ fn bench() -> StepBench {
         adam_8bit: false,
         compute: DType::BF16,
         fp8_products: false,
-        kept: KeptBlocks { whole: 1, results: 1 },
+        recompute: Recompute { keep_all: 1, keep_results: 1 },
         steps_ahead: Some(3),
         direct: false,
     }
@@ -51,7 +51,7 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
     let model = bench.random_model(device).unwrap();
     let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
-    let mut trainer = Trainer::new(&model, lora, optimiser, bench.kept).unwrap().minimising(objective);
+    let mut trainer = Trainer::new(&model, lora, optimiser, bench.recompute).unwrap().minimising(objective);
     if !records {
         trainer.record_nothing();
     }
@@ -106,7 +106,7 @@ fn a_lost_recording_is_a_direct_step() {
         let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32);
         let lora = lora.unwrap();
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
-        let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::INPUTS).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, Recompute::EVERYTHING).unwrap();
         let mut losses = Vec::new();
         for step in 0..6 {
             if greedy_at == Some(step) {
@@ -153,7 +153,7 @@ fn offloading_ends_recordings() {
         let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32);
         let lora = lora.unwrap();
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
-        let mut trainer = Trainer::new(&model, lora, optimiser, KeptBlocks::INPUTS).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, Recompute::EVERYTHING).unwrap();
         let fixed = bench.fixed(&model).unwrap();
         let step = |step| {
             if offload_at == Some(step) {
@@ -183,7 +183,7 @@ fn recordings_that_come_to_something_else_are_not_used() {
 fn on_processor(model: &Transformer, objective: Objective) -> Trainer<'_> {
     let lora = initial::initialise(model.lora_layout(2, |_| true), 1, &Device::cpu(), DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), None, &lora).unwrap();
-    Trainer::new(model, lora, optimiser, KeptBlocks::ALL).unwrap().minimising(objective)
+    Trainer::new(model, lora, optimiser, Recompute::NOTHING).unwrap().minimising(objective)
 }
 
 /// Passes recorded at one strength of the adapter are not used at another.
@@ -197,7 +197,7 @@ fn recorded_steps_have_the_strength_of_their_batch() {
         let lora =
             initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32).unwrap();
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
-        let mut trainer = Trainer::new(&model, lora, optimiser, bench.kept).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, bench.recompute).unwrap();
         if !records {
             trainer.record_nothing();
         }
