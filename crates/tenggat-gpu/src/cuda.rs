@@ -130,7 +130,7 @@ impl Cuda {
     /// # Errors
     /// Something that was queued failed.
     pub fn synchronise(&self) -> Result<()> {
-        self.expect_direct("waiting for the GPU")?;
+        self.refuse_while_capturing("waiting for the GPU")?;
         match &self.backend {
             Backend::Gpu(gpu) => gpu.synchronise(),
             Backend::Emulated(_) => Ok(()),
@@ -197,7 +197,7 @@ impl Cuda {
     }
 
     /// Refuses what cannot be part of a CUDA graph.
-    pub(crate) fn expect_direct(&self, what: &str) -> Result<()> {
+    pub(crate) fn refuse_while_capturing(&self, what: &str) -> Result<()> {
         match self.is_capturing() {
             false => Ok(()),
             true => Err(Error::Failed(format!("{what} cannot be recorded"))),
@@ -233,7 +233,7 @@ impl Cuda {
     /// # Errors
     /// Work is being captured, or the device failed.
     pub fn upload(&self, from: &[u8], address: u64) -> Result<()> {
-        self.expect_direct("a copy to the GPU")?;
+        self.refuse_while_capturing("a copy to the GPU")?;
         match &self.backend {
             Backend::Gpu(gpu) => gpu.upload(from, address),
             Backend::Emulated(emulated) => {
@@ -252,7 +252,7 @@ impl Cuda {
         if let Some(&address) = constants.get(values) {
             return Ok(address);
         }
-        self.expect_direct("a new constant")?;
+        self.refuse_while_capturing("a new constant")?;
         let address = self.backend.allocate(constant_bytes(values))?;
         self.upload(bytemuck::cast_slice(values), address)?;
         constants.insert(values.to_vec(), address);
@@ -265,7 +265,7 @@ impl Cuda {
     /// # Errors
     /// Work is being captured, or the device or queued work failed.
     pub fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {
-        self.expect_direct("a copy from the GPU")?;
+        self.refuse_while_capturing("a copy from the GPU")?;
         match &self.backend {
             Backend::Gpu(gpu) => gpu.download(address, to),
             Backend::Emulated(emulated) => {

@@ -41,7 +41,7 @@ impl Graph {
     /// # Errors
     /// Work is being captured, or the device failed.
     pub fn replay(&self) -> Result<bool> {
-        self.cuda.expect_direct("recorded work")?;
+        self.cuda.refuse_while_capturing("recorded work")?;
         if self.cuda.pool().era() != self.era || self.cuda.pool().is_lent() {
             return Ok(false);
         }

@@ -42,7 +42,7 @@ impl Prefetch {
     /// # Errors
     /// Work is being captured, there is no room, or the device failed.
     pub fn new(cuda: &Arc<Cuda>, bytes: usize, from: Source) -> Result<Self> {
-        cuda.expect_direct("a copy to the GPU")?;
+        cuda.refuse_while_capturing("a copy to the GPU")?;
         let buffer = Buffer::new(cuda, bytes)?;
         let address = buffer.address();
         let state = match cuda.backend() {

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::Dtype;
 use tenggat_tensor::Element;
-use tenggat_tensor::ops::quantise::{Owner, Use};
+use tenggat_tensor::ops::quantise::{NextUse, Owner};
 
 use crate::{Error, Result};
 
@@ -83,19 +83,19 @@ fn convert<const N: usize, T: Element>(bytes: &[u8], to: &mut [T], one: impl Fn(
 
 impl Owner for Stored {
     /// Pages are read ahead, or leave memory until they are read again.
-    fn expect(&self, coming: Use) {
+    fn prefetch(&self, next: NextUse) {
         #[cfg(unix)]
         {
             // Advice that is not taken costs speed or memory, and there is nothing to do about it.
-            let _ = match coming {
-                Use::Soon => self.map.advise(memmap2::Advice::WillNeed),
+            let _ = match next {
+                NextUse::Soon => self.map.advise(memmap2::Advice::WillNeed),
                 // SAFETY: the map is of a file and never written to: pages that are let go come back as they
                 // were.
-                Use::Later => unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
+                NextUse::Later => unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
             };
         }
         #[cfg(not(unix))]
-        let _ = coming;
+        let _ = next;
     }
 
     fn in_file(&self) -> bool {
@@ -130,10 +130,10 @@ mod tests {
         let stored = Stored { path: "here".into(), name: "it".into(), dtype: Dtype::U8, map };
         assert_eq!(stored.as_ref(), &bytes[4096 + 8..]);
         let full = resident();
-        stored.expect(Use::Later);
+        stored.prefetch(NextUse::Later);
         let left = full.saturating_sub(resident());
         assert!(left > LEN as u64 / 2, "{left} bytes left memory");
-        stored.expect(Use::Soon);
+        stored.prefetch(NextUse::Soon);
         assert_eq!(stored.as_ref(), &bytes[4096 + 8..]);
     }
 }

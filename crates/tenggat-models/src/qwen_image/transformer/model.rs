@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenggat_tensor::ops::quantise::Use;
+use tenggat_tensor::ops::quantise::NextUse;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
 use tenggat_tensor::{Device, Tensor};
 
@@ -204,11 +204,11 @@ impl Transformer {
 
         let layers = self.blocks.len();
         let (recompute, mut saved) = (recompute.map(|recompute| recompute.of(layers)), Vec::new());
-        self.expect(self.offloading.next(0), Use::Soon);
+        self.prefetch(self.offloading.next(0), NextUse::Soon);
         for (i, block) in self.blocks.iter().enumerate() {
             self.interrupt.check()?;
             let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
-            self.expect(offloaded.flatten(), Use::Soon);
+            self.prefetch(offloaded.flatten(), NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
             let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
@@ -216,7 +216,7 @@ impl Transformer {
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             // A backward pass begins with the last one.
             let stays = recompute.is_some() && offloaded == Some(None);
-            self.expect((offloaded.is_some() && !stays).then_some(i), Use::Later);
+            self.prefetch((offloaded.is_some() && !stays).then_some(i), NextUse::Later);
             tape.trace(i, &mut show);
             show(&format!("block{i}.hidden_states"), &image_out);
             image = image_out;
@@ -281,11 +281,11 @@ impl Transformer {
         )?;
         drop((last, dnormed));
         let (mut dimage, mut dtext) = (Some(dimage), None);
-        self.expect(self.offloading.last(self.blocks.len()), Use::Soon);
+        self.prefetch(self.offloading.last(self.blocks.len()), NextUse::Soon);
         for ((i, block), saved) in self.blocks.iter().enumerate().zip(blocks).rev() {
             self.interrupt.check()?;
             let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
-            self.expect(before, Use::Soon);
+            self.prefetch(before, NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
             let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
             let pass = Pass { block: i, conditioned: &conditioned, adapter };
@@ -310,7 +310,7 @@ impl Transformer {
                 want_dlatents || i > 0,
             )?;
             // The next pass begins with the first one.
-            self.expect(before.is_some().then_some(i), Use::Later);
+            self.prefetch(before.is_some().then_some(i), NextUse::Later);
         }
         match dimage {
             Some(dimage) if want_dlatents => {
@@ -347,17 +347,17 @@ impl Transformer {
         if makes_room {
             (0..self.blocks.len())
                 .filter(|&i| self.offloading.has(i))
-                .for_each(|i| self.expect(Some(i), Use::Later));
+                .for_each(|i| self.prefetch(Some(i), NextUse::Later));
         }
         makes_room
     }
 
     /// Tells an offloaded block what is to come. While one block is at work, the next is read.
-    fn expect(&self, block: Option<usize>, coming: Use) {
-        let is_told = coming == Use::Later || self.offloading.is_ahead();
+    fn prefetch(&self, block: Option<usize>, next: NextUse) {
+        let is_told = next == NextUse::Later || self.offloading.is_ahead();
         if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
-            block.image.expect(coming);
-            block.text.expect(coming);
+            block.image.prefetch(next);
+            block.text.prefetch(next);
         }
     }
 

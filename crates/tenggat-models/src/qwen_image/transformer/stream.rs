@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use tenggat_tensor::ops::quantise::Use;
+use tenggat_tensor::ops::quantise::NextUse;
 use tenggat_tensor::ops::rms_norm_rope::{self, Segment};
 use tenggat_tensor::ops::{copy, gated_residual, gelu, layer_norm_modulate};
 use tenggat_tensor::{Tensor, View, ViewMut};
@@ -150,12 +150,12 @@ pub(super) type Trace<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
 impl Stream {
     /// Tells whoever holds the weights what is to come.
-    pub fn expect(&self, coming: Use) {
+    pub fn prefetch(&self, next: NextUse) {
         if let Modulation::Resident(linear) = &self.modulation {
-            linear.weight.expect(coming);
+            linear.weight.prefetch(next);
         }
         let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
-        linears.into_iter().for_each(|linear| linear.weight.expect(coming));
+        linears.into_iter().for_each(|linear| linear.weight.prefetch(next));
     }
 
     /// Gives the device back the memory of weights that lie in a file too. Whether that made room.

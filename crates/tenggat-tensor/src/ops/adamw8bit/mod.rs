@@ -31,7 +31,7 @@ pub struct Moment<'a> {
 }
 
 impl<'a> Moment<'a> {
-    fn check(&self, op: &'static str, n: usize) -> Result<()> {
+    fn check_shapes(&self, op: &'static str, n: usize) -> Result<()> {
         expect_shape(op, "codes", &[1, n], &self.codes.shape())?;
         expect_shape(op, "scales", &[1, n.div_ceil(BLOCK)], &self.scales.shape())
     }
@@ -59,8 +59,8 @@ pub fn step(
     expect_shape(OP, "gradient", &parameter.shape(), &gradient.shape())?;
     expect_shape(OP, "clip", &[1, 2], &clip.shape())?;
     expect_shape(OP, "parameter", &[1, parameter.cols()], &parameter.shape())?;
-    m.check(OP, parameter.cols())?;
-    v.check(OP, parameter.cols())?;
+    m.check_shapes(OP, parameter.cols())?;
+    v.check_shapes(OP, parameter.cols())?;
     if parameter.on_gpu() {
         return cuda::step(OP, parameter, gradient, clip, [m, v], hyper);
     }
@@ -76,7 +76,7 @@ pub fn step(
 /// Shapes do not fit, or types differ.
 pub fn quantise(map: &Map, values: View<'_>, to: Moment<'_>) -> Result<()> {
     const OP: &str = "8-bit blocks";
-    to.check(OP, values.cols())?;
+    to.check_shapes(OP, values.cols())?;
     expect_shape(OP, "values", &[1, values.cols()], &values.shape())?;
     let (values, to) = (values.cpu::<f32>(OP)?, to.cpu(OP)?);
     let blocks = values.data.chunks(BLOCK).zip(to.codes.data.chunks_mut(BLOCK)).zip(to.scales.data);

@@ -55,7 +55,7 @@ pub fn device_lens(key_lens: &[usize], to: &mut Tensor) -> Result<()> {
 }
 
 impl Layout<'_> {
-    fn expect(&self, op: &'static str, q: [usize; 2]) -> Result<()> {
+    fn check_shapes(&self, op: &'static str, q: [usize; 2]) -> Result<()> {
         expect_shape(op, "rows of q", &[self.key_lens.len() * self.tokens], &[q[0]])?;
         expect_shape(op, "columns of q, by heads", &[q[1] / self.heads.max(1) * self.heads], &[q[1]])?;
         if let Some(&n) = self.key_lens.iter().find(|&&n| n == 0 || n > self.tokens) {
@@ -79,7 +79,7 @@ pub fn forward(
     lse: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "attention forward";
-    layout.expect(OP, q.shape())?;
+    layout.check_shapes(OP, q.shape())?;
     for (what, shape) in [("k", k.shape()), ("v", v.shape()), ("o", o.shape())] {
         expect_shape(OP, what, &q.shape(), &shape)?;
     }
@@ -134,7 +134,7 @@ pub fn backward(
 ) -> Result<()> {
     const OP: &str = "attention backward";
     let Saved { q, k, v, o, lse } = saved;
-    layout.expect(OP, q.shape())?;
+    layout.check_shapes(OP, q.shape())?;
     for (what, shape) in
         [("k", k.shape()), ("v", v.shape()), ("o", o.shape()), ("do", d_o.shape()), ("dq", dq.shape())]
             .into_iter()

@@ -9,7 +9,7 @@ use super::dispatch_real;
 use crate::error::expect_shape;
 use crate::{Result, View, ViewMut};
 
-fn expect(op: &'static str, y: [usize; 2], gate: [usize; 2], tokens: usize) -> Result<()> {
+fn check_shapes(op: &'static str, y: [usize; 2], gate: [usize; 2], tokens: usize) -> Result<()> {
     expect_shape(op, "gate", &[y[0] / tokens.max(1), y[1]], &gate)?;
     expect_shape(op, "rows of y", &[gate[0] * tokens], &[y[0]])
 }
@@ -20,7 +20,7 @@ fn expect(op: &'static str, y: [usize; 2], gate: [usize; 2], tokens: usize) -> R
 /// Shapes do not fit, or types differ.
 pub fn forward(x: View<'_>, gate: View<'_>, y: View<'_>, tokens: usize, out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "gated_residual forward";
-    expect(OP, y.shape(), gate.shape(), tokens)?;
+    check_shapes(OP, y.shape(), gate.shape(), tokens)?;
     expect_shape(OP, "x", &y.shape(), &x.shape())?;
     expect_shape(OP, "out", &y.shape(), &out.shape())?;
     if out.on_gpu() {
@@ -45,7 +45,7 @@ pub fn backward(
     dgate: Option<ViewMut<'_>>,
 ) -> Result<()> {
     const OP: &str = "gated_residual backward";
-    expect(OP, y.shape(), gate.shape(), tokens)?;
+    check_shapes(OP, y.shape(), gate.shape(), tokens)?;
     expect_shape(OP, "dout", &y.shape(), &dout.shape())?;
     expect_shape(OP, "dy", &y.shape(), &dy.shape())?;
     if let Some(dgate) = &dgate {

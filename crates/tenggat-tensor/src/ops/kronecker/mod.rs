@@ -19,7 +19,7 @@ use crate::{Result, View, ViewMut};
 /// Shapes or types do not fit.
 pub fn forward(alpha: f64, w1: View<'_>, t: View<'_>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "kronecker";
-    check(OP, w1, t, y.shape())?;
+    check_shapes(OP, w1, t, y.shape())?;
     if y.on_gpu() {
         return cuda::forward(OP, alpha, w1, t, y);
     }
@@ -45,7 +45,7 @@ pub fn backward(
     dt: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "kronecker backward";
-    check(OP, w1, t, dy.shape())?;
+    check_shapes(OP, w1, t, dy.shape())?;
     expect_shape(OP, "dw1", &w1.shape(), &dw1.shape())?;
     expect_shape(OP, "dt", &t.shape(), &dt.shape())?;
     if dt.on_gpu() {
@@ -60,7 +60,7 @@ pub fn backward(
     })
 }
 
-fn check(op: &'static str, w1: View<'_>, t: View<'_>, y: [usize; 2]) -> Result<()> {
+fn check_shapes(op: &'static str, w1: View<'_>, t: View<'_>, y: [usize; 2]) -> Result<()> {
     let [l, q] = w1.shape();
     let k = t.cols() / q.max(1);
     expect_shape(op, "t", &[t.rows(), q * k], &t.shape())?;

@@ -15,7 +15,7 @@ use crate::{Result, View, ViewMut};
 /// Added to the variance; the value of every layer norm of Qwen-Image.
 pub const EPS: f64 = 1e-6;
 
-fn expect(op: &'static str, x: [usize; 2], modulation: [usize; 2], tokens: usize) -> Result<()> {
+fn check_shapes(op: &'static str, x: [usize; 2], modulation: [usize; 2], tokens: usize) -> Result<()> {
     expect_shape(op, "rows of x", &[modulation[0] * tokens], &[x[0]])?;
     expect_shape(op, "modulation (shift | scale)", &[modulation[0], 2 * x[1]], &modulation)
 }
@@ -33,7 +33,7 @@ pub fn forward(
     stats: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "layer_norm_modulate forward";
-    expect(OP, x.shape(), modulation.shape(), tokens)?;
+    check_shapes(OP, x.shape(), modulation.shape(), tokens)?;
     expect_shape(OP, "y", &x.shape(), &y.shape())?;
     expect_shape(OP, "stats", &[x.rows(), 2], &stats.shape())?;
     if y.on_gpu() {
@@ -60,7 +60,7 @@ pub fn backward(
     dmodulation: Option<ViewMut<'_>>,
 ) -> Result<()> {
     const OP: &str = "layer_norm_modulate backward";
-    expect(OP, x.shape(), modulation.shape(), tokens)?;
+    check_shapes(OP, x.shape(), modulation.shape(), tokens)?;
     expect_shape(OP, "dy", &x.shape(), &dy.shape())?;
     expect_shape(OP, "dx", &x.shape(), &dx.shape())?;
     if let Some(dm) = &dmodulation {

@@ -7,7 +7,7 @@ mod packed;
 
 pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
 
-use super::quantise::{Fp8, Quantised, Resident, Use};
+use super::quantise::{Fp8, NextUse, Quantised, Resident};
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
 use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
@@ -105,10 +105,10 @@ impl Weight {
 
     /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a
     /// file.
-    pub fn expect(&self, coming: Use) {
+    pub fn prefetch(&self, next: NextUse) {
         match self {
-            Weight::Quantised(w) => w.expect(coming),
-            Weight::Resident(w) => w.expect(coming),
+            Weight::Quantised(w) => w.prefetch(next),
+            Weight::Resident(w) => w.prefetch(next),
             Weight::Dense(_) | Weight::Packed(_) | Weight::Fp8(_) => {}
         }
     }
@@ -229,7 +229,7 @@ fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'
     match w {
         Weight::Dense(w) if w.dtype() == y.dtype() => gemm::nt(1.0, x, w.view(), write.beta(), y),
         Weight::Dense(w) => {
-            expect_narrow(op, w.dtype())?;
+            check_bf16(op, w.dtype())?;
             dispatch_real!(op, y.dtype(), T => {
                 cpu::forward::<T>(x.cpu(op)?, &w.view().cpu(op)?, write, y.cpu(op)?);
                 Ok(())
@@ -269,7 +269,7 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     match w {
         Weight::Dense(w) if w.dtype() == dx.dtype() => gemm::nn(1.0, dy, w.view(), write.beta(), dx),
         Weight::Dense(w) => {
-            expect_narrow(OP, w.dtype())?;
+            check_bf16(OP, w.dtype())?;
             dispatch_real!(OP, dx.dtype(), T => {
                 cpu::backward::<T>(dy.cpu(OP)?, &w.view().cpu(OP)?, write, dx.cpu(OP)?);
                 Ok(())
@@ -286,8 +286,8 @@ pub fn backward(dy: View<'_>, w: &Weight, write: Write, dx: ViewMut<'_>) -> Resu
     }
 }
 
-/// Only bf16 is widened on the way.
-fn expect_narrow(op: &'static str, dtype: DType) -> Result<()> {
+/// Only bf16 is converted to f32 inside the product.
+fn check_bf16(op: &'static str, dtype: DType) -> Result<()> {
     if dtype == DType::BF16 { Ok(()) } else { Err(Error::DType { op, dtype, device: "cpu" }) }
 }
 

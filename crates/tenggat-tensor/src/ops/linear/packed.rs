@@ -131,7 +131,7 @@ impl Packed {
             expect_shape(OP, "bias", &[out], bias.shape())?;
         }
         if let Some((adapter, ax)) = &adapter {
-            adapter.expect(OP, self.shape)?;
+            adapter.check_shapes(OP, self.shape)?;
             expect_shape(OP, "A·x", &[x.rows(), adapter.a.rows()], &ax.shape())?;
         }
         match self.dtype() {
@@ -160,7 +160,7 @@ impl Packed {
             expect_shape(OP, "dx", &[dy.rows(), input], &dx.shape())?;
         }
         if let Some(Trained { adapter, x, ax, gradients }) = &trained {
-            adapter.expect(OP, self.shape)?;
+            adapter.check_shapes(OP, self.shape)?;
             expect_shape(OP, "x", &[dy.rows(), input], &x.shape())?;
             expect_shape(OP, "A·x", &[dy.rows(), adapter.a.rows()], &ax.shape())?;
             expect_shape(OP, "gradients", &[1, adapter.parameters()], &gradients.all.shape())?;
@@ -196,7 +196,7 @@ impl Adapter<'_> {
         self.a.rows() * self.a.cols() + b.sum::<usize>()
     }
 
-    fn expect(&self, op: &'static str, [out, input]: [usize; 2]) -> Result<()> {
+    fn check_shapes(&self, op: &'static str, [out, input]: [usize; 2]) -> Result<()> {
         let rank = self.rank();
         expect_shape(op, "A", &[rank * self.members.len(), input], &self.a.shape())?;
         for (columns, b) in self.members {

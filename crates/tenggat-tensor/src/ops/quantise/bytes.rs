@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 /// What holds bytes.
 pub trait Owner: AsRef<[u8]> + Send + Sync {
-    /// Told that the bytes are about to be read, or that they are not for a while: a mapped file can read
-    /// ahead, or let go of memory that it fills again when it must. Does nothing by default.
-    fn expect(&self, _use: Use) {}
+    /// Prefetches the bytes if they are read soon. If not, a mapped file may free the pages, which it reads
+    /// again when it must. Does nothing by default.
+    fn prefetch(&self, _next: NextUse) {}
 
     /// Whether the bytes lie in a file, so that holding on to them costs no memory. No by default.
     fn in_file(&self) -> bool {
@@ -16,9 +16,9 @@ pub trait Owner: AsRef<[u8]> + Send + Sync {
     }
 }
 
-/// What is to come.
+/// When bytes are read next: whether to prefetch them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
+pub enum NextUse {
     /// The bytes are read soon.
     Soon,
     /// They are not.
@@ -42,9 +42,9 @@ impl Bytes {
         Some(Bytes { owner, range })
     }
 
-    /// Tells the owner what is to come.
-    pub fn expect(&self, coming: Use) {
-        self.owner.expect(coming);
+    /// Prefetches the bytes if they are read soon; lets them leave memory if not.
+    pub fn prefetch(&self, next: NextUse) {
+        self.owner.prefetch(next);
     }
 
     /// Whether they lie in a file.

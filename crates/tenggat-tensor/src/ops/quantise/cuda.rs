@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tenggat_gpu::{Cuda, Grid, Kernel, Mat, Module, Prefetch, int};
 
-use super::{Bytes, Format, Parts, Quantised, Use, part_bytes};
+use super::{Bytes, Format, NextUse, Parts, Quantised, part_bytes};
 use crate::error::expect_shape;
 use crate::{DType, Device, Result, Tensor, ViewMut};
 
@@ -88,7 +88,7 @@ impl Resident {
         let host = matrix.in_file().then(|| matrix.clone());
         if let Some(file) = &host {
             // Else the host's memory would fill with pages of weights that the GPU holds.
-            file.expect(Use::Later);
+            file.prefetch(NextUse::Later);
         }
         Ok(Self::placed(matrix.format(), matrix.shape(), device, host, Place::Here(there)))
     }
@@ -125,18 +125,18 @@ impl Resident {
 
     /// Has it copied ahead of a use that is to come, or lets go of such a copy; does nothing if it is there
     /// to stay. A copy that there is no room for is made when it is used.
-    pub fn expect(&self, coming: Use) {
+    pub fn prefetch(&self, next: NextUse) {
         let mut place = self.place();
         let (Some(host), Device::Cuda(cuda)) = (&self.host, &self.device) else { return };
-        match (coming, &*place) {
-            (_, Place::Here(_)) | (Use::Soon, Place::Coming(_)) => {}
-            (Use::Soon, Place::Away) => {
-                host.expect(Use::Soon);
+        match (next, &*place) {
+            (_, Place::Here(_)) | (NextUse::Soon, Place::Coming(_)) => {}
+            (NextUse::Soon, Place::Away) => {
+                host.prefetch(NextUse::Soon);
                 if let Ok(parts) = sent(host, cuda) {
                     *place = Place::Coming(parts);
                 }
             }
-            (Use::Later, _) => *place = Place::Away,
+            (NextUse::Later, _) => *place = Place::Away,
         }
     }
 
@@ -284,14 +284,14 @@ mod tests {
         let away = Resident::away(matrix, &gpu);
         let idle = gpu.live_bytes();
         for _ in 0..3 {
-            for coming in [Some(Use::Soon), None, Some(Use::Later), None] {
-                coming.into_iter().for_each(|coming| away.expect(coming));
+            for next in [Some(NextUse::Soon), None, Some(NextUse::Later), None] {
+                next.into_iter().for_each(|next| away.prefetch(next));
                 assert_eq!(matches!(*away.place(), Place::Coming(_)), gpu.live_bytes() > idle);
                 assert_eq!(away.widened(DType::F32).unwrap().to_f32().unwrap(), expected);
             }
             assert_eq!(gpu.live_bytes(), idle);
         }
-        away.expect(Use::Soon);
+        away.prefetch(NextUse::Soon);
         assert!(gpu.live_bytes() > idle && !away.release(), "a copy is not what there was");
     }
 
@@ -304,7 +304,7 @@ mod tests {
         let expected = matrix.dequantise(&Device::cpu(), DType::F32).unwrap().to_f32().unwrap();
         let away = Resident::away(matrix, &gpu);
         let all = Tensor::empty(&gpu, DType::U8, &[bytes - 4096]).unwrap();
-        away.expect(Use::Soon);
+        away.prefetch(NextUse::Soon);
         assert!(matches!(*away.place(), Place::Away));
         drop(all);
         gpu.trim();

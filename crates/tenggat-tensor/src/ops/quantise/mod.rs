@@ -26,7 +26,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use bytes::{Bytes, Owner, Use};
+pub use bytes::{Bytes, NextUse, Owner};
 pub use cuda::Resident;
 pub use format::Format;
 pub use fp8::Fp8;
@@ -160,9 +160,9 @@ impl Quantised {
     }
 
     /// Tells whoever holds its bytes what is to come.
-    pub fn expect(&self, coming: Use) {
+    pub fn prefetch(&self, next: NextUse) {
         let Parts { codes, scales, zero_points } = &self.parts;
-        [codes, scales, zero_points].into_iter().for_each(|bytes| bytes.expect(coming));
+        [codes, scales, zero_points].into_iter().for_each(|bytes| bytes.prefetch(next));
     }
 
     /// Whether its codes lie in a file, so that holding on to it costs next to no memory.

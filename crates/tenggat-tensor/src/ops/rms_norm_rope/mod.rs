@@ -30,7 +30,13 @@ pub struct Segment {
 }
 
 impl Segment {
-    fn expect(&self, op: &'static str, qkv: [usize; 2], joint: [usize; 2], rope: [usize; 2]) -> Result<()> {
+    fn check_shapes(
+        &self,
+        op: &'static str,
+        qkv: [usize; 2],
+        joint: [usize; 2],
+        rope: [usize; 2],
+    ) -> Result<()> {
         let inner = joint[1];
         expect_shape(op, "q|k|v columns", &[3 * inner], &[qkv[1]])?;
         let batch = qkv[0] / self.tokens.max(1);
@@ -60,7 +66,7 @@ pub fn forward(
     rstd: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "rms_norm_rope forward";
-    segment.expect(OP, qkv.shape(), q.shape(), rope.shape())?;
+    segment.check_shapes(OP, qkv.shape(), q.shape(), rope.shape())?;
     expect_shape(OP, "k", &q.shape(), &k.shape())?;
     expect_shape(OP, "v", &q.shape(), &v.shape())?;
     expect_shape(OP, "weights", &[2, rope.cols()], &weights.shape())?;
@@ -93,7 +99,7 @@ pub fn backward(
     dqkv: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "rms_norm_rope backward";
-    segment.expect(OP, qkv.shape(), dq.shape(), rope.shape())?;
+    segment.check_shapes(OP, qkv.shape(), dq.shape(), rope.shape())?;
     expect_shape(OP, "dk", &dq.shape(), &dk.shape())?;
     expect_shape(OP, "dv", &dq.shape(), &dv.shape())?;
     expect_shape(OP, "dqkv", &qkv.shape(), &dqkv.shape())?;
