@@ -50,15 +50,15 @@ pub struct Driven {
     pub sessions: u32,
 }
 
-/// A clock that reads more than another.
-struct Ahead<'a> {
+/// The clock of a drive that goes on: it stood still meanwhile.
+struct Continued<'a> {
     clock: &'a dyn Clock,
-    by_s: f64,
+    before_s: f64,
 }
 
-impl Clock for Ahead<'_> {
+impl Clock for Continued<'_> {
     fn now_s(&self) -> f64 {
-        self.clock.now_s() + self.by_s
+        self.clock.now_s() + self.before_s
     }
 }
 
@@ -76,15 +76,15 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
     let saves = Saves::new(job.trainer_folder(), job.trainer_name());
     let resume = saves.prepare(&last, &home.file("unfinished"))?.max(resume.unwrap_or(0));
     let moment = options.deadline_is_moment;
-    let by_s = earlier.as_ref().filter(|_| !moment).map_or(0.0, |state| state.spent_s);
-    let clock = Ahead { clock: options.clock, by_s };
+    let before_s = earlier.as_ref().filter(|_| !moment).map_or(0.0, |state| state.spent_s);
+    let clock = Continued { clock: options.clock, before_s };
     let deadline_s = options.deadline_s;
     let asked = job.steps.filter(|_| !options.fill);
     let is_done = asked.is_some_and(|asked| resume >= asked);
     if is_done || deadline_s - clock.now_s() < 0.02 * deadline_s {
         return already(&last, resume, is_done);
     }
-    if resume > 0 || by_s > 0.0 {
+    if resume > 0 || before_s > 0.0 {
         show(Event::Resumed { steps: resume, spent_s: clock.now_s(), deadline_s });
     }
     let plan = Plan {

@@ -135,11 +135,11 @@ fn the_table_of_modulation_grows_with_all_that_is_drawn_ahead() {
         let modulation = Modulation::Table { every_steps: 5 };
         let config = StepConfig { modulation, accumulation: accumulation.into(), ..config() };
         close("table", part(&config, &gpu(), MemoryPart::ModulationTable), 5.0 * per_step);
-        assert_eq!(config.steps_ahead(), (256e6 / per_step) as u64);
+        assert_eq!(config.modulation_steps(), (256e6 / per_step) as u64);
     }
     let small = ModelDims { layers: 2, ..DIMS };
-    assert_eq!(StepConfig { dims: small, ..config() }.steps_ahead(), 64);
-    assert_eq!(StepConfig { accumulation: 1000, ..config() }.steps_ahead(), 1);
+    assert_eq!(StepConfig { dims: small, ..config() }.modulation_steps(), 64);
+    assert_eq!(StepConfig { accumulation: 1000, ..config() }.modulation_steps(), 1);
 }
 
 /// What is kept, what is computed again, and the block at work; the last is there only if any block computes
@@ -257,8 +257,8 @@ fn offloaded_blocks_come_in_every_pass_inference_included() {
     for blocks in [0_u64, 1, 2, 15] {
         let config = StepConfig { offloaded_blocks: blocks, accumulation: 3, ..config() };
         let times = blocks.saturating_sub(1) as f64;
-        close("inference", bytes(&config.inference(), OpClass::TransferAhead), times * stored);
-        close("step", bytes(&config.work(), OpClass::TransferAhead), 3.0 * 2.0 * times * stored);
+        close("inference", bytes(&config.inference(), OpClass::Prefetch), times * stored);
+        close("step", bytes(&config.work(), OpClass::Prefetch), 3.0 * 2.0 * times * stored);
     }
 }
 

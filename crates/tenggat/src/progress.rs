@@ -51,11 +51,11 @@ impl Progress {
                 if buckets == 1 { "size" } else { "sizes" },
                 trainable as f64 / 1e6
             ),
-            Event::Resumed { steps, ahead_s, deadline_s } => {
-                self.started = moment(self.started, -ahead_s);
+            Event::Resumed { steps, spent_before_s, deadline_s } => {
+                self.started = moment(self.started, -spent_before_s);
                 self.deadline = deadline_s.map(|at_s| time_of_day(moment(self.started, at_s)));
-                let spent = if ahead_s > 0.0 {
-                    format!(", {} spent", tenggat_plan::format_duration(ahead_s))
+                let spent = if spent_before_s > 0.0 {
+                    format!(", {} spent", tenggat_plan::format_duration(spent_before_s))
                 } else {
                     String::new()
                 };

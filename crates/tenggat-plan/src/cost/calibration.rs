@@ -30,7 +30,7 @@ fn group(class: OpClass) -> usize {
         OpClass::Gemm | OpClass::GemmFp8 => 0,
         OpClass::LoraGemm | OpClass::LoraGemmF32 | OpClass::LoraWeights | OpClass::Optimiser => 1,
         OpClass::AttentionForward | OpClass::AttentionBackward => 2,
-        OpClass::Elementwise | OpClass::Dequantise | OpClass::HostTransfer | OpClass::TransferAhead => 3,
+        OpClass::Elementwise | OpClass::Dequantise | OpClass::HostTransfer | OpClass::Prefetch => 3,
     }
 }
 

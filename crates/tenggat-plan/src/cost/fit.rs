@@ -108,7 +108,7 @@ impl StepConfig {
                 return Modulation::EveryStep;
             }
         }
-        let every_steps = self.steps_ahead();
+        let every_steps = self.modulation_steps();
         let table_bytes = every_steps as f64 * self.table_bytes_per_step();
         if self.modulation_bytes() >= WORTHWHILE * table_bytes {
             Modulation::Table { every_steps }
@@ -347,7 +347,7 @@ mod tests {
         let offloaded = StepConfig { offloaded_blocks: blocks, ..kept };
         assert!((weights(kept) - weights(offloaded) - blocks as f64 * per_block * 3.0 / 8.0).abs() < 1.0);
         let stored = per_block * (3.0 / 8.0 + 3.0 / 64.0);
-        let transfers = |config: StepConfig| config.work().of(OpClass::TransferAhead);
+        let transfers = |config: StepConfig| config.work().of(OpClass::Prefetch);
         assert_eq!(transfers(kept).bytes(), 0.0);
         let expected = 2.0 * (blocks - 1) as f64 * stored;
         let bytes = transfers(offloaded).bytes();
@@ -405,7 +405,7 @@ mod tests {
         let saved = large.modulation_bytes() - 28.0 * 60.0 * 12.0 * 3072.0 * 4.0;
         assert!((bytes(large) - bytes(table) - saved).abs() < 1.0);
         let many = StepConfig { shape: StepShape { batch: 64, ..large.shape }, ..large };
-        assert_eq!(many.steps_ahead(), 1);
+        assert_eq!(many.modulation_steps(), 1);
         let small = ModelDims { layers: 6, heads: 6, head_dim: 32, ..ModelDims::QWEN_IMAGE };
         assert_eq!(advised(of(small)), Modulation::EveryStep);
         // 41 GB of bf16 weights and all activations fit 141 GB and not 24.

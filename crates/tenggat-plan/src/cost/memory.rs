@@ -110,7 +110,7 @@ const PROCESSOR_BYTES: f64 = 0.03e9;
 const AROUND_BYTES: f64 = 0.5e9;
 /// Most that the results of the noise levels drawn ahead may take, and most steps that are drawn.
 const TABLE_BYTES: f64 = 256e6;
-const MOST_STEPS_AHEAD: u64 = 64;
+const MOST_MODULATION_STEPS: u64 = 64;
 /// Rows of c that one token keeps for the backward pass, `Before`, `After` and `Tape` of the transformer:
 /// before the attention x, normed, qkv (5); q, k, v, o (4); after it attended, x₁, normed, MLP before and
 /// after GELU, output (12).
@@ -157,8 +157,8 @@ impl StepConfig {
 
     /// Steps whose noise levels are drawn ahead together, where modulation is a table: as many as take little
     /// memory.
-    pub fn steps_ahead(&self) -> u64 {
-        ((TABLE_BYTES / self.table_bytes_per_step().max(1.0)) as u64).clamp(1, MOST_STEPS_AHEAD)
+    pub fn modulation_steps(&self) -> u64 {
+        ((TABLE_BYTES / self.table_bytes_per_step().max(1.0)) as u64).clamp(1, MOST_MODULATION_STEPS)
     }
 
     /// Memory of a run whose largest bucket is this one.

@@ -212,7 +212,7 @@ impl Rates {
             OpClass::AttentionBackward => (self.attention_backward, self.attention_bytes_per_s),
             OpClass::Elementwise | OpClass::Dequantise => (self.gemm, self.elementwise_bytes_per_s),
             OpClass::Optimiser => (self.gemm, self.optimiser_bytes_per_s),
-            OpClass::HostTransfer | OpClass::TransferAhead => (self.gemm, self.host_bytes_per_s),
+            OpClass::HostTransfer | OpClass::Prefetch => (self.gemm, self.host_bytes_per_s),
         }
     }
 
@@ -229,7 +229,7 @@ impl Rates {
     /// transfers that go beside it, if they take longer.
     pub fn seconds(&self, work: &Work) -> f64 {
         let (beside, at_work): (Vec<&Op>, Vec<&Op>) =
-            work.ops.iter().partition(|op| op.class == OpClass::TransferAhead);
+            work.ops.iter().partition(|op| op.class == OpClass::Prefetch);
         let busy_s = |ops: &[&Op]| ops.iter().map(|op| self.busy_s(op)).sum::<f64>();
         (busy_s(&at_work) + work.kernels() * self.kernel_s).max(busy_s(&beside))
     }

@@ -347,7 +347,7 @@ impl StepConfig {
     fn transfers(&self, passes: f64) -> Work {
         let mut work = Work::default();
         let times = passes * (self.offloaded() - 1.0).max(0.0);
-        work.traffic(OpClass::TransferAhead, times, self.block_stored_bytes(), 0.0);
+        work.traffic(OpClass::Prefetch, times, self.block_stored_bytes(), 0.0);
         work
     }
 

@@ -30,7 +30,8 @@ pub enum OpClass {
     /// Transfer from the host that the machine waits for.
     HostTransfer,
     /// Transfer from the host while the machine is at work.
-    TransferAhead,
+    #[serde(rename = "transfer_ahead")]
+    Prefetch,
 }
 
 impl OpClass {
@@ -47,7 +48,7 @@ impl OpClass {
         Self::Dequantise,
         Self::Optimiser,
         Self::HostTransfer,
-        Self::TransferAhead,
+        Self::Prefetch,
     ];
 }
 

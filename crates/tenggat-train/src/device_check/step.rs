@@ -41,7 +41,7 @@ fn bench(scope: Scope, compute: DType) -> StepBench {
         adam_8bit: false,
         compute,
         recompute: Recompute::NOTHING,
-        steps_ahead: None,
+        modulation_steps: None,
         direct: true,
     }
 }

@@ -60,7 +60,7 @@ pub struct StepBench {
     /// Blocks that keep their activations, or some of them.
     pub recompute: Recompute,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
-    pub steps_ahead: Option<usize>,
+    pub modulation_steps: Option<usize>,
     /// Whether a GPU is asked for every kernel by itself, instead of for passes that were recorded.
     pub direct: bool,
 }
@@ -133,7 +133,7 @@ impl StepBench {
             keep_all: recompute.keep_all as u64,
             keep_results: recompute.keep_results as u64,
             offloaded_blocks: 0,
-            modulation: match self.steps_ahead {
+            modulation: match self.modulation_steps {
                 Some(steps) => Modulation::Table { every_steps: steps as u64 },
                 None => Modulation::EveryStep,
             },
@@ -149,7 +149,7 @@ impl StepBench {
     pub fn random_model(&self, device: &Device) -> Result<Transformer> {
         let source =
             Random { device: device.clone(), compute: self.compute, dense: DType::BF16, format: self.format };
-        let modulation = match self.steps_ahead {
+        let modulation = match self.modulation_steps {
             Some(_) => ModulationStorage::Streamed,
             None => ModulationStorage::Resident,
         };
@@ -225,15 +225,15 @@ impl StepBench {
                 break;
             }
             let sigmas: Vec<f64> = (0..self.batch).map(|sample| level(step, sample)).collect();
-            if let Some(ahead) = self.steps_ahead
+            if let Some(together) = self.modulation_steps
                 && !model.is_prepared(&sigmas)
             {
                 let began_s = clock.now_s();
-                let next = (step..step + ahead).flat_map(|step| (0..self.batch).map(move |i| (step, i)));
+                let next = (step..step + together).flat_map(|step| (0..self.batch).map(move |i| (step, i)));
                 model.prepare(&next.map(|(step, sample)| level(step, sample)).collect::<Vec<_>>())?;
                 let seconds = clock.now_s() - began_s;
                 measured.modulation_s.push(seconds);
-                show(News::Modulation(ahead, seconds));
+                show(News::Modulation(together, seconds));
             }
             let batch = self.batch(model, &fixed, step)?;
             let (mut time, mut began_s) = (StepTime::default(), clock.now_s());
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use tenggat_plan::WallClock;
 
-    fn bench(steps_ahead: Option<usize>, recompute: Recompute) -> StepBench {
+    fn bench(modulation_steps: Option<usize>, recompute: Recompute) -> StepBench {
         let mut model = Config::qwen_image();
         (model.num_layers, model.num_attention_heads, model.attention_head_dim) = (2, 2, 32);
         (model.joint_attention_dim, model.axes_dims_rope) = (64, [8, 12, 12]);
@@ -317,7 +317,7 @@ mod tests {
             adam_8bit: true,
             compute: DType::F32,
             recompute,
-            steps_ahead,
+            modulation_steps,
             direct: false,
         }
     }
@@ -326,8 +326,8 @@ mod tests {
     /// computes.
     #[test]
     fn losses_do_not_depend_on_what_is_kept() {
-        let losses = |steps_ahead, recompute| {
-            let bench = bench(steps_ahead, recompute);
+        let losses = |modulation_steps, recompute| {
+            let bench = bench(modulation_steps, recompute);
             let model = bench.random_model(&Device::cpu()).unwrap();
             let mut news = Vec::new();
             let clock = WallClock::start();
@@ -335,7 +335,10 @@ mod tests {
             let parts = news.iter().filter(|n| matches!(n, News::Part(..))).count();
             assert_eq!((parts, measured.warm_up.len(), measured.steps.len()), (9, 1, 2));
             // Three steps, two of which are prepared together.
-            assert_eq!(measured.modulation_s.len(), steps_ahead.map_or(0, |ahead| 3usize.div_ceil(ahead)));
+            assert_eq!(
+                measured.modulation_s.len(),
+                modulation_steps.map_or(0, |together| 3usize.div_ceil(together))
+            );
             let all = measured.warm_up.into_iter().chain(measured.steps);
             all.map(|step| step.loss).collect::<Vec<_>>()
         };

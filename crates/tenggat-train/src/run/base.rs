@@ -26,7 +26,7 @@ pub(super) struct Base {
     pub vae: Vae,
     pub scheduler: Scheduler,
     /// Steps whose modulation is worked out together; `None` if it is part of the step.
-    pub steps_ahead: Option<u64>,
+    pub modulation_steps: Option<u64>,
 }
 
 impl Base {
@@ -63,8 +63,8 @@ pub(super) fn load(
     let transformer = folder.join("transformer");
     let precision = Precision::on(device, base.is_some() || narrow);
     let config = Config::read(&transformer)?;
-    let steps_ahead = memory::steps_ahead(job, &config, precision, options)?;
-    let modulation = match steps_ahead {
+    let modulation_steps = memory::modulation_steps(job, &config, precision, options)?;
+    let modulation = match modulation_steps {
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
@@ -118,7 +118,7 @@ pub(super) fn load(
         PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress, interrupt)
     })?;
     let scheduler = Scheduler::load(&folder.join("scheduler"))?;
-    Ok((Base { model, vae, scheduler, steps_ahead }, text))
+    Ok((Base { model, vae, scheduler, modulation_steps }, text))
 }
 
 fn quantisation(qtype: Qtype, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {

@@ -43,7 +43,8 @@ pub enum Event {
         /// Steps that it had done.
         steps: u64,
         /// Seconds that the run's clock is ahead of the process's for that.
-        ahead_s: f64,
+        #[serde(rename = "ahead_s")]
+        spent_before_s: f64,
         /// Deadline on the run's clock.
         deadline_s: Option<f64>,
     },
@@ -182,7 +183,7 @@ mod tests {
             ("quantised", Event::Quantised { done: 1, total: 2 }),
             ("warning", Event::Warning("left out: b.png".into())),
             ("data", Event::Data { entries: 12, buckets: 2, trainable: 100 }),
-            ("resumed", Event::Resumed { steps, ahead_s: 2.0, deadline_s: Some(60.0) }),
+            ("resumed", Event::Resumed { steps, spent_before_s: 2.0, deadline_s: Some(60.0) }),
             ("done", Event::Done { steps, advice: "give more steps".into() }),
             ("forecast", Event::Forecast(forecast)),
             ("deadline_moved", moved),

@@ -15,7 +15,7 @@ use crate::plan::job as planned;
 
 /// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping
 /// them costs little.
-pub(super) fn steps_ahead(
+pub(super) fn modulation_steps(
     job: &Job,
     model: &Config,
     stored: Stored,
@@ -27,7 +27,7 @@ pub(super) fn steps_ahead(
     let machine = machine(options.device, limit_bytes.unwrap_or(f64::INFINITY), live_bytes)?;
     Ok(match step.advised_modulation(&machine, limit_bytes) {
         Modulation::Table { every_steps } => Some(every_steps),
-        Modulation::EveryStep => job.model.low_vram.then(|| step.steps_ahead()),
+        Modulation::EveryStep => job.model.low_vram.then(|| step.modulation_steps()),
     })
 }
 
@@ -45,7 +45,7 @@ fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machin
 pub(super) fn recompute(
     job: &Job,
     model: &Transformer,
-    steps_ahead: Option<u64>,
+    modulation_steps: Option<u64>,
     data: &Prepared,
     options: &Options<'_>,
     show: &mut dyn FnMut(Event),
@@ -60,7 +60,7 @@ pub(super) fn recompute(
     }
     let mut step = step(job, model.config(), model.precision(), options.device, data.largest_size());
     step.shape.text_tokens = TextBatch::padded(options.device, data.longest_prompt()) as u64;
-    if let Some(every_steps) = steps_ahead {
+    if let Some(every_steps) = modulation_steps {
         step.modulation = Modulation::Table { every_steps };
     }
     let limit_bytes = own_limit_bytes.unwrap_or(f64::INFINITY);

@@ -75,9 +75,9 @@ pub(super) fn clock<'a>(
     options: &Options<'a>,
     before: Option<&Note>,
 ) -> (Continued<'a>, Option<f64>) {
-    let ahead_s = resume::ahead_s(start, job, options, before);
-    let moved_s = if options.deadline_is_moment { ahead_s } else { 0.0 };
-    let clock = Continued { clock: options.clock, before_s: ahead_s };
+    let spent_before_s = resume::spent_before_s(start, job, options, before);
+    let moved_s = if options.deadline_is_moment { spent_before_s } else { 0.0 };
+    let clock = Continued { clock: options.clock, before_s: spent_before_s };
     (clock, options.deadline_s.map(|s| s + moved_s))
 }
 

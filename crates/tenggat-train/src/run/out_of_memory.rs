@@ -131,7 +131,7 @@ impl Ladder {
         if let Some(said) = offload(trainer.model()) {
             return Ok(format!("the GPU has no room for a step; {said}"));
         }
-        if trainer.model().stop_reading_ahead() {
+        if trainer.model().stop_prefetching() {
             return Ok("the GPU has no room for a step; weights in their file are read when they are used from now on, not \
                        ahead"
                 .into());
@@ -183,7 +183,7 @@ mod tests {
             compute: DType::BF16,
             fp8_products: false,
             recompute: Recompute::EVERYTHING,
-            steps_ahead: None,
+            modulation_steps: None,
             direct: false,
         }
     }
@@ -284,7 +284,7 @@ mod tests {
         let bench = StepBench { model: Config::read(&folder()).unwrap(), ..bench() };
         let take = |device: &Device, offloaded, recompute| {
             let model = stored(device, cache.path(), offloaded)?;
-            model.stop_reading_ahead();
+            model.stop_prefetching();
             let taken = take_with(device, &bench, &model, (recompute, None))?;
             Ok::<_, Error>((taken, model.offloaded_blocks()))
         };

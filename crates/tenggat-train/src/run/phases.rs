@@ -87,11 +87,11 @@ fn run_phases(
         Opening::Begin(taken) => *taken,
     };
     let (clock, deadline_s) = opening::clock(&start, job, options, lock.before());
-    let ahead_s = clock.before_s;
+    let spent_before_s = clock.before_s;
     let options = &Options { clock: &clock, deadline_s, ..*options };
     *before = start.steps();
 
-    let mut run = Run::begin(job, options, Begin { lock, start, ahead_s }, show)?;
+    let mut run = Run::begin(job, options, Begin { lock, start, spent_before_s }, show)?;
     let images = run.find_images()?;
     let (base, text) = run.load()?;
     let mut encoded = run.encode(&base, text, images)?;
@@ -121,7 +121,7 @@ struct Begin {
     lock: RunLock,
     start: Start,
     /// Seconds that the run's clock is ahead of the process's.
-    ahead_s: f64,
+    spent_before_s: f64,
 }
 
 /// What is trained and measured on, encoded.
@@ -160,13 +160,13 @@ impl<'a> Run<'a> {
         begin: Begin,
         show: &'a mut dyn FnMut(Event),
     ) -> Result<Self> {
-        let Begin { mut lock, start, ahead_s } = begin;
+        let Begin { mut lock, start, spent_before_s } = begin;
         let mut time = Timeline::new(options.clock, options.stop, show);
         lock.start(time.now_s(), options.deadline_s.map(|s| s - time.now_s()));
         let folder = RunFolder::open(&job.folder, &job.name, lock)?;
         let steps = start.steps();
-        if steps > 0 || ahead_s > 0.0 {
-            time.tell(Event::Resumed { steps, ahead_s, deadline_s: options.deadline_s });
+        if steps > 0 || spent_before_s > 0.0 {
+            time.tell(Event::Resumed { steps, spent_before_s, deadline_s: options.deadline_s });
         }
         let requests = Requests::new(&job.folder);
         let config = folder.file("config.yaml");
@@ -381,7 +381,7 @@ impl<'a> Run<'a> {
         let budget = costs::budget(self.job, self.options, &data, &costs, self.time.budget.records())?;
         let (job, options, steps_before) = (self.job, self.options, self.start.steps());
         let recompute =
-            memory::recompute(job, &base.model, base.steps_ahead, &data, options, self.time.show)?;
+            memory::recompute(job, &base.model, base.modulation_steps, &data, options, self.time.show)?;
         let trainer = Trainer::new(&base.model, self.lora, learner.optimiser, recompute)?;
         let mut trained = Trained::new(trainer.minimising(objective(job)), learner.ema);
         let log = Log::open(&self.folder.file("metrics.jsonl"), steps_before)?;
@@ -410,7 +410,7 @@ impl<'a> Run<'a> {
             sampling,
             requests: self.requests,
             ladder: Ladder::new(options.device),
-            drawn: None,
+            next: None,
             steps_before,
             saved: steps_before,
             last_at: None,

@@ -263,7 +263,7 @@ impl Clock for Continued<'_> {
 
 /// Seconds that the clock is ahead by, so that it reads what it read when the run before ended: when its
 /// state was kept, or later, as it noted. A clock that counts from a moment has gone on by itself.
-pub(super) fn ahead_s(start: &Start, job: &Job, options: &Options<'_>, before: Option<&Note>) -> f64 {
+pub(super) fn spent_before_s(start: &Start, job: &Job, options: &Options<'_>, before: Option<&Note>) -> f64 {
     let before = before.filter(|_| job.resume && !options.start_over);
     let noted_s = before.map_or(0.0, Note::spent_s);
     let spent_s = match start {

@@ -56,7 +56,7 @@ pub(super) struct Training<'a, 's> {
     pub requests: Requests,
     pub ladder: Ladder,
     /// The batches of a step to come, drawn while a GPU is at work on the one before.
-    pub drawn: Option<DrawnAhead>,
+    pub next: Option<NextBatches>,
     /// Steps that were done when the run began.
     pub steps_before: u64,
     /// Steps in the newest LoRA or checkpoint on disk.
@@ -68,7 +68,7 @@ pub(super) struct Training<'a, 's> {
 }
 
 /// Batches of a step to come.
-pub(super) struct DrawnAhead {
+pub(super) struct NextBatches {
     /// Number of the first.
     first: u64,
     batches: Vec<Batch>,
@@ -245,7 +245,7 @@ impl Training<'_, '_> {
             let batch = |number| data.draw(number, &base.model, &base.scheduler, &noising);
             numbers.map(batch).collect::<data::Result<Vec<_>>>()
         };
-        let batches = match self.drawn.take() {
+        let batches = match self.next.take() {
             Some(drawn) if drawn.first == first => drawn.batches,
             _ => draw(first)?,
         };
@@ -259,7 +259,7 @@ impl Training<'_, '_> {
         };
         let trained = &mut self.trained;
         let outcome = self.ladder.step(&mut trained.trainer, &batches, lr, &mut meanwhile, self.time.show)?;
-        self.drawn = drawn.map(|batches| DrawnAhead { first: next, batches });
+        self.next = drawn.map(|batches| NextBatches { first: next, batches });
         if let (Some(ema), true) = (&mut trained.ema, outcome.updated) {
             ema.update(trained.trainer.lora())?;
         }
@@ -270,10 +270,10 @@ impl Training<'_, '_> {
     /// together by their number alone: a run that was cut off multiplies the same matrices when it is
     /// resumed.
     fn prepare(&mut self, step: u64, noising: &Noising) -> Result<()> {
-        let Some(ahead) = self.base.steps_ahead.filter(|&ahead| ahead > 0) else { return Ok(()) };
+        let Some(together) = self.base.modulation_steps.filter(|&steps| steps > 0) else { return Ok(()) };
         if !self.base.model.is_prepared(&self.sigmas(step..step + 1, noising)?) {
-            let first = step - step % ahead;
-            self.base.model.prepare(&self.sigmas(first..first + ahead, noising)?)?;
+            let first = step - step % together;
+            self.base.model.prepare(&self.sigmas(first..first + together, noising)?)?;
         }
         Ok(())
     }

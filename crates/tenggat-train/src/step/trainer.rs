@@ -360,7 +360,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The loss of a prediction, and its gradient.
-    fn loss(&self, objective: &Objective, prediction: &Tensor) -> Result<(Ahead, Tensor)> {
+    fn loss(&self, objective: &Objective, prediction: &Tensor) -> Result<(PendingLoss, Tensor)> {
         let mut losses = prediction.empty_wide(&[self.weights.len(), 1])?;
         let mut gradient = prediction.empty_like(prediction.shape())?;
         loss::masked_forward_backward(
@@ -372,33 +372,33 @@ impl Asked<'_> {
             losses.view_mut(),
             gradient.view_mut(),
         )?;
-        let ahead = Ahead::Queued(losses);
+        let pending = PendingLoss::Queued(losses);
         let Some(most) = objective.max_loss.map(|most| most * self.share) else {
-            return Ok((ahead, gradient));
+            return Ok((pending, gradient));
         };
-        let mut loss = ahead.value(self)?;
+        let mut loss = pending.value(self)?;
         if loss > most {
             loss = most;
             gradient.fill(0.0)?;
         }
-        Ok((Ahead::Known(loss), gradient))
+        Ok((PendingLoss::Known(loss), gradient))
     }
 }
 
 /// A loss that nobody waits for until it is wanted: the backward pass is asked for while a GPU still works on
 /// the forward one.
-enum Ahead {
+enum PendingLoss {
     /// Of each sample, `[b, 1]`.
     Queued(Tensor),
     Known(f64),
 }
 
-impl Ahead {
+impl PendingLoss {
     /// The micro-batch's part of the step's loss.
     fn value(self, asked: &Asked<'_>) -> Result<f64> {
         match self {
-            Ahead::Known(loss) => Ok(loss),
-            Ahead::Queued(losses) => {
+            PendingLoss::Known(loss) => Ok(loss),
+            PendingLoss::Queued(losses) => {
                 let weighed = losses.to_f64()?.iter().zip(asked.weights).map(|(l, w)| l * w).sum::<f64>();
                 Ok(weighed / asked.weights.len() as f64)
             }

@@ -305,7 +305,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
         adam_8bit: args.optimizer == Adam::Adamw8bit,
         compute: device.activations(),
         recompute: Recompute::EVERYTHING,
-        steps_ahead: None,
+        modulation_steps: None,
         direct: args.direct,
     };
     let mut config = bench.step_config();
@@ -315,7 +315,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     config.modulation = match args.modulation {
         Storage::Auto => config.advised_modulation(&machine, Some(limit_bytes)),
         Storage::Resident => Modulation::EveryStep,
-        Storage::Streamed => Modulation::Table { every_steps: config.steps_ahead() },
+        Storage::Streamed => Modulation::Table { every_steps: config.modulation_steps() },
     };
     let mut fit = fit(&config, &machine, Some(limit_bytes));
     match args.gradient_checkpointing {
@@ -342,7 +342,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     }
     let StepConfig { keep_all, keep_results, .. } = fit.config;
     bench.recompute = Recompute { keep_all: keep_all as usize, keep_results: keep_results as usize };
-    bench.steps_ahead = match fit.config.modulation {
+    bench.modulation_steps = match fit.config.modulation {
         Modulation::EveryStep => None,
         Modulation::Table { every_steps } => Some(every_steps as usize),
     };
@@ -366,7 +366,7 @@ fn config(args: &StepArgs) -> anyhow::Result<Config> {
 fn load(args: &StepArgs, bench: &StepBench, device: &Device) -> anyhow::Result<Transformer> {
     let cache = assets::cache_folder()?;
     let quantisation = bench.format.map(|format| Quantisation { format, recovery: None, cache: Some(cache) });
-    let modulation = match bench.steps_ahead {
+    let modulation = match bench.modulation_steps {
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
@@ -388,7 +388,7 @@ fn report(
     device: &Device,
 ) -> Report {
     let of = |part: fn(&StepTime) -> f64| median(&measured.steps.iter().map(part).collect::<Vec<_>>());
-    let modulation = match bench.steps_ahead {
+    let modulation = match bench.modulation_steps {
         Some(steps) => median(&measured.modulation_s) / steps as f64,
         None => 0.0,
     };
@@ -422,7 +422,7 @@ fn report(
         batch: args.batch,
         kept_blocks: fit.config.keep_all,
         result_blocks: fit.config.partly_recomputed_blocks(),
-        steps_ahead: bench.steps_ahead,
+        steps_ahead: bench.modulation_steps,
         recorded: measured.recordings > 0,
         attention: gpu(device).map(|gpu| if attention_is_fused(gpu) { "cudnn" } else { "own" }),
         libraries: gpu(device).map(Cuda::versions),

@@ -250,7 +250,7 @@ impl Screen {
             Event::Warning(text) | Event::Slowed(text) => run::Event::Warning(text),
             Event::Note(text) => return say!("{:<14} {text}", "note"),
             Event::Resumed { steps, spent_s, deadline_s } => {
-                run::Event::Resumed { steps, ahead_s: spent_s, deadline_s: Some(deadline_s) }
+                run::Event::Resumed { steps, spent_before_s: spent_s, deadline_s: Some(deadline_s) }
             }
             Event::Forecast(forecast) => run::Event::Forecast(forecast),
             Event::DeadlineMoved { deadline_s, by_s } => {

@@ -342,8 +342,8 @@ impl Transformer {
 
     /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether
     /// that makes room.
-    pub fn stop_reading_ahead(&self) -> bool {
-        let makes_room = self.offloading.stop_ahead();
+    pub fn stop_prefetching(&self) -> bool {
+        let makes_room = self.offloading.stop_prefetching();
         if makes_room {
             (0..self.blocks.len())
                 .filter(|&i| self.offloading.has(i))
@@ -354,7 +354,7 @@ impl Transformer {
 
     /// Tells an offloaded block what is to come. While one block is at work, the next is read.
     fn prefetch(&self, block: Option<usize>, next: NextUse) {
-        let is_told = next == NextUse::Later || self.offloading.is_ahead();
+        let is_told = next == NextUse::Later || self.offloading.prefetches();
         if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
             block.image.prefetch(next);
             block.text.prefetch(next);

@@ -13,8 +13,8 @@ pub(super) struct Offloading {
     turns: Vec<usize>,
     /// Number of offloaded blocks.
     blocks: AtomicUsize,
-    /// Whether weights come ahead of their use.
-    ahead: AtomicBool,
+    /// Whether weights are prefetched.
+    prefetches: AtomicBool,
 }
 
 impl Offloading {
@@ -26,7 +26,7 @@ impl Offloading {
         order.sort_by_key(|block| block.reverse_bits());
         let mut turns = vec![0; layers];
         order.iter().enumerate().for_each(|(turn, &block)| turns[block] = turn);
-        Offloading { order, turns, blocks: blocks.min(layers).into(), ahead: true.into() }
+        Offloading { order, turns, blocks: blocks.min(layers).into(), prefetches: true.into() }
     }
 
     /// Number of offloaded blocks.
@@ -49,14 +49,14 @@ impl Offloading {
         (0..before).rev().find(|&block| self.has(block))
     }
 
-    /// Whether weights come ahead of their use.
-    pub fn is_ahead(&self) -> bool {
-        self.ahead.load(Relaxed)
+    /// Whether weights are prefetched.
+    pub fn prefetches(&self) -> bool {
+        self.prefetches.load(Relaxed)
     }
 
-    /// From now on weights come when they are used. Whether that changes anything.
-    pub fn stop_ahead(&self) -> bool {
-        self.blocks() > 0 && self.ahead.swap(false, Relaxed)
+    /// From now on weights are read when they are used. Whether that changes anything.
+    pub fn stop_prefetching(&self) -> bool {
+        self.blocks() > 0 && self.prefetches.swap(false, Relaxed)
     }
 
     /// Offloads up to so many further blocks, as long as each can be. Returns how many.

@@ -31,7 +31,7 @@ fn bench() -> StepBench {
         compute: DType::BF16,
         fp8_products: false,
         recompute: Recompute { keep_all: 1, keep_results: 1 },
-        steps_ahead: Some(3),
+        modulation_steps: Some(3),
         direct: false,
     }
 }
@@ -76,7 +76,8 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
 #[test]
 fn recorded_steps_are_the_same_steps() {
     let Some(device) = gpu(usize::MAX) else { return };
-    for bench in [bench(), StepBench { format: None, fp8_products: true, steps_ahead: None, ..bench() }] {
+    for bench in [bench(), StepBench { format: None, fp8_products: true, modulation_steps: None, ..bench() }]
+    {
         let (expected, none) = course(&device, &bench, Objective::default(), false);
         let (got, recorded) = course(&device, &bench, Objective::default(), true);
         assert_eq!((none, recorded), (0, 4));
@@ -141,7 +142,7 @@ fn offloading_ends_recordings() {
         recovery: None,
         cache: Some(cache.path().to_path_buf()),
     };
-    let bench = StepBench { model: Config::read(&folder).unwrap(), steps_ahead: None, ..bench() };
+    let bench = StepBench { model: Config::read(&folder).unwrap(), modulation_steps: None, ..bench() };
     let run = |offload_at: Option<usize>| {
         let options = tenggat_models::qwen_image::transformer::LoadOptions {
             quantisation: Some(&wanted),
