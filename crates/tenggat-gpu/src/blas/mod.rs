@@ -10,7 +10,7 @@
 //! The library guesses which of its ways of computing a product is the fastest. Its first guess is taken,
 //! until a large shape has come so often that the best guesses are timed ([`timing`]) and the fastest is
 //! kept. Ways differ in the order of sums, so that results may differ in their last bits from one process to
-//! the next. What was recorded keeps the way it had.
+//! the next. What was captured keeps the way it had.
 //!
 //! These products are checked against headers and documentation alone; none has run on a GPU yet, nor was one
 //! timed.

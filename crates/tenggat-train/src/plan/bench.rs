@@ -61,7 +61,7 @@ pub struct StepBench {
     pub recompute: Recompute,
     /// Steps whose modulation is worked out together, its matrices not being kept; `None`: they are.
     pub modulation_steps: Option<usize>,
-    /// Whether a GPU is asked for every kernel by itself, instead of for passes that were recorded.
+    /// Whether a GPU is asked for every kernel by itself, instead of for captured passes.
     pub direct: bool,
 }
 
@@ -97,8 +97,8 @@ pub struct Measured {
     pub warm_up: Vec<StepTime>,
     /// The steps that count.
     pub steps: Vec<StepTime>,
-    /// Kinds of passes that were recorded.
-    pub recordings: usize,
+    /// Kinds of passes that were captured.
+    pub captured_passes: usize,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -212,7 +212,7 @@ impl StepBench {
         let optimiser = Optimiser::new(method, Some(1.0), &lora)?;
         let mut trainer = Trainer::new(model, lora, optimiser, self.recompute)?;
         if self.direct {
-            trainer.record_nothing();
+            trainer.launch_each_kernel();
         }
         let fixed = self.fixed(model)?;
         let mut measured = Measured::default();
@@ -253,9 +253,9 @@ impl StepBench {
             let list = if step < warm_up { &mut measured.warm_up } else { &mut measured.steps };
             let time = StepTime { loss: outcome.loss, gradient_norm: outcome.gradient_norm, ..time };
             list.push(time);
-            show(News::Step(step + 1, time, trainer.recordings() > 0));
+            show(News::Step(step + 1, time, trainer.captured_passes() > 0));
         }
-        (measured.recordings, measured.notes) = (trainer.recordings(), trainer.take_notes());
+        (measured.captured_passes, measured.notes) = (trainer.captured_passes(), trainer.take_notes());
         Ok(measured)
     }
 }
@@ -361,8 +361,8 @@ mod tests {
         let model = bench.random_model(&Device::cpu()).unwrap();
         let mut over = Vec::new();
         let mut show = |news| {
-            if let News::Step(step, time, recorded) = news {
-                over.push((step, time, recorded));
+            if let News::Step(step, time, captured) = news {
+                over.push((step, time, captured));
             }
         };
         let measured = bench.measure(&model, &WallClock::start(), (2, 9), Some(0.0), &mut show).unwrap();

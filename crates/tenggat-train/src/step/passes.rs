@@ -1,15 +1,15 @@
-//! Which batches' passes a GPU is asked for as a whole.
+//! Which batches' passes are captured as CUDA graphs, and whether they are trusted.
 
 use std::collections::HashMap;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{Inputs, Recompute, Recorded};
+use tenggat_models::qwen_image::transformer::{CapturedPasses, Inputs, Recompute};
 use tenggat_tensor::ops::linear::Write;
 
-/// Most recordings that are kept: each holds several thousand kernels' arguments, on the GPU too.
+/// Most captured passes that are kept: each holds several thousand kernels' arguments, on the GPU too.
 const MOST: usize = 32;
-/// Times that recordings may lose their memory, one soon after the other, before none are made any more.
+/// How often captured passes may lose their memory, one time soon after the other, before captures end.
 const MOST_LOST: usize = 3;
 /// Steps after which another loss is no longer soon: what took the memory, such as sample pictures, comes
 /// rarely.
@@ -18,7 +18,7 @@ const SOON: u64 = 50;
 /// any order.
 const TOLERANCE: f64 = 1e-2;
 
-/// What a recording holds for.
+/// What captured passes hold for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     samples: usize,
@@ -51,28 +51,28 @@ impl Key {
 pub(super) enum Way {
     /// Kernel by kernel.
     Direct,
-    /// Kernel by kernel, and the passes may be recorded after that.
+    /// Kernel by kernel, and the passes may be captured after that.
     ToBeTried,
-    /// As it was recorded.
-    Recorded,
+    /// As CUDA graphs.
+    Captured,
 }
 
 #[derive(Debug)]
 enum Known {
     /// It went through the model in this step.
     Seen(u64),
-    /// It cannot be recorded.
+    /// It cannot be captured.
     Refused,
-    Recorded(Box<Recorded>),
+    Captured(Box<CapturedPasses>),
 }
 
-/// Recorded passes by what they hold for.
+/// Captured passes by what they hold for.
 #[derive(Debug, Default)]
 pub(super) struct Passes {
     known: HashMap<Key, Known>,
     step: u64,
     is_given_up: bool,
-    /// Whether a recording has come to what the direct way came to.
+    /// Whether captured passes have come to what the direct way came to.
     is_trusted: bool,
     lost: usize,
     lost_in_step: u64,
@@ -85,16 +85,16 @@ impl Passes {
         self.step += 1;
     }
 
-    /// How such a batch goes through the model. It is recorded in the second step that has one, when all that
+    /// How such a batch goes through the model. It is captured in the second step that has one, when all that
     /// depends on its shape is there and it is likely to come again.
     pub fn way(&mut self, key: &Key) -> Way {
         if self.is_given_up {
             return Way::Direct;
         }
         match self.known.get(key) {
-            Some(Known::Recorded(_)) => Way::Recorded,
+            Some(Known::Captured(_)) => Way::Captured,
             Some(Known::Refused) => Way::Direct,
-            Some(&Known::Seen(step)) if step < self.step && self.recordings() < MOST => Way::ToBeTried,
+            Some(&Known::Seen(step)) if step < self.step && self.captured_passes() < MOST => Way::ToBeTried,
             Some(Known::Seen(_)) => Way::Direct,
             None => {
                 self.known.insert(key.clone(), Known::Seen(self.step));
@@ -103,36 +103,36 @@ impl Passes {
         }
     }
 
-    /// Number of recordings there are.
-    pub fn recordings(&self) -> usize {
-        self.known.values().filter(|known| matches!(known, Known::Recorded(_))).count()
+    /// Number of captured passes.
+    pub fn captured_passes(&self) -> usize {
+        self.known.values().filter(|known| matches!(known, Known::Captured(_))).count()
     }
 
-    /// How often recordings have lost their memory, one time soon after the other.
+    /// How often captured passes have lost their memory, one time soon after the other.
     #[cfg(test)]
     pub fn lost_so_far(&self) -> usize {
         self.lost
     }
 
-    pub fn recorded(&mut self, key: &Key) -> Option<&mut Recorded> {
+    pub fn captured(&mut self, key: &Key) -> Option<&mut CapturedPasses> {
         match self.known.get_mut(key) {
-            Some(Known::Recorded(recorded)) => Some(recorded),
+            Some(Known::Captured(captured)) => Some(captured),
             _ => None,
         }
     }
 
-    /// Keeps what came of recording. Whether there is a recording; why there is none is worth no more than a
+    /// Keeps what came of a capture. Whether there are captured passes; why there are none is worth no more than a
     /// note.
-    pub fn keep(&mut self, key: Key, made: Result<Option<Recorded>>) -> bool {
+    pub fn keep(&mut self, key: Key, made: Result<Option<CapturedPasses>>) -> bool {
         let known = match made {
-            Ok(Some(recorded)) => Known::Recorded(Box::new(recorded)),
+            Ok(Some(captured)) => Known::Captured(Box::new(captured)),
             Ok(None) => Known::Refused,
             Err(e) => {
                 self.note(format!("some steps are not recorded but taken kernel by kernel: {e}"));
                 Known::Refused
             }
         };
-        let is_there = matches!(known, Known::Recorded(_));
+        let is_there = matches!(known, Known::Captured(_));
         self.known.insert(key, known);
         is_there
     }
@@ -141,13 +141,13 @@ impl Passes {
         self.is_trusted
     }
 
-    /// Trusts recordings if loss and gradient norm are the same both ways, else makes no use of any.
-    pub fn compare(&mut self, direct: [f64; 2], recorded: [f64; 2]) {
+    /// Trusts captured passes if loss and gradient norm are the same both ways, else makes no use of any.
+    pub fn compare(&mut self, direct: [f64; 2], captured: [f64; 2]) {
         // What is not a number agrees with nothing.
         let agree = |(a, b): (f64, f64)| (a - b).abs() <= TOLERANCE * a.abs();
-        if !direct.into_iter().zip(recorded).all(agree) && direct.iter().all(|x| x.is_finite()) {
+        if !direct.into_iter().zip(captured).all(agree) && direct.iter().all(|x| x.is_finite()) {
             let [loss, norm] = direct;
-            let [other_loss, other_norm] = recorded;
+            let [other_loss, other_norm] = captured;
             self.give_up(Some(format!(
                 "a recorded step came to loss {other_loss:.6} and gradient norm {other_norm:.6} where kernel by kernel it is \
                  {loss:.6} and {norm:.6}; no steps are recorded"
@@ -157,9 +157,9 @@ impl Passes {
         }
     }
 
-    /// The device has taken the memory of a recording, and so of all.
+    /// The device has taken the memory of captured passes, and so of all.
     pub fn lost(&mut self) {
-        self.known.retain(|_, known| !matches!(known, Known::Recorded(_)));
+        self.known.retain(|_, known| !matches!(known, Known::Captured(_)));
         if self.step - self.lost_in_step > SOON {
             self.lost = 0;
         }
@@ -177,7 +177,7 @@ impl Passes {
         self.known.clear();
     }
 
-    /// Records nothing any more, for this reason.
+    /// Captures nothing any more, for this reason.
     pub fn give_up(&mut self, why: Option<String>) {
         self.forget();
         self.is_given_up = true;
@@ -199,10 +199,10 @@ impl Passes {
 mod tests {
     use super::*;
 
-    /// Losses that follow one another end recording; such as sample pictures cause do not, however many there
+    /// Losses that follow one another end captures; such as sample pictures cause do not, however many there
     /// are.
     #[test]
-    fn rare_losses_do_not_end_recording() {
+    fn rare_losses_do_not_end_captures() {
         let key = Key {
             samples: 1,
             latents: 4,
@@ -212,7 +212,7 @@ mod tests {
             adds: false,
             has_dropout: false,
         };
-        let may_record = |steps_between: u64| {
+        let may_capture = |steps_between: u64| {
             let mut passes = Passes::default();
             for _ in 0..4 {
                 (0..steps_between).for_each(|_| passes.begin_step());
@@ -223,7 +223,7 @@ mod tests {
             passes.begin_step();
             passes.way(&key) == Way::ToBeTried
         };
-        assert!(may_record(SOON + 1));
-        assert!(!may_record(SOON));
+        assert!(may_capture(SOON + 1));
+        assert!(!may_capture(SOON));
     }
 }

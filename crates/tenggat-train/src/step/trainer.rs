@@ -10,7 +10,7 @@ use tenggat_models::Result;
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, Positions, Recompute, Recorded, Transformer};
+use tenggat_models::qwen_image::transformer::{CapturedPasses, Inputs, Positions, Recompute, Transformer};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -166,15 +166,14 @@ impl<'a> Trainer<'a> {
         self.passes.forget();
     }
 
-    /// Asks a GPU for every kernel of every step one by one, instead of recording the passes and asking for
-    /// them as a whole.
-    pub fn record_nothing(&mut self) {
+    /// Turns CUDA graphs off: every kernel of every step is launched on its own.
+    pub fn launch_each_kernel(&mut self) {
         self.passes.give_up(None);
     }
 
-    /// Kinds of batches whose passes are recorded.
-    pub fn recordings(&self) -> usize {
-        self.passes.recordings()
+    /// Kinds of batches whose passes are captured.
+    pub fn captured_passes(&self) -> usize {
+        self.passes.captured_passes()
     }
 
     /// What the user should know about the steps since this was last asked.
@@ -272,13 +271,13 @@ impl<'a> Trainer<'a> {
         let key = Key::new(&inputs, &self.lora, self.recompute, write);
         match self.passes.way(&key) {
             Way::Direct => self.direct(&asked, ended),
-            Way::Recorded => match self.recorded(&key, &asked, ended)? {
+            Way::Captured => match self.captured(&key, &asked, ended)? {
                 Some(loss) => Ok(loss),
                 None => self.direct(&asked, ended),
             },
             Way::ToBeTried => {
                 let loss = self.direct(&asked, ended)?;
-                self.try_recording(key, &asked, loss)?;
+                self.try_capture(key, &asked, loss)?;
                 Ok(loss)
             }
         }
@@ -297,16 +296,16 @@ impl<'a> Trainer<'a> {
         loss.value(asked)
     }
 
-    /// Both passes, as they were recorded. `None`, and nothing done, if the recording is no longer good.
-    fn recorded(&mut self, key: &Key, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<Option<f64>> {
-        let Some(recorded) = self.passes.recorded(key) else { return Ok(None) };
-        let Some(prediction) = recorded.forward(self.model, asked.inputs)? else {
+    /// Both passes, as CUDA graphs. `None`, and nothing done, if the graphs are no longer good.
+    fn captured(&mut self, key: &Key, asked: &Asked<'_>, ended: &mut dyn FnMut(Part)) -> Result<Option<f64>> {
+        let Some(captured) = self.passes.captured(key) else { return Ok(None) };
+        let Some(prediction) = captured.forward(self.model, asked.inputs)? else {
             self.passes.lost();
             return Ok(None);
         };
         let (loss, gradient) = asked.loss(&self.objective, prediction)?;
         ended(Part::Forward);
-        if !recorded.backward(&gradient)? {
+        if !captured.backward(&gradient)? {
             self.passes.lost();
             return Ok(None);
         }
@@ -314,12 +313,12 @@ impl<'a> Trainer<'a> {
         loss.value(asked).map(Some)
     }
 
-    /// Records the passes of a batch that has just gone through the model. The first time, they are done a
+    /// Captures the passes of a batch that has just gone through the model. The first time, they are done a
     /// second time that way, and have to come to the same; else they are done once more as before, for
     /// the gradients.
-    fn try_recording(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
+    fn try_capture(&mut self, key: Key, asked: &Asked<'_>, loss: f64) -> Result<()> {
         let gradients = Gradients { buffer: &mut self.gradients, write: asked.write };
-        let made = Recorded::new(self.model, asked.inputs, &self.lora, self.recompute, gradients);
+        let made = CapturedPasses::new(self.model, asked.inputs, &self.lora, self.recompute, gradients);
         if !self.passes.keep(key.clone(), made) || self.passes.are_trusted() {
             return Ok(());
         }
@@ -329,7 +328,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let norm = self.optimiser.measure(&self.gradients)?;
-        match self.recorded(&key, asked, &mut |_| {}) {
+        match self.captured(&key, asked, &mut |_| {}) {
             Ok(Some(again)) => {
                 let norm_again = self.optimiser.measure(&self.gradients)?;
                 self.passes.compare([loss, norm], [again, norm_again]);

@@ -423,7 +423,7 @@ fn report(
         kept_blocks: fit.config.keep_all,
         result_blocks: fit.config.partly_recomputed_blocks(),
         steps_ahead: bench.modulation_steps,
-        recorded: measured.recordings > 0,
+        recorded: measured.captured_passes > 0,
         attention: gpu(device).map(|gpu| if attention_is_fused(gpu) { "cudnn" } else { "own" }),
         libraries: gpu(device).map(Cuda::versions),
         without: gpu(device).map(|gpu| format!("{:?}", gpu.without())),

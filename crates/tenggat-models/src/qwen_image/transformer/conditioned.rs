@@ -12,7 +12,7 @@ pub(super) struct Conditioned {
     pub silu: Tensor,
     /// Base modulation of all blocks side by side, `[b, sum of 6c]`, where it is streamed.
     pub modulation: Option<Tensor>,
-    /// Valid keys of the attention where recorded work reads them, see [`attention::device_lens`].
+    /// Valid keys of the attention where a captured graph reads them, see [`attention::device_lens`].
     pub key_lens: Option<Tensor>,
 }
 

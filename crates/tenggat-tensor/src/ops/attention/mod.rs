@@ -30,7 +30,7 @@ pub struct Layout<'a> {
     /// Valid keys of each sample: the first so many of its tokens. At least one each.
     pub key_lens: &'a [usize],
     /// The same in a GPU's memory, as [`device_lens`] puts them there, where they are read each time:
-    /// recorded work is done with other lengths than it was recorded with. `None`: they stay what they
+    /// a graph is replayed with other lengths than it was captured with. `None`: they stay what they
     /// are.
     pub device_lens: Option<&'a Tensor>,
     /// Tokens per sample, padding included.

@@ -45,15 +45,15 @@ struct Course {
 }
 
 /// Steps with captions of three lengths, two of which are padded alike, pictures of two shapes with as many
-/// tokens, and two micro-batches each; how many passes are recorded at their end.
-fn course(device: &Device, bench: &StepBench, objective: Objective, records: bool) -> (Course, usize) {
+/// tokens, and two micro-batches each; how many passes are captured at their end.
+fn course(device: &Device, bench: &StepBench, objective: Objective, captures: bool) -> (Course, usize) {
     let steps = 6;
     let model = bench.random_model(device).unwrap();
     let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32).unwrap();
     let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
     let mut trainer = Trainer::new(&model, lora, optimiser, bench.recompute).unwrap().minimising(objective);
-    if !records {
-        trainer.record_nothing();
+    if !captures {
+        trainer.launch_each_kernel();
     }
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..steps {
@@ -68,38 +68,38 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, records: boo
     }
     assert_eq!(trainer.take_notes(), Vec::<String>::new());
     let parameters = trainer.lora().parameters.to_f64().unwrap();
-    (Course { losses, norms, parameters }, trainer.recordings())
+    (Course { losses, norms, parameters }, trainer.captured_passes())
 }
 
-/// Recorded passes come to the same, to the bit: other noise, levels and modulation, gradients that replace
+/// Captured passes come to the same, to the bit: other noise, levels and modulation, gradients that replace
 /// and that are added, an adapter that changes.
 #[test]
-fn recorded_steps_are_the_same_steps() {
+fn captured_steps_are_the_same_steps() {
     let Some(device) = gpu(usize::MAX) else { return };
     for bench in [bench(), StepBench { format: None, fp8_products: true, modulation_steps: None, ..bench() }]
     {
         let (expected, none) = course(&device, &bench, Objective::default(), false);
-        let (got, recorded) = course(&device, &bench, Objective::default(), true);
-        assert_eq!((none, recorded), (0, 4));
+        let (got, captured) = course(&device, &bench, Objective::default(), true);
+        assert_eq!((none, captured), (0, 4));
         assert_eq!(got, expected);
         assert!(expected.losses.windows(2).all(|pair| pair[0] != pair[1]));
     }
 }
 
-/// What changes from pass to pass on the host is not recorded, and stays as it is.
+/// What changes from pass to pass on the host is not captured, and stays as it is.
 #[test]
-fn steps_with_dropout_are_not_recorded() {
+fn steps_with_dropout_are_not_captured() {
     let Some(device) = gpu(usize::MAX) else { return };
     let dropout = Dropout { elements: 0.3, ranks: 0.0, modules: 0.0, seed: 1, pass: 0, samples: 0 };
     let objective = Objective { dropout: Some(dropout), ..Objective::default() };
-    let (got, recorded) = course(&device, &bench(), objective, true);
-    assert_eq!(recorded, 0);
+    let (got, captured) = course(&device, &bench(), objective, true);
+    assert_eq!(captured, 0);
     assert_eq!(got, course(&device, &bench(), objective, false).0);
 }
 
-/// A recording that loses its memory in the middle of a run costs nothing but itself.
+/// Captured passes that lose their memory in the middle of a run cost nothing but themselves.
 #[test]
-fn a_lost_recording_is_a_direct_step() {
+fn a_lost_capture_is_a_direct_step() {
     let bench = StepBench { batch: 1, ..bench() };
     let run = |device: &Device, greedy_at: Option<usize>| {
         let model = bench.random_model(device).unwrap();
@@ -111,7 +111,7 @@ fn a_lost_recording_is_a_direct_step() {
         let mut losses = Vec::new();
         for step in 0..6 {
             if greedy_at == Some(step) {
-                assert_eq!(trainer.recordings(), 1);
+                assert_eq!(trainer.captured_passes(), 1);
                 let mut all = Vec::new();
                 while let Ok(some) = Tensor::empty(device, DType::U8, &[4096]) {
                     all.push(some);
@@ -120,19 +120,19 @@ fn a_lost_recording_is_a_direct_step() {
             let batch = bench.batch(&model, &fixed, step).unwrap();
             losses.push(trainer.step(&[batch], 1e-2).unwrap().loss);
         }
-        (losses, trainer.recordings(), trainer.passes.lost_so_far())
+        (losses, trainer.captured_passes(), trainer.passes.lost_so_far())
     };
     let Some(device) = gpu(usize::MAX) else { return };
-    let (expected, recorded, lost) = run(&device, None);
-    assert_eq!((recorded, lost), (1, 0));
+    let (expected, captured, lost) = run(&device, None);
+    assert_eq!((captured, lost), (1, 0));
     let Some(limited) = gpu(device.peak_bytes() + (64 << 10)) else { return };
-    let (got, recorded, lost) = run(&limited, Some(3));
-    assert_eq!((got, recorded, lost), (expected, 1, 1));
+    let (got, captured, lost) = run(&limited, Some(3));
+    assert_eq!((got, captured, lost), (expected, 1, 1));
 }
 
-/// A model whose blocks leave the GPU after a step was recorded: the recording's weights are no longer there.
+/// A model whose blocks leave the GPU after a step was captured: the graph's weights are no longer there.
 #[test]
-fn offloading_ends_recordings() {
+fn offloading_ends_captured_passes() {
     let Some(device) = gpu(usize::MAX) else { return };
     let folder =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen_image/transformer");
@@ -158,7 +158,7 @@ fn offloading_ends_recordings() {
         let fixed = bench.fixed(&model).unwrap();
         let step = |step| {
             if offload_at == Some(step) {
-                assert!(trainer.recordings() == 1 && model.offload(1) == 1);
+                assert!(trainer.captured_passes() == 1 && model.offload(1) == 1);
             }
             trainer.step(&[bench.batch(&model, &fixed, step).unwrap()], 1e-2).unwrap().loss
         };
@@ -168,7 +168,7 @@ fn offloading_ends_recordings() {
 }
 
 #[test]
-fn recordings_that_come_to_something_else_are_not_used() {
+fn captures_that_come_to_something_else_are_not_used() {
     let mut passes = Passes::default();
     passes.compare([1.0, 2.0], [1.0, 2.001]);
     assert!(passes.are_trusted() && passes.take_notes().is_empty());
@@ -187,20 +187,20 @@ fn on_processor(model: &Transformer, objective: Objective) -> Trainer<'_> {
     Trainer::new(model, lora, optimiser, Recompute::NOTHING).unwrap().minimising(objective)
 }
 
-/// Passes recorded at one strength of the adapter are not used at another.
+/// Passes captured at one strength of the adapter are not used at another.
 #[test]
-fn recorded_steps_have_the_strength_of_their_batch() {
+fn captured_steps_have_the_strength_of_their_batch() {
     let Some(device) = gpu(usize::MAX) else { return };
     let bench = bench();
-    let course = |records: bool| {
+    let course = |captures: bool| {
         let model = bench.random_model(&device).unwrap();
         let fixed = bench.fixed(&model).unwrap();
         let lora =
             initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32).unwrap();
         let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
         let mut trainer = Trainer::new(&model, lora, optimiser, bench.recompute).unwrap();
-        if !records {
-            trainer.record_nothing();
+        if !captures {
+            trainer.launch_each_kernel();
         }
         let step = |step: usize| {
             let batch = bench.batch(&model, &fixed, step).unwrap();
@@ -208,11 +208,11 @@ fn recorded_steps_have_the_strength_of_their_batch() {
             (outcome.loss, outcome.gradient_norm)
         };
         let outcomes: Vec<(f64, f64)> = (0..8).map(step).collect();
-        (outcomes, trainer.recordings())
+        (outcomes, trainer.captured_passes())
     };
     let (expected, none) = course(false);
-    let (got, recorded) = course(true);
-    assert_eq!((none, recorded), (0, 2));
+    let (got, captured) = course(true);
+    assert_eq!((none, captured), (0, 2));
     assert_eq!(got, expected);
 }
 

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Two CUDA graphs, and the tensors by which they are fed and read. They hold for batches of one shape, for
 /// the adapter and the gradient buffer that they were made with, the adapter's strength included.
 #[derive(Debug)]
-pub struct Recorded {
+pub struct CapturedPasses {
     latents: Tensor,
     text: Tensor,
     conditioned: Arc<Conditioned>,
@@ -27,9 +27,9 @@ pub struct Recorded {
     backward: Graph,
 }
 
-impl Recorded {
+impl CapturedPasses {
     /// Captures the two passes of a model on a GPU, neither of which is done. A batch like this one has to
-    /// have gone through the model before. `None` where they cannot be recorded: on a CPU, with dropout,
+    /// have gone through the model before. `None` where they cannot be captured: on a CPU, with dropout,
     /// with offloaded weights.
     ///
     /// # Errors
@@ -60,7 +60,16 @@ impl Recorded {
         let gradient = prediction.empty_like(prediction.shape())?;
         let ((), backward) = cuda
             .capture(|| model.backward(own, Some(lora), tape, &gradient, Some(gradients), false).map(drop))?;
-        Ok(Some(Recorded { latents, text, conditioned, positions, prediction, gradient, forward, backward }))
+        Ok(Some(CapturedPasses {
+            latents,
+            text,
+            conditioned,
+            positions,
+            prediction,
+            gradient,
+            forward,
+            backward,
+        }))
     }
 
     /// The forward pass. `None` if the device has taken memory of the graphs, or weights', for something
@@ -84,7 +93,7 @@ impl Recorded {
     }
 
     /// The backward pass of the last forward pass, from the gradient of its prediction. Returns whether it
-    /// was done, as [`Recorded::forward`].
+    /// was done, as [`CapturedPasses::forward`].
     ///
     /// # Errors
     /// The gradient has another shape, or the device failed.
