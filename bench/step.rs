@@ -11,8 +11,8 @@ use tenggat_models::qwen_image::transformer::{Inputs, Precision, Recompute, Tran
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;
-use tenggat_train::step::draws::Level;
 use tenggat_train::step::optimiser::{Method, Optimiser};
+use tenggat_train::step::random::Level;
 use tenggat_train::step::{Batch, Trainer};
 
 const BATCH: usize = 4;

@@ -12,8 +12,8 @@ use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;
 use tenggat_train::plan::calibrate::rehearsal::Rehearsal;
-use tenggat_train::step::draws::Level;
 use tenggat_train::step::optimiser::{Method, Optimiser};
+use tenggat_train::step::random::Level;
 use tenggat_train::step::{Batch, Trainer};
 
 /// Counts what is asked of the system's allocator.

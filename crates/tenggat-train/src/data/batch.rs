@@ -15,7 +15,7 @@ use super::pictures::{self, Bad, Batches, Crop, Item};
 use super::{Error, Result};
 use crate::job::Job;
 use crate::step::Batch;
-use crate::step::draws::{Draws, Level, NoiseLevels};
+use crate::step::random::{Draws, Level, NoiseLevels};
 
 /// Rows and columns of patches.
 pub(crate) type Grid = (usize, usize);

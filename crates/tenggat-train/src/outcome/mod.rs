@@ -1,6 +1,6 @@
 //! What a run leaves to look at: metrics, samples, loss curves and sheets.
 
+pub mod generator;
 pub mod metrics;
-pub mod painter;
 pub mod report;
 pub mod tensorboard;

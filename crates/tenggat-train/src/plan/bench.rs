@@ -23,8 +23,8 @@ use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::lora::initial;
 use crate::plan::job as planned;
-use crate::step::draws::Level;
 use crate::step::optimiser::{AdamW8bitConfig, AdamWConfig, Method, Optimiser};
+use crate::step::random::Level;
 use crate::step::{Batch, Part, Trainer};
 
 /// Learning rate of the steps: they should change the adapter, not wreck it.

@@ -2,7 +2,6 @@
 //! whole.
 #![warn(clippy::too_many_lines)]
 
-mod base;
 mod checkpoint;
 mod choice;
 mod costs;
@@ -17,16 +16,17 @@ mod found;
 pub mod fuzzing;
 mod lock;
 mod memory;
+mod models;
 mod names;
 mod opening;
 mod options;
 mod out_of_memory;
 mod phases;
+mod recipe;
 mod report;
 mod resume;
 mod sampling;
 mod saving;
-mod setup;
 mod state_file;
 mod stop;
 mod summary;

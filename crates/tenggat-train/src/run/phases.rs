@@ -7,7 +7,6 @@ use std::path::Path;
 use tenggat_models::qwen_image::PromptEncoder;
 use tenggat_plan::Phase;
 
-use super::base::{self, Base};
 use super::choice::Choice;
 use super::costs::{self, Costs};
 use super::deadline::Requests;
@@ -15,14 +14,15 @@ use super::event::Event;
 use super::folder::RunFolder;
 use super::lock::RunLock;
 use super::memory;
+use super::models::{self, Models};
 use super::names::LAST;
 use super::opening::{self, Opening, Taken};
 use super::options::Options;
 use super::out_of_memory::Ladder;
+use super::recipe::{first_lora, max_grad_norm, objective, schedule};
 use super::resume::Start;
 use super::sampling::Sampling;
 use super::saving::Saver;
-use super::setup::{first_lora, max_grad_norm, objective, schedule};
 use super::summary::Summary;
 use super::timeline::{Ledger, NoBudgetYet, Timed, Timeline};
 use super::trained::Trained;
@@ -93,13 +93,13 @@ fn run_phases(
 
     let mut run = Run::begin(job, options, Begin { lock, start, spent_before_s }, show)?;
     let images = run.find_images()?;
-    let (base, text) = run.load()?;
-    let mut encoded = run.encode(&base, text, images)?;
+    let (models, text) = run.load()?;
+    let mut encoded = run.encode(&models, text, images)?;
     let held = encoded.held.take();
-    let measures = run.score_before(&base, held.as_deref())?;
+    let measures = run.score_before(&models, held.as_deref())?;
     let learner = run.learner(&encoded.data)?;
     run.first_samples(&mut encoded.sampling)?;
-    run.into_training(&base, encoded, measures, learner)?.finish()
+    run.into_training(&models, encoded, measures, learner)?.finish()
 }
 
 /// A run until it trains.
@@ -200,14 +200,14 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the model.
-    fn load(&mut self) -> Result<(Base, PromptEncoder)> {
-        self.phase(Phase::Load, |run| base::load(run.job, run.options, run.time.show))
+    fn load(&mut self) -> Result<(Models, PromptEncoder)> {
+        self.phase(Phase::Load, |run| models::load(run.job, run.options, run.time.show))
     }
 
     /// Encodes images and prompts, after which the text encoder is not needed any more.
     fn encode<'s>(
         &mut self,
-        base: &'s Base,
+        models: &'s Models,
         text: PromptEncoder,
         images: pictures::Loaded,
     ) -> Result<Encoded<'s>>
@@ -217,17 +217,17 @@ impl<'a> Run<'a> {
         let encoded = self.phase(Phase::Cache, |run| {
             let encoders = Encoders {
                 device: run.options.device,
-                vae: &base.vae,
+                vae: &models.vae,
                 text: &text,
-                text_width: base.model.config().joint_attention_dim,
+                text_width: models.transformer.config().joint_attention_dim,
                 model: run.options.model,
                 interrupt: run.options.stop.interrupt(),
             };
             let data = run.encode_data(images, &encoders)?;
             let held = run.encode_held_out(&encoders)?;
-            let sampling = Sampling::new(run.job, &text, base.painter(), run.options.clock)?;
+            let sampling = Sampling::new(run.job, &text, models.generator(), run.options.clock)?;
             let (validation, broken) =
-                Validation::new(run.job.train.validation.as_ref(), base.judge(), &encoders)?;
+                Validation::new(run.job.train.validation.as_ref(), models.judge(), &encoders)?;
             for bad in broken {
                 run.time.warn(format!("left out of the validation pictures: {}", bad.error));
             }
@@ -270,16 +270,16 @@ impl<'a> Run<'a> {
     }
 
     /// Measures what the run begins with on the held-out images, if there are any.
-    fn score_before<'s>(&mut self, base: &'s Base, held: Option<&'s [HeldOut]>) -> Result<Measures<'s>>
+    fn score_before<'s>(&mut self, models: &'s Models, held: Option<&'s [HeldOut]>) -> Result<Measures<'s>>
     where
         'a: 's,
     {
         let mut measures = Measures { choice: None, scoring: None };
         match (held, self.job.save.deliver) {
             (None, _) => {}
-            (Some(held), Deliver::Best) => measures.choice = self.first_contender(base, held)?,
+            (Some(held), Deliver::Best) => measures.choice = self.first_contender(models, held)?,
             (Some(held), Deliver::Newest) => {
-                let mut scoring = Scoring::new(base.judge(), held, self.options.clock);
+                let mut scoring = Scoring::new(models.judge(), held, self.options.clock);
                 self.phase(Phase::ScoreBefore, |run| {
                     let scores = scoring.before(run.options.deadline_s)?;
                     run.time.tell(Event::Scored(scores));
@@ -292,16 +292,16 @@ impl<'a> Run<'a> {
     }
 
     /// The first of the LoRAs among which the best is chosen: an earlier part's best, or the bare model.
-    fn first_contender<'s>(&mut self, base: &'s Base, held: &'s [HeldOut]) -> Result<Option<Choice<'s>>>
+    fn first_contender<'s>(&mut self, models: &'s Models, held: &'s [HeldOut]) -> Result<Option<Choice<'s>>>
     where
         'a: 's,
     {
         let steps = self.start.steps();
         let known = (steps > 0).then(|| lora_file::load(&self.folder.file(LAST))).transpose()?;
-        let known = known.map(|file| lora_file::into_lora(&file, &base.model)).transpose()?;
+        let known = known.map(|file| lora_file::into_lora(&file, &models.transformer)).transpose()?;
         let choice = self.phase(Phase::ScoreBefore, |run| {
             let lora = known.as_ref().unwrap_or(&run.lora);
-            Choice::new(base.judge(), held, run.options.clock, lora, steps, run.options.deadline_s)
+            Choice::new(models.judge(), held, run.options.clock, lora, steps, run.options.deadline_s)
         })?;
         match &choice {
             Some(choice) => self.time.tell(Event::Contender(choice.first_and_best().0)),
@@ -371,7 +371,7 @@ impl<'a> Run<'a> {
     /// Makes the budget, the training step and the logs.
     fn into_training<'s>(
         mut self,
-        base: &'s Base,
+        models: &'s Models,
         encoded: Encoded<'s>,
         measures: Measures<'s>,
         learner: Learner,
@@ -380,9 +380,15 @@ impl<'a> Run<'a> {
         let costs = self.costs(&learner, measures.choice.as_ref());
         let budget = costs::budget(self.job, self.options, &data, &costs, self.time.budget.records())?;
         let (job, options, steps_before) = (self.job, self.options, self.start.steps());
-        let recompute =
-            memory::recompute(job, &base.model, base.modulation_steps, &data, options, self.time.show)?;
-        let trainer = Trainer::new(&base.model, self.lora, learner.optimiser, recompute)?;
+        let recompute = memory::recompute(
+            job,
+            &models.transformer,
+            models.modulation_steps,
+            &data,
+            options,
+            self.time.show,
+        )?;
+        let trainer = Trainer::new(&models.transformer, self.lora, learner.optimiser, recompute)?;
         let mut trained = Trained::new(trainer.minimising(objective(job)), learner.ema);
         let log = Log::open(&self.folder.file("metrics.jsonl"), steps_before)?;
         log.remarks.into_iter().for_each(|remark| self.time.warn(remark));
@@ -396,7 +402,7 @@ impl<'a> Run<'a> {
             job,
             options,
             time: self.time.with_budget(budget),
-            base,
+            models,
             trained,
             saver: Saver::new(job, job.resume, Some(&data)),
             data,

@@ -14,7 +14,7 @@ use super::event::Event;
 use super::folder::RunFolder;
 use super::{Error, Result};
 use crate::job::{Job, PictureFormat, Prompt};
-use crate::outcome::painter::{Painter, Request};
+use crate::outcome::generator::{Generator, Request};
 use crate::outcome::report::sheet::{self, Row, Sheet};
 
 /// Folder of the pictures inside the run's.
@@ -27,7 +27,7 @@ const NO_NEGATIVE: &str = " ";
 
 /// Draws rounds of pictures.
 pub(super) struct Sampling<'a> {
-    painter: Painter<'a>,
+    generator: Generator<'a>,
     clock: &'a dyn Clock,
     seed: u64,
     /// Names of the LoRA and of the model, for the files.
@@ -55,7 +55,7 @@ impl<'a> Sampling<'a> {
     pub fn new(
         job: &'a Job,
         text: &PromptEncoder,
-        painter: Painter<'a>,
+        generator: Generator<'a>,
         clock: &'a dyn Clock,
     ) -> Result<Option<Self>> {
         if !job.sample.enabled {
@@ -73,7 +73,7 @@ impl<'a> Sampling<'a> {
         Ok(Some(Sampling {
             name,
             model,
-            painter,
+            generator,
             clock,
             seed,
             format,
@@ -155,7 +155,7 @@ impl<'a> Sampling<'a> {
                 if may_go_on(time) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
             let adapter = adapter.as_ref().map_or((prompt.strength != 0.0).then_some(lora), Some);
-            let Some(picture) = self.painter.draw(adapter, request, &mut tick)? else {
+            let Some(picture) = self.generator.generate(adapter, request, &mut tick)? else {
                 return Ok(false);
             };
             let path = self.path(&pictures, steps, number);

@@ -6,11 +6,11 @@ use safetensors::Dtype;
 use tenggat_plan::{Decision, FinishReason, Position, SampleVerdict, Schedule};
 use tenggat_tensor::Tensor;
 
-use super::base::Base;
 use super::choice::Choice;
 use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::RunFolder;
+use super::models::Models;
 use super::names::LAST;
 use super::options::Options;
 use super::out_of_memory::Ladder;
@@ -41,7 +41,7 @@ pub(super) struct Training<'a, 's> {
     pub job: &'a Job,
     pub options: &'a Options<'a>,
     pub time: Timeline<'a>,
-    pub base: &'s Base,
+    pub models: &'s Models,
     pub trained: Trained<'s>,
     pub data: Prepared,
     pub schedule: Schedule,
@@ -239,10 +239,10 @@ impl Training<'_, '_> {
         self.prepare(step, &noising)?;
         let first = self.first_batch(step);
         let accumulation = self.job.train.gradient_accumulation.max(1) as u64;
-        let (data, base) = (&mut self.data, self.base);
+        let (data, models) = (&mut self.data, self.models);
         let mut draw = |first: u64| {
             let numbers = first..first + accumulation;
-            let batch = |number| data.draw(number, &base.model, &base.scheduler, &noising);
+            let batch = |number| data.draw(number, &models.transformer, &models.scheduler, &noising);
             numbers.map(batch).collect::<data::Result<Vec<_>>>()
         };
         let batches = match self.next.take() {
@@ -270,10 +270,10 @@ impl Training<'_, '_> {
     /// together by their number alone: a run that was cut off multiplies the same matrices when it is
     /// resumed.
     fn prepare(&mut self, step: u64, noising: &Noising) -> Result<()> {
-        let Some(together) = self.base.modulation_steps.filter(|&steps| steps > 0) else { return Ok(()) };
-        if !self.base.model.is_prepared(&self.sigmas(step..step + 1, noising)?) {
+        let Some(together) = self.models.modulation_steps.filter(|&steps| steps > 0) else { return Ok(()) };
+        if !self.models.transformer.is_prepared(&self.sigmas(step..step + 1, noising)?) {
             let first = step - step % together;
-            self.base.model.prepare(&self.sigmas(first..first + together, noising)?)?;
+            self.models.transformer.prepare(&self.sigmas(first..first + together, noising)?)?;
         }
         Ok(())
     }
@@ -282,7 +282,7 @@ impl Training<'_, '_> {
     fn sigmas(&mut self, steps: Range<u64>, noising: &Noising) -> Result<Vec<f64>> {
         let mut sigmas = Vec::new();
         for number in self.first_batch(steps.start)..self.first_batch(steps.end) {
-            let drawn = self.data.levels(number, &self.base.scheduler, noising)?;
+            let drawn = self.data.levels(number, &self.models.scheduler, noising)?;
             sigmas.extend(drawn.into_iter().map(|level| level.sigma));
         }
         Ok(sigmas)

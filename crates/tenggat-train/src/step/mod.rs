@@ -1,9 +1,9 @@
 //! One training step, and everything random in it.
 
-pub mod draws;
 pub(crate) mod noise;
 pub mod optimiser;
 mod passes;
+pub mod random;
 pub mod timesteps;
 mod trainer;
 

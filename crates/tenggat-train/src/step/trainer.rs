@@ -17,8 +17,8 @@ use tenggat_tensor::ops::loss::{self, Loss};
 use tenggat_tensor::ops::{copy, flow};
 
 use super::passes::{Key, Passes, Way};
-use crate::step::draws::Level;
 use crate::step::optimiser::Optimiser;
+use crate::step::random::Level;
 
 /// A batch of pictures of one size, with everything random already drawn.
 #[derive(Debug)]

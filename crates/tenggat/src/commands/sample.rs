@@ -8,7 +8,7 @@ use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_tensor::DType;
-use tenggat_train::outcome::painter::{Painter, Request};
+use tenggat_train::outcome::generator::{Generator, Request};
 
 use super::model::{load_lora, locate};
 use crate::cli;
@@ -34,7 +34,7 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
     let scheduler = Scheduler::load(&folder.join("scheduler"))?;
     let lora = args.lora.as_deref().map(|path| load_lora(path, &model, args.strength)).transpose()?;
     let vae = Vae::load(&folder.join("vae"), &device, DType::F32)?;
-    let painter = Painter { model: &model, vae: &vae, scheduler: &scheduler };
+    let generator = Generator { model: &model, vae: &vae, scheduler: &scheduler };
     for (i, prompt) in prompts.iter().enumerate() {
         let guidance = negative.as_ref().map(|text| (text, args.guidance));
         let seed = args.seed.wrapping_add(i as u64);
@@ -44,7 +44,7 @@ pub fn sample(args: &cli::Sample, choice: Choice) -> anyhow::Result<()> {
             bar.inc(1);
             ControlFlow::Continue(())
         };
-        let picture = painter.draw(lora.as_ref(), request, &mut tick)?;
+        let picture = generator.generate(lora.as_ref(), request, &mut tick)?;
         drop(bar);
         let path = numbered(&args.out, i, prompts.len());
         if let Some(picture) = picture {

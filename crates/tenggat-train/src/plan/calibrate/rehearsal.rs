@@ -17,8 +17,8 @@ use tenggat_tensor::{DType, Device, Tensor};
 use crate::files::tensor_file::{self, Entry};
 use crate::job::SaveType;
 use crate::lora::initial;
-use crate::step::draws::Level;
 use crate::step::optimiser::{Method, Optimiser};
+use crate::step::random::Level;
 use crate::step::{Batch, Trainer};
 
 /// Latent channels; a token has four times as many.

@@ -17,27 +17,27 @@ use super::options::Options;
 use super::{Error, Result, memory, out_of_memory};
 use crate::job::{Job, Qtype};
 use crate::measure::score::Judge;
-use crate::outcome::painter::Painter;
+use crate::outcome::generator::Generator;
 use crate::plan::job as planned;
 
 /// What a run needs of the frozen models from start to end.
-pub(super) struct Base {
-    pub model: Transformer,
+pub(super) struct Models {
+    pub transformer: Transformer,
     pub vae: Vae,
     pub scheduler: Scheduler,
     /// Steps whose modulation is worked out together; `None` if it is part of the step.
     pub modulation_steps: Option<u64>,
 }
 
-impl Base {
+impl Models {
     /// What measures on held-out images.
     pub fn judge(&self) -> Judge<'_> {
-        Judge { model: &self.model, vae: &self.vae, scheduler: &self.scheduler }
+        Judge { model: &self.transformer, vae: &self.vae, scheduler: &self.scheduler }
     }
 
     /// What generates samples.
-    pub fn painter(&self) -> Painter<'_> {
-        Painter { model: &self.model, vae: &self.vae, scheduler: &self.scheduler }
+    pub fn generator(&self) -> Generator<'_> {
+        Generator { model: &self.transformer, vae: &self.vae, scheduler: &self.scheduler }
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn load(
     job: &Job,
     options: &Options<'_>,
     show: &mut dyn FnMut(Event),
-) -> Result<(Base, PromptEncoder)> {
+) -> Result<(Models, PromptEncoder)> {
     let (folder, device) = (options.model, options.device);
     let interrupt = options.stop.interrupt();
     let stored = |format, recovery| quantisation(format, recovery, options.quantised);
@@ -60,9 +60,9 @@ pub(super) fn load(
     // made for. Elsewhere 32-bit products are the faster ones.
     let narrow = job.train.narrow && linear::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
-    let transformer = folder.join("transformer");
+    let weights = folder.join("transformer");
     let precision = Precision::on(device, base.is_some() || narrow);
-    let config = Config::read(&transformer)?;
+    let config = Config::read(&weights)?;
     let modulation_steps = memory::modulation_steps(job, &config, precision, options)?;
     let modulation = match modulation_steps {
         Some(_) => ModulationStorage::Streamed,
@@ -90,11 +90,11 @@ pub(super) fn load(
             progress: Some(&progress),
             interrupt: Some(interrupt),
         };
-        Transformer::load_with(&transformer, device, precision, options)
+        Transformer::load_with(&weights, device, precision, options)
     };
     let warn = |text: String| (show.borrow_mut())(Event::Warning(text));
     let mut offloaded_blocks = offloaded.ceil() as usize;
-    let model = loop {
+    let transformer = loop {
         match load(offloaded_blocks) {
             Err(e) if e.is_out_of_memory() && from_files && offloaded_blocks < config.num_layers => {
                 offloaded_blocks += out_of_memory::some_blocks(config.num_layers);
@@ -109,16 +109,16 @@ pub(super) fn load(
         }
     };
     let mut tell = |event| (show.borrow_mut())(event);
-    let vae = out_of_memory::beside(&model, device, &mut tell, || {
+    let vae = out_of_memory::beside(&transformer, device, &mut tell, || {
         Vae::load(&folder.join("vae"), device, DType::F32)
     })?;
     let vae = vae.interrupted_by(interrupt);
     let text_precision = Precision::on(device, text.is_some());
-    let text = out_of_memory::beside(&model, device, &mut tell, || {
+    let text = out_of_memory::beside(&transformer, device, &mut tell, || {
         PromptEncoder::load_with(folder, device, text_precision, text.as_ref(), &progress, interrupt)
     })?;
     let scheduler = Scheduler::load(&folder.join("scheduler"))?;
-    Ok((Base { model, vae, scheduler, modulation_steps }, text))
+    Ok((Models { transformer, vae, scheduler, modulation_steps }, text))
 }
 
 fn quantisation(qtype: Qtype, recovery: Option<PathBuf>, cache: Option<&Path>) -> Quantisation {

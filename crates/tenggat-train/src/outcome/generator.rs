@@ -1,4 +1,4 @@
-//! Pictures from prompts: noise, denoising, decoding.
+//! Images from prompts: noise, denoising, decoding.
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ const PATCH: usize = 16;
 
 /// What a picture is made with.
 #[derive(Debug, Clone, Copy)]
-pub struct Painter<'a> {
+pub struct Generator<'a> {
     /// The transformer.
     pub model: &'a Transformer,
     /// Decodes latents.
@@ -56,13 +56,13 @@ impl Request<'_> {
     }
 }
 
-impl Painter<'_> {
+impl Generator<'_> {
     /// The picture, `[1, height, width, 3]` in [−1, 1]; `None` if `on_step`, called after every step, says
     /// `Break`.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
-    pub fn draw(
+    pub fn generate(
         &self,
         lora: Option<&Lora>,
         request: Request<'_>,
