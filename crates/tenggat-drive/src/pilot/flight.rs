@@ -2,7 +2,7 @@
 
 use tenggat_plan::Budget;
 
-use super::landing::Landing;
+use super::Next;
 use crate::trainer::Stage;
 
 /// Seconds between two looks, at least and at most.
@@ -117,5 +117,30 @@ impl Flight {
         let most_s = self.mean_s(now_s).map_or(0.1, |s| s / 8.0);
         let usual_s = if self.wish.is_some() || self.landing.is_some() { most_s.min(0.05) } else { most_s };
         usual_s.clamp(SOONEST_S, LATEST_S).min((kill_s - now_s).max(0.002))
+    }
+}
+
+/// The end of a session.
+pub(super) struct Landing {
+    /// What follows it.
+    pub next: Next,
+    /// The save before the end; `None` once it is done, or if there is nothing to save.
+    pub wish: Option<Wish>,
+    /// When the trainer was asked to stop.
+    pub stopped_s: Option<f64>,
+    /// Whether all that was worth saving is published.
+    pub saved: bool,
+    pub interrupted: bool,
+}
+
+impl Landing {
+    /// Whether all that was worth saving is published.
+    pub(super) fn is_saved(&self) -> bool {
+        self.saved
+    }
+
+    /// Of a trainer that hangs: nothing more is expected of it.
+    pub(super) fn without_save(next: Next, now_s: f64) -> Self {
+        Landing { next, wish: None, stopped_s: Some(now_s), saved: false, interrupted: true }
     }
 }

@@ -2,7 +2,7 @@
 
 use tenggat_plan::{Decision, SampleVerdict};
 
-use super::flight::{Flight, Wish};
+use super::flight::{Flight, Landing, Wish};
 use super::{Next, Pilot};
 use crate::trainer::{Ask, Delivery, Look, Stage, Trainer};
 
@@ -13,31 +13,6 @@ const MEASURED_WELL: u64 = 50;
 const CORRECTIONS: u32 = 4;
 /// Times that a save is asked for.
 const TRIES: u32 = 3;
-
-/// The end of a session.
-pub(super) struct Landing {
-    /// What follows it.
-    pub next: Next,
-    /// The save before the end; `None` once it is done, or if there is nothing to save.
-    pub wish: Option<Wish>,
-    /// When the trainer was asked to stop.
-    pub stopped_s: Option<f64>,
-    /// Whether all that was worth saving is published.
-    saved: bool,
-    interrupted: bool,
-}
-
-impl Landing {
-    /// Whether all that was worth saving is published.
-    pub(super) fn is_saved(&self) -> bool {
-        self.saved
-    }
-
-    /// Of a trainer that hangs: nothing more is expected of it.
-    pub(super) fn without_save(next: Next, now_s: f64) -> Self {
-        Landing { next, wish: None, stopped_s: Some(now_s), saved: false, interrupted: true }
-    }
-}
 
 enum Progress {
     Waiting,

@@ -1,7 +1,6 @@
 //! Trainers that become slow, hang or die.
 
-use super::flight::Flight;
-use super::landing::Landing;
+use super::flight::{Flight, Landing};
 use super::{FRUITLESS, Next, Pilot};
 use crate::event::Event;
 use crate::trainer::{Ask, Exit, Look, Stage, Trainer, Trouble};

@@ -23,6 +23,7 @@ mod target;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod valid;
 
 pub use error::{Error, Result};
 pub use handle::Dnn;

@@ -2,17 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::targets::Targets;
-
-/// Whether image and text have matrices of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Streams {
-    /// Image and text run through matrices of their own and meet in the attention.
-    Two,
-    /// One sequence of both.
-    One,
-}
+use super::targets::{Streams, Targets};
 
 /// Blocks of one shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,10 @@ mod blocks;
 mod catalogue;
 mod targets;
 
+pub use blocks::BlockGroup;
 pub(crate) use blocks::Linear;
-pub use blocks::{BlockGroup, Streams};
 pub use catalogue::MODELS;
-pub use targets::{Targets, UnknownTargets};
+pub use targets::{Streams, Targets, UnknownTargets};
 
 use std::borrow::Cow;
 

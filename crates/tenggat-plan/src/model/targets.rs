@@ -1,11 +1,19 @@
-//! Which layers of a block carry an adapter.
+//! Which layers of a block carry an adapter, by its streams.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::Streams;
+/// Whether image and text have matrices of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Streams {
+    /// Image and text run through matrices of their own and meet in the attention.
+    Two,
+    /// One sequence of both.
+    One,
+}
 
 /// Which layers of a block carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

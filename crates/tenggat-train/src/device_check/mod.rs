@@ -6,9 +6,11 @@ mod place;
 mod products;
 mod rates;
 mod report;
+mod scope;
 mod step;
 mod suite;
 
 pub use rates::MeasuredRates;
 pub use report::{Check, Outcome, Report};
-pub use suite::{Scope, run};
+pub use scope::Scope;
+pub use suite::run;

@@ -6,7 +6,7 @@ use tenggat_models::qwen_image::transformer::{Config, Recompute};
 use tenggat_plan::Clock;
 use tenggat_tensor::{DType, Device};
 
-use super::suite::Scope;
+use super::scope::Scope;
 use crate::plan::bench::{Measured, StepBench};
 
 /// Steps of a comparison. The first graph is captured in the second; what updates did shows in the third.

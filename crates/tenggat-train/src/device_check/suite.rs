@@ -8,25 +8,8 @@ use tenggat_tensor::{DType, Device};
 use super::memory::{self, Filled};
 use super::rates::MeasuredRates;
 use super::report::{Check, Outcome, Report};
+use super::scope::Scope;
 use super::{ops, products, step};
-
-/// How much is checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Everything, blocks of real size and rates included.
-    Full,
-    /// Everything but rates, with small blocks: for devices whose kernels are emulated, and for tests.
-    Small,
-    /// What decides how a first run goes: ops in bf16, products, captured steps of small blocks.
-    Short,
-}
-
-impl Scope {
-    /// Whether blocks are small.
-    pub(super) fn is_small(self) -> bool {
-        self != Scope::Full
-    }
-}
 
 /// What a check came to: the outcome and what is to be said of it.
 type Found = (Outcome, String);

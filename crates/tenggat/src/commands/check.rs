@@ -13,7 +13,8 @@ use tenggat_train::lora::file as lora_file;
 use tenggat_train::lora::initial;
 use tenggat_train::plan::job::plan_job;
 
-use super::plan::job::{facts, on};
+use super::plan::facts::facts;
+use super::plan::job::on;
 use super::train::{NO_STEPS, default_steps, show_warnings};
 use crate::assets;
 use crate::device;

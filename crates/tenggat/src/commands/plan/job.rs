@@ -1,17 +1,14 @@
 //! `tenggat plan JOB`: steps, phases, memory and price of a job.
 
-use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::json;
 use tenggat_plan::{
     Basis, Evidence, Machine, Modulation, Plan, PlanJob, PlanOptions, PlanTable, Precision, Program,
 };
-use tenggat_train::plan::job::ModelFacts;
 
 use super::args::JobArgs;
 use super::shape::{Shaped, shaped};
 use super::{machines, measured};
-use crate::assets;
 use crate::output::{self, say};
 
 /// Version of the JSON that `plan` prints; docs/plan-json.md describes it.
@@ -55,21 +52,6 @@ pub fn plan(args: &JobArgs) -> anyhow::Result<()> {
     }
     notes.iter().for_each(|note| say!("note: {note}"));
     Ok(())
-}
-
-/// The model of the job if it lies on this machine, else Qwen-Image and a note that says so.
-pub fn facts(name_or_path: &str) -> anyhow::Result<(ModelFacts, Option<String>)> {
-    let folder = match name_or_path {
-        assets::MINI => assets::mini()?.join("model"),
-        other => other.into(),
-    };
-    if folder.join("transformer/config.json").is_file() {
-        let read = ModelFacts::read(&folder);
-        return Ok((read.with_context(|| format!("the model in {}", folder.display()))?, None));
-    }
-    let note = (!name_or_path.starts_with("Qwen/Qwen-Image"))
-        .then(|| format!("{name_or_path} is not on this machine; planned with the dimensions of Qwen-Image"));
-    Ok((ModelFacts::qwen_image(), note))
 }
 
 /// Seconds for everything: the flag, else the job's budget, else what is left until its deadline.

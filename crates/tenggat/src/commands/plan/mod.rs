@@ -4,6 +4,7 @@ mod args;
 mod calibrate;
 mod choose;
 mod explain;
+pub mod facts;
 pub mod job;
 mod learn;
 mod machines;

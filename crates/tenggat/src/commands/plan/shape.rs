@@ -8,7 +8,7 @@ use tenggat_train::job::Job;
 use tenggat_train::plan::job::{Planned, plan_job};
 
 use super::args::ShapeArgs;
-use super::job::facts;
+use super::facts::facts;
 use super::outline;
 use crate::commands::train::show_warnings;
 
