@@ -125,17 +125,17 @@ impl Descriptor {
     }
 
     /// # Safety
-    /// `values` has room for `room` values of type `of`.
+    /// `values` has room for `capacity` values of type `of`.
     unsafe fn get_raw(
         &self,
         name: Name,
         of: Type,
-        room: i64,
+        capacity: i64,
         count: &mut i64,
         values: *mut c_void,
     ) -> Result<()> {
         // SAFETY: the caller's promise, and `count` is a place for one number.
-        let status = unsafe { sys::cudnnBackendGetAttribute(self.raw, name, of, room, count, values) };
+        let status = unsafe { sys::cudnnBackendGetAttribute(self.raw, name, of, capacity, count, values) };
         check(status, || format!("get {name:?}"))
     }
 

@@ -161,7 +161,7 @@ impl Stream {
     /// Gives the device back the memory of weights that lie in a file too. Whether that made room.
     pub fn release(&self) -> bool {
         let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
-        linears.into_iter().fold(false, |room, linear| linear.weight.release() | room)
+        linears.into_iter().fold(false, |freed, linear| linear.weight.release() | freed)
     }
 
     /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.

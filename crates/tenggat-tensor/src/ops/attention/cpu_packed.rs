@@ -93,14 +93,15 @@ pub fn forward<E: Lane>(
             + cost::<E>(keys, d)
             + cost::<E>(block, d)
             + Scratch::cost::<f32>(scores)
-            + Scratch::cost::<E>(E::room(scores))
+            + Scratch::cost::<E>(E::scratch_len(scores))
             + Scratch::cost::<f32>(block);
         f32::with_scratch(memory, |memory| {
             let mut scratch = Scratch::new(memory);
             let pk = packed::<E>(head(k, first, keys, h, d), 1.0, true, &mut scratch);
             let pv = packed::<E>(head(v, first, keys, h, d), 1.0, false, &mut scratch);
             let (pq, scores) = (scratch.take::<E>(packed_len(block, d)), scratch.take::<f32>(scores));
-            let (room, totals) = (scratch.take::<E>(E::room(scores.len())), scratch.take::<f32>(block));
+            let (scratch_p, totals) =
+                (scratch.take::<E>(E::scratch_len(scores.len())), scratch.take::<f32>(block));
             for from in queries.clone().step_by(block) {
                 let rows = block.min(queries.end - from);
                 pack(head(q, from, rows, h, d), scale, pq, false);
@@ -122,7 +123,11 @@ pub fn forward<E: Lane>(
                         }
                     },
                 );
-                let p = Strips::new(E::operand(scores, 0, &mut room[..E::room(scores.len())]), rows, keys);
+                let p = Strips::new(
+                    E::operand(scores, 0, &mut scratch_p[..E::scratch_len(scores.len())]),
+                    rows,
+                    keys,
+                );
                 // SAFETY: likewise.
                 unsafe {
                     product(p, pv, Target::Rows(o.stride), false, o.at(from, h * d));
@@ -202,7 +207,7 @@ pub fn backward<E: Lane>(
             + cost::<E>(keys, d)
             + 2 * cost::<E>(block, d)
             + 2 * cost::<E>(d, block)
-            + 2 * (Scratch::cost::<f32>(scores) + Scratch::cost::<E>(E::room(scores)));
+            + 2 * (Scratch::cost::<f32>(scores) + Scratch::cost::<E>(E::scratch_len(scores)));
         f32::with_scratch(memory, |memory| {
             let mut kept = Scratch::new(memory);
             let (k, v) = (head(s.k, first, keys, h, d), head(s.v, first, keys, h, d));
@@ -248,9 +253,10 @@ pub fn backward<E: Lane>(
                         }
                     },
                 );
-                let (room_p, room_ds) = (scratch.take::<E>(E::room(len)), scratch.take::<E>(E::room(len)));
-                let p = Strips::new(E::operand(p, 0, room_p), rows, keys);
-                let ds = Strips::new(E::operand(ds, 0, room_ds), rows, keys);
+                let (scratch_p, scratch_ds) =
+                    (scratch.take::<E>(E::scratch_len(len)), scratch.take::<E>(E::scratch_len(len)));
+                let p = Strips::new(E::operand(p, 0, scratch_p), rows, keys);
+                let ds = Strips::new(E::operand(ds, 0, scratch_ds), rows, keys);
                 let add = from != first;
                 // SAFETY: this task alone writes the rows of its sample in the columns of its head.
                 unsafe {

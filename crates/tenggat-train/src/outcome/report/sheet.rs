@@ -121,15 +121,15 @@ fn fitted((width, height): (u32, u32)) -> (f64, f64) {
 fn draw(sheet: &Sheet<'_>) -> Result<RgbImage, String> {
     let layout = Layout::new(sheet);
     let (page_w, page_h) = layout.page();
-    let room = page_w - 2.0 * MARGIN;
+    let text_w = page_w - 2.0 * MARGIN;
     let mut svg = Svg::new(page_w, page_h);
     let title = Style { size: 24.0, colour: INK, bold: true, anchor: "start" };
     let small = Style { size: 15.0, colour: GREY, bold: false, anchor: "start" };
     // Bold letters are wider than the plain ones that are measured.
-    for line in wrap(sheet.title, title.size * 1.15, room, 1) {
+    for line in wrap(sheet.title, title.size * 1.15, text_w, 1) {
         svg.text(MARGIN, 44.0, title, &line);
     }
-    for line in wrap(sheet.subtitle, small.size, room, 1) {
+    for line in wrap(sheet.subtitle, small.size, text_w, 1) {
         svg.text(MARGIN, 70.0, small, &line);
     }
     let heading = Style { size: 16.0, colour: INK, bold: true, anchor: "middle" };

@@ -44,7 +44,7 @@ pub(super) fn width(text: &str, size: f64) -> f64 {
 }
 
 /// Breaks a text into at most `most` lines of this width; what does not fit ends with "…".
-pub(super) fn wrap(text: &str, size: f64, room: f64, most: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, size: f64, max_width: f64, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         let joined = match lines.last() {
@@ -52,7 +52,7 @@ pub(super) fn wrap(text: &str, size: f64, room: f64, most: usize) -> Vec<String>
             None => word.to_owned(),
         };
         match lines.last_mut() {
-            Some(line) if width(&joined, size) <= room => *line = joined,
+            Some(line) if width(&joined, size) <= max_width => *line = joined,
             _ => lines.push(word.to_owned()),
         }
     }
@@ -61,8 +61,8 @@ pub(super) fn wrap(text: &str, size: f64, room: f64, most: usize) -> Vec<String>
     let last = lines.len().saturating_sub(1);
     for (i, line) in lines.iter_mut().enumerate() {
         let more = cut && i == last;
-        if width(line, size) > room || more {
-            while width(&format!("{line}…"), size) > room && line.pop().is_some() {}
+        if width(line, size) > max_width || more {
+            while width(&format!("{line}…"), size) > max_width && line.pop().is_some() {}
             line.push('…');
         }
     }

@@ -38,7 +38,7 @@ pub fn tile(rows: usize, half: bool) -> Kernel<bf16> {
 }
 
 /// Tiles of a product.
-struct Room {
+struct Operands {
     /// B, two tiles per step.
     b: Vec<Tile>,
     /// A, where a panel has fewer rows than a tile.
@@ -47,7 +47,7 @@ struct Room {
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = const { RefCell::new(Room { b: Vec::new(), a: Vec::new(), steps: Vec::new() }) };
+    static OPERANDS: RefCell<Operands> = const { RefCell::new(Operands { b: Vec::new(), a: Vec::new(), steps: Vec::new() }) };
 }
 
 /// # Safety
@@ -62,17 +62,17 @@ unsafe fn sums<const H: usize, const HALF: bool>(
     again: bool,
 ) {
     let columns = if HALF { LANES } else { WIDTH };
-    ROOM.with_borrow_mut(|room| {
+    OPERANDS.with_borrow_mut(|operands| {
         // SAFETY: by the caller; the second tile's first rows are the first one's last, and hold the same.
         unsafe {
-            room.fill(segments, H, again);
+            operands.fill(segments, H, again);
             if H <= ROWS {
                 let mut out = [Sums([[0.0; COLUMNS]; ROWS])];
-                room.product(&mut out);
+                operands.product(&mut out);
                 put(&mut out[0].0[..H], columns, start, c, stride, add);
             } else {
                 let mut out = [Sums([[0.0; COLUMNS]; ROWS]); 2];
-                room.product(&mut out);
+                operands.product(&mut out);
                 let [first, second] = &mut out;
                 put(&mut first.0, columns, start, c, stride, add);
                 put(&mut second.0[HEIGHT - H..], columns, start, c.add(ROWS * stride), stride, add);
@@ -81,13 +81,13 @@ unsafe fn sums<const H: usize, const HALF: bool>(
     });
 }
 
-impl Room {
+impl Operands {
     /// Makes the steps of panels of `rows` rows.
     ///
     /// # Safety
     /// As [`sums`].
     unsafe fn fill(&mut self, segments: &[Segment<bf16>], rows: usize, again: bool) {
-        let Room { a, b, steps } = self;
+        let Operands { a, b, steps } = self;
         let count: usize = segments.iter().map(|s| s.k.div_ceil(STEPS)).sum();
         grow(b, 2 * count);
         grow(a, if rows < ROWS { count } else { 0 });
@@ -123,7 +123,7 @@ impl Room {
     }
 
     /// # Safety
-    /// The steps are those of [`Room::fill`], whose operands are still there; two products need more than
+    /// The steps are those of [`Operands::fill`], whose operands are still there; two products need more than
     /// [`ROWS`] rows.
     unsafe fn product<const N: usize>(&self, out: &mut [Sums; N]) {
         let product = if tiles_are_emulated() { amx::emulated } else { amx::product };
@@ -157,7 +157,7 @@ unsafe fn put(
     }
 }
 
-/// Room for so many tiles; whatever is there stays.
+/// Grows the buffer to this many tiles; what it holds stays.
 fn grow(tiles: &mut Vec<Tile>, count: usize) {
     if tiles.len() < count {
         tiles.resize(count, Tile::ZERO);

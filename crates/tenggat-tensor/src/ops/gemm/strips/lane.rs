@@ -13,9 +13,9 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     /// `alpha · from`, rounded; of a part past the first, what the parts before it leave.
     fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [Self]);
     /// Elements that [`Lane::operand`] needs for so many sums.
-    fn room(sums: usize) -> usize;
-    /// Packed sums as packed operands: as they are, or a part of them rounded into `room`.
-    fn operand<'a>(sums: &'a [f32], part: usize, room: &'a mut [Self]) -> &'a [Self];
+    fn scratch_len(sums: usize) -> usize;
+    /// Packed sums as packed operands: as they are, or a part of them rounded into `scratch`.
+    fn operand<'a>(sums: &'a [f32], part: usize, scratch: &'a mut [Self]) -> &'a [Self];
     /// Packs a part of `cols` columns of `rows` ≤ WIDTH rows, `stride` apart, as rows of a strip: `alpha ·`
     /// each, zeros for missing rows.
     ///
@@ -35,7 +35,7 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
 }
 
 macro_rules! lane {
-    ($type:ty, $zero:expr, $available:path, $height:path, $block:path, $tile:path, $columns:path, $narrow:expr, $room:expr, $operand:expr) => {
+    ($type:ty, $zero:expr, $available:path, $height:path, $block:path, $tile:path, $columns:path, $narrow:expr, $scratch_len:expr, $operand:expr) => {
         impl Lane for $type {
             const ZERO: Self = $zero;
 
@@ -83,12 +83,12 @@ macro_rules! lane {
                 unreachable!("{from:?} {shape:?} {alpha} {part} {to:?}: `available` says so")
             }
 
-            fn room(sums: usize) -> usize {
-                $room(sums)
+            fn scratch_len(sums: usize) -> usize {
+                $scratch_len(sums)
             }
 
-            fn operand<'a>(sums: &'a [f32], part: usize, room: &'a mut [Self]) -> &'a [Self] {
-                $operand(sums, part, room)
+            fn operand<'a>(sums: &'a [f32], part: usize, scratch: &'a mut [Self]) -> &'a [Self] {
+                $operand(sums, part, scratch)
             }
 
             #[inline(always)]
@@ -158,9 +158,9 @@ fn as_they_are<'a>(sums: &'a [f32], part: usize, _: &'a mut [f32]) -> &'a [f32] 
     sums
 }
 
-fn rounded<'a>(sums: &'a [f32], part: usize, room: &'a mut [bf16]) -> &'a [bf16] {
-    round(sums, 1.0, part, room);
-    room
+fn rounded<'a>(sums: &'a [f32], part: usize, scratch: &'a mut [bf16]) -> &'a [bf16] {
+    round(sums, 1.0, part, scratch);
+    scratch
 }
 
 #[inline(always)]

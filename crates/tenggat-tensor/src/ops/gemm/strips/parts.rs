@@ -57,7 +57,7 @@ impl<'a, E: Lane> Parts<'a, E> {
 
     /// Elements of f32 of scratch that [`Parts::of_sums`] takes.
     pub fn sums_cost(count: usize, rows: usize, cols: usize) -> usize {
-        count * Scratch::cost::<E>(E::room(packed_len(rows, cols)))
+        count * Scratch::cost::<E>(E::scratch_len(packed_len(rows, cols)))
     }
 
     /// Sums that lie packed, `[rows, cols]`.
@@ -69,8 +69,8 @@ impl<'a, E: Lane> Parts<'a, E> {
         scratch: &mut Scratch<'a>,
     ) -> Self {
         Self::each(count, |part| {
-            let room = scratch.take::<E>(E::room(sums.len()));
-            Strips::new(E::operand(sums, part, room), rows, cols)
+            let rounded = scratch.take::<E>(E::scratch_len(sums.len()));
+            Strips::new(E::operand(sums, part, rounded), rows, cols)
         })
     }
 

@@ -164,11 +164,11 @@ impl<'a, E: Lane> Job<'a, E> {
     /// # Safety
     /// As [`Job::to`]; the panels and strips are inside C.
     unsafe fn task(&self, cut: &Cut, panels: Range<usize>, strips: Range<usize>, c: *mut f32) {
-        f32::with_scratch(WIDTH * WIDTH, |room| {
+        f32::with_scratch(WIDTH * WIDTH, |tile| {
             let none = Segment { a: std::ptr::null(), a_step: 0, b: std::ptr::null(), k: 0 };
             let (rows, strip, segments) = (0..0, 0, [none; SEGMENTS]);
             let mut tile =
-                TileSums { job: self, rows, strip, c, first: true, again: false, segments, held: 0, room };
+                TileSums { job: self, rows, strip, c, first: true, again: false, segments, held: 0, tile };
             let k = self.base[0].a.cols;
             let mut from = 0;
             loop {
@@ -215,7 +215,7 @@ struct TileSums<'a, 'j, E> {
     segments: [Segment<E>; SEGMENTS],
     held: usize,
     /// WIDTH × WIDTH sums, for tiles that are copied to where they go.
-    room: &'a mut [f32],
+    tile: &'a mut [f32],
 }
 
 impl<E: Lane> TileSums<'_, '_, E> {
@@ -266,12 +266,12 @@ impl<E: Lane> TileSums<'_, '_, E> {
                     kernel(segments, start, self.c.add(i * stride + j), stride, add, again);
                 }
                 Target::Rows(stride) => {
-                    kernel(segments, start, self.room.as_mut_ptr(), WIDTH, false, again);
-                    put(&self.room.as_chunks().0[..h], cols, self.c.add(i * stride + j), stride, add);
+                    kernel(segments, start, self.tile.as_mut_ptr(), WIDTH, false, again);
+                    put(&self.tile.as_chunks().0[..h], cols, self.c.add(i * stride + j), stride, add);
                 }
                 Target::Columns(stride) => {
-                    kernel(segments, start, self.room.as_mut_ptr(), WIDTH, false, again);
-                    put_transposed(self.room.as_chunks().0, h, cols, self.c.add(j * stride + i), stride, add);
+                    kernel(segments, start, self.tile.as_mut_ptr(), WIDTH, false, again);
+                    put_transposed(self.tile.as_chunks().0, h, cols, self.c.add(j * stride + i), stride, add);
                 }
             }
         }
