@@ -63,7 +63,7 @@ fn attention_op(c: &mut Criterion) {
         tokens: TOKENS,
         heads: HEADS,
         scale: 0.125,
-        narrow: false,
+        bf16_products: false,
     };
     let mut group = c.benchmark_group("attention");
     group.throughput(Throughput::Elements((2 * TOKENS * TOKENS * C) as u64));

@@ -21,23 +21,23 @@ pub struct Kernel {
     /// Name without types.
     pub name: &'static str,
     /// Whether it is the variant that reads and writes 16 bytes at a time.
-    pub wide: bool,
+    pub vectorised: bool,
 }
 
 impl Kernel {
-    /// A kernel that has no wide variant, or not that one.
+    /// A kernel that has no vectorised variant, or not that one.
     pub const fn new(module: &'static Module, name: &'static str) -> Self {
-        Kernel { module, name, wide: false }
+        Kernel { module, name, vectorised: false }
     }
 
-    /// The wide variant, if it can be taken.
-    pub fn wide(self, wide: bool) -> Self {
-        Kernel { wide, ..self }
+    /// The vectorised variant, if it can be taken.
+    pub fn vectorised(self, vectorised: bool) -> Self {
+        Kernel { vectorised, ..self }
     }
 
     /// The function's name for these types.
     pub fn function(self, types: &[DType]) -> String {
-        let name = if self.wide { format!("{}_wide", self.name) } else { self.name.to_owned() };
+        let name = if self.vectorised { format!("{}_vec", self.name) } else { self.name.to_owned() };
         types.iter().fold(name, |name, dtype| name + "_" + suffix(*dtype))
     }
 }
@@ -139,7 +139,7 @@ impl Mat {
     }
 
     /// Whether all rows can be read 16 bytes at a time.
-    pub fn is_wide(&self, dtype: DType) -> bool {
+    pub fn is_vectorisable(&self, dtype: DType) -> bool {
         self.in_packs(dtype, 16 / dtype.bytes())
     }
 
@@ -154,8 +154,8 @@ impl Mat {
 /// Whether kernels can go over all these matrices 16 bytes at a time, and how many elements a thread then
 /// takes.
 pub fn width(dtype: DType, matrices: &[Mat]) -> (bool, usize) {
-    let wide = matrices.iter().all(|m| m.data == 0 || m.is_wide(dtype));
-    (wide, if wide { 16 / dtype.bytes() } else { 1 })
+    let vectorised = matrices.iter().all(|m| m.data == 0 || m.is_vectorisable(dtype));
+    (vectorised, if vectorised { 16 / dtype.bytes() } else { 1 })
 }
 
 /// A number that kernels take in 32 bits.
@@ -181,7 +181,7 @@ mod tests {
             assert!(error.contains("2147483648") && error.contains("32 bits"), "{error}");
             let mat = Mat::of_any_length(512, shape, LONG);
             assert_eq!([mat.rows, mat.cols], shape.map(|n| n as i64));
-            assert!(mat.is_wide(DType::F32) == (shape[1] == LONG));
+            assert!(mat.is_vectorisable(DType::F32) == (shape[1] == LONG));
         }
     }
 

@@ -229,7 +229,7 @@ pub struct Train {
     pub recompute: Recompute,
     /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32
     /// bits.
-    pub narrow: bool,
+    pub bf16: bool,
 }
 
 impl Train {

@@ -81,7 +81,7 @@ impl Resolver<'_> {
             noise_offset: raw.noise_offset.unwrap_or(0.0),
             ema_decay: averages.then(|| ema.ema_decay.unwrap_or(0.999)),
             recompute: self.recompute(raw.gradient_checkpointing, compat),
-            narrow: dtype == SaveType::Bf16,
+            bf16: dtype == SaveType::Bf16,
         }
     }
 

@@ -40,7 +40,7 @@ DEVICE void backward(const Two<T>& a) {
 
 #define OF_TYPE(name, T, S)                                                       \
     KERNEL void name##_forward_##S(Two<T> a) { forward<1>(a); }                   \
-    KERNEL void name##_forward_wide_##S(Two<T> a) { forward<Wide<T>::V>(a); }     \
+    KERNEL void name##_forward_vec_##S(Two<T> a) { forward<Wide<T>::V>(a); }     \
     KERNEL void name##_backward_##S(Two<T> a) { backward<1>(a); }                 \
-    KERNEL void name##_backward_wide_##S(Two<T> a) { backward<Wide<T>::V>(a); }
+    KERNEL void name##_backward_vec_##S(Two<T> a) { backward<Wide<T>::V>(a); }
 #define ACTIVATION(name) OF_TYPE(name, float, f32) OF_TYPE(name, bf16, bf16)

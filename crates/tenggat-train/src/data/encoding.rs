@@ -152,7 +152,7 @@ impl Encoders<'_> {
 
 /// Type of the values in caches on disk: the job's `dtype`, as upstream has it.
 fn cached_as(job: &Job) -> SaveType {
-    if job.train.narrow { SaveType::Bf16 } else { SaveType::F32 }
+    if job.train.bf16 { SaveType::Bf16 } else { SaveType::F32 }
 }
 
 /// What the user should know of the caches.

@@ -77,7 +77,7 @@ fn attention(on: &Place<'_>) -> Result<Vec<Tensor>> {
     let shape = [lens.len() * tokens, heads * d];
     let scale = 1.0 / (d as f64).sqrt();
     let layout =
-        attention::Layout { key_lens: &lens, device_lens: None, tokens, heads, scale, narrow: false };
+        attention::Layout { key_lens: &lens, device_lens: None, tokens, heads, scale, bf16_products: false };
     let [q, k, v, d_o] =
         [on.numbers(&shape, 1)?, on.numbers(&shape, 2)?, on.numbers(&shape, 3)?, on.numbers(&shape, 4)?];
     let (mut o, mut lse) = (on.empty(&shape)?, on.empty_wide(&[shape[0], heads])?);

@@ -120,7 +120,7 @@ fn attention_rates(device: &Device, clock: &dyn Clock) -> Result<[f64; 2]> {
         tokens: TOKENS,
         heads: HEADS,
         scale: 1.0 / (CHANNELS as f64).sqrt(),
-        narrow: false,
+        bf16_products: false,
     };
     let forward_s = fastest(device, clock, || {
         Ok(attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut())?)

@@ -58,10 +58,10 @@ pub(super) fn load(
     let base = job.model.quantisation.map(|format| stored(format, recovery));
     // Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was
     // made for. Elsewhere 32-bit products are the faster ones.
-    let narrow = job.train.narrow && linear::packs(DType::BF16);
+    let bf16_products = job.train.bf16 && linear::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let weights = folder.join("transformer");
-    let precision = Precision::on(device, base.is_some() || narrow);
+    let precision = Precision::on(device, base.is_some() || bf16_products);
     let config = Config::read(&weights)?;
     let modulation_steps = memory::modulation_steps(job, &config, precision, options)?;
     let modulation = match modulation_steps {
@@ -84,7 +84,7 @@ pub(super) fn load(
         let options = LoadOptions {
             quantisation: base.as_ref(),
             modulation,
-            narrow_products: narrow,
+            bf16_products,
             fp8_products: job.model.fp8_products,
             offloaded_blocks,
             progress: Some(&progress),

@@ -33,7 +33,7 @@ pub(super) struct Geometry {
     pub heads: usize,
     pub head_dim: usize,
     /// Whether products may round their operands to bf16.
-    pub narrow: bool,
+    pub bf16_products: bool,
 }
 
 impl Geometry {
@@ -49,8 +49,8 @@ impl Geometry {
     /// Of the attention; `device_lens` as there.
     fn layout<'a>(&'a self, device_lens: Option<&'a Tensor>) -> Layout<'a> {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let (key_lens, narrow) = (self.key_lens.as_slice(), self.narrow);
-        Layout { key_lens, device_lens, tokens: self.joint_tokens(), heads: self.heads, scale, narrow }
+        let (key_lens, bf16_products) = (self.key_lens.as_slice(), self.bf16_products);
+        Layout { key_lens, device_lens, tokens: self.joint_tokens(), heads: self.heads, scale, bf16_products }
     }
 
     fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {

@@ -29,7 +29,7 @@ pub struct LoadOptions<'a> {
     pub modulation: ModulationStorage,
     /// Rounds the operands of products to bf16 where that is faster: those with matrices that are stored in
     /// bf16, and the attention's.
-    pub narrow_products: bool,
+    pub bf16_products: bool,
     /// Multiplies the blocks' frozen linears in 8-bit floats where the device does that
     /// ([`Device::fp8_products`]) and their widths allow it: queries, keys and values, the output and
     /// the MLP of both streams. Their weights and the other operands of their products are rounded to 8
@@ -50,7 +50,7 @@ struct Loader<'a> {
     recovery: Option<&'a Recovery>,
     device: &'a Device,
     modulation: ModulationStorage,
-    narrow_products: bool,
+    bf16_products: bool,
     offloading: &'a Offloading,
     fp8_products: bool,
     compute: DType,
@@ -68,7 +68,7 @@ impl Loader<'_> {
             });
         }
         // Packed products are 32-bit.
-        if self.compute == DType::F32 { Ok(weight.packed(!self.narrow_products)?) } else { Ok(weight) }
+        if self.compute == DType::F32 { Ok(weight.packed(!self.bf16_products)?) } else { Ok(weight) }
     }
 
     fn linear(&self, matrix: Matrix) -> Result<Linear> {
@@ -262,7 +262,7 @@ impl Transformer {
         recovery: Option<&Recovery>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let LoadOptions { modulation, narrow_products, fp8_products, offloaded_blocks, .. } = options;
+        let LoadOptions { modulation, bf16_products, fp8_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
         let offloading = Offloading::new(config.num_layers, offloaded_blocks);
         let load = Loader {
@@ -270,7 +270,7 @@ impl Transformer {
             recovery,
             device,
             modulation,
-            narrow_products,
+            bf16_products,
             offloading: &offloading,
             fp8_products,
             compute,
@@ -296,7 +296,7 @@ impl Transformer {
             modulation: Current::default(),
             device: device.clone(),
             precision,
-            narrow_products,
+            bf16_products,
             offloading,
             blocks,
             config,

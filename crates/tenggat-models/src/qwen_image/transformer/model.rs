@@ -30,7 +30,7 @@ pub struct Transformer {
     pub(super) device: Device,
     pub(super) precision: Precision,
     /// Whether products may round their operands to bf16.
-    pub(super) narrow_products: bool,
+    pub(super) bf16_products: bool,
     pub(super) image_in: Linear,
     pub(super) text_norm: Tensor,
     pub(super) text_in: Linear,
@@ -386,7 +386,7 @@ impl Transformer {
             key_lens: inputs.key_lens(),
             heads: self.config.num_attention_heads,
             head_dim: self.config.attention_head_dim,
-            narrow: self.narrow_products,
+            bf16_products: self.bf16_products,
         })
     }
 

@@ -215,7 +215,7 @@ impl AttentionBlock {
             tokens,
             heads: 1,
             scale,
-            narrow: false,
+            bf16_products: false,
         };
         attention::forward(q, k, v, layout, o.view_mut(), lse.view_mut())?;
         copy::add_scaled(1.0, self.proj.forward(&o)?.view(), x.view_mut())?;

@@ -110,7 +110,7 @@ fn faulty_libraries_are_noted() {
                 tokens: 40,
                 heads: 2,
                 scale: 0.125,
-                narrow: false,
+                bf16_products: false,
             };
             let mut forward =
                 || attention::forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut());
@@ -147,7 +147,7 @@ fn a_gpu_without_cudnn_says_so_before_it_takes_hours() {
         tokens: 1024,
         heads: 1,
         scale: 0.5,
-        narrow: false,
+        bf16_products: false,
     };
     let result = attention::forward(q.view(), q.view(), q.view(), layout, o.view_mut(), lse.view_mut());
     let error = result.unwrap_err().to_string();

@@ -153,6 +153,6 @@ pub fn step(
         rest1: (1.0 - beta1) as f32,
         weight_decay: h.weight_decay as f32,
     };
-    let (wide, v) = width(DType::F32, &[to, gradient, columns, first]);
-    Ok(cuda.launch(UPDATE.wide(wide), &[], Grid::covering(m * n / v), args)?)
+    let (vectorised, v) = width(DType::F32, &[to, gradient, columns, first]);
+    Ok(cuda.launch(UPDATE.vectorised(vectorised), &[], Grid::covering(m * n / v), args)?)
 }

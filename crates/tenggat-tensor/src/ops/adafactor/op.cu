@@ -148,4 +148,4 @@ DEVICE void update(const Update& a) {
 }
 
 KERNEL void adafactor_update(Update a) { update<1>(a); }
-KERNEL void adafactor_update_wide(Update a) { update<4>(a); }
+KERNEL void adafactor_update_vec(Update a) { update<4>(a); }

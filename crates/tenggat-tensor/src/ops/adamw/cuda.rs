@@ -104,6 +104,6 @@ pub fn step(
         rest2: (1.0 - h.beta2) as f32,
         eps: h.eps as f32,
     };
-    let (wide, v) = width(DType::F32, &[p_mat, g, m, v]);
-    Ok(cuda.launch(STEP.wide(wide), &[], Grid::covering(p.cols() / v), args)?)
+    let (vectorised, v) = width(DType::F32, &[p_mat, g, m, v]);
+    Ok(cuda.launch(STEP.vectorised(vectorised), &[], Grid::covering(p.cols() / v), args)?)
 }

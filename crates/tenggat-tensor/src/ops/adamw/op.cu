@@ -64,4 +64,4 @@ DEVICE void step(const Step& a) {
 }
 
 KERNEL void adamw(Step a) { step<1>(a); }
-KERNEL void adamw_wide(Step a) { step<4>(a); }
+KERNEL void adamw_vec(Step a) { step<4>(a); }

@@ -41,7 +41,7 @@ pub struct Layout<'a> {
     pub scale: f64,
     /// Rounds the operands of 32-bit products to bf16 where that is faster; sums and softmax stay as they
     /// are.
-    pub narrow: bool,
+    pub bf16_products: bool,
 }
 
 /// Valid keys of each sample for a GPU to read: 32-bit integers, as bytes, `[4·b]`.
@@ -89,7 +89,7 @@ pub fn forward(
     }
     if o.dtype() == DType::F32 && f32::available() {
         let (q, k, v, o, lse) = (q.cpu(OP)?, k.cpu(OP)?, v.cpu(OP)?, o.cpu(OP)?, lse.cpu(OP)?);
-        match layout.narrow && bf16::available() {
+        match layout.bf16_products && bf16::available() {
             true => cpu_packed::forward::<bf16>(q, k, v, layout, o, lse),
             false => cpu_packed::forward::<f32>(q, k, v, layout, o, lse),
         }
@@ -150,7 +150,7 @@ pub fn backward(
         let saved =
             cpu::Saved { q: q.cpu(OP)?, k: k.cpu(OP)?, v: v.cpu(OP)?, o: o.cpu(OP)?, lse: lse.cpu(OP)? };
         let gradients = [dq.cpu(OP)?, dk.cpu(OP)?, dv.cpu(OP)?];
-        match layout.narrow && bf16::available() {
+        match layout.bf16_products && bf16::available() {
             true => cpu_packed::backward::<bf16>(saved, layout, d_o.cpu(OP)?, gradients),
             false => cpu_packed::backward::<f32>(saved, layout, d_o.cpu(OP)?, gradients),
         }
@@ -180,19 +180,19 @@ mod tests {
         tokens: usize,
         heads: usize,
         d: usize,
-        narrow: bool,
+        bf16_products: bool,
     }
 
     impl Case {
         fn layout(&self) -> Layout<'_> {
-            let Case { key_lens, tokens, heads, narrow, .. } = self;
+            let Case { key_lens, tokens, heads, bf16_products, .. } = self;
             Layout {
                 key_lens,
                 device_lens: None,
                 tokens: *tokens,
                 heads: *heads,
                 scale: 0.6,
-                narrow: *narrow,
+                bf16_products: *bf16_products,
             }
         }
 
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn backward_is_the_derivative() {
-        let case = Case { key_lens: vec![5, 3], tokens: 5, heads: 2, d: 3, narrow: false };
+        let case = Case { key_lens: vec![5, 3], tokens: 5, heads: 2, d: 3, bf16_products: false };
         let [q, k, v, d_o] = case.inputs(DType::F64);
         let [dq, dk, dv] = case.backward([&q, &k, &v, &d_o]);
         finite_differences("dq", &q, &dq, |q| dot(&case.forward([q, &k, &v]).0, &d_o));
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn masked_keys_change_nothing_and_get_no_gradient() {
-        let case = Case { key_lens: vec![4], tokens: 7, heads: 2, d: 4, narrow: false };
+        let case = Case { key_lens: vec![4], tokens: 7, heads: 2, d: 4, bf16_products: false };
         for dtype in [DType::F64, DType::F32] {
             let [q, mut k, v, d_o] = case.inputs(dtype);
             let before = case.forward([&q, &k, &v]).0.to_f64().unwrap();
@@ -253,9 +253,9 @@ mod tests {
     #[test]
     fn the_fast_path_agrees_with_the_reference() {
         for case in [
-            Case { key_lens: vec![1], tokens: 1, heads: 1, d: 2, narrow: false },
-            Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, narrow: false },
-            Case { key_lens: vec![401], tokens: 433, heads: 2, d: 24, narrow: false },
+            Case { key_lens: vec![1], tokens: 1, heads: 1, d: 2, bf16_products: false },
+            Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, bf16_products: false },
+            Case { key_lens: vec![401], tokens: 433, heads: 2, d: 24, bf16_products: false },
         ] {
             let (single, double) = (case.inputs(DType::F32), case.inputs(DType::F64));
             let (o32, l32) = case.forward([&single[0], &single[1], &single[2]]);
@@ -273,7 +273,7 @@ mod tests {
     /// Operands rounded to bf16: off by some of its 2⁻⁹ relative to the largest element.
     #[test]
     fn narrow_products_are_near_the_reference() {
-        let case = Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, narrow: true };
+        let case = Case { key_lens: vec![70, 129], tokens: 150, heads: 3, d: 32, bf16_products: true };
         let (single, double) = (case.inputs(DType::F32), case.inputs(DType::F64));
         let near = |what: &str, got: &Tensor, expected: &Tensor| {
             let largest = expected.to_f64().unwrap().iter().fold(0.0f64, |m, x| m.max(x.abs()));
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn any_thread_count_gives_the_same_bits() {
-        let case = Case { key_lens: vec![401, 433], tokens: 433, heads: 3, d: 16, narrow: false };
+        let case = Case { key_lens: vec![401, 433], tokens: 433, heads: 3, d: 16, bf16_products: false };
         let [q, k, v, d_o] = case.inputs(DType::F32);
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn survives_large_scores() {
-        let case = Case { key_lens: vec![3], tokens: 3, heads: 1, d: 2, narrow: false };
+        let case = Case { key_lens: vec![3], tokens: 3, heads: 1, d: 2, bf16_products: false };
         let mut inputs = case.inputs(DType::F32);
         inputs[0].host_mut::<f32>().unwrap().iter_mut().for_each(|x| *x *= 1e3);
         let (o, _) = case.forward([&inputs[0], &inputs[1], &inputs[2]]);
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn refuses_a_sample_without_keys() {
-        let case = Case { key_lens: vec![0], tokens: 2, heads: 1, d: 2, narrow: false };
+        let case = Case { key_lens: vec![0], tokens: 2, heads: 1, d: 2, bf16_products: false };
         let [q, k, v, mut o] = case.inputs(DType::F32);
         let mut lse = q.empty_like(&[2, 1]).unwrap();
         let result = forward(q.view(), k.view(), v.view(), case.layout(), o.view_mut(), lse.view_mut());
@@ -326,7 +326,7 @@ mod tests {
                 let (rows, channels) = (lens.len() * tokens, heads * d);
                 let scale = 1.0 / (d as f64).sqrt();
                 let layout =
-                    Layout { key_lens: &lens, device_lens: None, tokens, heads, scale, narrow: false };
+                    Layout { key_lens: &lens, device_lens: None, tokens, heads, scale, bf16_products: false };
                 let [q, k, v, d_o] = [1, 2, 3, 4].map(|seed| on.randn(&[rows, channels], seed));
                 let (mut o, mut lse) = (on.empty(&[rows, channels]), on.empty_wide(&[rows, heads]));
                 forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();
@@ -345,8 +345,14 @@ mod tests {
         // The weights of the values are rounded too before they are multiplied.
         against_cpu_within("attention of wide heads", 2f64.powi(-6), |on| {
             let (rows, channels) = (lens.len() * tokens, heads * d);
-            let layout =
-                Layout { key_lens: &lens, device_lens: None, tokens, heads, scale: 0.08, narrow: false };
+            let layout = Layout {
+                key_lens: &lens,
+                device_lens: None,
+                tokens,
+                heads,
+                scale: 0.08,
+                bf16_products: false,
+            };
             let [q, k, v] = [1, 2, 3].map(|seed| on.randn(&[rows, channels], seed));
             let (mut o, mut lse) = (on.empty(&[rows, channels]), on.empty_wide(&[rows, heads]));
             forward(q.view(), k.view(), v.view(), layout, o.view_mut(), lse.view_mut()).unwrap();

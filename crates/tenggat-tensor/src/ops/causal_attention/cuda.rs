@@ -65,10 +65,10 @@ pub fn forward(
         scale: scale as f32,
     };
     // A pack of channels lies within a head.
-    let (wide, pack) = width(o.dtype(), &[args.k, args.v]);
-    let wide = wide && d.is_multiple_of(pack);
+    let (vectorised, pack) = width(o.dtype(), &[args.k, args.v]);
+    let vectorised = vectorised && d.is_multiple_of(pack);
     let longest = lens.iter().copied().max().unwrap_or(0);
     let mut grid = Grid::threads(longest.div_ceil(QUERIES), THREADS).layers(heads);
     grid.blocks[2] = lens.len();
-    Ok(cuda.launch(FORWARD.wide(wide), &[o.dtype()], grid, args)?)
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[o.dtype()], grid, args)?)
 }

@@ -101,5 +101,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                                                 \
     KERNEL void causal_attention_##S(Forward<T> a) { forward<1>(a); }                 \
-    KERNEL void causal_attention_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+    KERNEL void causal_attention_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

@@ -70,9 +70,9 @@ pub(super) fn in_slabs(
         expect_dtypes(op, dtype, &[norm.dtype()])?;
         let factors = Tensor::empty(&device, DType::F32, &[x.rows()])?;
         let to = factors.view().cuda(op)?.1.data;
-        let (wide, _) = width(dtype, &[from]);
+        let (vectorised, _) = width(dtype, &[from]);
         let args = Lengths { x: from, factors: to, root: (x.cols() as f32).sqrt() };
-        cuda.launch(LENGTHS.wide(wide), &[dtype], Grid::covering(32 * x.rows()), args)?;
+        cuda.launch(LENGTHS.vectorised(vectorised), &[dtype], Grid::covering(32 * x.rows()), args)?;
         Ok::<_, Error>(factors)
     });
     let factors = factors.transpose()?;
@@ -93,7 +93,7 @@ pub(super) fn in_slabs(
         let slab = columns.view_mut().row_range(0..count).columns(0..taps);
         let to = slab.cuda(op)?.1;
         // A pack lies within one tap, whose columns are those of x.
-        let (wide, v) = width(dtype, &[Mat { cols: from.cols, ..to }, from]);
+        let (vectorised, v) = width(dtype, &[Mat { cols: from.cols, ..to }, from]);
         let args = Unfold {
             x: from,
             columns: to,
@@ -108,7 +108,7 @@ pub(super) fn in_slabs(
             pad,
             shift,
         };
-        cuda.launch(UNFOLD.wide(wide), &[dtype], Grid::covering(count * taps / v), args)?;
+        cuda.launch(UNFOLD.vectorised(vectorised), &[dtype], Grid::covering(count * taps / v), args)?;
         let (weight, bias) = (filter.weight.view(), Some(filter.bias.view()));
         let part = y.reborrow().row_range(first..first + count);
         gemm::cuda::product(op, 1.0, (slab.as_view(), false), (weight, false), write.beta(), bias, part)?;

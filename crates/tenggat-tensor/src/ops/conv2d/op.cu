@@ -66,7 +66,7 @@ DEVICE void unfold(const Unfold<T>& a) {
 
 #define KERNELS(T, S)                                                              \
     KERNEL void conv2d_lengths_##S(Lengths<T> a) { lengths<1>(a); }                \
-    KERNEL void conv2d_lengths_wide_##S(Lengths<T> a) { lengths<Wide<T>::V>(a); }  \
+    KERNEL void conv2d_lengths_vec_##S(Lengths<T> a) { lengths<Wide<T>::V>(a); }  \
     KERNEL void conv2d_unfold_##S(Unfold<T> a) { unfold<1>(a); }                   \
-    KERNEL void conv2d_unfold_wide_##S(Unfold<T> a) { unfold<Wide<T>::V>(a); }
+    KERNEL void conv2d_unfold_vec_##S(Unfold<T> a) { unfold<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

@@ -44,10 +44,10 @@ pub(super) fn each(
         return Err(Error::DType { op, dtype: from.dtype(), device: "cuda" });
     }
     let ((cuda, to_mat), (_, from)) = (to.cuda_flat(op)?, from.cuda_flat(op)?);
-    let (wide, v) = width(to.dtype(), &[from, to_mat]);
+    let (vectorised, v) = width(to.dtype(), &[from, to_mat]);
     let grid = Grid::covering(to.rows() * to.cols() / v);
     Ok(cuda.launch(
-        kernel.wide(wide),
+        kernel.vectorised(vectorised),
         &[to.dtype()],
         grid,
         Two { from, to: to_mat, factor: factor as f32 },
@@ -64,9 +64,14 @@ pub(super) fn fill(op: &'static str, value: f64, to: ViewMut<'_>) -> Result<()> 
     if value == 0.0 && !gaps {
         return Ok(cuda.set_bytes(mat.data, 0, bytes)?);
     }
-    let (wide, v) = width(to.dtype(), &[mat]);
+    let (vectorised, v) = width(to.dtype(), &[mat]);
     let grid = Grid::covering(to.rows() * to.cols() / v);
-    Ok(cuda.launch(FILL.wide(wide), &[to.dtype()], grid, Two { from: mat, to: mat, factor: value as f32 })?)
+    Ok(cuda.launch(
+        FILL.vectorised(vectorised),
+        &[to.dtype()],
+        grid,
+        Two { from: mat, to: mat, factor: value as f32 },
+    )?)
 }
 
 /// Rounds to another type of float; bytes stay bytes.
@@ -81,7 +86,7 @@ pub(super) fn cast(op: &'static str, from: View<'_>, to: ViewMut<'_>) -> Result<
     let whole = |m: Mat, dtype: DType| {
         m.data.is_multiple_of(4 * dtype.bytes() as u64) && m.cols % 4 == 0 && m.stride % 4 == 0
     };
-    let wide = whole(from_mat, types[0]) && whole(to_mat, types[1]);
-    let grid = Grid::covering(to.rows() * to.cols() / if wide { 4 } else { 1 });
-    Ok(cuda.launch(CAST.wide(wide), &types, grid, Cast { from: from_mat, to: to_mat })?)
+    let vectorised = whole(from_mat, types[0]) && whole(to_mat, types[1]);
+    let grid = Grid::covering(to.rows() * to.cols() / if vectorised { 4 } else { 1 });
+    Ok(cuda.launch(CAST.vectorised(vectorised), &types, grid, Cast { from: from_mat, to: to_mat })?)
 }

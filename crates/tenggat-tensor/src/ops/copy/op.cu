@@ -64,7 +64,7 @@ DEVICE void broadcast_row(const Two<T>& a) {
 
 #define ONE(name, T, S)                                              \
     KERNEL void name##_##S(Two<T> a) { name<1>(a); }                 \
-    KERNEL void name##_wide_##S(Two<T> a) { name<Wide<T>::V>(a); }
+    KERNEL void name##_vec_##S(Two<T> a) { name<Wide<T>::V>(a); }
 #define ALL(T, S)          \
     ONE(copy, T, S)        \
     ONE(fill, T, S)        \
@@ -92,7 +92,7 @@ DEVICE void cast(const Cast<A, B>& a) {
 
 #define CAST(A, SA, B, SB)                                                    \
     KERNEL void cast_##SA##_##SB(Cast<A, B> a) { cast<1>(a); }                \
-    KERNEL void cast_wide_##SA##_##SB(Cast<A, B> a) { cast<4>(a); }
+    KERNEL void cast_vec_##SA##_##SB(Cast<A, B> a) { cast<4>(a); }
 CAST(float, f32, float, f32)
 CAST(float, f32, bf16, bf16)
 CAST(bf16, bf16, float, f32)
@@ -100,10 +100,10 @@ CAST(bf16, bf16, bf16, bf16)
 
 // Bytes, moved as they are.
 KERNEL void copy_u8(Two<uint8_t> a) { copy<1>(a); }
-KERNEL void copy_wide_u8(Two<uint8_t> a) { copy<16>(a); }
+KERNEL void copy_vec_u8(Two<uint8_t> a) { copy<16>(a); }
 KERNEL void cast_u8_u8(Cast<uint8_t, uint8_t> a) {
     copy<1>(Two<uint8_t>{a.from, a.to, 0.0f});
 }
-KERNEL void cast_wide_u8_u8(Cast<uint8_t, uint8_t> a) {
+KERNEL void cast_vec_u8_u8(Cast<uint8_t, uint8_t> a) {
     copy<4>(Two<uint8_t>{a.from, a.to, 0.0f});
 }

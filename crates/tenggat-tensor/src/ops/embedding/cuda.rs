@@ -24,8 +24,8 @@ pub fn gather(op: &'static str, ids: &[u32], table: View<'_>, y: ViewMut<'_>) ->
     let ((cuda, to), (_, from)) = (y.cuda(op)?, table.cuda(op)?);
     let numbers = Buffer::new(&cuda, size_of_val(ids))?;
     cuda.upload(bytemuck::cast_slice(ids), numbers.address())?;
-    let wide = from.in_packs(table.dtype(), PACK) && to.in_packs(y.dtype(), PACK);
-    let grid = Grid::covering(y.rows() * y.cols() / if wide { PACK } else { 1 });
+    let vectorised = from.in_packs(table.dtype(), PACK) && to.in_packs(y.dtype(), PACK);
+    let grid = Grid::covering(y.rows() * y.cols() / if vectorised { PACK } else { 1 });
     let args = Gather { ids: numbers.address(), table: from, y: to };
-    Ok(cuda.launch(GATHER.wide(wide), &[table.dtype(), y.dtype()], grid, args)?)
+    Ok(cuda.launch(GATHER.vectorised(vectorised), &[table.dtype(), y.dtype()], grid, args)?)
 }

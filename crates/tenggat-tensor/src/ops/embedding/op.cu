@@ -18,7 +18,7 @@ DEVICE void gather(const Gather<S, T>& a) {
 
 #define GATHER(A, SA, B, SB)                                                   \
     KERNEL void embedding_##SA##_##SB(Gather<A, B> a) { gather<1>(a); }        \
-    KERNEL void embedding_wide_##SA##_##SB(Gather<A, B> a) { gather<4>(a); }
+    KERNEL void embedding_vec_##SA##_##SB(Gather<A, B> a) { gather<4>(a); }
 GATHER(float, f32, float, f32)
 GATHER(float, f32, bf16, bf16)
 GATHER(bf16, bf16, float, f32)

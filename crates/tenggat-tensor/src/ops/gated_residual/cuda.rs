@@ -55,8 +55,13 @@ pub fn forward(
     let (cuda, to) = out.cuda(op)?;
     let args =
         Forward { x: x.cuda(op)?.1, gate: gate.cuda(op)?.1, y: y.cuda(op)?.1, out: to, tokens: int(tokens)? };
-    let (wide, v) = width(out.dtype(), &[args.x, args.gate, args.y, to]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[out.dtype()], Grid::covering(out.rows() * out.cols() / v), args)?)
+    let (vectorised, v) = width(out.dtype(), &[args.x, args.gate, args.y, to]);
+    Ok(cuda.launch(
+        FORWARD.vectorised(vectorised),
+        &[out.dtype()],
+        Grid::covering(out.rows() * out.cols() / v),
+        args,
+    )?)
 }
 
 pub fn backward_input(
@@ -68,8 +73,13 @@ pub fn backward_input(
 ) -> Result<()> {
     let (cuda, to) = dy.cuda(op)?;
     let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens)? };
-    let (wide, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
-    Ok(cuda.launch(INPUT.wide(wide), &[dy.dtype()], Grid::covering(dy.rows() * dy.cols() / v), args)?)
+    let (vectorised, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
+    Ok(cuda.launch(
+        INPUT.vectorised(vectorised),
+        &[dy.dtype()],
+        Grid::covering(dy.rows() * dy.cols() / v),
+        args,
+    )?)
 }
 
 pub fn backward_gate(
@@ -82,7 +92,7 @@ pub fn backward_gate(
     let (cuda, y_mat) = y.cuda(op)?;
     let columns = Columns::new(&cuda, 1, dgate.rows(), tokens, y.cols())?;
     let args = Gate { y: y_mat, dout: dout.cuda(op)?.1, parts: columns.parts()? };
-    let (wide, v) = width(y.dtype(), &[args.y, args.dout]);
-    cuda.launch(GATE.wide(wide), &[y.dtype()], columns.grid(v), args)?;
+    let (vectorised, v) = width(y.dtype(), &[args.y, args.dout]);
+    cuda.launch(GATE.vectorised(vectorised), &[y.dtype()], columns.grid(v), args)?;
     columns.finish(op, dgate)
 }

@@ -58,9 +58,9 @@ DEVICE void backward_gate(const Gate<T>& a) {
 
 #define KERNELS(T, S)                                                                                \
     KERNEL void gated_residual_forward_##S(Forward<T> a) { forward<1>(a); }                          \
-    KERNEL void gated_residual_forward_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }            \
+    KERNEL void gated_residual_forward_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }            \
     KERNEL void gated_residual_backward_input_##S(Input<T> a) { backward_input<1>(a); }              \
-    KERNEL void gated_residual_backward_input_wide_##S(Input<T> a) { backward_input<Wide<T>::V>(a); } \
+    KERNEL void gated_residual_backward_input_vec_##S(Input<T> a) { backward_input<Wide<T>::V>(a); } \
     KERNEL void gated_residual_backward_gate_##S(Gate<T> a) { backward_gate<1>(a); }                 \
-    KERNEL void gated_residual_backward_gate_wide_##S(Gate<T> a) { backward_gate<Wide<T>::V>(a); }
+    KERNEL void gated_residual_backward_gate_vec_##S(Gate<T> a) { backward_gate<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

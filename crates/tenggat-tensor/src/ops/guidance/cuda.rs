@@ -36,6 +36,11 @@ pub fn forward(
         scale: scale as f32,
         keep_norm: (norm == Norm::Conditional).into(),
     };
-    let (wide, _) = width(dtype, &[to, from]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[dtype], Grid::covering(32 * conditional.rows()), args)?)
+    let (vectorised, _) = width(dtype, &[to, from]);
+    Ok(cuda.launch(
+        FORWARD.vectorised(vectorised),
+        &[dtype],
+        Grid::covering(32 * conditional.rows()),
+        args,
+    )?)
 }

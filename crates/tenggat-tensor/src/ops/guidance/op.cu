@@ -42,5 +42,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                                         \
     KERNEL void guidance_##S(Forward<T> a) { forward<1>(a); }                 \
-    KERNEL void guidance_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+    KERNEL void guidance_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

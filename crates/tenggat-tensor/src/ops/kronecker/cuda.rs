@@ -58,8 +58,8 @@ struct Total {
 
 /// Whether a pack of elements lies within one row of the small matrices, and how many it has.
 fn packs(dtype: DType, k: usize, matrices: &[Mat]) -> (bool, usize) {
-    let (wide, v) = width(dtype, matrices);
-    if wide && k.is_multiple_of(v) { (true, v) } else { (false, 1) }
+    let (vectorised, v) = width(dtype, matrices);
+    if vectorised && k.is_multiple_of(v) { (true, v) } else { (false, 1) }
 }
 
 /// `Y += alpha · W₁·T`.
@@ -101,9 +101,9 @@ fn multiply(
         add: add.into(),
         alpha: alpha as f32,
     };
-    let (wide, v) = packs(dtype, k, &[args.from, to_mat]);
+    let (vectorised, v) = packs(dtype, k, &[args.from, to_mat]);
     let grid = Grid::covering(to.rows() * rows.div_ceil(OWN) * (k / v));
-    Ok(cuda.launch(MULTIPLY.wide(wide), &[w1.dtype(), dtype], grid, args)?)
+    Ok(cuda.launch(MULTIPLY.vectorised(vectorised), &[w1.dtype(), dtype], grid, args)?)
 }
 
 /// `dW₁ = beta · dW₁ + alpha · Σ dY·Tᵀ`: sums of chunks of rows, then their sum.
@@ -131,9 +131,9 @@ pub fn backward_w1(
         k: int(k)?,
         chunk: int(CHUNK)?,
     };
-    let (wide, _) = packs(dtype, k, &[args.t, args.dy]);
+    let (vectorised, _) = packs(dtype, k, &[args.t, args.dy]);
     let grid = Grid::blocks(l.div_ceil(OWN) * q.div_ceil(OWN)).layers(chunks);
-    cuda.launch(PARTIAL.wide(wide), &[dtype], grid, args)?;
+    cuda.launch(PARTIAL.vectorised(vectorised), &[dtype], grid, args)?;
     let args =
         Total { parts: address, dw1: to, chunks: int(chunks)?, alpha: alpha as f32, beta: beta as f32 };
     Ok(cuda.launch(TOTAL, &[], Grid::covering(l * q), args)?)

@@ -116,12 +116,12 @@ KERNEL void kronecker_total(Total a) {
 
 #define MULTIPLY(W, SW, T, ST)                                                                          \
     KERNEL void kronecker_##SW##_##ST(Multiply<W, T> a) { multiply<1>(a); }                             \
-    KERNEL void kronecker_wide_##SW##_##ST(Multiply<W, T> a) { multiply<Wide<T>::V>(a); }
+    KERNEL void kronecker_vec_##SW##_##ST(Multiply<W, T> a) { multiply<Wide<T>::V>(a); }
 MULTIPLY(float, f32, float, f32)
 MULTIPLY(float, f32, bf16, bf16)
 MULTIPLY(bf16, bf16, bf16, bf16)
 
 #define PARTIAL(T, S)                                                                  \
     KERNEL void kronecker_partial_##S(Partial<T> a) { partial<1>(a); }                 \
-    KERNEL void kronecker_partial_wide_##S(Partial<T> a) { partial<Wide<T>::V>(a); }
+    KERNEL void kronecker_partial_vec_##S(Partial<T> a) { partial<Wide<T>::V>(a); }
 FOR_FLOATS(PARTIAL)

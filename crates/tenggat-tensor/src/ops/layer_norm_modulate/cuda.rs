@@ -60,8 +60,8 @@ pub fn forward(
     let (cuda, y_mat) = y.cuda(op)?;
     let (x, modulation, stats) = (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1);
     let args = Forward { x, modulation, y: y_mat, stats, tokens: int(tokens)?, eps: EPS as f32 };
-    let (wide, _) = width(y.dtype(), &[x, modulation, y_mat]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)?)
+    let (vectorised, _) = width(y.dtype(), &[x, modulation, y_mat]);
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[y.dtype()], Grid::blocks(y.rows()), args)?)
 }
 
 pub fn backward_input(
@@ -77,8 +77,8 @@ pub fn backward_input(
     let (x, modulation, stats, dy) =
         (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1, dy.cuda(op)?.1);
     let args = Input { x, modulation, stats, dy, dx: dx_mat, tokens: int(tokens)? };
-    let (wide, _) = width(dx.dtype(), &[x, modulation, dy, dx_mat]);
-    Ok(cuda.launch(INPUT.wide(wide), &[dx.dtype()], Grid::blocks(dx.rows()), args)?)
+    let (vectorised, _) = width(dx.dtype(), &[x, modulation, dy, dx_mat]);
+    Ok(cuda.launch(INPUT.vectorised(vectorised), &[dx.dtype()], Grid::blocks(dx.rows()), args)?)
 }
 
 pub fn backward_modulation(
@@ -92,7 +92,7 @@ pub fn backward_modulation(
     let (cuda, x_mat) = x.cuda(op)?;
     let columns = Columns::new(&cuda, 2, dmodulation.rows(), tokens, x.cols())?;
     let args = Modulation { x: x_mat, stats: stats.cuda(op)?.1, dy: dy.cuda(op)?.1, parts: columns.parts()? };
-    let (wide, v) = width(x.dtype(), &[args.x, args.dy]);
-    cuda.launch(MODULATION.wide(wide), &[x.dtype()], columns.grid(v), args)?;
+    let (vectorised, v) = width(x.dtype(), &[args.x, args.dy]);
+    cuda.launch(MODULATION.vectorised(vectorised), &[x.dtype()], columns.grid(v), args)?;
     columns.finish(op, dmodulation)
 }

@@ -113,9 +113,9 @@ DEVICE void backward_modulation(const Modulation<T>& a) {
 
 #define KERNELS(T, S)                                                                                    \
     KERNEL void layer_norm_forward_##S(Forward<T> a) { forward<1>(a); }                                  \
-    KERNEL void layer_norm_forward_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }                    \
+    KERNEL void layer_norm_forward_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }                    \
     KERNEL void layer_norm_backward_input_##S(Input<T> a) { backward_input<1>(a); }                      \
-    KERNEL void layer_norm_backward_input_wide_##S(Input<T> a) { backward_input<Wide<T>::V>(a); }        \
+    KERNEL void layer_norm_backward_input_vec_##S(Input<T> a) { backward_input<Wide<T>::V>(a); }        \
     KERNEL void layer_norm_backward_modulation_##S(Modulation<T> a) { backward_modulation<1>(a); }       \
-    KERNEL void layer_norm_backward_modulation_wide_##S(Modulation<T> a) { backward_modulation<Wide<T>::V>(a); }
+    KERNEL void layer_norm_backward_modulation_vec_##S(Modulation<T> a) { backward_modulation<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

@@ -61,7 +61,7 @@ impl<T: Real> Widen<T> for Quantised {
     }
 
     fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
-        Quantised::widen(self, rows, cols, out);
+        Quantised::dequantise_part(self, rows, cols, out);
     }
 }
 

@@ -133,8 +133,8 @@ impl Weight {
     /// The weights that a GPU multiplies by, if they are not stored so: `[out, in]` in the computing type.
     fn scratch(&self, dtype: DType) -> Result<Option<Tensor>> {
         match self {
-            Weight::Resident(w) => Ok(Some(w.widened(dtype)?)),
-            Weight::Fp8(w) => Ok(Some(w.widened(dtype)?)),
+            Weight::Resident(w) => Ok(Some(w.to_dense(dtype)?)),
+            Weight::Fp8(w) => Ok(Some(w.to_dense(dtype)?)),
             Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
             _ => Ok(None),
         }

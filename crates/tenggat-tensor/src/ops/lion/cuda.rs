@@ -48,6 +48,6 @@ pub fn step(
         rest1: (1.0 - h.beta1) as f32,
         rest2: (1.0 - h.beta2) as f32,
     };
-    let (wide, v) = width(DType::F32, &[to, args.gradient, args.m]);
-    Ok(cuda.launch(STEP.wide(wide), &[], Grid::covering(n / v), args)?)
+    let (vectorised, v) = width(DType::F32, &[to, args.gradient, args.m]);
+    Ok(cuda.launch(STEP.vectorised(vectorised), &[], Grid::covering(n / v), args)?)
 }

@@ -26,4 +26,4 @@ DEVICE void step(const Step& a) {
 }
 
 KERNEL void lion_step(Step a) { step<1>(a); }
-KERNEL void lion_step_wide(Step a) { step<4>(a); }
+KERNEL void lion_step_vec(Step a) { step<4>(a); }

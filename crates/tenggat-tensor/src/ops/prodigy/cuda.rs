@@ -81,8 +81,8 @@ pub fn accumulate(
         second: (h.d * h.d * (1.0 - h.beta2)) as f32,
         third: h.sum_weight as f32,
     };
-    let (wide, _) = width(DType::F32, &[from, args.gradient, args.start, args.m, args.v, args.s]);
-    cuda.launch(ACCUMULATE.wide(wide), &[], Grid::blocks(chunks), args)?;
+    let (vectorised, _) = width(DType::F32, &[from, args.gradient, args.start, args.m, args.v, args.s]);
+    cuda.launch(ACCUMULATE.vectorised(vectorised), &[], Grid::blocks(chunks), args)?;
     let (mut distance, mut size) = (0.0, 0.0);
     for pair in sums.to_f64()?.chunks_exact(2) {
         distance += pair[0];
@@ -102,6 +102,6 @@ pub fn update(op: &'static str, parameter: ViewMut<'_>, m: View<'_>, v: View<'_>
         eps: h.eps as f32,
         decay: (1.0 - h.step_size * h.weight_decay) as f32,
     };
-    let (wide, pack) = width(DType::F32, &[to, args.m, args.v]);
-    Ok(cuda.launch(UPDATE.wide(wide), &[], Grid::covering(parameter.cols() / pack), args)?)
+    let (vectorised, pack) = width(DType::F32, &[to, args.m, args.v]);
+    Ok(cuda.launch(UPDATE.vectorised(vectorised), &[], Grid::covering(parameter.cols() / pack), args)?)
 }

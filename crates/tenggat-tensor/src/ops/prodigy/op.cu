@@ -42,7 +42,7 @@ DEVICE void accumulate(const Accumulate& a) {
 }
 
 KERNEL void prodigy_accumulate(Accumulate a) { accumulate<1>(a); }
-KERNEL void prodigy_accumulate_wide(Accumulate a) { accumulate<4>(a); }
+KERNEL void prodigy_accumulate_vec(Accumulate a) { accumulate<4>(a); }
 
 // Second pass.
 struct Update {
@@ -64,4 +64,4 @@ DEVICE void update(const Update& a) {
 }
 
 KERNEL void prodigy_update(Update a) { update<1>(a); }
-KERNEL void prodigy_update_wide(Update a) { update<4>(a); }
+KERNEL void prodigy_update_vec(Update a) { update<4>(a); }

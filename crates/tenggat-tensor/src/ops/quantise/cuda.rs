@@ -179,7 +179,7 @@ impl Resident {
     ///
     /// # Errors
     /// Out of GPU memory.
-    pub fn widened(&self, dtype: DType) -> Result<Tensor> {
+    pub fn to_dense(&self, dtype: DType) -> Result<Tensor> {
         let mut wide = Tensor::empty(&self.device, dtype, &self.shape)?;
         self.dequantise(wide.view_mut())?;
         Ok(wide)
@@ -217,7 +217,7 @@ impl Resident {
                 addresses(&copied)?
             }
         };
-        widen(kernel, addresses, self.shape, to)
+        launch_dequantise(kernel, addresses, self.shape, to)
     }
 }
 
@@ -225,10 +225,10 @@ impl Resident {
 pub(super) fn dequantise_fp8(codes: &Tensor, scales: &Tensor, to: ViewMut<'_>) -> Result<()> {
     const OP: &str = "dequantise fp8";
     let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
-    widen(FP8, [address(codes)?, address(scales)?, 0], to.shape(), to)
+    launch_dequantise(FP8, [address(codes)?, address(scales)?, 0], to.shape(), to)
 }
 
-fn widen(
+fn launch_dequantise(
     kernel: Kernel,
     [codes, scales, zero_points]: [u64; 3],
     [rows, cols]: [usize; 2],
@@ -287,7 +287,7 @@ mod tests {
             for next in [Some(NextUse::Soon), None, Some(NextUse::Later), None] {
                 next.into_iter().for_each(|next| away.prefetch(next));
                 assert_eq!(matches!(*away.place(), Place::Coming(_)), gpu.live_bytes() > idle);
-                assert_eq!(away.widened(DType::F32).unwrap().to_f32().unwrap(), expected);
+                assert_eq!(away.to_dense(DType::F32).unwrap().to_f32().unwrap(), expected);
             }
             assert_eq!(gpu.live_bytes(), idle);
         }
@@ -308,6 +308,6 @@ mod tests {
         assert!(matches!(*away.place(), Place::Away));
         drop(all);
         gpu.trim();
-        assert_eq!(away.widened(DType::F32).unwrap().to_f32().unwrap(), expected);
+        assert_eq!(away.to_dense(DType::F32).unwrap().to_f32().unwrap(), expected);
     }
 }

@@ -87,7 +87,9 @@ fn address(tensor: &Tensor) -> Result<u64> {
 /// Whether rows can be rounded 16 bytes at a time.
 fn takes(x: View<'_>) -> Result<bool> {
     let (_, mat) = x.cuda("round to fp8")?;
-    Ok(matches!(x.dtype(), DType::F32 | DType::BF16) && mat.is_wide(x.dtype()) && x.cols().is_multiple_of(16))
+    Ok(matches!(x.dtype(), DType::F32 | DType::BF16)
+        && mat.is_vectorisable(x.dtype())
+        && x.cols().is_multiple_of(16))
 }
 
 /// Rounds each row of `x · diag(factors)`; x: `[m, k]` f32 or bf16 in whole packs of 16 bytes, factors: `[k]`
@@ -133,7 +135,7 @@ impl Fp8 {
     pub fn from_resident(matrix: Resident) -> Result<Self> {
         let [out, input] = matrix.shape();
         if !matches!(matrix.format(), Format::Float8 | Format::QFloat8) {
-            return Self::from_dense(&matrix.widened(DType::BF16)?);
+            return Self::from_dense(&matrix.to_dense(DType::BF16)?);
         }
         let device = matrix.device();
         let Parts { codes, scales, .. } = matrix.into_parts()?;
@@ -181,7 +183,7 @@ impl Fp8 {
     ///
     /// # Errors
     /// Out of GPU memory.
-    pub fn widened(&self, dtype: DType) -> Result<Tensor> {
+    pub fn to_dense(&self, dtype: DType) -> Result<Tensor> {
         let mut wide = Tensor::empty(&self.ones.device(), dtype, &self.shape())?;
         cuda::dequantise_fp8(&self.rounded.codes, &self.rounded.scales, wide.view_mut())?;
         Ok(wide)
@@ -457,7 +459,7 @@ mod tests {
             assert_eq!((w.shape(), w.bytes()), ([out, input], 2 * out * input + 4 * (out + input)));
             if format.ends_with("float8") {
                 let usual = stored_there.dequantise(&Device::cpu(), DType::F32).unwrap();
-                assert_eq!(w.widened(DType::F32).unwrap().to_f64().unwrap(), usual.to_f64().unwrap());
+                assert_eq!(w.to_dense(DType::F32).unwrap().to_f64().unwrap(), usual.to_f64().unwrap());
             }
         }
         let w = fp8(weight(&gpu, None, [out, input]));

@@ -194,13 +194,13 @@ impl Quantised {
     /// Out of device memory.
     pub fn dequantise(&self, device: &Device, dtype: DType) -> Result<Tensor> {
         let mut wide = Tensor::empty(device, DType::F32, &[self.rows, self.cols])?;
-        self.widen(0..self.rows, 0..self.cols, wide.host_mut::<f32>()?);
+        self.dequantise_part(0..self.rows, 0..self.cols, wide.host_mut::<f32>()?);
         if dtype == DType::F32 { Ok(wide) } else { wide.to_dtype(dtype) }
     }
 
     /// Dequantises a rectangle into `out`, row-major, on the calling thread. Column ranges start and end at
     /// groups.
-    pub(crate) fn widen<T: Real>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
+    pub(crate) fn dequantise_part<T: Real>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
         let (code_bytes, groups) = (self.format.code_bytes(self.cols), self.format.groups(self.cols));
         let group = self.cols.div_ceil(groups.max(1)).max(1);
         let Parts { codes, scales, zero_points } = &self.parts;
@@ -219,9 +219,15 @@ impl Quantised {
                             let zeros = &zero_points[row * groups..(row + 1) * groups];
                             let bytes = uint::group_bytes(bits);
                             let codes = &codes[first * bytes..last * bytes];
-                            uint::widen(bits, codes, &scales[2 * first..2 * last], &zeros[first..last], out);
+                            uint::dequantise(
+                                bits,
+                                codes,
+                                &scales[2 * first..2 * last],
+                                &zeros[first..last],
+                                out,
+                            );
                         }
-                        format => per_row::widen(format, &codes[cols.clone()], scales, out),
+                        format => per_row::dequantise(format, &codes[cols.clone()], scales, out),
                     }
                 }
             },
@@ -259,7 +265,7 @@ mod tests {
             let q = Quantised::quantise(format, &w, cols).unwrap();
             let whole = q.dequantise(&Device::cpu(), DType::F64).unwrap().to_f64().unwrap();
             let mut part = vec![0.0f64; 3 * 128];
-            q.widen(1..4, 64..192, &mut part);
+            q.dequantise_part(1..4, 64..192, &mut part);
             for (i, row) in part.chunks(128).enumerate() {
                 assert_eq!(row, &whole[(i + 1) * cols + 64..][..128], "{format}");
             }

@@ -51,7 +51,7 @@ pub fn quantise_row(format: Format, w: &[bf16], codes: &mut [u8], scales: &mut [
 /// exactly code·scale, because there the product with the codes is scaled afterwards. Rounded to bf16 both
 /// are upstream's dequantised weights.
 #[inline(always)]
-pub fn widen<T: Real>(format: Format, codes: &[u8], scale: &[u8], out: &mut [T]) {
+pub fn dequantise<T: Real>(format: Format, codes: &[u8], scale: &[u8], out: &mut [T]) {
     let scale = scale.first_chunk().map_or(0.0, |&b| bf16::from_le_bytes(b).to_f32());
     let put = |x: f32| T::from_f64(f64::from(x));
     if matches!(format, Format::QInt8 | Format::Int8) {

@@ -120,7 +120,7 @@ fn unpack_shard<const WIDTH: usize, const LEN: usize>(
 
 /// Weights of whole groups.
 #[inline(always)]
-pub fn widen<T: Real>(bits: u8, codes: &[u8], scales: &[u8], zeros: &[u8], out: &mut [T]) {
+pub fn dequantise<T: Real>(bits: u8, codes: &[u8], scales: &[u8], zeros: &[u8], out: &mut [T]) {
     match bits {
         2 => widen_groups::<2, T>(codes, scales, zeros, out),
         3 => widen_groups::<3, T>(codes, scales, zeros, out),

@@ -21,6 +21,6 @@ struct Forward {
 pub fn forward(op: &'static str, x: View<'_>, weight: View<'_>, eps: f64, y: ViewMut<'_>) -> Result<()> {
     let (cuda, y_mat) = y.cuda(op)?;
     let args = Forward { x: x.cuda(op)?.1, weight: weight.cuda(op)?.1, y: y_mat, eps: eps as f32 };
-    let (wide, _) = width(y.dtype(), &[args.x, args.weight, y_mat]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::blocks(y.rows()), args)?)
+    let (vectorised, _) = width(y.dtype(), &[args.x, args.weight, y_mat]);
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[y.dtype()], Grid::blocks(y.rows()), args)?)
 }

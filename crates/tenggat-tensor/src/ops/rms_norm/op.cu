@@ -30,5 +30,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                                            \
     KERNEL void rms_norm_##S(Forward<T> a) { forward<1>(a); }                    \
-    KERNEL void rms_norm_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+    KERNEL void rms_norm_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

@@ -24,8 +24,8 @@ pub fn forward(op: &'static str, table: View<'_>, heads: usize, x: ViewMut<'_>) 
     expect_dtypes(op, x.dtype().wide(), &[table.dtype()])?;
     let ((cuda, to), (_, from)) = (x.cuda(op)?, table.cuda(op)?);
     let half = table.cols() / 2;
-    let wide =
+    let vectorised =
         half.is_multiple_of(PACK) && from.in_packs(table.dtype(), PACK) && to.in_packs(x.dtype(), PACK);
-    let grid = Grid::covering(x.rows() * heads * half / if wide { PACK } else { 1 });
-    Ok(cuda.launch(FORWARD.wide(wide), &[x.dtype()], grid, Forward { table: from, x: to })?)
+    let grid = Grid::covering(x.rows() * heads * half / if vectorised { PACK } else { 1 });
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[x.dtype()], grid, Forward { table: from, x: to })?)
 }

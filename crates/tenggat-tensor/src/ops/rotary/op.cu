@@ -32,5 +32,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                               \
     KERNEL void rotary_##S(Forward<T> a) { forward<1>(a); }         \
-    KERNEL void rotary_wide_##S(Forward<T> a) { forward<4>(a); }
+    KERNEL void rotary_vec_##S(Forward<T> a) { forward<4>(a); }
 FOR_FLOATS(KERNELS)

@@ -29,6 +29,11 @@ pub fn forward(
     expect_dtypes(op, y.dtype(), &[x.dtype(), scale.dtype(), shift.dtype()])?;
     let (cuda, to) = y.cuda(op)?;
     let args = Forward { x: x.cuda(op)?.1, scale: scale.cuda(op)?.1, shift: shift.cuda(op)?.1, y: to };
-    let (wide, v) = width(y.dtype(), &[args.x, args.scale, args.shift, to]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * y.cols() / v), args)?)
+    let (vectorised, v) = width(y.dtype(), &[args.x, args.scale, args.shift, to]);
+    Ok(cuda.launch(
+        FORWARD.vectorised(vectorised),
+        &[y.dtype()],
+        Grid::covering(y.rows() * y.cols() / v),
+        args,
+    )?)
 }

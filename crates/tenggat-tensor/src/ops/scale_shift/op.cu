@@ -20,5 +20,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                                            \
     KERNEL void scale_shift_##S(Forward<T> a) { forward<1>(a); }                 \
-    KERNEL void scale_shift_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+    KERNEL void scale_shift_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

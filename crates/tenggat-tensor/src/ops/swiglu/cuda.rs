@@ -22,6 +22,6 @@ pub fn forward(op: &'static str, x: View<'_>, y: ViewMut<'_>) -> Result<()> {
     expect_dtypes(op, y.dtype(), &[x.dtype()])?;
     let ((cuda, to), n) = (y.cuda(op)?, y.cols());
     let args = Forward { gate: x.columns(0..n).cuda(op)?.1, up: x.columns(n..2 * n).cuda(op)?.1, y: to };
-    let (wide, v) = width(y.dtype(), &[args.gate, args.up, to]);
-    Ok(cuda.launch(FORWARD.wide(wide), &[y.dtype()], Grid::covering(y.rows() * n / v), args)?)
+    let (vectorised, v) = width(y.dtype(), &[args.gate, args.up, to]);
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[y.dtype()], Grid::covering(y.rows() * n / v), args)?)
 }

@@ -19,5 +19,5 @@ DEVICE void forward(const Forward<T>& a) {
 
 #define KERNELS(T, S)                                                       \
     KERNEL void swiglu_##S(Forward<T> a) { forward<1>(a); }                 \
-    KERNEL void swiglu_wide_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
+    KERNEL void swiglu_vec_##S(Forward<T> a) { forward<Wide<T>::V>(a); }
 FOR_FLOATS(KERNELS)

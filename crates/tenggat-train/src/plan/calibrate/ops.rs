@@ -288,7 +288,7 @@ impl Joint {
             tokens: key_lens[0],
             heads: C / HEAD_DIM,
             scale,
-            narrow: false,
+            bf16_products: false,
         }
     }
 

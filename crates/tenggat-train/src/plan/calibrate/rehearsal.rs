@@ -95,7 +95,7 @@ impl Rehearsal {
     pub fn model_in(&self, device: &Device, precision: Precision) -> Result<Transformer> {
         let folder = tempfile::tempdir().map_err(|e| unwritten(&std::env::temp_dir(), &e))?;
         self.write(folder.path()).map_err(|e| unwritten(folder.path(), &e))?;
-        let options = LoadOptions { narrow_products: precision.weights == DType::BF16, ..Default::default() };
+        let options = LoadOptions { bf16_products: precision.weights == DType::BF16, ..Default::default() };
         Transformer::load_with(folder.path(), device, precision, options)
     }
 
