@@ -36,6 +36,7 @@ const NEUTRAL: &[&str] = &[
     "config.process[].tenggat.keep_best",
     "config.process[].tenggat.held_out",
     "config.process[].tenggat.deliver",
+    "config.process[].tenggat.held_out_weights",
     "config.process[].performance_log_every",
     "config.process[].save",
     "config.process[].logging",

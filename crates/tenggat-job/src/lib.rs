@@ -19,6 +19,7 @@ mod suggest;
 mod tree;
 mod types;
 mod values;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -40,3 +41,4 @@ pub use values::{
     Balance, Bell, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser, PictureFormat, Qtype,
     Recompute, SaveType, TimestepType,
 };
+pub use weights::ErrorWeights;

@@ -122,6 +122,6 @@ sections! {
     Tenggat {
         budget: String, deadline: String, fill: bool, keep_best: bool, margin: String, memory_limit: String,
         seed: u64, compat: OneOrMany<String>, threads: u64, resume: bool, held_out: String, deliver: String,
-        lr_times_steps: f64, fp8_products: bool,
+        lr_times_steps: f64, fp8_products: bool, held_out_weights: String,
     }
 }

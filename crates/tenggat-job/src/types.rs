@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::Compat;
 use super::values::{
     Balance, Bell, Deliver, FirstRound, Loss, LrScheduler, NetworkKind, Optimiser, PictureFormat, Qtype,
     Recompute, SaveType, TimestepType,
 };
+use super::{Compat, ErrorWeights};
 
 /// Everything that a run is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub struct Job {
     pub datasets: Vec<Dataset>,
     /// Folder of pictures with captions that are kept out of training, to measure on.
     pub held_out: Option<PathBuf>,
+    /// What the error on them with captions and that with the empty prompt count.
+    pub held_out_weights: ErrorWeights,
     /// How it is trained.
     pub train: Train,
     /// What is adapted.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 use tenggat_plan::{Clock, Forecast, Phase, RuledBy};
+use tenggat_train::job::ErrorWeights;
 use tenggat_train::run::{Contender, Event, Scores, Step};
 
 use crate::output::{self, Bar, say};
@@ -20,6 +21,7 @@ pub struct Progress {
     bar: Option<Bar>,
     quantising: Option<Bar>,
     last_line: Option<Instant>,
+    weights: ErrorWeights,
 }
 
 impl Progress {
@@ -27,7 +29,19 @@ impl Progress {
     pub fn new(clock: &dyn Clock, deadline_s: Option<f64>) -> Self {
         let started = moment(Timestamp::now(), -clock.now_s());
         let deadline = deadline_s.map(|at_s| time_of_day(moment(started, at_s)));
-        Progress { started, deadline, bar: None, quantising: None, last_line: None }
+        Progress {
+            started,
+            deadline,
+            bar: None,
+            quantising: None,
+            last_line: None,
+            weights: ErrorWeights::default(),
+        }
+    }
+
+    /// The same, for a run whose held-out errors count so.
+    pub fn weighting(self, weights: ErrorWeights) -> Self {
+        Progress { weights, ..self }
     }
 
     /// Shows one event.
@@ -77,7 +91,7 @@ impl Progress {
             Event::Contender(Contender { steps, error, is_best }) => say!(
                 "{:<14} {:.5} after {steps} steps{}",
                 "held-out error",
-                error.total(),
+                error.total(self.weights),
                 if is_best { "" } else { ", no better" }
             ),
             Event::Wrote { what, path } => say!("{what:<14} {}", path.display()),
@@ -136,9 +150,10 @@ impl Progress {
 
     fn scores(&self, scores: &Scores) {
         let what = if scores.trained { "with the LoRA" } else { "bare model" };
-        let picture = scores.picture.total();
-        let velocity =
-            scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total()));
+        let picture = scores.picture.total(self.weights);
+        let velocity = scores
+            .velocity
+            .map_or(String::new(), |v| format!(", velocity error {:.5}", v.total(self.weights)));
         say!("{what:<14} held-out picture error {picture:.5}{velocity}");
     }
 }

@@ -96,6 +96,7 @@ pub(super) const SECTIONS: &[Section] = &[
             supported("deadline", "2030-01-01T00:00:00Z"),
             supported("held_out", "test"),
             supported("deliver", "newest"),
+            supported("held_out_weights", "1:3"),
             real("lr_times_steps", "0.1", Range::new(1e-9, 1e9)),
             supported("keep_best", "true"),
             supported("fill", "true"),

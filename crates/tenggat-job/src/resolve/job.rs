@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::resolver::{PROCESS, Resolver};
 use crate::moment::parse_moment;
 use crate::values::{self, Deliver};
-use crate::{ARCH, Compat, Job, Limits, raw};
+use crate::{ARCH, Compat, ErrorWeights, Job, Limits, raw};
 
 /// Seed of jobs that do not name one; ai-toolkit then draws one that nobody can repeat.
 const DEFAULT_SEED: u64 = 42;
@@ -82,6 +82,7 @@ impl Resolver<'_> {
             let message = "nothing says what is best; name pictures in `train.validation_config`";
             self.wrong("config.process[0].tenggat.keep_best", message);
         }
+        let held_out_weights = self.held_out_weights(own.held_out_weights.as_deref());
         let deliver = format!("{PROCESS}.tenggat.deliver");
         let deliver = self.choose(&deliver, own.deliver.as_deref(), values::DELIVERIES, Deliver::Newest);
         Job {
@@ -98,6 +99,7 @@ impl Resolver<'_> {
             push,
             datasets,
             held_out: own.held_out.filter(|path| !path.is_empty()).map(PathBuf::from),
+            held_out_weights,
             model: self.model(process.model.unwrap_or_default(), own.fp8_products.unwrap_or(false)),
             train,
             sample,
@@ -168,6 +170,14 @@ impl Resolver<'_> {
             memory_bytes: self.parsed("memory_limit", own.memory_limit.as_deref(), tenggat_plan::parse_bytes),
             threads: own.threads.map(|threads| threads as usize),
         }
+    }
+
+    fn held_out_weights(&mut self, text: Option<&str>) -> ErrorWeights {
+        let Some(text) = text else { return ErrorWeights::default() };
+        text.parse().unwrap_or_else(|message: String| {
+            self.wrong("config.process[0].tenggat.held_out_weights", message);
+            ErrorWeights::default()
+        })
     }
 
     /// A quantity with its unit, under `tenggat`.

@@ -6,7 +6,8 @@ use tenggat_models::lora::Lora;
 use tenggat_tensor::Tensor;
 
 use super::rules::{self, Redrawing};
-use crate::measure::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt, Redraw};
+use crate::job::ErrorWeights;
+use crate::measure::score::{HeldOut, Judge, LEVELS, Prompt, Redraw};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,6 +16,8 @@ pub struct Measures {
     pub picture: Option<Redrawing>,
     /// Error of predicted velocities, with so many noises at each level.
     pub velocity: Option<u64>,
+    /// What errors with captions and with the empty prompt count.
+    pub weights: ErrorWeights,
 }
 
 impl Measures {
@@ -30,7 +33,7 @@ impl Measures {
 /// One kind of error on test pictures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// 1/4 captioned + 3/4 empty: what the contest ranks by; lower is better.
+    /// Both by their weights: what the contest ranks by; lower is better.
     pub total: f64,
     /// Mean with the captions.
     pub captioned: f64,
@@ -40,22 +43,32 @@ pub struct Measured {
     pub deviation: f64,
     /// Captioned and empty error of each picture, in the order of the test pictures.
     pub pictures: Vec<[f64; 2]>,
+    /// What they count.
+    #[serde(skip)]
+    weights: ErrorWeights,
 }
 
 impl Measured {
-    fn new(pictures: Vec<[f64; 2]>) -> Self {
+    fn new(pictures: Vec<[f64; 2]>, weights: ErrorWeights) -> Self {
         let n = pictures.len().max(1) as f64;
         let mean = |f: &dyn Fn(&[f64; 2]) -> f64| pictures.iter().map(f).sum::<f64>() / n;
-        let total = |p: &[f64; 2]| HeldOutError { captioned: p[0], empty: p[1] }.total();
+        let total = |p: &[f64; 2]| weights.sum(p[0], p[1]);
         let centre = mean(&total);
         let deviation = mean(&|p| (total(p) - centre).powi(2)).sqrt();
-        Measured { total: centre, captioned: mean(&|p| p[0]), empty: mean(&|p| p[1]), deviation, pictures }
+        Measured {
+            total: centre,
+            captioned: mean(&|p| p[0]),
+            empty: mean(&|p| p[1]),
+            deviation,
+            pictures,
+            weights,
+        }
     }
 
     /// Mean difference of the totals, picture by picture, from another adapter's on the same pictures and
     /// noise, and its standard error.
     pub fn difference(&self, other: &Self) -> (f64, f64) {
-        let total = |p: &[f64; 2]| HeldOutError { captioned: p[0], empty: p[1] }.total();
+        let total = |p: &[f64; 2]| self.weights.sum(p[0], p[1]);
         let each: Vec<f64> =
             self.pictures.iter().zip(&other.pictures).map(|(a, b)| total(a) - total(b)).collect();
         let n = each.len().max(1) as f64;
@@ -108,7 +121,7 @@ pub fn evaluate(
             }
             errors.extend(sums.into_iter().map(|sum| sum.map(|s| s / redrawing.seeds.max(1) as f64)));
         }
-        evaluation.picture = Some(Measured::new(errors));
+        evaluation.picture = Some(Measured::new(errors, measures.weights));
     }
     if let Some(noises) = measures.velocity {
         let mut errors = Vec::new();
@@ -126,7 +139,7 @@ pub fn evaluate(
             let cases = (LEVELS as u64 * noises).max(1) as f64;
             errors.extend(sums.into_iter().map(|sum| sum.map(|s| s / cases)));
         }
-        evaluation.velocity = Some(Measured::new(errors));
+        evaluation.velocity = Some(Measured::new(errors, measures.weights));
     }
     Ok(evaluation)
 }
@@ -148,20 +161,23 @@ mod tests {
 
     #[test]
     fn a_quarter_captioned_and_three_quarters_empty() {
-        let measured = Measured::new(vec![[1.0, 2.0], [3.0, 6.0]]);
+        let measured = Measured::new(vec![[1.0, 2.0], [3.0, 6.0]], ErrorWeights::default());
         assert_eq!((measured.captioned, measured.empty), (2.0, 4.0));
         assert_eq!(measured.total, 0.25 * 2.0 + 0.75 * 4.0);
         // Totals 1.75 and 5.25.
         assert!((measured.deviation - 1.75).abs() < 1e-12);
-        let better = Measured::new(vec![[1.0, 1.0], [3.0, 5.0]]);
+        let better = Measured::new(vec![[1.0, 1.0], [3.0, 5.0]], ErrorWeights::default());
         let (mean, error) = better.difference(&measured);
         assert!((mean + 0.75).abs() < 1e-12 && error.abs() < 1e-12);
+        let even = Measured::new(vec![[1.0, 2.0], [3.0, 6.0]], "1:1".parse().unwrap());
+        assert_eq!(even.total, 3.0);
     }
 
     #[test]
     fn passes_are_counted() {
         let redrawing = Redrawing { steps: 20, guidance: 8.0, denoise: 0.93, seeds: 10 };
-        let measures = Measures { picture: Some(redrawing), velocity: Some(16) };
+        let measures =
+            Measures { picture: Some(redrawing), velocity: Some(16), weights: ErrorWeights::default() };
         assert_eq!(measures.passes(2), 2 * (600 + 512));
     }
 }

@@ -12,6 +12,7 @@ use super::folder::RunFolder;
 use super::names::LAST;
 use super::saving::Saver;
 use super::stop::unless_interrupted;
+use crate::job::ErrorWeights;
 use crate::measure::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt};
 
 /// Share of the budget that one measurement may take; with less there are more noises, with more there is no
@@ -36,6 +37,7 @@ pub(super) struct Choice<'a> {
     part: PartTime,
     /// Seconds of a whole measurement.
     seconds: f64,
+    weights: ErrorWeights,
     first: Contender,
     best: Contender,
     /// Whether the last measured contender was the best.
@@ -55,12 +57,23 @@ impl<'a> Choice<'a> {
         lora: &Lora,
         steps: u64,
         deadline_s: Option<f64>,
+        weights: ErrorWeights,
     ) -> Result<Option<Self>> {
         let began_s = clock.now_s();
         let first = Contender { steps, error: HeldOutError { captioned: 0.0, empty: 0.0 }, is_best: true };
         let (part, seconds) = (PartTime::default(), 0.0);
-        let mut choice =
-            Choice { judge, held, clock, noises: 1, part, seconds, first, best: first, improving: true };
+        let mut choice = Choice {
+            judge,
+            held,
+            clock,
+            noises: 1,
+            part,
+            seconds,
+            weights,
+            first,
+            best: first,
+            improving: true,
+        };
         let left_s = deadline_s.map(|s| (s - began_s).max(0.0));
         let mut in_time = |_| left_s.is_none_or(|s| clock.now_s() - began_s < MOST_SHARE * s);
         let Some(mut error) = choice.error(lora, &mut in_time)? else { return Ok(None) };
@@ -98,7 +111,7 @@ impl<'a> Choice<'a> {
         may_go_on: &mut dyn FnMut(PartTime) -> bool,
     ) -> Result<Option<Contender>> {
         let Some(error) = self.error(lora, may_go_on)? else { return Ok(None) };
-        let is_best = error.total() < self.best.error.total();
+        let is_best = error.total(self.weights) < self.best.error.total(self.weights);
         let contender = Contender { steps, error, is_best };
         self.improving = is_best;
         if is_best {

@@ -301,7 +301,8 @@ impl<'a> Run<'a> {
         let known = known.map(|file| lora_file::into_lora(&file, &models.transformer)).transpose()?;
         let choice = self.phase(Phase::ScoreBefore, |run| {
             let lora = known.as_ref().unwrap_or(&run.lora);
-            Choice::new(models.judge(), held, run.options.clock, lora, steps, run.options.deadline_s)
+            let (clock, deadline_s) = (run.options.clock, run.options.deadline_s);
+            Choice::new(models.judge(), held, clock, lora, steps, deadline_s, run.job.held_out_weights)
         })?;
         match &choice {
             Some(choice) => self.time.tell(Event::Contender(choice.first_and_best().0)),

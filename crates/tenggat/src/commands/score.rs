@@ -4,22 +4,17 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tenggat_models::qwen_image::transformer::{Precision, Transformer};
-use tenggat_models::qwen_image::vae::Vae;
-use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
-use tenggat_tensor::DType;
-use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures, evaluate};
+use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures};
 use tenggat_train::contest::{rules, test_pictures};
-use tenggat_train::measure::score::{HeldOut, Judge};
+use tenggat_train::job::ErrorWeights;
 
-use super::model::{load_lora, locate};
+use super::model::locate;
+use super::scorer::Scorer;
 use crate::assets;
 use crate::device::{self, Choice};
 use crate::number::number;
 use crate::output::{self, Bar};
 
-/// Pictures measured at once.
-const AT_ONCE: usize = 4;
 /// Long side of pictures that the built-in model draws.
 const MINI_SIDE: usize = 128;
 
@@ -58,6 +53,10 @@ pub struct ScoreArgs {
     /// Share of the noise that pictures are given before they are redrawn: 0.05 to 1.
     #[arg(long, default_value_t = rules::REDRAWING.denoise, value_parser = number(0.05, 1.0))]
     denoise: f64,
+    /// What the errors with captions and with the empty prompt count: G.O.D d72aed9 (2025-12-12) has 0.25:0.75,
+    /// notes on its rule of 2026-09-23 have 0.5:0.5.
+    #[arg(long, value_name = "CAPTIONED:EMPTY", default_value_t)]
+    weights: ErrorWeights,
     /// Leave the bare model out.
     #[arg(long, requires = "lora")]
     lora_only: bool,
@@ -78,6 +77,8 @@ struct Report<'a> {
     model: &'a str,
     lora: Option<&'a Path>,
     pictures: usize,
+    /// Of errors with captions and with the empty prompt.
+    weights: [f64; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
     bare: Option<Evaluation>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,16 +93,8 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
     let pictures = test_pictures(&args.data, side)?;
     let folder = locate(&args.model)?;
     let device = device::open(choice)?;
-    let precision = Precision::on(&device, false);
-    let vae = Vae::load(&folder.join("vae"), &device, DType::F32)?;
-    let held = {
-        let text = PromptEncoder::load(&folder, &device, precision)?;
-        HeldOut::encode(&pictures, AT_ONCE, &device, &vae, &text)?
-    };
-    let model = Transformer::load(&folder.join("transformer"), &device, precision)?;
-    let scheduler = Scheduler::load(&folder.join("scheduler"))?;
-    let lora = args.lora.as_deref().map(|path| load_lora(path, &model, 1.0)).transpose()?;
-    let judge = Judge { model: &model, vae: &vae, scheduler: &scheduler };
+    let scorer = Scorer::load(&folder, &device, &pictures)?;
+    let lora = args.lora.as_deref().map(|path| scorer.lora(path)).transpose()?;
 
     let redrawing = rules::Redrawing {
         steps: args.steps as usize,
@@ -112,20 +105,27 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
     let measures = Measures {
         picture: (args.measure != Measure::Velocity).then_some(redrawing),
         velocity: (args.measure != Measure::Picture).then_some(args.noises),
+        weights: args.weights,
     };
     let both = u64::from(!args.lora_only) + u64::from(lora.is_some());
     let bar = Bar::new(both * measures.passes(pictures.len()), "{msg:5} {bar:28} {percent:>3} %, {eta} left");
     let mut tick = |passes| bar.inc(passes);
     bar.set_message("bare");
-    let bare = if args.lora_only { None } else { Some(evaluate(judge, &held, None, measures, &mut tick)?) };
+    let bare = if args.lora_only { None } else { Some(scorer.evaluate(None, measures, &mut tick)?) };
     bar.set_message("LoRA");
     let trained = match &lora {
-        Some(lora) => Some(evaluate(judge, &held, Some(lora), measures, &mut tick)?),
+        Some(lora) => Some(scorer.evaluate(Some(lora), measures, &mut tick)?),
         None => None,
     };
     drop(bar);
-    let report =
-        Report { model: &args.model, lora: args.lora.as_deref(), pictures: pictures.len(), bare, trained };
+    let report = Report {
+        model: &args.model,
+        lora: args.lora.as_deref(),
+        pictures: pictures.len(),
+        weights: [args.weights.captioned(), args.weights.empty()],
+        bare,
+        trained,
+    };
     if args.json {
         output::json(&report)?;
     } else {
@@ -161,7 +161,8 @@ fn table(report: &Report<'_>) -> String {
             }
             text.push('\n');
         };
-        row(&format!("{name}, 1/4 captioned + 3/4 empty"), |m| m.total, true);
+        let [captioned, empty] = report.weights.map(|share| (share * 1e4).round() / 1e4);
+        row(&format!("{name}, {captioned} captioned + {empty} empty"), |m| m.total, true);
         row("  captioned", |m| m.captioned, false);
         row("  empty prompt", |m| m.empty, false);
         row("  deviation from picture to picture", |m| m.deviation, false);

@@ -1,7 +1,7 @@
 //! Held-out error: how well the model with its adapter redraws pictures that it was not trained on.
 //!
-//! Two measures, both with the captions and with the empty prompt, weighed 1/4 and 3/4 as timed contests
-//! weigh them: *picture error*, the mean squared difference in [0, 1] after noising a picture to `strength`
+//! Two measures, both with the captions and with the empty prompt, weighted as timed contests weight them:
+//! *picture error*, the mean squared difference in [0, 1] after noising a picture to `strength`
 //! and denoising it again; and *velocity error*, the training loss at fixed noise levels and with noise that
 //! the picture fixes.
 
@@ -21,12 +21,10 @@ use tenggat_tensor::ops::flow;
 use tenggat_tensor::ops::guidance::Norm;
 use tenggat_tensor::ops::loss::{self, Loss};
 
+use crate::job::ErrorWeights;
 use crate::step::noise;
 pub use cases::LEVELS;
 pub use held_out::{HeldOut, Picture};
-
-/// Share of the captioned error in the total; the rest is the empty prompt's.
-const CAPTIONED: f64 = 0.25;
 
 /// An error with captions and with the empty prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -46,9 +44,9 @@ impl HeldOutError {
         }
     }
 
-    /// 1/4 captioned + 3/4 empty.
-    pub fn total(self) -> f64 {
-        CAPTIONED * self.captioned + (1.0 - CAPTIONED) * self.empty
+    /// Both in one figure.
+    pub fn total(self, weights: ErrorWeights) -> f64 {
+        weights.sum(self.captioned, self.empty)
     }
 }
 
@@ -284,6 +282,7 @@ mod tests {
         let mut error = HeldOutError { captioned: 0.0, empty: 0.0 };
         *error.of_mut(Prompt::Caption) = 1.0;
         *error.of_mut(Prompt::Empty) = 3.0;
-        assert_eq!(error.total(), (1.0 + 3.0 * 3.0) / 4.0);
+        assert_eq!(error.total(ErrorWeights::default()), (1.0 + 3.0 * 3.0) / 4.0);
+        assert_eq!(error.total("1:1".parse().unwrap()), 2.0);
     }
 }
