@@ -73,6 +73,32 @@ fn the_best_is_delivered_and_not_the_newest() {
     }
 }
 
+/// Without `resume` a start begins anew, and what was there is moved aside: but not a LoRA that changes nothing.
+#[test]
+fn a_best_that_is_not_resumed_moves_results_aside_and_nothing_else() {
+    let own = format!("held_out: '{}', deliver: best, resume: false", demo_dataset("test").display());
+    let folder = tempfile::tempdir().unwrap();
+    let (run, old) = (folder.path().join("fox"), folder.path().join("fox.old-1"));
+    let (said, success) = train(folder.path(), "1e-3", &own);
+    assert!(success && !is_zero(&run.join("last.safetensors")), "{said}");
+    let first = fs::read(run.join("last.safetensors")).unwrap();
+    // Killed before its first step: there is the LoRA that changes nothing.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tenggat"));
+    let mut child = child.arg("train").arg(folder.path().join("job.yaml")).spawn().unwrap();
+    let began = std::time::Instant::now();
+    while !old.exists() || !run.join("last.safetensors").exists() {
+        assert!(began.elapsed().as_secs() < 60, "it never began");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(fs::read(old.join("last.safetensors")).unwrap() == first);
+    assert!(is_zero(&run.join("last.safetensors")));
+    let (said, success) = train(folder.path(), "1e-3", &own);
+    assert!(success && !folder.path().join("fox.old-2").exists(), "{said}");
+    assert!(fs::read(run.join("last.safetensors")).unwrap() == first, "the same run again");
+}
+
 #[test]
 fn the_best_needs_pictures_to_measure_on() {
     let folder = tempfile::tempdir().unwrap();

@@ -333,6 +333,60 @@ fn the_end_is_heard_while_the_finished_lora_is_measured_and_drawn() {
     }
 }
 
+/// The last pictures come when the same command is given again, and the LoRA stays what it is.
+#[test]
+fn a_run_killed_in_its_last_samples_makes_them() {
+    let samples = SLOW_SAMPLES.replace("sample_every: 3", "sample_every: 1000").replace("900", "60");
+    let job = Job::new("steps: 5", &samples.replace("256", "128"), "");
+    let pictures = || fs::read_dir(job.file("samples")).map_or(0, |entries| entries.count());
+    let mut run = job.start(&[]);
+    run.wait_until("the first of the last pictures", |_| pictures() == 1);
+    run.child.kill().unwrap();
+    run.child.wait().unwrap();
+    let lora = fs::read(job.file("fox.safetensors")).unwrap();
+    let (said, success) = job.run(&[]);
+    assert!(success && pictures() == 2, "{said}");
+    assert!(fs::read(job.file("fox.safetensors")).unwrap() == lora);
+    assert_eq!(job.steps(), 5);
+    // Then it is finished.
+    let (said, success) = job.run(&[]);
+    assert!(success && said.contains("this job is finished") && pictures() == 2, "{said}");
+}
+
+/// One run ended in each phase, and a table of how long that took.
+#[test]
+fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
+    let held_out = format!("held_out: '{}'", demo_dataset("test").display());
+    let last_samples = SLOW_SAMPLES.replace("sample_every: 3", "sample_every: 1000");
+    let fast = "steps: 5";
+    let endless = "steps: 1000000";
+    let first_samples = "steps: 5, force_first_sample: true";
+    let cases = [
+        ("load", Job::new(fast, "", "")),
+        ("cache", Job::new(fast, "", "")),
+        ("score before", Job::new(fast, "", &held_out)),
+        ("first samples", Job::new(first_samples, SLOW_SAMPLES, "")),
+        ("train", Job::new(endless, "", "")),
+        ("samples", Job::new(endless, SLOW_SAMPLES, "")),
+        ("final samples", Job::new(fast, &last_samples, "")),
+        ("score after", Job::new(fast, "", &held_out)),
+    ];
+    let mut table = String::new();
+    for (phase, job) in cases {
+        let mut run = job.start(&[]);
+        run.wait_until(phase, |run| match phase {
+            "train" => job.steps() >= 2,
+            "samples" => job.steps() >= 3,
+            _ => run.said().contains(&format!("{phase} …")) || run.said().contains(&format!("{phase:<14} ")),
+        });
+        std::thread::sleep(Duration::from_millis(if phase == "samples" { 1000 } else { 50 }));
+        let asked = Instant::now();
+        run.end("-TERM");
+        table += &format!("| {phase:<14} | {:5.2} s |\n", asked.elapsed().as_secs_f64());
+    }
+    println!("| ended in       | after   |\n|---|---|\n{table}");
+}
+
 #[test]
 fn a_closed_terminal_leaves_a_run_with_a_budget_alone_and_a_user_signal_saves() {
     let job = Job::new("weight_decay: 0", "", "");

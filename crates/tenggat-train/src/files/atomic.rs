@@ -147,9 +147,31 @@ pub fn sweep(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A new folder among the system's temporary files that nobody else may enter, removed when it is dropped.
+///
+/// # Errors
+/// It cannot be made.
+pub fn private_folder() -> io::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("tenggat-");
+    // The umask alone would let others in.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    builder.tempdir()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_folder_lets_nobody_else_in() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = private_folder().unwrap();
+        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> =

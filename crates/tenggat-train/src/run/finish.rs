@@ -35,6 +35,9 @@ impl Training<'_, '_> {
         self.score_after()?;
         self.report()?;
         let scores = self.last_scores()?;
+        if !self.time.stop.is_requested() {
+            self.folder.lock().tell_closed();
+        }
         Ok(self.summary(lora, end.is_none(), scores))
     }
 

@@ -48,6 +48,9 @@ pub(super) struct Note {
     spent_s: f64,
     /// Steps in the LoRA that was delivered, if the run has come to its end.
     delivered: Option<u64>,
+    /// Whether its last samples, scores and reports were still to come.
+    #[serde(default)]
+    is_closing: bool,
 }
 
 impl Note {
@@ -59,6 +62,7 @@ impl Note {
             job: format!("{:032x}", xxh3_128(job.as_bytes())),
             spent_s: 0.0,
             delivered: None,
+            is_closing: false,
         }
     }
 
@@ -75,6 +79,11 @@ impl Note {
     /// Steps in the LoRA that the last run delivered.
     pub fn delivered(&self) -> Option<u64> {
         self.delivered
+    }
+
+    /// Whether the last run was cut off between the delivery of its LoRA and its end.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing
     }
 
     fn read(file: &File) -> Option<Note> {
@@ -201,10 +210,19 @@ impl RunLock {
         self.own().deadline_unix_s = in_s.map(|s| unix_s() + s);
     }
 
-    /// Notes that the LoRA of so many steps was delivered.
+    /// Notes that the LoRA of so many steps was delivered; what comes after it is still to come.
     pub fn tell_delivered(&self, steps: u64) {
+        self.tell(|note| (note.delivered, note.is_closing) = (Some(steps), true));
+    }
+
+    /// Notes that nothing is to come any more.
+    pub fn tell_closed(&self) {
+        self.tell(|note| note.is_closing = false);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Note)) {
         let mut note = self.own();
-        note.delivered = Some(steps);
+        change(&mut note);
         if let Some(file) = &self.file {
             let _ = note.write(file);
         }
@@ -377,6 +395,8 @@ mod tests {
         let note = Note::read(&File::open(folder.path().join(LOCK)).unwrap()).unwrap();
         assert!(note.spent_s >= 1000.2, "{note:?}");
         lock.tell_delivered(7);
+        assert!(lock.own().is_closing());
+        lock.tell_closed();
         drop(lock);
         let mut lock = acquire(folder.path()).unwrap();
         assert_eq!(lock.before().unwrap().delivered(), Some(7));

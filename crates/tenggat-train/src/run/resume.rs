@@ -146,6 +146,11 @@ fn change(job: &Job, saved: &Saved) -> Option<String> {
 fn of_own(job: &Job, options: &Options<'_>, saved: Saved, found: &Found, before: Option<&Note>) -> Start {
     let Err(advice) = more_wanted(job, options, &saved) else { return Start::Continue(Box::new(saved)) };
     let steps = saved.progress.steps;
+    // Its last samples and reports were cut off; there is no step left to take, and the LoRA stays what it is.
+    let is_closing = before.is_some_and(|note| note.is_closing() && note.is_of(&job.text));
+    if is_closing && saved.progress.end == Some(End::Steps) {
+        return Start::Continue(Box::new(saved));
+    }
     // The state is written before the LoRA: a run that was cut off between them still has to deliver.
     let source = match job.save.deliver {
         Deliver::Newest => match found.saves.iter().rfind(|save| save.is_own && save.steps == steps) {

@@ -14,6 +14,7 @@ use tenggat_plan::{ModelDims, Modulation, Precision as Planned, StepConfig, Step
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 
+use crate::files::atomic;
 use crate::files::tensor_file::{self, Entry};
 use crate::job::SaveType;
 use crate::lora::initial;
@@ -93,7 +94,7 @@ impl Rehearsal {
     /// # Errors
     /// As [`Rehearsal::model`].
     pub fn model_in(&self, device: &Device, precision: Precision) -> Result<Transformer> {
-        let folder = tempfile::tempdir().map_err(|e| unwritten(&std::env::temp_dir(), &e))?;
+        let folder = atomic::private_folder().map_err(|e| unwritten(&std::env::temp_dir(), &e))?;
         self.write(folder.path()).map_err(|e| unwritten(folder.path(), &e))?;
         let options = LoadOptions { bf16_products: precision.weights == DType::BF16, ..Default::default() };
         Transformer::load_with(folder.path(), device, precision, options)
