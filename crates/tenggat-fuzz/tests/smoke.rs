@@ -92,7 +92,8 @@ fn try_one(target: &Target, what: &str, bytes: &[u8], bad: &mut Vec<String>) {
     }
 }
 
-fn smoke(target: &Target) {
+fn smoke(name: &str) {
+    let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let asked = |name: &str| std::env::var(name).ok();
     if asked("TENGGAT_FUZZ_TARGET").is_some_and(|name| name != target.name) {
@@ -115,33 +116,87 @@ fn smoke(target: &Target) {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-macro_rules! smoke {
-    ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            smoke(TARGETS.iter().find(|target| target.name == stringify!($name)).unwrap());
-        })*
+/// Targets with a test below.
+const TESTED: &[&str] = &[
+    "picture",
+    "job",
+    "archive",
+    "lora",
+    "state",
+    "weights",
+    "quantised",
+    "tokenizer",
+    "configs",
+    "metrics",
+    "latent_cache",
+    "text_cache",
+    "hub_headers",
+];
 
-        /// Targets with a test above.
-        const TESTED: &[&str] = &[$(stringify!($name)),*];
-    };
+#[test]
+fn arbitrary_bytes_as_images_do_no_harm() {
+    smoke("picture");
 }
 
-smoke!(
-    picture,
-    job,
-    archive,
-    lora,
-    state,
-    weights,
-    quantised,
-    tokenizer,
-    configs,
-    metrics,
-    latent_cache,
-    text_cache,
-    hub_headers,
-);
+#[test]
+fn arbitrary_bytes_as_jobs_do_no_harm() {
+    smoke("job");
+}
+
+#[test]
+fn arbitrary_bytes_as_archives_do_no_harm() {
+    smoke("archive");
+}
+
+#[test]
+fn arbitrary_bytes_as_loras_do_no_harm() {
+    smoke("lora");
+}
+
+#[test]
+fn arbitrary_bytes_as_checkpoints_do_no_harm() {
+    smoke("state");
+}
+
+#[test]
+fn arbitrary_bytes_as_weights_do_no_harm() {
+    smoke("weights");
+}
+
+#[test]
+fn arbitrary_bytes_as_quantised_weights_do_no_harm() {
+    smoke("quantised");
+}
+
+#[test]
+fn arbitrary_bytes_as_tokenizers_do_no_harm() {
+    smoke("tokenizer");
+}
+
+#[test]
+fn arbitrary_bytes_as_configurations_of_models_do_no_harm() {
+    smoke("configs");
+}
+
+#[test]
+fn arbitrary_bytes_as_metrics_do_no_harm() {
+    smoke("metrics");
+}
+
+#[test]
+fn arbitrary_bytes_as_caches_of_latents_do_no_harm() {
+    smoke("latent_cache");
+}
+
+#[test]
+fn arbitrary_bytes_as_caches_of_prompts_do_no_harm() {
+    smoke("text_cache");
+}
+
+#[test]
+fn arbitrary_bytes_as_answers_of_the_hub_do_no_harm() {
+    smoke("hub_headers");
+}
 
 #[test]
 fn every_target_is_tried_and_has_a_fuzzer() {
