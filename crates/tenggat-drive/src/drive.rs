@@ -1,15 +1,17 @@
 //! A whole drive of ai-toolkit: the run's folder, what an earlier drive left there, the flight, the marks.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use tenggat_plan::Clock;
 
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::lora::{self, LAST};
+use crate::lora::{self, LAST, ModelKeys};
 use crate::metrics::{Metrics, Record};
+use crate::orders::Orders;
 use crate::pilot::{self, Known, Mark, Plan, Summary, Tower};
 use crate::state::{self, Home, State};
 use crate::toolkit::{AiToolkit, Installation, Saves, ToolkitJob};
@@ -31,8 +33,23 @@ pub struct Options<'a> {
     pub margin_s: Option<f64>,
     /// Move earlier results aside instead of going on with them.
     pub start_over: bool,
+    /// What becomes of results of a job that would train otherwise.
+    pub other_job: OtherJob,
+    /// The model's layers: a LoRA with keys that fit none of them is not published.
+    pub model: Option<Arc<ModelKeys>>,
     /// Set when the drive should save and end.
     pub stop: &'a AtomicBool,
+    /// Set when it should save and go on.
+    pub save: Option<&'a AtomicBool>,
+}
+
+/// What becomes of the results of a job that would train otherwise than this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherJob {
+    /// They are moved aside, and the training begins anew.
+    MoveAside,
+    /// The training goes on from them: the folder is one that must never be without a LoRA.
+    GoOn,
 }
 
 /// What came of it.
@@ -73,7 +90,7 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
     let (home, earlier) = open(job, options, show)?;
     let last = job.folder.join(LAST);
     let resume = lora::check(&last).ok().and_then(|checked| checked.steps);
-    let saves = Saves::new(job.trainer_folder(), job.trainer_name());
+    let saves = job.saves();
     let resume = saves.prepare(&last, &home.file("unfinished"))?.max(resume.unwrap_or(0));
     let moment = options.deadline_is_moment;
     let before_s = earlier.as_ref().filter(|_| !moment).map_or(0.0, |state| state.spent_s);
@@ -100,10 +117,17 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
         known: earlier.as_ref().map_or(Known::default(), |state| state.known),
     };
     let metrics = Metrics::resume(&job.folder.join("metrics.jsonl"), resume);
-    let mut desk =
-        Desk { home: &home, show, metrics, essence: job.essence(), orders: Orders::new(&job.folder) };
+    let mut desk = Desk {
+        home: &home,
+        show,
+        metrics,
+        essence: job.essence(),
+        orders: Orders::new(&job.folder),
+        save: options.save,
+    };
     desk.publish_if_new(&saves, &last, resume);
     let mut trainer = AiToolkit::new(options.installation.clone(), job.clone(), &home, &clock);
+    trainer.fits(options.model.clone());
     let summary = pilot::fly(&mut trainer, plan, &mut desk, options.stop)?;
     let log = trainer.log().display().to_string();
     drop(trainer);
@@ -143,10 +167,12 @@ fn open(
     let folder = &job.folder;
     let home = Home::open(folder)?;
     let earlier = home.state();
-    let other = earlier.as_ref().is_some_and(|state| state.job != job.essence());
+    let changed = earlier.as_ref().is_some_and(|state| state.job != job.essence());
+    let other = changed && options.other_job == OtherJob::MoveAside;
     if !other && !options.start_over {
         lora::sweep(folder);
-        return Ok((home, earlier));
+        // What was learnt of another job is no guess for this one.
+        return Ok((home, earlier.filter(|_| !changed)));
     }
     if other || earlier.is_some() || holds_results(folder) {
         drop(home);
@@ -170,6 +196,7 @@ struct Desk<'a, 'b> {
     metrics: std::io::Result<Metrics>,
     essence: Value,
     orders: Orders,
+    save: Option<&'b AtomicBool>,
 }
 
 impl Desk<'_, '_> {
@@ -240,39 +267,8 @@ impl Tower for Desk<'_, '_> {
     fn moved_by_s(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
         self.orders.moved_by_s(now_s, deadline_s)
     }
-}
 
-/// Requests to move the deadline, as `tenggat extend` leaves them in the run's folder.
-struct Orders {
-    path: PathBuf,
-    looked_s: f64,
-}
-
-impl Orders {
-    /// For a drive that begins: what an earlier one left unanswered is removed.
-    fn new(folder: &Path) -> Self {
-        let path = folder.join("deadline.request");
-        let _ = std::fs::remove_file(&path);
-        Orders { path, looked_s: 0.0 }
-    }
-
-    fn moved_by_s(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
-        if now_s - self.looked_s < 1.0 {
-            return None;
-        }
-        self.looked_s = now_s;
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        // One that stays would be answered again and again.
-        std::fs::remove_file(&self.path).ok()?;
-        let text = text.trim();
-        if let Some(later) = text.strip_prefix('+') {
-            return tenggat_plan::parse_duration_s(later).ok();
-        }
-        if let Some(earlier) = text.strip_prefix(['-', '−']) {
-            return tenggat_plan::parse_duration_s(earlier).ok().map(|s| -s);
-        }
-        let moment: jiff::Timestamp = text.parse().ok()?;
-        let left_s = moment.duration_since(jiff::Timestamp::now()).as_secs_f64();
-        Some(now_s + left_s - deadline_s)
+    fn wants_save(&mut self) -> bool {
+        self.save.is_some_and(|save| save.swap(false, Ordering::Relaxed))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::disk::Room;
 use crate::error::Result;
 
 /// What a trainer is doing.
@@ -169,6 +170,16 @@ pub trait Trainer {
     /// than `beyond` updates. Returns [`Delivery::Nothing`] at `until_s` if that is not done by then: a
     /// disk may take its time, and a deadline gives none.
     fn deliver(&mut self, beyond: u64, until_s: f64) -> Delivery;
+
+    /// Room on the disk for its next save, if that is known.
+    fn room(&mut self) -> Option<Room> {
+        None
+    }
+
+    /// Removes saves that the job does not ask to keep, and returns their bytes.
+    fn make_room(&mut self) -> u64 {
+        0
+    }
 
     /// What the machine shows that may explain a slow or silent trainer.
     fn clues(&mut self) -> Vec<String>;

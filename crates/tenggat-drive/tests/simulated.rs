@@ -7,7 +7,7 @@ mod simulation;
 use std::sync::atomic::AtomicBool;
 
 use simulation::{Fault, Log, Script, Simulated};
-use tenggat_drive::{Known, Plan, Summary, Trouble, fly};
+use tenggat_drive::{Known, Plan, Room, Summary, Trouble, fly};
 
 struct Flown {
     summary: Summary,
@@ -59,12 +59,22 @@ fn drives(usual: u64) -> std::ops::Range<u64> {
     0..std::env::var("TENGGAT_DRIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
-#[test]
-fn steady_trainers_use_their_budget() {
+/// Whether a drive used its budget as far as steps allow: 95 % of it, or so much that another start of the trainer
+/// would leave no time for ten steps.
+fn uses_its_budget(flown: &Flown) -> bool {
+    let script = &flown.trainer.script;
+    let left_s = script.deadline_s - flown.trainer.now();
+    let factor = script.pace.last().map_or(1.0, |(_, factor)| *factor);
+    let another_s =
+        script.load_s + script.save_s + script.publish_s + script.stop_s.min(0.01 * script.deadline_s);
+    used(flown) >= 0.95 || left_s < another_s + 13.0 * factor * script.step_s
+}
+
+/// Flies scripts whose trainers do nothing wrong; each must use its budget, and four of five 97 % of it.
+fn use_their_budgets(script: fn(u64) -> Script) {
     let mut shares = Vec::new();
     for seed in drives(60) {
-        let script = Script::steady(seed);
-        let flown = fly_it(script);
+        let flown = fly_it(script(seed));
         check(&flown, &format!("seed {seed}"));
         let told =
             || format!("seed {seed} {:#?} {:?}\n{}", flown.trainer.script, flown.summary, flown.log.text());
@@ -72,42 +82,22 @@ fn steady_trainers_use_their_budget() {
         if flown.trainer.script.asked.is_some_and(|asked| flown.summary.steps >= asked) {
             continue;
         }
-        // Another start for a better number of steps has to pay for itself.
-        let least = if flown.trainer.script.anneals { 0.9 } else { 0.95 };
-        assert!(used(&flown) >= least, "used {:.3}: {}", used(&flown), told());
+        assert!(uses_its_budget(&flown), "used {:.3}: {}", used(&flown), told());
         shares.push(used(&flown));
     }
     shares.sort_by(f64::total_cmp);
-    assert!(
-        shares[shares.len() / 20] >= 0.95,
-        "all but one in twenty: {:?}",
-        &shares[..shares.len().min(30)]
-    );
+    assert!(shares[shares.len() / 5] >= 0.97, "{:?}", &shares[..shares.len().min(30)]);
+    assert!(shares[shares.len() / 20] >= 0.95, "{:?}", &shares[..shares.len().min(30)]);
+}
+
+#[test]
+fn steady_trainers_use_their_budget() {
+    use_their_budgets(Script::steady);
 }
 
 #[test]
 fn a_drifting_pace_is_followed() {
-    let mut shares = Vec::new();
-    for seed in drives(60) {
-        let flown = fly_it(Script::drifting(seed));
-        check(&flown, &format!("seed {seed}"));
-        let told =
-            || format!("seed {seed} {:#?} {:?}\n{}", flown.trainer.script, flown.summary, flown.log.text());
-        if flown.trainer.script.asked.is_some_and(|asked| flown.summary.steps >= asked) {
-            continue;
-        }
-        // Where the trainer's number of steps must be right, a late change of pace leaves no time for another
-        // start.
-        let least = if flown.trainer.script.anneals { 0.85 } else { 0.93 };
-        assert!(used(&flown) >= least, "used {:.3}: {}", used(&flown), told());
-        shares.push(used(&flown));
-    }
-    shares.sort_by(f64::total_cmp);
-    assert!(
-        shares[shares.len() / 20] >= 0.95,
-        "all but one in twenty: {:?}",
-        &shares[..shares.len().min(30)]
-    );
+    use_their_budgets(Script::drifting);
 }
 
 #[test]
@@ -184,6 +174,21 @@ fn rounds_of_samples_do_not_eat_the_end() {
 }
 
 #[test]
+fn a_machine_that_sleeps_loses_its_time_and_nothing_else() {
+    // Asleep in the middle: the end is where it was.
+    let slept = |at_s, for_s| Script { faults: vec![Fault::Sleep { at_s, for_s }], ..Script::plain() };
+    let flown = fly_it(slept(40.0, 30.0));
+    check(&flown, "in the middle");
+    assert!(used(&flown) > 0.95 && flown.summary.as_planned, "{:?}", flown.summary);
+    assert!((600..720).contains(&flown.summary.steps), "{}", flown.summary.steps);
+    // Asleep past the deadline: the end comes at once, with what was published.
+    let flown = fly_it(slept(60.0, 100.0));
+    let (now_s, steps) = (flown.trainer.now(), flown.summary.steps);
+    assert!((160.0..160.6).contains(&now_s) && !flown.trainer.is_alive(), "{now_s}");
+    assert!(steps > 300 && steps == flown.trainer.published, "{steps}\n{}", flown.log.text());
+}
+
+#[test]
 fn an_interrupt_saves_first() {
     let script = Script::plain();
     let plan = plan(&script);
@@ -204,4 +209,29 @@ fn saves_come_often_enough_that_a_kill_loses_little() {
     // the budget after the training began.
     assert!(times[0] < 9.0, "{times:?}");
     assert!(times.windows(2).all(|w| w[1] - w[0] < 35.0), "{times:?}");
+}
+
+#[test]
+fn a_disk_that_fills_up_is_told_once_and_room_is_made() {
+    let room = |at_s, free| (at_s, Room { folder: "out".into(), free, needed: 100 });
+    // Old saves are worth 40 bytes.
+    let flown =
+        fly_it(Script { room: vec![room(0.0, 500), room(30.0, 70)], room_made: 40, ..Script::plain() });
+    check(&flown, "made");
+    let said = flown.log.text();
+    assert!(said.contains("old saves of") && !said.contains("filling up"), "{said}");
+    let flown =
+        fly_it(Script { room: vec![room(0.0, 500), room(30.0, 10)], room_made: 0, ..Script::plain() });
+    check(&flown, "told");
+    assert_eq!(flown.log.text().matches("the disk is filling up").count(), 1, "{}", flown.log.text());
+}
+
+#[test]
+fn a_full_disk_ends_a_drive_only_if_no_room_can_be_made() {
+    let full = Fault::Crash { at_s: 50.0, trouble: Trouble::DiskFull };
+    for (room_made, sessions) in [(0, 1), (1000, 2)] {
+        let flown = fly_it(Script { faults: vec![full], room_made, ..Script::plain() });
+        check(&flown, "full");
+        assert_eq!(flown.summary.sessions, sessions, "{}", flown.log.text());
+    }
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use dice::Dice;
 use pulse::Pulse;
 use serde_json::{Value, json};
-use tenggat_drive::{Driven, Error, Event, Installation, Options, ToolkitJob, drive, lora};
+use tenggat_drive::{Driven, Error, Event, Installation, Options, OtherJob, ToolkitJob, drive, lora};
 use tenggat_plan::{Clock, WallClock};
 
 fn stand_in() -> Installation {
@@ -68,7 +68,10 @@ impl Scene {
             fill: false,
             margin_s: None,
             start_over: false,
+            other_job: OtherJob::MoveAside,
+            model: None,
             stop: &stop,
+            save: None,
         };
         let mut events = Vec::new();
         let driven = drive(job, &options, &mut |event| events.push(event));
@@ -220,7 +223,10 @@ fn drive_in_a_child() {
         fill: false,
         margin_s: None,
         start_over: false,
+        other_job: OtherJob::MoveAside,
+        model: None,
         stop: &stop,
+        save: None,
     };
     let _ = drive(&job, &options, &mut |_| {});
 }

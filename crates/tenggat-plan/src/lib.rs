@@ -66,6 +66,7 @@ mod forecast;
 mod gpu;
 mod job;
 mod model;
+mod pace;
 mod plan;
 mod prices;
 mod program;
@@ -96,6 +97,7 @@ pub use job::{
 pub use model::{
     BlockGroup, MODELS, ModelProfile, SeenControls, Streams, Targets, UnknownModel, UnknownTargets,
 };
+pub use pace::{Pace, Slowdown};
 pub use plan::{Course, FirstStart, Plan, PlanError, PlanOptions, PlanTable, Verdict, aligned, upload_s};
 pub use prices::{Offer, PriceError};
 pub use program::{

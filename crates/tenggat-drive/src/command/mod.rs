@@ -21,6 +21,7 @@ use crate::event::{Event, Step};
 use crate::gpu;
 use crate::lora::{self, LAST};
 use crate::metrics::{Metrics, Record};
+use crate::orders::Orders;
 use crate::process::Process;
 use crate::state::Home;
 use crate::trainer::Trouble;
@@ -56,6 +57,9 @@ struct Ending {
 
 struct Follower<'a> {
     options: &'a CommandOptions<'a>,
+    /// The deadline, which somebody may have moved.
+    deadline_s: f64,
+    orders: Orders,
     profile: Profile,
     show: &'a mut dyn FnMut(Event),
     last: PathBuf,
@@ -102,6 +106,8 @@ pub fn follow(options: &CommandOptions<'_>, show: &mut dyn FnMut(Event)) -> Resu
     show(Event::Note(greeting(&profile)));
     show(Event::PhaseStarted(Phase::Load));
     let mut follower = Follower {
+        deadline_s: options.deadline_s,
+        orders: Orders::new(&base),
         tail: Tail::new(&log),
         last: base.join(LAST),
         metrics: Metrics::resume(&base.join("metrics.jsonl"), 0),
@@ -170,6 +176,7 @@ impl Follower<'_> {
     fn run(&mut self) -> Result<Driven> {
         loop {
             let now_s = self.options.clock.now_s();
+            self.follow_orders(now_s);
             self.tail.follow();
             self.take_steps(now_s);
             if now_s - self.looked_s >= 0.5 {
@@ -194,10 +201,20 @@ impl Follower<'_> {
         }
     }
 
+    /// Moves the deadline if somebody asks for it.
+    fn follow_orders(&mut self, now_s: f64) {
+        let Some(by_s) = self.orders.moved_by_s(now_s, self.deadline_s) else { return };
+        let Some(deadline_s) = self.budget.extend(now_s, by_s) else { return };
+        let by_s = deadline_s - self.deadline_s;
+        self.deadline_s = deadline_s;
+        self.forecast_due_s = 0.0;
+        (self.show)(Event::DeadlineMoved { deadline_s, by_s });
+    }
+
     /// The moment from which nothing is waited for any more.
     fn kill_s(&self) -> f64 {
-        let closing_s = (0.02 * self.options.deadline_s).clamp(0.1, 0.75);
-        self.options.deadline_s - 0.4 * self.options.margin_s.unwrap_or(closing_s) - self.publish_s
+        let closing_s = (0.02 * self.deadline_s).clamp(0.1, 0.75);
+        self.deadline_s - 0.4 * self.options.margin_s.unwrap_or(closing_s) - self.publish_s
     }
 
     fn take_steps(&mut self, now_s: f64) {
@@ -240,7 +257,7 @@ impl Follower<'_> {
                 bucket,
             });
         }
-        let left_s = (self.options.deadline_s - now_s).max(0.0);
+        let left_s = (self.deadline_s - now_s).max(0.0);
         let total = self.total();
         (self.show)(Event::Step(Step {
             done: bar.done,
@@ -304,7 +321,7 @@ impl Follower<'_> {
         let saved =
             self.published_steps >= step / every * every || now_s - self.step_at_s > 2.0 * mean_s + 2.0;
         if late && saved && self.measured >= 5 {
-            let left = format_duration(self.options.deadline_s - now_s);
+            let left = format_duration(self.deadline_s - now_s);
             let why =
                 format!("its next save, at step {next}, would come too late; {left} of the budget are left");
             self.end(why, true, now_s);
@@ -313,7 +330,7 @@ impl Follower<'_> {
 
     /// Says at once if the steps do not fit, and what would.
     fn warn_of_fit(&mut self, total: u64, fit: u64, mean_s: f64, now_s: f64) {
-        if self.warned_fit || self.measured < 10 || now_s < 0.02 * self.options.deadline_s {
+        if self.warned_fit || self.measured < 10 || now_s < 0.02 * self.deadline_s {
             return;
         }
         self.warned_fit = true;
@@ -328,13 +345,13 @@ impl Follower<'_> {
             "{total} steps would take {} in all and the budget is {}: {option} {fit} would fit, with its learning rate at its \
              end",
             format_duration(needed_s),
-            format_duration(self.options.deadline_s)
+            format_duration(self.deadline_s)
         )));
     }
 
     fn warn_of_stall(&mut self, mean_s: f64, now_s: f64) {
         let silent_s = now_s - self.step_at_s;
-        let limit_s = (12.0 * mean_s).max((0.02 * self.options.deadline_s).clamp(1.0, 30.0));
+        let limit_s = (12.0 * mean_s).max((0.02 * self.deadline_s).clamp(1.0, 30.0));
         if self.warned_stall || silent_s < limit_s || self.measured == 0 {
             return;
         }

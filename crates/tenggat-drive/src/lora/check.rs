@@ -53,6 +53,9 @@ pub enum NotWhole {
     /// A number that is none.
     #[error("tensor `{0}` holds numbers that are infinite or none (NaN)")]
     NotFinite(String),
+    /// It does not fit the model that it is for.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 impl NotWhole {
@@ -84,9 +87,9 @@ pub fn peek(path: &Path) -> Result<Checked, NotWhole> {
 
 /// What the beginning of a file says: what is told of it, its bytes, and the tensors in the order of their
 /// data.
-type Header = (Checked, Vec<u8>, Vec<(String, TensorInfo)>);
+pub(super) type Header = (Checked, Vec<u8>, Vec<(String, TensorInfo)>);
 
-fn header(file: &mut File) -> Result<Header, NotWhole> {
+pub(super) fn header(file: &mut File) -> Result<Header, NotWhole> {
     let found = file.metadata()?.len();
     let mut first = [0; 8];
     file.read_exact(&mut first).map_err(|_| NotWhole::Length { promised: 8, found })?;

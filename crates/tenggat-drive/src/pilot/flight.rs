@@ -1,6 +1,6 @@
 //! What is known of the session that is under way.
 
-use tenggat_plan::Budget;
+use tenggat_plan::{Budget, Pace};
 
 use super::Next;
 use crate::trainer::Stage;
@@ -8,6 +8,31 @@ use crate::trainer::Stage;
 /// Seconds between two looks, at least and at most.
 const SOONEST_S: f64 = 0.01;
 const LATEST_S: f64 = 0.25;
+
+/// Steps between two looks at how many are thought to fit; a fit that moved by less than this share is settled.
+const FIT_EVERY: u64 = 20;
+const SETTLED: f64 = 0.03;
+
+/// How many steps were thought to fit a while ago.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Fit {
+    now: (u64, u64),
+    before: (u64, u64),
+}
+
+impl Fit {
+    /// Notes that after `measured` steps so many are thought to fit; whether that has been so for a while.
+    pub fn is_settled(&mut self, measured: u64, fit: u64) -> bool {
+        if measured >= self.now.0 + FIT_EVERY {
+            (self.before, self.now) = (self.now, (measured, fit));
+        }
+        let near = |other: u64| (other as f64 - fit as f64).abs() <= SETTLED * fit as f64;
+        self.before.0 > 0 && near(self.before.1) && near(self.now.1)
+    }
+}
+
+/// Steps after which the typical step of a session's opening is known.
+const OPENING: u64 = 12;
 
 /// One life of the trainer's process.
 pub(super) struct Flight {
@@ -29,10 +54,10 @@ pub(super) struct Flight {
     pub paused_s: f64,
     /// Steps measured in this session.
     pub measured: u64,
-    /// The typical step of the opening, once there is one.
-    pub opening_s: Option<f64>,
-    /// The factor over the opening that was last warned of.
-    pub warned_factor: f64,
+    /// How many steps are thought to fit.
+    pub fit: Fit,
+    /// Notices that steps become slow.
+    pub pace: Pace,
     /// Stall limits already told: 0 none, 1 told, 2 acted.
     pub stall_told: u8,
     /// When the next forecast is worth showing.
@@ -80,8 +105,8 @@ impl Flight {
             step_at_s: now_s,
             paused_s: 0.0,
             measured: 0,
-            opening_s: None,
-            warned_factor: 1.0,
+            fit: Fit::default(),
+            pace: Pace::new(OPENING),
             stall_told: 0,
             forecast_due_s: 0.0,
             wish: None,

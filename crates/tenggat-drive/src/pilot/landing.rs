@@ -11,6 +11,9 @@ const MEASURED_LEAST: u64 = 20;
 const MEASURED_WELL: u64 = 50;
 /// Most corrections of one drive.
 const CORRECTIONS: u32 = 4;
+/// Share of the budget that is not left over if another start leaves time for so many steps.
+const LEFT_OVER: f64 = 0.04;
+const MORE_LEAST: u64 = 10;
 /// Times that a save is asked for.
 const TRIES: u32 = 3;
 
@@ -56,7 +59,9 @@ impl<T: Trainer> Pilot<'_, T> {
             let session = self.next_session(flight.step, steps);
             return self.begin_landing(flight, look, now_s, Next::Again(session));
         }
-        if flight.measured > 0 && flight.budget.decide(now_s, 0) == Decision::SaveLast {
+        let due = flight.measured > 0 && flight.budget.decide(now_s, 0) == Decision::SaveLast;
+        // The order is taken only here, where it is followed.
+        if due || flight.step > self.delivered && self.tower.wants_save() {
             self.trainer.ask(Ask::Save);
             flight.wish = Some(Wish::new(now_s, flight.step));
         }
@@ -144,6 +149,10 @@ impl<T: Trainer> Pilot<'_, T> {
         let off = (given as f64 - wanted as f64).abs() / wanted.max(1) as f64;
         let (spare_s, restart_s) = (flight.budget.spare_s(now_s), self.restart_s());
         if too_few {
+            // While the pace is changing, what fits is not known yet, and another start would get a wrong number.
+            if !flight.fit.is_settled(flight.measured, fit) && flight.step + MEASURED_LEAST < given {
+                return None;
+            }
             // Time would be left over: a restart pays if it wins clearly more than it costs.
             let after = self.fit_after_restart(flight, now_s)?;
             let wanted = self.plan.asked().map_or(after, |asked| asked.min(after));
@@ -312,7 +321,8 @@ impl<T: Trainer> Pilot<'_, T> {
         }
         let spare_s = self.kill_s() - now_s - self.restart_s();
         let more = self.known.step_s.map_or(0, |step_s| (spare_s / step_s).max(0.0) as u64);
-        if self.resumes && more >= 10 && spare_s > 0.5 * self.restart_s() {
+        let much = self.deadline_s - now_s > LEFT_OVER * self.deadline_s;
+        if self.resumes && more >= MORE_LEAST && (much || spare_s > 0.5 * self.restart_s()) {
             self.note(format!("the trainer did its {given} steps early; it goes on with about {more} more"));
             let steps = self.plan.steps_for(Some(self.delivered + more));
             return Next::Again(self.next_session(self.delivered, steps));

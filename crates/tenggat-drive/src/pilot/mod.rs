@@ -81,6 +81,11 @@ pub trait Tower {
     fn moved_by_s(&mut self, _now_s: f64, _deadline_s: f64) -> Option<f64> {
         None
     }
+
+    /// Whether somebody has asked for a save since this was last called.
+    fn wants_save(&mut self) -> bool {
+        false
+    }
 }
 
 /// What follows a session.
@@ -114,6 +119,10 @@ struct Pilot<'a, T: Trainer> {
     resumes: bool,
     phase: Option<(Phase, f64)>,
     kept_s: f64,
+    /// When the disk is looked at again.
+    room_due_s: f64,
+    /// Whether it is known to be too full.
+    room_told: bool,
 }
 
 /// Flies the trainer until the budget is spent, the steps are done, or nothing more can be had.
@@ -139,6 +148,8 @@ pub fn fly<T: Trainer>(
         resumes: true,
         phase: None,
         kept_s: 0.0,
+        room_due_s: 0.0,
+        room_told: false,
         trainer,
         tower,
         stop,

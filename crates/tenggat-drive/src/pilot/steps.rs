@@ -7,8 +7,6 @@ use super::flight::Flight;
 use crate::event::{Event, Step};
 use crate::trainer::{Delivery, Look, Stage, Trainer};
 
-/// Steps after which the typical step of a session's opening is known.
-const OPENING: u64 = 12;
 /// Seconds between two forecasts that are shown.
 const FORECAST_EVERY: f64 = 60.0;
 
@@ -124,8 +122,9 @@ impl<T: Trainer> Pilot<'_, T> {
         flight.stall_told = 0;
         let forecast = flight.budget.forecast(now_s);
         self.known.step_s = forecast.step_s;
-        if flight.opening_s.is_none() && flight.measured >= OPENING {
-            flight.opening_s = forecast.step_s;
+        if let Some(slow) = forecast.step_s.and_then(|step_s| flight.pace.observe(new, step_s)) {
+            flight.forecast_due_s = 0.0;
+            self.slowed(&slow.to_string());
         }
         let total = match self.plan.asked() {
             Some(asked) => forecast.steps_total.map(|n| n.min(asked)),

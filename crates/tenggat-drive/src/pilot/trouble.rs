@@ -5,8 +5,8 @@ use super::{FRUITLESS, Next, Pilot};
 use crate::event::Event;
 use crate::trainer::{Ask, Exit, Look, Stage, Trainer, Trouble};
 
-/// A pace so many times slower than the opening's is worth a word.
-const SLOW: f64 = 1.6;
+/// Seconds between two looks at the disk, at most.
+const ROOM_EVERY_S: f64 = 10.0;
 /// Usual steps that a step may last before it is called a stall.
 const STALL_STEPS: f64 = 12.0;
 /// Stall limits after which the trainer is given up.
@@ -27,7 +27,7 @@ impl<T: Trainer> Pilot<'_, T> {
         if !flight.begun() || look.stage != Stage::Training || flight.step >= self.session.steps {
             return;
         }
-        self.watch_pace(flight, now_s);
+        self.watch_room(now_s);
         let running_s = flight.running_s(now_s);
         let stall_s = self.stall_s(flight, now_s);
         if flight.stall_told == 0 && running_s > stall_s {
@@ -51,20 +51,31 @@ impl<T: Trainer> Pilot<'_, T> {
         }
     }
 
-    fn watch_pace(&mut self, flight: &mut Flight, now_s: f64) {
-        let (Some(opening_s), Some(mean_s)) = (flight.opening_s, flight.mean_s(now_s)) else { return };
-        let factor = mean_s / opening_s;
-        if factor < SLOW * flight.warned_factor {
+    /// Sees a disk fill up before a save fails, and makes room by the job's own rules.
+    fn watch_room(&mut self, now_s: f64) {
+        if now_s < self.room_due_s {
             return;
         }
-        flight.warned_factor = factor;
-        flight.forecast_due_s = 0.0;
-        self.slowed(&format!(
-            "a step takes {mean_s:.2} s now, {factor:.1} times as long as in the beginning"
-        ));
+        self.room_due_s = now_s + (0.005 * self.deadline_s).clamp(0.5, ROOM_EVERY_S);
+        let Some(room) = self.trainer.room() else { return };
+        if room.is_enough() {
+            self.room_told = false;
+            return;
+        }
+        let freed = self.trainer.make_room();
+        if freed > 0 {
+            self.note(format!("{}; old saves of {:.2} GB were removed", room.in_words(), freed as f64 / 1e9));
+        }
+        if room.free.saturating_add(freed) < room.needed && !self.room_told {
+            self.room_told = true;
+            self.warn(format!(
+                "the disk is filling up: {}; remove files there, or it will fail",
+                room.in_words()
+            ));
+        }
     }
 
-    fn slowed(&mut self, text: &str) {
+    pub(super) fn slowed(&mut self, text: &str) {
         // Asking the driver may take seconds.
         let time = self.kill_s() - self.trainer.now_s() > 10.0;
         let clues = if time { self.trainer.clues() } else { Vec::new() };
@@ -99,7 +110,7 @@ impl<T: Trainer> Pilot<'_, T> {
         let hopeless = !flight.begun() && self.session.number == 1 && exit.trouble == Trouble::Error;
         let shrinkable = exit.trouble == Trouble::OutOfMemory && self.shrink < self.plan.shrinks;
         let out_of_memory_again = exit.trouble == Trouble::OutOfMemory && !shrinkable && self.fruitless > 1;
-        let full = exit.trouble == Trouble::DiskFull;
+        let full = exit.trouble == Trouble::DiskFull && self.trainer.make_room() == 0;
         if hopeless || out_of_memory_again || full || !self.may_restart(now_s) {
             return Next::Done(false, said);
         }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tenggat_job::Document;
 
+use super::Saves;
 use crate::lora::LAST;
 use crate::trainer::Session;
 
@@ -18,6 +19,8 @@ const OURS: [&str; 3] = [LAST, "metrics.jsonl", "deadline.request"];
 /// Saves that the trainer keeps beyond those that the job asks for, so that those asked for by the drive push
 /// none out.
 const EXTRA_SAVES: u64 = 2;
+/// Saves that ai-toolkit keeps unless it is told otherwise.
+const KEEP: u64 = 5;
 
 /// What the file says about drives, in its section `tenggat`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -34,6 +37,23 @@ pub struct Wishes {
     /// Changes to try one after another when memory runs out: paths below the process, such as
     /// `train.batch_size`, and values; `datasets.resolution` is that of every data set.
     pub on_out_of_memory: Vec<Map<String, Value>>,
+    /// Folder of pictures with captions that are kept out of training, to measure on.
+    pub held_out: Option<PathBuf>,
+    /// Which save is delivered at the end: the newest, or the best on those.
+    pub deliver: Deliver,
+    /// What errors on them with captions and with the empty prompt count, such as 1:3.
+    pub held_out_weights: Option<String>,
+}
+
+/// Which of the saves is delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deliver {
+    /// The newest.
+    #[default]
+    Newest,
+    /// The one with the lowest held-out error.
+    Best,
 }
 
 /// A job file that ai-toolkit runs.
@@ -59,6 +79,8 @@ pub struct ToolkitJob {
     pub sample_from: u64,
     /// Steps between two of the job's own saves.
     pub save_every: u64,
+    /// Most saves that it wants to be kept; 0 for all.
+    pub keep: u64,
     /// What the user should know.
     pub warnings: Vec<String>,
     tree: Value,
@@ -113,6 +135,7 @@ impl ToolkitJob {
             sample_every: sample_every(process),
             sample_from: process["sample"]["sample_start_step"].as_u64().unwrap_or(0),
             save_every: process["save"]["save_every"].as_u64().unwrap_or(1000),
+            keep: process["save"]["max_step_saves_to_keep"].as_u64().unwrap_or(KEEP),
             warnings: Vec::new(),
             tree,
         };
@@ -142,6 +165,22 @@ impl ToolkitJob {
 
     fn process(&self) -> &Value {
         &self.tree["config"]["process"][0]
+    }
+
+    /// ai-toolkit's name of the architecture, without the tag that its interface adds.
+    pub fn arch(&self) -> &str {
+        let arch = self.process()["model"]["arch"].as_str().unwrap_or_default();
+        arch.split(':').next().unwrap_or_default()
+    }
+
+    /// The model: a folder, a file or a name on the hub.
+    pub fn model(&self) -> &str {
+        self.process()["model"]["name_or_path"].as_str().unwrap_or_default()
+    }
+
+    /// Its saves.
+    pub fn saves(&self) -> Saves {
+        Saves::new(&self.trainer_folder, &self.trainer_name)
     }
 
     /// The folder that the trainer writes to.
@@ -189,9 +228,8 @@ impl ToolkitJob {
         section(process, "train").insert("steps".into(), session.steps.into());
         let save = section(process, "save");
         save.remove("push_to_hub");
-        let keep = save.get("max_step_saves_to_keep").and_then(Value::as_u64).unwrap_or(5);
-        if keep > 0 {
-            save.insert("max_step_saves_to_keep".into(), (keep + EXTRA_SAVES).into());
+        if self.keep > 0 {
+            save.insert("max_step_saves_to_keep".into(), (self.keep + EXTRA_SAVES).into());
         }
         if session.no_samples {
             section(process, "train").insert("disable_sampling".into(), true.into());

@@ -7,20 +7,22 @@ mod saves;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant, SystemTime};
 
 use tenggat_plan::Clock;
 
+use crate::disk::{self, Room};
 use crate::error::{Error, Result};
 use crate::gpu;
-use crate::lora::{self, Checked, LAST, NotWhole};
+use crate::lora::{self, Checked, LAST, ModelKeys, NotWhole};
 use crate::process::Process;
 use crate::state::Home;
 use crate::trainer::{Ask, Delivery, Exit, Look, Session, Stage, Trainer, Trouble};
 use crate::words::Tail;
 
-pub use job::{ToolkitJob, Wishes};
+pub use job::{Deliver, ToolkitJob, Wishes};
 pub use saves::{Save, Saves};
 
 use channel::{Channel, JOB_ID, JOB_ID_VARIABLE, Row};
@@ -67,6 +69,9 @@ impl Installation {
     }
 }
 
+/// Bytes that should be free whatever saves take: logs, caches, the database.
+const LEAST_ROOM: u64 = 64 << 20;
+
 /// A drive's ai-toolkit.
 pub struct AiToolkit<'a> {
     installation: Installation,
@@ -87,6 +92,7 @@ pub struct AiToolkit<'a> {
     spoilt: Option<PathBuf>,
     extra: Option<PathBuf>,
     publication: Option<Publication>,
+    model: Option<Arc<ModelKeys>>,
 }
 
 /// A save that is being published, on a thread of its own: one that a slow disk holds up must not hold up the
@@ -98,10 +104,17 @@ struct Publication {
 }
 
 impl Publication {
-    fn begin(save: Save, to: PathBuf) -> Self {
+    fn begin(save: Save, to: PathBuf, model: Option<Arc<ModelKeys>>) -> Self {
         let (sender, done) = mpsc::channel();
         let from = save.path.clone();
-        std::thread::spawn(move || sender.send(lora::publish(&from, &to)));
+        let publish = move || {
+            // A file that is still being written has no header to hold against anything.
+            if let (Ok(_), Some(model)) = (lora::peek(&from), model) {
+                model.check(&from).map_err(|e| NotWhole::Unfit(e.to_string()))?;
+            }
+            lora::publish(&from, &to)
+        };
+        std::thread::spawn(move || sender.send(publish()));
         Publication { save, began: Instant::now(), done }
     }
 }
@@ -111,7 +124,7 @@ impl<'a> AiToolkit<'a> {
     pub fn new(installation: Installation, job: ToolkitJob, home: &'a Home, clock: &'a dyn Clock) -> Self {
         let log = home.file("trainer.log");
         AiToolkit {
-            saves: Saves::new(job.trainer_folder(), job.trainer_name()),
+            saves: job.saves(),
             last: job.folder.join(LAST),
             tail: Tail::new(&log),
             installation,
@@ -127,7 +140,13 @@ impl<'a> AiToolkit<'a> {
             spoilt: None,
             extra: None,
             publication: None,
+            model: None,
         }
+    }
+
+    /// Has LoRAs published only if every key fits a layer of this model.
+    pub fn fits(&mut self, model: Option<Arc<ModelKeys>>) {
+        self.model = model;
     }
 
     /// The trainer's output.
@@ -280,7 +299,7 @@ impl Trainer for AiToolkit<'_> {
                 // Clocks of file systems are coarse.
                 let since = self.started - Duration::from_secs(2);
                 let Some(save) = self.saves.newest(beyond, since) else { return Delivery::Nothing };
-                Publication::begin(save, self.last.clone())
+                Publication::begin(save, self.last.clone(), self.model.clone())
             }
         };
         let left_s = (until_s - self.clock.now_s()).clamp(0.0, 1e6);
@@ -305,6 +324,28 @@ impl Trainer for AiToolkit<'_> {
                 Delivery::Spoilt { path: save.path, why: e.to_string() }
             }
         }
+    }
+
+    fn room(&mut self) -> Option<Room> {
+        let folder = self.job.trainer_folder();
+        let free = disk::free_bytes(folder)?;
+        let (whole, _) = self.saves.all();
+        let save = whole.iter().filter_map(|save| fs::metadata(&save.path).ok()).map(|m| m.len()).max();
+        let optimiser = fs::metadata(folder.join("optimizer.pt")).map_or(0, |m| m.len());
+        // The trainer's file, the copy that is published, and the optimiser's state, which some systems keep
+        // until the new one is there.
+        let needed = (2 * save.unwrap_or(0)).saturating_add(optimiser).max(LEAST_ROOM);
+        Some(Room { folder: folder.into(), free, needed })
+    }
+
+    fn make_room(&mut self) -> u64 {
+        let aside = self.home.file("unfinished");
+        let mut freed = disk::bytes_in(&aside);
+        if fs::remove_dir_all(&aside).is_err() {
+            freed -= disk::bytes_in(&aside).min(freed);
+        }
+        let published = lora::peek(&self.last).ok().and_then(|checked| checked.steps).unwrap_or(0);
+        freed + self.saves.remove_beyond(self.job.keep, published)
     }
 
     fn clues(&mut self) -> Vec<String> {

@@ -94,7 +94,8 @@ impl Saves {
         }
         let best = whole.last().cloned();
         let published = lora::check(last).ok().and_then(|checked| checked.steps);
-        if let Some(steps) = published.filter(|n| best.as_ref().is_none_or(|save| save.steps < *n)) {
+        if let Some(steps) = published.filter(|n| *n > 0 && best.as_ref().is_none_or(|save| save.steps < *n))
+        {
             let path = self.numbered(steps);
             lora::publish(last, &path)
                 .map_err(|e| Error::file("copy the LoRA to", &path, std::io::Error::other(e)))?;
@@ -108,6 +109,22 @@ impl Saves {
             return touch(&numbered).map(|()| best.steps);
         }
         touch(&best.path).map(|()| best.steps)
+    }
+
+    /// Removes the saves that are older than the newest `keep` (0: all are kept), and returns their bytes. What
+    /// holds more than `published` updates stays, and so does the newest.
+    pub fn remove_beyond(&self, keep: u64, published: u64) -> u64 {
+        if keep == 0 {
+            return 0;
+        }
+        let (mut whole, _) = self.all();
+        whole.truncate(whole.len().saturating_sub(keep as usize));
+        let old = whole.iter().filter(|save| save.steps <= published);
+        old.filter_map(|save| {
+            let bytes = fs::metadata(&save.path).ok()?.len();
+            fs::remove_file(&save.path).ok().map(|()| bytes)
+        })
+        .sum()
     }
 
     /// The file `<name>_<9 digits>.safetensors`.
@@ -169,6 +186,29 @@ mod tests {
             let changed = |p: &PathBuf| fs::metadata(p).map(|m| (m.ctime(), m.ctime_nsec())).unwrap();
             ours.max_by_key(changed).unwrap()
         }
+    }
+
+    #[test]
+    fn room_is_made_by_the_oldest_saves_that_the_job_does_not_keep() {
+        let scene = Scene::new();
+        for step in [10, 20, 30, 40, 50] {
+            write(&scene.saves.numbered(step), step, 1.0);
+        }
+        assert_eq!(scene.saves.remove_beyond(0, 100), 0, "all are kept");
+        let bytes = fs::metadata(scene.saves.numbered(10)).unwrap().len();
+        // What is not published yet stays, and so do the newest three.
+        assert_eq!(scene.saves.remove_beyond(3, 10), bytes);
+        assert_eq!(scene.saves.remove_beyond(3, 100), bytes);
+        let (whole, _) = scene.saves.all();
+        assert_eq!(whole.iter().map(|save| save.steps).collect::<Vec<_>>(), [30, 40, 50]);
+    }
+
+    #[test]
+    fn a_lora_that_changes_nothing_is_not_gone_on_with() {
+        let scene = Scene::new();
+        write(&scene.path("last.safetensors"), 0, 0.0);
+        assert_eq!(scene.prepare(), 0);
+        assert!(!scene.saves.numbered(0).exists());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::dice::Dice;
 use tenggat_drive::{
-    Ask, Delivery, Event, Exit, Look, Mark, Result, Session, Stage, Tower, Trainer, Trouble,
+    Ask, Delivery, Event, Exit, Look, Mark, Result, Room, Session, Stage, Tower, Trainer, Trouble,
 };
 
 /// Something that goes wrong.
@@ -15,6 +15,8 @@ pub enum Fault {
     Crash { at_s: f64, trouble: Trouble },
     /// The step that is under way then takes so much longer.
     Stall { at_s: f64, for_s: f64 },
+    /// The machine sleeps: the clock goes on, and nothing else does.
+    Sleep { at_s: f64, for_s: f64 },
     /// Every session counts from 0.
     ResumesAtZero,
     /// The wish to stop is not heard.
@@ -46,6 +48,10 @@ pub struct Script {
     pub round_s: f64,
     pub stop_s: f64,
     pub faults: Vec<Fault>,
+    /// Room on the disk from when on, if it is looked at.
+    pub room: Vec<(f64, Room)>,
+    /// Bytes that old saves take, once.
+    pub room_made: u64,
     pub seed: u64,
 }
 
@@ -67,6 +73,8 @@ impl Script {
             round_s: 0.0,
             stop_s: 0.5,
             faults: Vec::new(),
+            room: Vec::new(),
+            room_made: 0,
             seed: 0,
         }
     }
@@ -256,6 +264,18 @@ impl Simulated {
         }
     }
 
+    /// The machine sleeps if it is time to.
+    fn sleep(&mut self) {
+        for i in 0..self.done.len() {
+            let Fault::Sleep { at_s, for_s } = self.script.faults[i] else { continue };
+            if !self.done[i] && at_s <= self.now_s {
+                self.done[i] = true;
+                self.now_s += for_s;
+                self.process.iter_mut().for_each(|process| process.until_s += for_s);
+            }
+        }
+    }
+
     /// The process goes on until `to_s`.
     fn advance(&mut self, to_s: f64) {
         loop {
@@ -394,6 +414,7 @@ impl Trainer for Simulated {
     fn wait(&mut self, seconds: f64) {
         assert!(seconds > 0.0, "a pilot that waits for {seconds} s burns the processor");
         self.advance(self.now_s + seconds);
+        self.sleep();
     }
 
     fn start(&mut self, session: &Session) -> Result<()> {
@@ -457,6 +478,16 @@ impl Trainer for Simulated {
         self.advance(self.now_s + self.script.publish_s);
         self.published = steps;
         Delivery::Delivered { path: "last.safetensors".into(), steps, seconds: self.script.publish_s }
+    }
+
+    fn room(&mut self) -> Option<Room> {
+        self.script.room.iter().rev().find(|(from_s, _)| *from_s <= self.now_s).map(|(_, room)| room.clone())
+    }
+
+    fn make_room(&mut self) -> u64 {
+        let made = std::mem::take(&mut self.script.room_made);
+        self.script.room.iter_mut().for_each(|(_, room)| room.free += made);
+        made
     }
 
     fn clues(&mut self) -> Vec<String> {

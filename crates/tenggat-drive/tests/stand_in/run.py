@@ -21,7 +21,7 @@ class Trainer:
         self.name = job["config"]["name"]
         process = job["config"]["process"][0]
         assert process["type"] == "diffusion_trainer", process["type"]
-        self.habits = process.get("stand_in", {})
+        self.habits = process.get("stand_in") or json.loads(os.environ.get("STAND_IN", "{}"))
         self.train = process["train"]
         self.save_config = process.get("save", {})
         self.sample = process.get("sample", {})
@@ -92,14 +92,17 @@ class Trainer:
         if self.saves == self.habits.get("spoils_save"):
             body = struct.pack("<f", float("nan")) * count
         info = json.dumps({"step": self.step, "epoch": 0})
-        header = json.dumps({
-            "__metadata__": {"training_info": info, "format": "pt"},
-            "diffusion_model.a.lora_A.weight": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]},
-        }).encode()
+        tensors = {"diffusion_model.a.lora_A.weight": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+        lora = self.lora()
+        if lora:
+            tensors, body = self.read(lora)
+            tensors.pop("__metadata__", None)
+        header = json.dumps({"__metadata__": {"training_info": info, "format": "pt"}, **tensors}).encode()
         name = self.name + ("" if number is None else f"_{number:09d}") + ".safetensors"
         pause = self.habits.get("save_s", 0.02) / 4
         with open(os.path.join(self.folder, name), "wb") as file:
-            for part in (struct.pack("<Q", len(header)), header, body[: 2 * count], body[2 * count :]):
+            half = len(body) // 2
+            for part in (struct.pack("<Q", len(header)), header, body[:half], body[half:]):
                 file.write(part)
                 file.flush()
                 time.sleep(pause)
@@ -108,6 +111,17 @@ class Trainer:
         self.clean_up()
         self.maybe_stop()
         self.say("running", "Training")
+
+    def lora(self):
+        """The file that saves are copies of: the last of `loras` that is for so many steps; none usually."""
+        loras = [path for least, path in self.habits.get("loras", []) if self.step >= least]
+        return loras[-1] if loras else None
+
+    def read(self, path):
+        """Header and body of a file."""
+        with open(path, "rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            return json.loads(file.read(length)), file.read()
 
     def clean_up(self):
         keep = self.save_config.get("max_step_saves_to_keep", 5)
@@ -122,11 +136,9 @@ class Trainer:
         if not names or self.habits.get("resumes_at_zero"):
             return 0
         newest = max((os.path.join(self.folder, n) for n in names), key=os.path.getctime)
-        with open(newest, "rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(length))
-            count = header["diffusion_model.a.lora_A.weight"]["data_offsets"][1]
-            assert len(file.read()) == count, f"{newest} is cut off"
+        header, body = self.read(newest)
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        assert len(body) == max(ends), f"{newest} is cut off"
         return json.loads(header["__metadata__"]["training_info"])["step"]
 
     def draw(self):
