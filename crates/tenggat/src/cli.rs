@@ -12,6 +12,8 @@ use crate::commands::{
 };
 use crate::device;
 use crate::events;
+use crate::hooks::HookArgs;
+use crate::money::Money;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
 
 /// Exit codes, shown under `--help`.
@@ -53,6 +55,7 @@ Examples:
   tenggat train my_job.yaml --budget 2h
   tenggat train my_job.yaml --deadline 2026-12-01T18:00:00+07:00
   tenggat train my_job.yaml --name second_try
+  tenggat train my_job.yaml --max-cost 5 --price-per-hour 2.49 --then 'runpodctl stop pod $RUNPOD_POD_ID'
 
 The same command again goes on with a run that was cut off, or longer with a finished one if the job asks for more
 steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.
@@ -72,7 +75,13 @@ Examples:
   tenggat drive my_job.yaml --budget 2h
   tenggat drive my_job.yaml --budget 2h --trainer-dir ~/ai-toolkit --python ~/ai-toolkit/venv/bin/python
   tenggat drive my_job.yaml --max-cost 5 --price-per-hour 2.49 --then 'runpodctl stop pod $RUNPOD_POD_ID'
-  tenggat drive --budget 3h --saves 'out/**/*.safetensors' -- accelerate launch train.py --max_train_steps 4000")]
+  tenggat drive --budget 3h --saves 'out/**/*.safetensors' -- accelerate launch train.py --max_train_steps 4000
+
+Signals:
+  SIGINT (Ctrl-C), SIGTERM           have the trainer save, and end; the second one ends at once
+  SIGXCPU                            have the trainer save, and end
+  SIGHUP (the terminal was closed)   nothing: the deadline is the end
+  SIGUSR1                            have the trainer save now, and go on (ai-toolkit)")]
     Drive(DriveArgs),
     /// Look a job over without running it: data sets, pictures, model, plan.
     #[command(after_help = "\
@@ -107,9 +116,11 @@ The exit code is 0 once there is a LoRA, whatever goes wrong later.
 SIGTERM and SIGINT (Ctrl-C) save what was trained and end, within seconds; the second one ends at once. SIGHUP (the
 terminal was closed) changes nothing: the hours are the end. SIGUSR1 saves now, and goes on.
 
-Example:
+Examples:
   tenggat task --task-id t1 --model Qwen/Qwen-Image --dataset-zip t1.zip --model-type qwen-image \\
-    --expected-repo-name my-lora --hours-to-complete 1.5")]
+    --expected-repo-name my-lora --hours-to-complete 1.5
+  tenggat task --rehearse --task-id t1 --model krea/Krea-2-Raw --dataset-zip t1.zip --model-type krea2 \\
+    --expected-repo-name my-lora --hours-to-complete 1")]
     Task(TaskArgs),
     /// Say what a job will take in time, memory and money; calibrate; look back at a run.
     #[command(after_help = "\
@@ -211,6 +222,10 @@ pub struct Train {
     /// Folder of held-out pictures with captions, scored before and after training.
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub money: Money,
+    #[command(flatten)]
+    pub hooks: HookArgs,
     /// Print the events of the run on standard output, for programs; what people read goes to standard
     /// error.
     #[arg(long, value_name = "FORMAT")]

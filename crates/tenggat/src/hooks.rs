@@ -1,8 +1,9 @@
 //! Telling other programs about a run: a signed message to a web address on its way, a command at its end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,11 @@ use clap::Args;
 use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::Sha256;
+use tenggat_plan::{Clock, Pace};
+use tenggat_train::run::Event;
 
+use crate::limit::Limited;
+use crate::money::Money;
 use crate::output::{say, warning};
 
 /// The variable that holds the key of signatures.
@@ -24,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SELDOM: Duration = Duration::from_secs(60);
 /// Messages that may wait for an address; a run waits for none.
 const QUEUE: usize = 32;
+/// Longest wait for the last message to be taken, and time kept for the end of the process, in seconds.
+const LONGEST_WAIT_S: f64 = 5.0;
+const CLOSING_S: f64 = 0.05;
 
 /// Whom to tell of a run.
 #[derive(Debug, Clone, Default, Args)]
@@ -69,6 +77,51 @@ pub struct Hooks {
     then: Option<String>,
     post: Option<Post>,
     seldom: [Option<Instant>; 2],
+    /// The deadline, which somebody may have moved.
+    deadline_s: Option<f64>,
+    pace: Pace,
+}
+
+/// What came of a run, for its hooks.
+pub struct Outcome {
+    /// The LoRA, and the updates in it.
+    pub lora: Option<(PathBuf, u64)>,
+    /// Why the run ended.
+    pub ended: String,
+}
+
+/// Runs something that is told of: when it starts and, by itself, when it slows down and saves; at its end,
+/// whatever that is, come what it cost, the last message and the command.
+///
+/// # Errors
+/// Those of `body`; a webhook without an address or a key, before anything is run.
+pub fn hooked<T>(
+    args: &HookArgs,
+    money: &Money,
+    run: &str,
+    limited: &Limited,
+    body: impl FnOnce(&mut Hooks) -> anyhow::Result<T>,
+    outcome: impl FnOnce(&T) -> Outcome,
+) -> anyhow::Result<T> {
+    let mut hooks = Hooks::new(args, run)?;
+    hooks.deadline_s = limited.deadline_s;
+    hooks.tell(Moment::Started, None, "");
+    let result = body(&mut hooks);
+    let now_s = limited.clock.now_s();
+    if let (Some(cost), true) = (money.cost(now_s), result.is_ok()) {
+        say!("{:<14} {cost:.2}", "cost");
+    }
+    // The last message may take what is left of the time, and no more.
+    let left_s = hooks.deadline_s.map_or(LONGEST_WAIT_S, |deadline_s| deadline_s - now_s - CLOSING_S);
+    let wait = Duration::from_secs_f64(left_s.clamp(0.0, LONGEST_WAIT_S));
+    match &result {
+        Ok(value) => {
+            let Outcome { lora, ended } = outcome(value);
+            hooks.end(lora.as_ref().map(|(path, steps)| (path.as_path(), *steps)), &ended, wait);
+        }
+        Err(error) => hooks.end(None, &error.to_string(), wait),
+    }
+    result
 }
 
 struct Post {
@@ -83,7 +136,45 @@ impl Hooks {
     /// The address is none, or there is no key to sign with.
     pub fn new(args: &HookArgs, run: &str) -> anyhow::Result<Hooks> {
         let post = args.webhook.as_deref().map(Post::start).transpose()?;
-        Ok(Hooks { run: run.into(), then: args.then.clone(), post, seldom: [None; 2] })
+        let then = args.then.clone();
+        *pending() = then.clone().map(|command| Pending { command, run: run.into(), lora: None });
+        let pace = Pace::new(1);
+        Ok(Hooks { run: run.into(), then, post, seldom: [None; 2], deadline_s: None, pace })
+    }
+
+    /// For a run that nobody is told of.
+    pub fn none(run: &str) -> Hooks {
+        let (run, then, post) = (run.into(), None, None);
+        Hooks { run, then, post, seldom: [None; 2], deadline_s: None, pace: Pace::new(1) }
+    }
+
+    /// Tells of what a run of our own engine has to say.
+    pub fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Saved { path, steps } => self.saved(path, *steps),
+            Event::DeadlineMoved { deadline_s, .. } => self.moved(*deadline_s),
+            // It knows the shares of the sizes of pictures, which single steps do not.
+            Event::Forecast(forecast) => {
+                let slow = forecast.step_s.and_then(|step_s| self.pace.observe(1, step_s));
+                if let Some(slow) = slow {
+                    self.tell(Moment::Slowed, Some(forecast.steps_done), &slow.to_string());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A LoRA was written.
+    pub fn saved(&mut self, path: &Path, steps: u64) {
+        if let Some(pending) = pending().as_mut() {
+            pending.lora = Some((path.into(), steps));
+        }
+        self.tell(Moment::Saved, Some(steps), "");
+    }
+
+    /// The deadline is another now.
+    pub fn moved(&mut self, deadline_s: f64) {
+        self.deadline_s = Some(deadline_s);
     }
 
     /// Sends a message, if there is whom to send it to. It is only put into a queue: a run waits for nobody.
@@ -115,14 +206,46 @@ impl Hooks {
         if let Some(post) = self.post.take() {
             post.finish(wait);
         }
+        *pending() = None;
         if let Some(command) = &self.then {
             run_then(command, &self.run, lora);
         }
     }
 }
 
+/// What has to be done should the process be ended in the middle of something.
+struct Pending {
+    command: String,
+    run: String,
+    /// The newest LoRA.
+    lora: Option<(PathBuf, u64)>,
+}
+
+fn pending() -> MutexGuard<'static, Option<Pending>> {
+    static PENDING: Mutex<Option<Pending>> = Mutex::new(None);
+    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a process that is about to be ended in the middle of something: starts the command of its run, if
+/// there is one, and does not wait for it.
+pub fn at_forced_exit() {
+    let Some(Pending { command, run, lora }) = pending().take() else { return };
+    let lora = lora.as_ref().map(|(path, steps)| (path.as_path(), *steps));
+    // Whoever ends the process has no time for complaints.
+    let _ = shell(&command, &run, lora).spawn();
+}
+
 fn run_then(command: &str, run: &str, lora: Option<(&Path, u64)>) {
     say!("{:<14} {command}", "then");
+    match shell(command, run, lora).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => warning!("--then ended with {status}: {command}"),
+        Err(e) => warning!("--then could not be run ({e}): {command}"),
+    }
+}
+
+/// The command, with what it is told of the run.
+fn shell(command: &str, run: &str, lora: Option<(&Path, u64)>) -> Command {
     let mut shell = if cfg!(windows) { Command::new("cmd") } else { Command::new("sh") };
     shell.arg(if cfg!(windows) { "/C" } else { "-c" }).arg(command).stdin(Stdio::null());
     shell.env("TENGGAT_STATUS", if lora.is_some() { "done" } else { "failed" }).env("TENGGAT_RUN", run);
@@ -130,11 +253,7 @@ fn run_then(command: &str, run: &str, lora: Option<(&Path, u64)>) {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
         shell.env("TENGGAT_LORA", path).env("TENGGAT_STEPS", steps.to_string());
     }
-    match shell.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => warning!("--then ended with {status}: {command}"),
-        Err(e) => warning!("--then could not be run ({e}): {command}"),
-    }
+    shell
 }
 
 impl Post {
@@ -242,8 +361,14 @@ mod tests {
             }
             0
         });
-        let mut hooks =
-            Hooks { run: "fox".into(), then: None, post: Some(Post { queue, sender }), seldom: [None; 2] };
+        let mut hooks = Hooks {
+            run: "fox".into(),
+            then: None,
+            post: Some(Post { queue, sender }),
+            seldom: [None; 2],
+            deadline_s: None,
+            pace: Pace::new(1),
+        };
         let receiver = std::thread::spawn(move || receive(&listener, 3));
         hooks.tell(Moment::Started, None, "");
         hooks.tell(Moment::Saved, Some(10), "");

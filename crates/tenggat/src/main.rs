@@ -66,7 +66,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock, cli.device),
         Command::Train(args) => commands::train(&args, clock, cli.device),
-        Command::Drive(args) => commands::drive(&args, clock),
+        Command::Drive(args) => commands::drive(&args, clock, cli.device),
         Command::Check(args) => commands::check(&args, cli.device),
         Command::Init(args) => commands::init(&args),
         Command::Sample(args) => commands::sample(&args, cli.device),

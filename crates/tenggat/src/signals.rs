@@ -93,5 +93,6 @@ fn end_in_time(stop: &Stop, status: i32) {
     if told.is_ok() {
         std::thread::sleep(LOOK_EVERY);
     }
+    crate::hooks::at_forced_exit();
     low_level::exit(status);
 }

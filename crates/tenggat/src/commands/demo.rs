@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use tenggat_plan::{Clock, WallClock};
-use tenggat_train::job::Job;
+use tenggat_train::job::{ErrorWeights, Job};
 use tenggat_train::run::Scores;
 
 use super::train::{Setting, run_job, show_interrupted, show_warnings};
@@ -10,6 +10,7 @@ use crate::assets;
 use crate::cli;
 use crate::device::Choice;
 use crate::events::EventLines;
+use crate::hooks::Hooks;
 use crate::limit::Limited;
 use crate::output::say;
 use crate::signals;
@@ -42,7 +43,9 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
     let held_out = assets.join("demo-dataset/test");
-    let setting = Setting { held_out: Some(&held_out), start_over: false, choice, stop: &stop, events };
+    let hooks = &mut Hooks::none("demo");
+    let setting =
+        Setting { held_out: Some(&held_out), start_over: false, choice, stop: &stop, events, hooks };
     let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
     if summary.steps == 0 {
@@ -65,14 +68,15 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
 
 fn table(before: &Scores, after: &Scores) {
     say!("{:<34} {:>9} {:>9} {:>9}", "error on 8 pictures never seen", "bare", "LoRA", "change");
+    let weights = ErrorWeights::default();
     let row = |name: &str, a: f64, b: f64| {
         say!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));
     };
-    row("picture, 1/4 captioned + 3/4 empty", before.picture.total(), after.picture.total());
+    row("picture, 1/4 captioned + 3/4 empty", before.picture.total(weights), after.picture.total(weights));
     row("  captioned", before.picture.captioned, after.picture.captioned);
     row("  empty prompt", before.picture.empty, after.picture.empty);
     if let (Some(before), Some(after)) = (before.velocity, after.velocity) {
-        row("velocity, likewise", before.total(), after.total());
+        row("velocity, likewise", before.total(weights), after.total(weights));
         row("  captioned", before.captioned, after.captioned);
         row("  empty prompt", before.empty, after.empty);
     }

@@ -2,21 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tenggat_drive::{
-    CommandOptions, Driven, Event, Installation, Options, Pattern, Step, ToolkitJob, Wishes,
+    CommandOptions, Driven, Event, Installation, Options, OtherJob, Pattern, Step, ToolkitJob, Wishes,
 };
-use tenggat_plan::{Clock, WallClock};
+use tenggat_plan::WallClock;
 use tenggat_train::job::Limits;
 use tenggat_train::run;
 
+use super::best;
 use crate::cli::Limit;
-use crate::hooks::{HookArgs, Hooks, Moment};
+use crate::device::Choice;
+use crate::hooks::{HookArgs, Hooks, Moment, Outcome, hooked};
 use crate::limit::{self, Limited};
 use crate::money::Money;
 use crate::output::{say, warning};
@@ -89,15 +90,21 @@ pub struct DriveLimit {
 }
 
 /// Drives a trainer.
-pub fn drive(args: &DriveArgs, clock: WallClock) -> anyhow::Result<()> {
-    let stop = stop_signals()?;
+pub fn drive(args: &DriveArgs, clock: WallClock, device: Choice) -> anyhow::Result<()> {
+    let signals = listen()?;
     match &args.job {
-        Some(job) => drive_job(args, job, clock, &stop),
-        None => drive_command(args, clock, &stop),
+        Some(job) => drive_job(args, job, clock, &signals, device),
+        None => drive_command(args, clock, &signals.stop),
     }
 }
 
-fn drive_job(args: &DriveArgs, job: &Path, clock: WallClock, stop: &AtomicBool) -> anyhow::Result<()> {
+fn drive_job(
+    args: &DriveArgs,
+    job: &Path,
+    clock: WallClock,
+    signals: &Signals,
+    device: Choice,
+) -> anyhow::Result<()> {
     let TrainerName::AiToolkit = args.trainer;
     let variable = |name: &str| std::env::var(name).ok();
     let job = ToolkitJob::read(job, args.name.as_deref(), &variable)?;
@@ -105,17 +112,35 @@ fn drive_job(args: &DriveArgs, job: &Path, clock: WallClock, stop: &AtomicBool) 
     let deadline_s = deadline(&limited)?;
     let installation = Installation::find(args.trainer_dir.as_deref(), args.python.as_deref())
         .map_err(|text| anyhow::anyhow!(text))?;
+    let choosing = best::choosing(&job, deadline_s)?;
+    let reserve_s = choosing.as_ref().map_or(0.0, |choosing| choosing.reserve_s);
     let options = Options {
         installation,
         clock: &limited.clock,
-        deadline_s,
+        deadline_s: deadline_s - reserve_s,
         deadline_is_moment: limited.is_moment,
         fill: args.limit.fill || job.wishes.fill,
         margin_s: margin(args, &job.wishes)?,
         start_over: args.start_over,
-        stop,
+        other_job: OtherJob::MoveAside,
+        model: None,
+        stop: &signals.stop,
+        save: Some(&signals.save),
     };
-    with_hooks(args, &job.name, &limited, deadline_s, |show| Ok(tenggat_drive::drive(&job, &options, show)?))
+    with_hooks(args, &job.name, &limited, deadline_s, |show| {
+        let mut moved_s = 0.0;
+        let driven = tenggat_drive::drive(&job, &options, &mut |event| {
+            if let Event::DeadlineMoved { by_s, .. } = &event {
+                moved_s += by_s;
+            }
+            show(event);
+        })?;
+        let ended_early = signals.stop.load(Ordering::Relaxed) || driven.sessions == 0;
+        Ok(match choosing.filter(|_| !ended_early) {
+            Some(choosing) => choosing.deliver(&job, driven, (&limited.clock, deadline_s + moved_s), device),
+            None => driven,
+        })
+    })
 }
 
 fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyhow::Result<()> {
@@ -152,35 +177,39 @@ fn with_hooks(
     deadline_s: f64,
     drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
 ) -> anyhow::Result<()> {
-    let mut hooks = Hooks::new(&args.hooks, run)?;
-    hooks.tell(Moment::Started, None, "");
+    let body = |hooks: &mut Hooks| {
+        let driven = shown(limited, deadline_s, hooks, drive)?;
+        conclude(&driven);
+        Ok(driven)
+    };
+    hooked(&args.hooks, &args.money, run, limited, body, outcome).map(drop)
+}
+
+/// Shows the news of a drive, and passes them on to hooks.
+pub fn shown(
+    limited: &Limited,
+    deadline_s: f64,
+    hooks: &mut Hooks,
+    drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
+) -> anyhow::Result<Driven> {
     let mut screen = Screen::new(Progress::new(&limited.clock, Some(deadline_s)));
-    let driven = drive(&mut |event| {
+    drive(&mut |event| {
         match &event {
             Event::Slowed(text) => hooks.tell(Moment::Slowed, None, text),
-            Event::Saved { steps, .. } => hooks.tell(Moment::Saved, Some(*steps), ""),
+            Event::Saved { path, steps, .. } => hooks.saved(path, *steps),
+            Event::DeadlineMoved { deadline_s, .. } => hooks.moved(*deadline_s),
             _ => {}
         }
         screen.show(event);
-    });
-    drop(screen);
-    // The last message may take what is left of the time, and no more.
-    let left_s = (deadline_s - limited.clock.now_s() - 0.05).clamp(0.0, 5.0);
-    let wait = Duration::from_secs_f64(left_s);
-    match &driven {
-        Ok(driven) => {
-            conclude(driven);
-            if let Some(cost) = args.money.cost(limited.clock.now_s()) {
-                say!("{:<14} {cost:.2}", "cost");
-            }
-            hooks.end(Some((driven.lora.as_path(), driven.steps)), &driven.ended, wait);
-        }
-        Err(error) => hooks.end(None, &error.to_string(), wait),
-    }
-    driven.map(drop)
+    })
 }
 
-fn conclude(driven: &Driven) {
+/// What hooks are told of the end of a drive.
+pub fn outcome(driven: &Driven) -> Outcome {
+    Outcome { lora: Some((driven.lora.clone(), driven.steps)), ended: driven.ended.clone() }
+}
+
+pub fn conclude(driven: &Driven) {
     let Driven { lora, steps, ended, as_planned, .. } = driven;
     if *as_planned {
         say!("{:<14} {ended}", "ended");
@@ -221,15 +250,41 @@ fn margin(args: &DriveArgs, wishes: &Wishes) -> anyhow::Result<Option<f64>> {
     Ok(args.limit.margin.or(written.context("the job's `tenggat.margin`")?))
 }
 
-/// A flag that the first Ctrl-C or SIGTERM sets; the second ends the process at once.
-fn stop_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("cannot listen to signals")?;
-    }
-    Ok(stop)
+/// What signals ask of a drive.
+pub struct Signals {
+    /// Save and end.
+    pub stop: Arc<AtomicBool>,
+    /// Save and go on.
+    pub save: Arc<AtomicBool>,
+}
+
+/// Listens from now on: the first Ctrl-C, SIGTERM or SIGXCPU asks for the end, and the second of the first two
+/// ends the process at once; SIGUSR1 asks for a save. A terminal that closes changes nothing: a drive has a
+/// deadline.
+///
+/// # Errors
+/// The system allows no handlers.
+pub fn listen() -> anyhow::Result<Signals> {
+    let signals = Signals { stop: Arc::default(), save: Arc::default() };
+    let ask = |signal, flag: &Arc<AtomicBool>| signal_hook::flag::register(signal, Arc::clone(flag));
+    let register = || {
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&signals.stop))?;
+            ask(signal, &signals.stop)?;
+        }
+        #[cfg(unix)]
+        {
+            use signal_hook::consts::{SIGHUP, SIGUSR1, SIGXCPU};
+            ask(SIGXCPU, &signals.stop)?;
+            ask(SIGUSR1, &signals.save)?;
+            if !crate::process::ignores(SIGHUP) {
+                ask(SIGHUP, &Arc::default())?;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    register().context("cannot listen to signals")?;
+    Ok(signals)
 }
 
 /// Shows a drive's news as `train` shows its own.

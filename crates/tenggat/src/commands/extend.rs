@@ -28,8 +28,13 @@ pub struct ExtendArgs {
 /// Leaves the request in the run's folder and waits for it to be taken up.
 pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
     let folder = &args.run;
-    if !folder.join("config.yaml").is_file() {
-        bail!("{} is no folder of a run: it has no config.yaml", folder.display());
+    // A drive's own folder is there before the trainer has written anything.
+    if !folder.join("config.yaml").is_file() && !folder.join(tenggat_drive::FOLDER).is_dir() {
+        bail!(
+            "{} is no folder of a run: it has neither config.yaml nor {}",
+            folder.display(),
+            tenggat_drive::FOLDER
+        );
     }
     let request = folder.join(deadline::REQUEST);
     deadline::request(folder, args.by).map_err(|e| match e.kind() {

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod best;
 mod check;
 mod demo;
 mod doctor;
@@ -13,6 +14,7 @@ mod plan;
 mod quantise;
 mod sample;
 mod score;
+mod scorer;
 mod task;
 mod train;
 

@@ -16,6 +16,7 @@ use crate::assets;
 use crate::cli;
 use crate::device::{self, Choice};
 use crate::events::EventLines;
+use crate::hooks::{Hooks, Outcome, hooked};
 use crate::limit::{self, Limited};
 use crate::output::{say, warning};
 use crate::processor;
@@ -28,20 +29,32 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     let stop = signals::listen(0)?;
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
-    let limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
+    let mut limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
+    args.money.limit(&mut limited);
     show_warnings(&warnings);
     if limited.deadline_s.is_none() && default_steps(&mut job) {
         warning!("{NO_STEPS}");
     }
     let events = args.events.map(|format| EventLines::new(limited.clock, format));
     let held_out = args.held_out.as_deref();
-    let setting = Setting { held_out, start_over: args.start_over, choice, stop: &stop, events };
-    let summary = run_job(&job, &limited, setting)?;
-    show_interrupted(&job, &summary);
-    if summary.steps > 0 || summary.lora.exists() {
-        say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
-    }
-    Ok(())
+    let body = |hooks: &mut Hooks| {
+        let start_over = args.start_over;
+        let setting = Setting { held_out, start_over, choice, stop: &stop, events, hooks };
+        let summary = run_job(&job, &limited, setting)?;
+        show_interrupted(&job, &summary);
+        if summary.steps > 0 || summary.lora.exists() {
+            say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+        }
+        Ok(summary)
+    };
+    hooked(&args.hooks, &args.money, &job.name, &limited, body, outcome).map(drop)
+}
+
+/// What hooks are told of the end of a run.
+fn outcome(summary: &Summary) -> Outcome {
+    let ended = if summary.interrupted { "interrupted" } else { "the run is done" };
+    let lora = summary.lora.exists().then(|| (summary.lora.clone(), summary.steps));
+    Outcome { lora, ended: ended.into() }
 }
 
 /// Tells a run that was asked to end how it stands, and how it goes on.
@@ -154,11 +167,13 @@ pub struct Setting<'a> {
     pub stop: &'a Stop,
     /// Prints events for programs.
     pub events: Option<EventLines>,
+    /// Whom to tell.
+    pub hooks: &'a mut Hooks,
 }
 
 /// Runs a job with a display, stopping early but whole at an interrupt.
 pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Result<Summary> {
-    let Setting { held_out, start_over, choice, stop, mut events } = setting;
+    let Setting { held_out, start_over, choice, stop, mut events, hooks } = setting;
     stop.set_has_deadline(limited.deadline_s.is_some());
     let mut job = job.clone();
     let model = match fetch(&mut job, stop.interrupt()) {
@@ -172,7 +187,7 @@ pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Re
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let &Limited { ref clock, deadline_s, is_moment } = limited;
-    let mut progress = Progress::new(clock, deadline_s);
+    let mut progress = Progress::new(clock, deadline_s).weighting(job.held_out_weights);
     let hub = hub::Options::from_env();
     if job.push.is_some() {
         // Told now, not after hours of training.
@@ -201,6 +216,7 @@ pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Re
             if let Some(events) = &mut events {
                 events.print(&event);
             }
+            hooks.hear(&event);
             progress.show(event);
         })
     })?;

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod small_job;
+pub mod trainer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
