@@ -152,7 +152,7 @@ fn extend_moves_the_deadline_of_any_trainer() {
         .arg("python3")
         .arg(script)
         .arg(&out)
-        .args(["--max_train_steps", "100000", "--step_s", "0.05"])
+        .args(["--max_train_steps", "100000", "--step_s", "0.05", "--save_every_n_steps", "20"])
         .stderr(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
@@ -173,16 +173,22 @@ fn a_drive_outlives_its_terminal_saves_when_asked_and_ends_when_asked() {
     let mut child = scene.start(&["--budget", "30m"]);
     let metrics = scene.run().join("metrics.jsonl");
     let began = Instant::now();
-    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 5 {
-        assert!(began.elapsed().as_secs() < 60, "no steps");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let taken = || fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
+    let take = |steps: usize| {
+        while taken() < steps {
+            assert!(began.elapsed().as_secs() < 80, "no steps");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    take(5);
     signal(&child, "-HUP");
     signal(&child, "-USR1");
     // By itself it would save after 5 % of the budget.
     scene.wait_for(1);
     assert!(began.elapsed().as_secs() < 80 && child.try_wait().unwrap().is_none());
-    let (asked, before) = (Instant::now(), scene.steps().unwrap());
+    let before = scene.steps().unwrap();
+    take(taken() + 5);
+    let asked = Instant::now();
     signal(&child, "-TERM");
     assert!(ends(&mut child, Duration::from_secs(30)).success());
     assert!(asked.elapsed().as_secs_f64() < 10.0 && scene.steps().unwrap() > before);

@@ -34,7 +34,8 @@ fn held(process: u32, step: u64) -> Option<Held> {
 
 /// Trains so many steps, with everything that comes again and again: saves, samples, an average, a log.
 fn stays_flat(steps: u64) {
-    let sample = "      sample: {sample_every: 50, width: 64, height: 64, prompts: [fox, bell], sample_steps: 2}\n";
+    let sample =
+        "      sample: {sample_every: 50, width: 64, height: 64, prompts: [fox, bell], sample_steps: 2}\n";
     let job = Job::new(&format!("steps: {steps}, skip_first_sample: true"), sample);
     job.rewrite("save_every: 2, max_step_saves_to_keep: 2", "save_every: 20, max_step_saves_to_keep: 3");
     let running = job.start(&[], 1);

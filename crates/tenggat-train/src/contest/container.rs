@@ -48,7 +48,7 @@ impl Roots {
     /// The model's folder: `<cache>/models/<org>--<name>`, else the argument if it is a folder.
     ///
     /// # Errors
-    /// There is neither, or it holds one file for another trainer.
+    /// There is neither.
     pub fn model(&self, task: &Task) -> Result<PathBuf> {
         let cached = self.cache.join("models").join(task.model.replace('/', "--"));
         let folder = first_of([cached.clone(), PathBuf::from(&task.model)], Path::is_dir);
@@ -59,14 +59,7 @@ impl Roots {
                 instead: "put its folder there, or give the folder's path with --model".into(),
             });
         };
-        if folder.join("transformer").is_dir() {
-            return Ok(folder);
-        }
-        Err(Error::Missing {
-            what: "the transformer of the model",
-            path: folder.join("transformer"),
-            instead: "Qwen-Image is read from a folder in the layout of diffusers".into(),
-        })
+        Ok(folder)
     }
 
     /// The accuracy recovery adapter for 3 bits, if the container has it.
@@ -180,8 +173,6 @@ mod tests {
         for path in ["models/Qwen--Qwen-Image", "datasets", "hf_cache"] {
             std::fs::create_dir_all(cache.join(path)).unwrap();
         }
-        assert!(roots.model(&task()).unwrap_err().to_string().contains("layout of diffusers"));
-        std::fs::create_dir_all(cache.join("models/Qwen--Qwen-Image/transformer")).unwrap();
         std::fs::write(cache.join("datasets/t1_tourn.zip"), "").unwrap();
         assert_eq!(roots.model(&task()).unwrap(), cache.join("models/Qwen--Qwen-Image"));
         assert_eq!(roots.dataset(&task()).unwrap(), cache.join("datasets/t1_tourn.zip"));

@@ -7,6 +7,7 @@ mod archive;
 pub mod container;
 mod error;
 pub mod evaluate;
+mod kind;
 mod pictures;
 pub mod rules;
 mod split;
@@ -14,5 +15,6 @@ pub mod work;
 
 pub use archive::{Unpacked, unpack};
 pub use error::{Error, Result};
+pub use kind::{ModelType, Part};
 pub use pictures::test_pictures;
-pub use split::{Split, split};
+pub use split::{HoldOut, Split, split};

@@ -31,13 +31,28 @@ pub struct Split {
     pub trigger_in_captions: bool,
 }
 
+/// Whether pictures are kept out of the training, to measure on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldOut {
+    /// One in ten, if there are enough.
+    OneInTen,
+    /// None: nothing will measure on them.
+    None,
+}
+
 /// Scales and cuts every picture of `from` as the scorer does, so that training sees the sizes that are
 /// scored, and writes it with its caption to `into/train` or `into/held_out`. Which are held out depends on
 /// their names alone.
 ///
 /// # Errors
 /// A folder cannot be read or written, or there is no usable picture.
-pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) -> Result<Split> {
+pub fn split(
+    from: &Path,
+    into: &Path,
+    long_side: usize,
+    trigger: Option<&str>,
+    hold_out: HoldOut,
+) -> Result<Split> {
     let paths = pictures::pictures(from)?;
     let read: Vec<_> = paths
         .par_iter()
@@ -58,7 +73,10 @@ pub fn split(from: &Path, into: &Path, long_side: usize, trigger: Option<&str>) 
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         <[u8; 32]>::from(Sha256::digest(name.as_bytes()))
     });
-    let held = if good.len() < FEWEST_TO_SPLIT { 0 } else { good.len().div_ceil(HELD_OUT_ONE_IN) };
+    let held = match hold_out {
+        HoldOut::OneInTen if good.len() >= FEWEST_TO_SPLIT => good.len().div_ceil(HELD_OUT_ONE_IN),
+        _ => 0,
+    };
     let (train, held_out) = (into.join("train"), into.join("held_out"));
     for folder in [&train, &held_out] {
         std::fs::create_dir_all(folder).map_err(|e| Error::file("make the folder", folder, e))?;
@@ -111,8 +129,8 @@ mod tests {
         let from = root.path().join("from");
         pictures(&from, 11);
         std::fs::write(from.join("broken.png"), "no picture").unwrap();
-        let one = split(&from, &root.path().join("one"), 64, Some("d0g")).unwrap();
-        let two = split(&from, &root.path().join("two"), 64, Some("cat")).unwrap();
+        let one = split(&from, &root.path().join("one"), 64, Some("d0g"), HoldOut::OneInTen).unwrap();
+        let two = split(&from, &root.path().join("two"), 64, Some("cat"), HoldOut::OneInTen).unwrap();
         assert_eq!((one.pictures, one.bad.len()), ((9, 2), 1));
         assert!(one.trigger_in_captions && !two.trigger_in_captions);
         let names = |folder: &Path| {
@@ -121,6 +139,8 @@ mod tests {
             names.sort();
             names
         };
+        let all = split(&from, &root.path().join("all"), 64, None, HoldOut::None).unwrap();
+        assert_eq!((all.pictures, all.held_out), ((11, 0), None));
         let held = one.held_out.unwrap();
         assert_eq!(names(&held), names(&two.held_out.unwrap()));
         assert_eq!((names(&held).len(), names(&one.train).len()), (4, 18));
@@ -139,7 +159,7 @@ mod tests {
                     .unwrap();
             }
         }
-        let split = split(&from, &root.path().join("into"), 64, None).unwrap();
+        let split = split(&from, &root.path().join("into"), 64, None, HoldOut::OneInTen).unwrap();
         let captions = ["a.b", "a_b"].map(|name| {
             let picture = split.train.join(format!("{name}.png.png"));
             assert!(picture.is_file());
@@ -154,11 +174,13 @@ mod tests {
         for n in [1, 4] {
             let (from, into) = (root.path().join(format!("from{n}")), root.path().join(format!("into{n}")));
             pictures(&from, n);
-            let split = split(&from, &into, 64, None).unwrap();
+            let split = split(&from, &into, 64, None, HoldOut::OneInTen).unwrap();
             assert_eq!((split.pictures, split.held_out), ((n, 0), None));
         }
         std::fs::create_dir(root.path().join("none")).unwrap();
-        let message = super::split(&root.path().join("none"), root.path(), 64, None).unwrap_err().to_string();
+        let message = super::split(&root.path().join("none"), root.path(), 64, None, HoldOut::OneInTen)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("none"), "{message}");
     }
 }

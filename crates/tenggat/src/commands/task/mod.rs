@@ -1,0 +1,11 @@
+//! `tenggat task`: the timed contest's container, from its arguments to `last.safetensors`.
+
+mod args;
+mod driven;
+mod own;
+mod play;
+mod preset;
+mod rehearse;
+
+pub use args::TaskArgs;
+pub use play::task;
