@@ -49,8 +49,8 @@ pub fn compile_all(
     // SAFETY: only asks whether a library can be opened.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::Failed(
-            "libnvrtc, the compiler of kernels, is not there: `pip install nvidia-cuda-nvrtc`, or install the CUDA \
-             toolkit"
+            "libnvrtc, which compiles the kernels, was not found: `pip install nvidia-cuda-nvrtc`, or \
+             install the CUDA toolkit"
                 .into(),
         ));
     }

@@ -20,7 +20,7 @@ pub enum Error {
         dtype: DType,
     },
     /// The device has no memory left.
-    #[error("out of GPU memory: {bytes} bytes more are needed, {free} of {total} are free")]
+    #[error("out of GPU memory: {bytes} more bytes are needed; {free} of {total} are free")]
     OutOfMemory {
         /// Bytes that do not fit.
         bytes: usize,

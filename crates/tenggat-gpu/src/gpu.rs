@@ -94,8 +94,8 @@ impl Gpu {
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Failed(
-                "libcuda, the driver's library, is not there: install NVIDIA's driver, and in a container start it \
-                 with `--gpus all`"
+                "libcuda, the driver's library, was not found: install NVIDIA's driver, and in a container \
+                 start it with `--gpus all`"
                     .into(),
             ));
         }

@@ -8,7 +8,7 @@ pub fn parse_moment(text: &str) -> Result<jiff::Timestamp, String> {
     text.trim().parse().map_err(|_| {
         let zoneless = text.trim().parse::<jiff::civil::DateTime>().is_ok();
         let missing = if zoneless { " without a time zone" } else { "" };
-        format!("{text:?} is no moment{missing}; expected one such as 2026-05-01T18:00:00+02:00")
+        format!("{text:?} is not a point in time{missing}; expected one such as 2026-05-01T18:00:00+02:00")
     })
 }
 
@@ -23,6 +23,6 @@ mod tests {
             parse_moment("2026-05-01T16:00:00Z").unwrap()
         );
         assert!(parse_moment("2026-05-01T18:00:00").unwrap_err().contains("without a time zone"));
-        assert!(parse_moment("soon").unwrap_err().starts_with("\"soon\" is no moment; expected"));
+        assert!(parse_moment("soon").unwrap_err().starts_with("\"soon\" is not a point in time; expected"));
     }
 }

@@ -122,10 +122,8 @@ fn parsed(expanded: &Expanded, path: &Path, name: Option<&str>) -> Result<(Job, 
 
 fn repeated(source: &Source, entry: &Entry) -> Option<Warning> {
     let earlier = entry.repeats?;
-    let message = format!(
-        "`{}` is written twice; this one counts, and the one in line {} does not",
-        entry.key, earlier.line
-    );
+    let message =
+        format!("`{}` is written twice; this one counts, not the one on line {}", entry.key, earlier.line);
     Some(Warning { place: source.place(entry.at), message })
 }
 
@@ -190,7 +188,8 @@ impl Checker<'_> {
             );
             self.errors.push(Error::Value { place: place.into(), key: path.into(), message });
         } else if text == "None" || text == "none" {
-            let message = format!("`{}: {text}` is a text; to say nothing, write `null`", entry.key);
+            let message =
+                format!("`{}: {text}` is read as text; to leave the key empty, write `null`", entry.key);
             self.warnings.push(Warning { place, message });
         }
     }
@@ -207,7 +206,7 @@ fn of_other_trainer(source: &Source, stray: &de::Stray, key: &str) -> Error {
     Error::Refused {
         place: source.place(stray.entry.at).into(),
         key: stray.path.clone(),
-        why: "ai-toolkit has no such key and passes over it".into(),
+        why: "ai-toolkit has no such key and ignores it".into(),
         instead: format!("write `{key}`"),
     }
 }

@@ -127,7 +127,7 @@ impl Value {
     pub(super) fn describe(&self) -> String {
         match self {
             Value::Null => "nothing".into(),
-            Value::Bool(b) => format!("the truth value {b}"),
+            Value::Bool(b) => format!("the boolean {b}"),
             Value::Int(i) => format!("the number {i}"),
             Value::Float(x) => format!("the number {x}"),
             Value::Text(text) => format!("the text {text:?}"),

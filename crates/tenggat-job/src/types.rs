@@ -20,7 +20,7 @@ pub struct Job {
     pub text: String,
     /// The same for `config.yaml`, so that Python's YAML reads numbers as numbers.
     pub config: String,
-    /// Word that stands for what is learnt.
+    /// Word that stands for the new concept.
     pub trigger_word: Option<String>,
     /// Seed of everything drawn.
     pub seed: u64,
@@ -122,7 +122,7 @@ pub struct Dataset {
     pub caption_ext: String,
     /// Caption of pictures that have none.
     pub default_caption: Option<String>,
-    /// Word that stands for what is learnt, of this set or of the job.
+    /// Word that stands for the new concept, of this set or of the job.
     pub trigger_word: Option<String>,
     /// Chance of training without the caption.
     pub caption_dropout_rate: f64,

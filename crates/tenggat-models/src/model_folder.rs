@@ -13,8 +13,8 @@ const PIPELINES: [(&str, &str); 1] = [("QwenImagePipeline", "Qwen/Qwen-Image, Qw
 
 /// Repositories of other families, by how their names begin, in lower case.
 const OTHERS: [(&str, &str); 13] = [
-    ("qwen/qwen-image-edit", "Qwen-Image-Edit, which changes pictures"),
-    ("qwen/qwen-image-layered", "Qwen-Image-Layered, which takes pictures apart"),
+    ("qwen/qwen-image-edit", "Qwen-Image-Edit, which edits images"),
+    ("qwen/qwen-image-layered", "Qwen-Image-Layered, which splits images into layers"),
     ("black-forest-labs/", "FLUX"),
     ("ostris/flex", "Flex"),
     ("lodestones/chroma", "Chroma"),

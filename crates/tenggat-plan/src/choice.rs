@@ -21,7 +21,7 @@ pub struct ChoiceOptions {
     pub program: Program,
     /// Time for everything, fetching the model included, seconds.
     pub deadline_s: f64,
-    /// Most that may be spent, US dollars.
+    /// Most that may be spent, in US dollars.
     pub most_usd: Option<f64>,
     /// What there is to rent.
     pub offers: Vec<Offer>,

@@ -217,8 +217,9 @@ impl fmt::Display for ReportComparison {
             self.memory;
         writeln!(
             f,
-            "memory: {covered} of {peaks} reported peaks at or below the upper end; of {failures} jobs \
-             that ran out of it {called_fitting} called fitting, of {successes} that ran {called_too_large} called too large"
+            "memory: {covered} of {peaks} reported peaks at or below the upper end; of {failures} jobs that \
+             ran out of memory, {called_fitting} were expected to fit; of {successes} that ran, \
+             {called_too_large} were not"
         )
     }
 }

@@ -86,7 +86,7 @@ impl fmt::Display for Explanation {
         };
         write!(f, "{steps} steps at {} s", self.step_s)?;
         if self.overhead_s > 0.0 {
-            write!(f, " and {} beside them", format_duration(self.overhead_s))?;
+            write!(f, " and {} of other work", format_duration(self.overhead_s))?;
         }
         writeln!(f, " need {}; there was {duration}.", span((self.needed_s.low, self.needed_s.high)))?;
         let share = |idle_s: f64| 100.0 * idle_s / duration_s.max(f64::MIN_POSITIVE);
@@ -114,22 +114,23 @@ impl fmt::Display for Explanation {
                 writeln!(f, "Killed after {range} of {steps} steps; idle: 0 s.")?;
                 write!(
                     f,
-                    "What was trained after the last save is lost, and the learning rate had not reached its end. It would have \
-                     taken steps of {:.2} s or less.",
+                    "What was trained after the last save is lost, and the learning rate had not reached its \
+                     end. Every step would have had to take {:.2} s or less.",
                     self.slowest_finishing_step_s
                 )
             }
             Ending::Depends => {
                 writeln!(
                     f,
-                    "Finished if a step takes up to {:.2} s, with up to {} idle ({:.0} %); else killed, at {} s after {} of {steps} steps.",
+                    "Finished if a step takes up to {:.2} s, with up to {} idle ({:.0} %); else killed, at \
+                     {} s after {} of {steps} steps.",
                     self.slowest_finishing_step_s,
                     format_duration(self.idle_s.1),
                     share(self.idle_s.1),
                     Span::exactly(self.step_s.high),
                     self.reached.0
                 )?;
-                write!(f, "A fixed number of steps cannot be right for both; a budget is.")
+                write!(f, "No fixed number of steps is right for both; a budget is.")
             }
         }
     }
@@ -167,22 +168,23 @@ pub fn recommend_steps(budget_s: f64, step_s: Span, overhead_s: f64) -> StepAdvi
     let kept = format_duration(budget_s * UNFORESEEN);
     let left = format_duration(for_steps_s);
     let beside = if overhead_s > 0.0 {
-        format!(" and {} for what is not training", format_duration(overhead_s))
+        format!(" and {} for everything but training", format_duration(overhead_s))
     } else {
         String::new()
     };
     let mut reason = format!(
-        "Of {} keep {kept} ({:.0} %) for the unforeseen, since fixed steps cannot give way to it{beside}: {left} \
-         for steps. At {} s a step that is {most}, so {steps} in round numbers.",
+        "Of {}, keep {kept} ({:.0} %) for the unforeseen, since a fixed number of steps cannot \
+         adapt{beside}: {left} for steps. At {} s a step that is {most}, so {steps} in round numbers.",
         format_duration(budget_s),
         100.0 * UNFORESEEN,
         Span::exactly(step_s.high),
     );
     if steps == 0 {
-        reason = format!("{} leave no time for a step of {} s{beside}.", format_duration(budget_s), step_s);
+        reason = format!("{} leaves no time for a step of {} s{beside}.", format_duration(budget_s), step_s);
     } else if !step_s.is_exact() {
         reason.push_str(&format!(
-            " The slow end of the range counts, because a killed run loses more than an idle one; if steps take {} s, {} ({:.0} %) stay unused.",
+            " The slow end of the range counts, because a killed run loses more than an idle one; if steps \
+             take {} s, {} ({:.0} %) stay unused.",
             Span::exactly(step_s.low),
             format_duration(idle_s.0),
             100.0 * idle_s.0 / budget_s.max(f64::MIN_POSITIVE)
@@ -273,7 +275,7 @@ mod tests {
         assert_eq!(run.slowest_finishing_step_s, 10.0);
         let text = run.to_string();
         for part in [
-            "1 min 40 s beside them",
+            "1 min 40 s of other work",
             "13 min 40 s to 16 min 40 s",
             "0 to 18 % of the time",
             "90 to 112 steps",
@@ -305,7 +307,7 @@ mod tests {
         assert!(!advice.reason.contains("slow end"), "{}", advice.reason);
         let advice = recommend_steps(1000.0, Span { low: 5.0, high: 10.0 }, 70.0);
         assert_eq!((advice.steps, advice.idle_s), (90, (480.0, 30.0)));
-        assert!(advice.reason.contains("and 1 min 10 s for what is not training"), "{}", advice.reason);
+        assert!(advice.reason.contains("and 1 min 10 s for everything but training"), "{}", advice.reason);
         assert!(
             advice.reason.contains("8 min 0 s (48 %)") || advice.reason.contains("8 min (48 %)"),
             "{}",

@@ -27,7 +27,8 @@ pub struct Offer {
 /// A table of prices that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "line {line} of the prices: {problem}; expected provider,gpu,usd_per_hour and, if you like, terms,date,source"
+    "line {line} of the prices: {problem}; expected provider,gpu,usd_per_hour and optionally \
+     terms,date,source"
 )]
 pub struct PriceError {
     /// Line of the file, the heading being the first.

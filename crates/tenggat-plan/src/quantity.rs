@@ -16,7 +16,8 @@ pub enum ParseQuantityError {
     NoUnit(String),
     /// Neither a number nor a unit where one should be.
     #[error(
-        "`{text}` is no duration: `{part}` is not understood; write one such as 90s, 45m, 2h, 1.5h or 1h30m"
+        "`{text}` is not a duration: `{part}` is not understood; write one such as 90s, 45m, 2h, 1.5h or \
+         1h30m"
     )]
     Duration {
         /// The whole text.
@@ -25,7 +26,7 @@ pub enum ParseQuantityError {
         part: String,
     },
     /// Units not from large to small, or one of them twice.
-    #[error("`{0}` is no duration: units go from large to small, each once, such as 1h30m or 2m15s")]
+    #[error("`{0}` is not a duration: units go from large to small, each once, such as 1h30m or 2m15s")]
     Order(String),
     /// Not a number and not `low..high`.
     #[error("`{0}` is neither a number nor a range; write one such as 4.5 or 4..6")]
@@ -101,7 +102,7 @@ pub fn parse_duration_s(text: &str) -> Result<f64, ParseQuantityError> {
 
 /// A text that is no amount of memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no amount of memory; write one such as 24GB, 22.5GiB or 800MB")]
+#[error("`{0}` is not an amount of memory; write one such as 24GB, 22.5GiB or 800MB")]
 pub struct ParseBytesError(String);
 
 /// Units of memory with their bytes, in lower case.

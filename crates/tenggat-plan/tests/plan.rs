@@ -247,7 +247,7 @@ fn a_budget_says_what_it_leaves_out_and_what_stays_unused() {
     let short = plan(&job, "4090", &options);
     let training = short.training.unwrap();
     assert!(training.sample_rounds_left_out > 0, "{training:?}");
-    let said = format!("leaves out {} of", training.sample_rounds_left_out);
+    let said = format!("leaves no time for {} of", training.sample_rounds_left_out);
     assert!(short.notes.iter().any(|note| note.contains(&said)), "{:?}", short.notes);
     // Parts, unused time and the budget add up.
     let drawn_last = if training.last_round_is_drawn { short.phases.get(Phase::FinalSample) } else { 0.0 };
@@ -267,7 +267,7 @@ fn a_budget_that_is_gone_before_the_first_step_says_where_it_goes() {
     let plan = plan(&note_job(&[1024]), "4090", &options);
     assert_eq!(plan.training.unwrap().steps, 0);
     let note = plan.notes.iter().find(|note| note.contains("no step fits")).unwrap();
-    assert!(note.contains("20 s are left") && note.contains("go by before the first step"), "{note}");
+    assert!(note.contains("in the 20 s left") && note.contains("pass before the first step"), "{note}");
 }
 
 /// Kinds of work add up to the step of the bucket that they are said to belong to.
@@ -310,7 +310,8 @@ fn measured(size: &str, step_s: f64) -> Report {
                 targets,text_tokens,compiled,checkpointed,swapped_blocks,step_s_low,step_s_high,memory_gb_low,\
                 memory_gb_high,memory_outcome,trust,note";
     let line = format!(
-        "mine,here,2026,ai-toolkit,,qwen-image,RTX 4090,,{size},,1,1,128,uint3,,,,,,{step_s},{step_s},,,,high,"
+        "mine,here,2026,ai-toolkit,,qwen-image,RTX \
+         4090,,{size},,1,1,128,uint3,,,,,,{step_s},{step_s},,,,high,"
     );
     Report::read_all(&format!("{head}\n{line}\n")).unwrap().remove(0)
 }

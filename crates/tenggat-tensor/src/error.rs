@@ -44,7 +44,7 @@ pub enum Error {
     #[error("{0}")]
     Cuda(String),
     /// A GPU has no room left.
-    #[error("out of GPU memory: {bytes} bytes more are needed, {free} of {total} are free")]
+    #[error("out of GPU memory: {bytes} more bytes are needed; {free} of {total} are free")]
     OutOfMemory {
         /// Bytes of the tensor that does not fit.
         bytes: usize,

@@ -57,17 +57,16 @@ Examples:
   tenggat train my_job.yaml --name second_try
   tenggat train my_job.yaml --max-cost 5 --price-per-hour 2.49 --then 'runpodctl stop pod $RUNPOD_POD_ID'
 
-The same command again goes on with a run that was cut off, or longer with a finished one if the job asks for more
-steps or time. A job that would train otherwise than before begins anew, and the old results are moved aside.
+The same command again resumes an interrupted run, or continues a finished one if the job now has more steps or time. If
+the job changed in a way that changes the result, training starts over, and the old results are moved aside.
 
 Signals:
   SIGINT (Ctrl-C), SIGTERM           save what was trained and end, within seconds; the second one ends at once
   SIGXCPU                            save what was trained and end
   SIGHUP (the terminal was closed)   with a budget or a deadline: train on until then; else save and end
-  SIGUSR1                            save now, and go on")]
+  SIGUSR1                            save now and continue")]
     Train(Train),
-    /// Keep another trainer inside a budget: ai-toolkit with every architecture that it has, or any other
-    /// program.
+    /// Keep another trainer inside a budget: ai-toolkit with any of its architectures, or any other program.
     #[command(after_help = "\
 The trainer is asked to save and to stop in time. The newest whole LoRA is always `last.safetensors` in the run's folder.
 
@@ -81,9 +80,9 @@ Signals:
   SIGINT (Ctrl-C), SIGTERM           have the trainer save, and end; the second one ends at once
   SIGXCPU                            have the trainer save, and end
   SIGHUP (the terminal was closed)   nothing: the deadline is the end
-  SIGUSR1                            have the trainer save now, and go on (ai-toolkit)")]
+  SIGUSR1                            have the trainer save now and continue (ai-toolkit)")]
     Drive(DriveArgs),
-    /// Look a job over without running it: data sets, pictures, model, plan.
+    /// Check a job without running it: data sets, images, model, plan.
     #[command(after_help = "\
 The exit code is 0 if `tenggat train` can run the job; pictures that are left out are warnings.
 
@@ -96,25 +95,24 @@ Examples:
   tenggat init pictures
   tenggat init pictures --name my_dog --trigger d0g --model mini --out dog.yaml")]
     Init(InitArgs),
-    /// Make pictures with a model and, if given, a LoRA.
+    /// Generate images with a model and, if given, a LoRA.
     #[command(after_help = "\
 Examples:
   tenggat sample --model mini --prompt 'fox, twemoji style' --size 128x128 --out fox.png
   tenggat sample --model Qwen/Qwen-Image --lora my_lora.safetensors --prompt 'a fox' --steps 20 --guidance 4")]
     Sample(Sample),
-    /// Measure a LoRA on test pictures as the timed contest does, beside the bare model.
+    /// Measure a LoRA on test images as the timed contest does, against the bare model.
     #[command(after_help = "\
 Examples:
   tenggat score --model mini --lora run/last.safetensors --data test --measure velocity
   tenggat score --model Qwen/Qwen-Image --lora my_lora.safetensors --data test --json")]
     Score(ScoreArgs),
-    /// Play a task of the timed contest: an archive of pictures in, `last.safetensors` out before the hours
-    /// are over.
+    /// Run a task of the timed contest: an archive of images in, `last.safetensors` out before time is up.
     #[command(after_help = "\
 The exit code is 0 once there is a LoRA, whatever goes wrong later.
 
 SIGTERM and SIGINT (Ctrl-C) save what was trained and end, within seconds; the second one ends at once. SIGHUP (the
-terminal was closed) changes nothing: the hours are the end. SIGUSR1 saves now, and goes on.
+terminal was closed) changes nothing: the hours are the end. SIGUSR1 saves now and continues.
 
 Examples:
   tenggat task --task-id t1 --model Qwen/Qwen-Image --dataset-zip t1.zip --model-type qwen-image \\
@@ -122,7 +120,7 @@ Examples:
   tenggat task --rehearse --task-id t1 --model krea/Krea-2-Raw --dataset-zip t1.zip --model-type krea2 \\
     --expected-repo-name my-lora --hours-to-complete 1")]
     Task(TaskArgs),
-    /// Say what a job will take in time, memory and money; calibrate; look back at a run.
+    /// Forecast what a job takes in time, memory and money; calibrate; look back at a run.
     #[command(after_help = "\
 Examples:
   tenggat plan my_job.yaml
@@ -130,23 +128,23 @@ Examples:
   tenggat plan my_job.yaml --trainer ai-toolkit
   tenggat plan calibrate")]
     Plan(PlanArgs),
-    /// Move the deadline of a run that is under way.
+    /// Move the deadline of a running run.
     #[command(after_help = "\
 Examples:
   tenggat extend output/my_run +30m
   tenggat extend output/my_run -10m
   tenggat extend output/my_run 2026-12-01T18:00:00+07:00")]
     Extend(ExtendArgs),
-    /// Quantise a model ahead of the runs that use it.
+    /// Quantise a model before the runs that use it.
     #[command(after_help = "\
 Examples:
   tenggat quantise Qwen/Qwen-Image --qtype qfloat8
   tenggat quantise models/Qwen-Image --qtype 'uint3|adapters/qwen_image_uint3.safetensors'")]
     Quantise(QuantiseArgs),
-    /// Measure how long work takes on this machine, and how much memory.
+    /// Measure the time and memory that work takes on this machine.
     Bench(BenchArgs),
-    /// Show version, processor, memory and caches, and what is missing; or check that the GPU computes what
-    /// it should.
+    /// Show version, processor, memory and caches, and what is missing; or check that the GPU computes
+    /// correctly.
     #[command(after_help = "\
 Examples:
   tenggat doctor
@@ -167,19 +165,19 @@ pub struct Limit {
     /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
     pub budget: Option<String>,
-    /// Moment by which the program must have ended (RFC 3339).
+    /// Time by which the program must have ended (RFC 3339).
     #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     pub deadline: Option<jiff::Timestamp>,
-    /// Moment at which the budget began to run, if earlier than the program (RFC 3339).
+    /// When the budget began to run, if before the program started (RFC 3339).
     #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_moment)]
     pub clock_start: Option<jiff::Timestamp>,
-    /// Use all of the budget, even if the job's steps are done earlier.
+    /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
-    /// Time kept free before the end, in place of what the run works out: 2s.
+    /// Time kept free before the end; the run normally works this out: 2s.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub margin: Option<f64>,
-    /// Memory that may be used; blocks that do not fit compute their activations twice: 24GB, 22.5GiB.
+    /// Memory that may be used; blocks that do not fit recompute their activations: 24GB, 22.5GiB.
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     pub memory_limit: Option<f64>,
 }
@@ -201,8 +199,7 @@ pub struct Demo {
     /// Rank of the LoRA.
     #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard
-    /// error.
+    /// Print the events of the run to standard output, for programs; text for people goes to standard error.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,
 }
@@ -216,7 +213,7 @@ pub struct Train {
     /// Name of the run, in place of the job's (`[name]` in the job).
     #[arg(short, long)]
     pub name: Option<String>,
-    /// Train anew: results of an earlier run are moved aside instead of being gone on with.
+    /// Train from scratch: earlier results are moved aside instead of being resumed.
     #[arg(long)]
     pub start_over: bool,
     /// Folder of held-out pictures with captions, scored before and after training.
@@ -226,8 +223,7 @@ pub struct Train {
     pub money: Money,
     #[command(flatten)]
     pub hooks: HookArgs,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard
-    /// error.
+    /// Print the events of the run to standard output, for programs; text for people goes to standard error.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,
 }
@@ -246,7 +242,7 @@ pub struct Sample {
     /// Prompt; give several times for several pictures.
     #[arg(long, required = true)]
     pub prompt: Vec<String>,
-    /// What to stay away from; used if the guidance is above 1.
+    /// Negative prompt; used if the guidance is above 1.
     #[arg(long, default_value = " ")]
     pub negative: String,
     /// Width and height in pixels; rounded down to multiples of 16.

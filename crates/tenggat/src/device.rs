@@ -28,7 +28,7 @@ impl FromStr for Choice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a GPU"));
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is not the number of a GPU"));
         match text {
             "auto" => Ok(Choice::Auto),
             "cpu" => Ok(Choice::Cpu),

@@ -14,7 +14,7 @@ const VERSION: u32 = 1;
 /// How the news of a run is printed for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// One JSON object per line on standard output, and nothing else there: see docs/events.md.
+    /// One JSON object per line and nothing else: see docs/events.md.
     Jsonl,
 }
 

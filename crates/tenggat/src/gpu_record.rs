@@ -69,7 +69,7 @@ pub fn before_first_run(cuda: &Cuda, device: &Device, options: &Options) -> Opti
     }
     let mut record = Record::read(cuda);
     if !record.checked {
-        note!("checking this GPU before the first run on it, for some ten seconds");
+        note!("checking this GPU before its first run, which takes about ten seconds");
         let report = device_check::run(device, Scope::Short, &WallClock::start(), LIMIT_S, &mut |_| {});
         for check in report.checks.iter().filter(|check| check.outcome == Outcome::Failed) {
             warning!(

@@ -36,11 +36,11 @@ const CLOSING_S: f64 = 0.05;
 /// Whom to tell of a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HookArgs {
-    /// Command that runs when the run has ended, however it did: stop the pod, send the file. It is told
-    /// TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
+    /// Command to run when the run has ended, however it ended: stop the pod, send the file. Its environment
+    /// has TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
     #[arg(long, value_name = "COMMAND")]
     pub then: Option<String>,
-    /// Address that is sent JSON when the run has started, slowed down, saved and ended; signed with
+    /// Address to send JSON to when the run starts, slows down, saves and ends; signed with
     /// TENGGAT_WEBHOOK_SECRET.
     #[arg(long, value_name = "URL")]
     pub webhook: Option<String>,
@@ -279,7 +279,7 @@ impl Post {
                     .send(message.as_bytes());
                 if let Err(e) = sent {
                     if failed == 0 {
-                        warning!("the webhook does not take messages: {e}");
+                        warning!("the webhook does not accept messages: {e}");
                     }
                     failed += 1;
                 }

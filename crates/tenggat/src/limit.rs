@@ -41,7 +41,7 @@ pub fn resolve(limit: &Limit, clock: WallClock, job: &mut Limits) -> anyhow::Res
     };
     anyhow::ensure!(
         deadline_s.is_some() || !limit.fill,
-        "--fill asks for all of the budget to be used; give a --budget or a --deadline"
+        "--fill uses the whole budget; give a --budget or a --deadline"
     );
     let spent = budget_s.is_some() || limit.deadline.is_none() && job.budget_s.is_some();
     let is_moment = deadline_s.is_some() && (!spent || limit.clock_start.is_some());

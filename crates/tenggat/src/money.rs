@@ -9,10 +9,10 @@ use tenggat_plan::format_duration;
 /// What a run may cost.
 #[derive(Debug, Clone, Args)]
 pub struct Money {
-    /// Most that the run may cost, in the currency of --price-per-hour: another limit of its time.
+    /// Most that the run may cost, in the currency of --price-per-hour; this limits its time too.
     #[arg(long, value_name = "AMOUNT", requires = "price_per_hour", value_parser = amount)]
     pub max_cost: Option<f64>,
-    /// What the machine costs an hour.
+    /// What the machine costs per hour.
     #[arg(long, value_name = "PRICE", value_parser = amount)]
     pub price_per_hour: Option<f64>,
 }
@@ -22,7 +22,7 @@ fn amount(text: &str) -> Result<f64, String> {
     let number = text.trim().trim_start_matches(['$', '€', '£']).parse::<f64>().ok();
     number
         .filter(|n| n.is_finite() && *n > 0.0)
-        .ok_or_else(|| format!("`{text}` is no amount of money; write a positive number such as 2.49"))
+        .ok_or_else(|| format!("`{text}` is not an amount of money; write a positive number such as 2.49"))
 }
 
 impl Money {

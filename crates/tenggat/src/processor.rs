@@ -58,7 +58,7 @@ pub fn calibrated() -> Option<Machine> {
         Ok(calibration) if calibration.device == name => Some(Machine::from(&calibration)),
         Ok(_) => None,
         Err(e) => {
-            tracing::warn!("{} is not understood ({e}); run `tenggat plan calibrate`", path.display());
+            tracing::warn!("cannot parse {} ({e}); run `tenggat plan calibrate`", path.display());
             None
         }
     }

@@ -73,7 +73,7 @@ impl Progress {
                 } else {
                     String::new()
                 };
-                say!("{:<14} after {steps} steps{spent}", "going on");
+                say!("{:<14} after {steps} steps{spent}", "resuming");
             }
             Event::Done { steps, advice } => {
                 say!("{:<14} this job is finished, {steps} steps; {advice}", "done");
@@ -110,7 +110,7 @@ impl Progress {
         bar.set_position(done);
         if done == total {
             self.quantising = None;
-            say!("{:<14} {:7.2} GB kept for the next time", "quantised", total as f64 / 1e9);
+            say!("{:<14} {:7.2} GB stored for later runs", "quantised", total as f64 / 1e9);
         }
     }
 
@@ -119,7 +119,7 @@ impl Progress {
         let speed = forecast.step_s.map_or(String::new(), |s| format!(" at {:.0} ms", s * 1e3));
         let ruled = match forecast.ruled_by {
             RuledBy::Deadline => "fit the budget",
-            RuledBy::Steps => "are asked for",
+            RuledBy::Steps => "are set by the job",
         };
         let end = forecast.end_s.map_or(String::new(), |s| format!(", ending after {s:.1} s"));
         say!("{:<14} {steps}{speed} {ruled}{end}", "forecast");

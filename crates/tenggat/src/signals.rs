@@ -31,9 +31,9 @@ pub fn listen(status: i32) -> anyhow::Result<Stop> {
         // In the handler itself, should saving hang.
         flag::register_conditional_shutdown(signal, 1, Arc::clone(&again))
             .and_then(|_| flag::register(signal, Arc::clone(&again)))
-            .context("cannot listen to signals")?;
+            .context("cannot install the signal handlers")?;
     }
-    start(&stop, again, status).context("cannot listen to signals")?;
+    start(&stop, again, status).context("cannot install the signal handlers")?;
     Ok(stop)
 }
 
@@ -87,9 +87,8 @@ fn end_in_time(stop: &Stop, status: i32) {
         std::thread::sleep(LOOK_EVERY);
     }
     // Somebody may hold standard error, or not read what comes: nobody waits for that.
-    let told = std::thread::Builder::new().spawn(|| {
-        warning!("interrupted in the middle of something; what was trained, if anything, is saved")
-    });
+    let told = std::thread::Builder::new()
+        .spawn(|| warning!("interrupted; what was trained, if anything, is saved"));
     if told.is_ok() {
         std::thread::sleep(LOOK_EVERY);
     }

@@ -181,7 +181,7 @@ fn check_tells_what_a_run_would_meet_and_runs_nothing() {
     let said = text(&fine);
     assert!(fine.status.success(), "{said}");
     for part in
-        ["drum.png is no whole picture", "2 pictures, 2 entries", "mini, whole", "7 steps", "ok, 1 warning"]
+        ["drum.png is not a usable image", "2 pictures, 2 entries", "mini, whole", "7 steps", "ok, 1 warning"]
     {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -220,7 +220,7 @@ fn init_writes_a_job_that_check_accepts_and_spares_what_is_there() {
     let (fine, said) = run(&["check", "my pictures.yaml"]);
     assert!(fine && said.contains("ok, 0 warnings"), "{said}");
     let (fine, said) = run(&init);
-    assert!(!fine && said.contains("is there already"), "{said}");
+    assert!(!fine && said.contains("already exists"), "{said}");
     let (fine, said) = run(&["init", "nowhere"]);
     assert!(!fine && said.contains("nowhere"), "{said}");
 }

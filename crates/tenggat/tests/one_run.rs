@@ -33,7 +33,7 @@ fn a_second_start_says_who_runs_and_touches_nothing() {
     drop(first);
     // The process was killed: the lock went with it, and nothing of the run is lost.
     let said = job.run(&[]);
-    assert!(said.contains("going on") && alone.lora() == job.lora() && alone.log() == job.log(), "{said}");
+    assert!(said.contains("resuming") && alone.lora() == job.lora() && alone.log() == job.log(), "{said}");
     assert!(!job.folder.path().join("fox.old-1").exists());
 }
 

@@ -111,14 +111,15 @@ fn one_gpu_is_planned_in_detail_and_priced() {
 fn reported_times_stand_beside_predicted_ones() {
     let program = Program::new();
     let text = program.prints(&["plan", &note(), "--trainer", "ai-toolkit@0.11"]);
-    for part in ["H100 SXM · ai-toolkit-2025", "private note", "4 to 5 s", "5 to 6 s", "public report"] {
+    for part in ["H100 SXM · ai-toolkit-2025", "unpublished note", "4 to 5 s", "5 to 6 s", "public report"] {
         assert!(text.contains(part), "{part} is missing from\n{text}");
     }
     // The private figures are of one job; they are not shown beside another.
     let other = program.prints(&["plan", &note(), "--trainer", "ai-toolkit", "--rank", "16"]);
-    assert!(!other.contains("private note"), "{other}");
+    assert!(!other.contains("unpublished note"), "{other}");
     let text = program.prints(&["plan", "reports"]);
-    for part in ["forecast over report", "musubi-tuner", "RTX 5090", "typical error", "called fitting"] {
+    for part in ["forecast over report", "musubi-tuner", "RTX 5090", "typical error", "were expected to fit"]
+    {
         assert!(text.contains(part), "{part} is missing from\n{text}");
     }
 }
@@ -322,8 +323,12 @@ fn the_speed_is_read_from_logs() {
     let program = Program::new();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("run.log");
-    fs::write(&log, "Caching: 100%|#| 20/20 [00:05<00:00, 3.5it/s]\nrun: 1%| | 12/1500 [00:54<1:51:36, 4.50s/it, lr: 1.0e-04 loss: 3.2e-01]\n")
-        .unwrap();
+    fs::write(
+        &log,
+        "Caching: 100%|#| 20/20 [00:05<00:00, 3.5it/s]\nrun: 1%| | 12/1500 [00:54<1:51:36, \
+        4.50s/it, lr: 1.0e-04 loss: 3.2e-01]\n",
+    )
+    .unwrap();
     let log = log.to_str().unwrap();
     let text = program.prints(&["plan", "explain", "--duration", "2h", "--log", log]);
     assert!(
@@ -342,7 +347,7 @@ fn the_speed_is_read_from_logs() {
     let folder = folder.path().to_str().unwrap();
     let args = ["plan", "explain", "--duration", "60s", "--steps", "30", "--log", folder];
     let text = program.prints(&args);
-    assert!(text.contains("10 steps at 2 s, 8.0 s beside them"), "{text}");
+    assert!(text.contains("10 steps at 2 s, 8.0 s of other work"), "{text}");
     assert!(text.contains("Killed after 26 of 30"), "{text}");
     // A run by a budget asked for no number of steps: it did what it did.
     let text = program.prints(&["plan", "explain", "--duration", "60s", "--log", folder]);
@@ -384,7 +389,7 @@ fn only_runs_are_extended() {
     assert!(program.complains(&["extend", path, "5m"]).contains("+30m"));
     fs::write(folder.path().join("config.yaml"), "").unwrap();
     fs::write(folder.path().join("deadline.request"), "+5m").unwrap();
-    assert!(program.complains(&["extend", path, "-5m"]).contains("not taken up"));
+    assert!(program.complains(&["extend", path, "-5m"]).contains("still waiting"));
 }
 
 #[test]

@@ -279,7 +279,7 @@ fn bad_entries_are_named_and_left_out() {
     let said = container.play(18.0, &[]);
     for part in [
         "left out: spoilt.png of ",
-        "bomb.png is no whole picture",
+        "bomb.png is not a usable image",
         r"\u{1b}]0;x\u{7}\u{202e}.png",
         "3 to train on",
     ] {
@@ -341,7 +341,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn a_task_that_is_started_again_goes_on() {
     let (container, before) = killed();
     let said = container.play(18.0, &[]);
-    assert!(said.contains("going on") && !said.contains("warning"), "{said}");
+    assert!(said.contains("resuming") && !said.contains("warning"), "{said}");
     container.delivered();
     assert!(container.steps().unwrap() > before, "{said}");
     assert_eq!(names(&container.root.path().join("checkpoints/t1")), ["repo"]);

@@ -55,7 +55,7 @@ impl Blas {
         // SAFETY: only asks whether a library can be opened.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Failed(
-                "libcublasLt is not there: `pip install nvidia-cublas`, or install the CUDA toolkit".into(),
+                "libcublasLt was not found: `pip install nvidia-cublas`, or install the CUDA toolkit".into(),
             ));
         }
         let handle = result::create_handle().map_err(|e| failed("cuBLASLt", e))?;

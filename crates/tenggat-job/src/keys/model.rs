@@ -71,7 +71,7 @@ pub(super) const SECTIONS: &[Section] = &[Section {
             "inference_lora_path",
             NONE,
             "a.safetensors",
-            "samples are drawn with the LoRA alone",
+            "samples are generated with the LoRA alone",
             LEAVE_OUT,
         ),
         refused("unconditional_lora_path", NONE, "a.safetensors", OTHER_MODELS, LEAVE_OUT),

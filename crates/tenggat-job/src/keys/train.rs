@@ -7,11 +7,11 @@ use super::key::{
 use super::range::Range;
 
 const OTHER_MODELS: &str = "it belongs to other model families";
-const CHANGES_LOSS: &str = "this change of the training target is not done";
-const CHANGES_NOISE: &str = "this change of the noise is not done";
+const CHANGES_LOSS: &str = "this change of the training target is not supported";
+const CHANGES_NOISE: &str = "this change of the noise is not supported";
 const RELATIVE: &str = "it excludes a learning rate, and the job always has one: ai-toolkit fails there too";
 const SAME: &str = "the result is the same";
-const GUIDANCE: &str = "guidance losses are not done";
+const GUIDANCE: &str = "guidance losses are not supported";
 
 pub(super) const SECTIONS: &[Section] = &[
     Section {
@@ -148,8 +148,8 @@ const TRAIN: &[Key] = &[
         "start_step",
         &["0"],
         "100",
-        "a run that is gone on with knows its steps",
-        "leave the key out; running the job again goes on",
+        "a resumed run knows its steps",
+        "leave the key out; running the job again resumes it",
     ),
     real("max_loss", "1.0", Range::new(0.0, 1e9)),
     no_effect("max_loss_debug", OFF, "true", "set RUST_LOG to see more"),

@@ -20,7 +20,7 @@ impl Resolver<'_> {
             self.missing("config.process[0].datasets", "name at least one `folder_path`");
         } else if raw.iter().all(|set| set.is_reg == Some(true)) {
             let path = format!("{PROCESS}.datasets[0].is_reg");
-            self.wrong(&path, "every data set is one for regularisation; expected one to learn from");
+            self.wrong(&path, "every data set is for regularisation; expected at least one to learn from");
         }
         let cached = raw.iter().filter(|d| d.cache_text_embeddings == Some(true)).count();
         if cached > 0 && cached < raw.len() && !cached_text {

@@ -44,7 +44,7 @@ impl Resolver<'_> {
         match arch.map(|a| a.split(':').next().unwrap_or(a)) {
             None | Some(ARCH) => true,
             Some(other) => {
-                let why = format!("the architecture `{other}` is not done");
+                let why = format!("the architecture `{other}` is not trained");
                 self.refused(&format!("{PROCESS}.model.arch"), &why, "train `arch: qwen_image`");
                 false
             }
@@ -79,7 +79,7 @@ impl Resolver<'_> {
         train.lr_times_steps = own.lr_times_steps;
         let best = own.keep_best.unwrap_or(false);
         if best && train.validation.is_none() {
-            let message = "nothing says what is best; name pictures in `train.validation_config`";
+            let message = "there is nothing to measure it by; name images in `train.validation_config`";
             self.wrong("config.process[0].tenggat.keep_best", message);
         }
         let held_out_weights = self.held_out_weights(own.held_out_weights.as_deref());
@@ -123,7 +123,7 @@ impl Resolver<'_> {
         } else if name.len() > NAME_BYTES {
             let bytes = name.len();
             let message = format!(
-                "the name has {bytes} bytes; files are named after it, so that at most {NAME_BYTES} are possible"
+                "the name has {bytes} bytes; files are named after it, so it may have at most {NAME_BYTES}"
             );
             self.wrong("config.name", message);
         }

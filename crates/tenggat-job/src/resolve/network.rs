@@ -13,7 +13,7 @@ impl Resolver<'_> {
     pub(super) fn network(&mut self, raw: Option<raw::Network>) -> Network {
         let at = |key: &str| format!("{PROCESS}.network.{key}");
         let raw = raw.unwrap_or_else(|| {
-            let hint = "without it ai-toolkit trains the whole model, which is not done here; \
+            let hint = "without it ai-toolkit trains the whole model, which tenggat does not; \
                         write `network: {type: lora, linear: 16}`";
             self.missing("config.process[0].network", hint);
             raw::Network::default()

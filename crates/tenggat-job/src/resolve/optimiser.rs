@@ -20,8 +20,8 @@ impl Resolver<'_> {
         let message = match kind {
             Optimiser::Prodigy if lr < PRODIGY_LEAST => {
                 let message = format!(
-                    "{lr:e} is no rate for prodigy, which finds its own and multiplies it by this; \
-                     {PRODIGY_RATE} is used, as ai-toolkit does"
+                    "prodigy finds its own rate and multiplies it by `lr`, so {lr:e} makes no sense; \
+                     {PRODIGY_RATE} is used, as in ai-toolkit"
                 );
                 self.warn(&path, message);
                 return PRODIGY_RATE;
@@ -105,7 +105,7 @@ impl Resolver<'_> {
             ("scale_parameter", raw.scale_parameter.is_some(), kind == Adafactor),
         ];
         for (key, _, _) in given.into_iter().filter(|(_, given, belongs)| *given && !belongs) {
-            let message = format!("`{key}` has no effect: the optimiser has no such number");
+            let message = format!("`{key}` has no effect: the optimiser has no such parameter");
             self.warn(&format!("{PROCESS}.train.optimizer_params.{key}"), message);
         }
     }

@@ -100,7 +100,7 @@ impl Resolver<'_> {
         match values::choose(name, choices) {
             Ok(value) => return value,
             Err(Unchosen::Refused(instead)) => {
-                self.refused(path, &format!("`{name}` is not done"), instead);
+                self.refused(path, &format!("`{name}` is not supported"), instead);
             }
             Err(Unchosen::Unknown(message)) => self.wrong(path, message),
         }

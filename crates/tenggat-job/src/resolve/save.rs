@@ -15,7 +15,7 @@ impl Resolver<'_> {
                 Some(Push { repository: name.clone(), private: raw.hf_private.unwrap_or(false) })
             }
             other => {
-                let message = format!("{other:?} names no repository; expected account/name");
+                let message = format!("{other:?} is not a repository; expected account/name");
                 self.wrong(&format!("{PROCESS}.save.hf_repo_id"), message);
                 None
             }

@@ -107,7 +107,7 @@ impl Resolver<'_> {
         let high = raw.max_denoising_steps.unwrap_or(999);
         if low >= high {
             let key = if raw.max_denoising_steps.is_some() { "max" } else { "min" };
-            let message = format!("{low} to {high} is no range; expected 0 ≤ min < max ≤ 1000");
+            let message = format!("{low} to {high} is not a range; expected 0 ≤ min < max ≤ 1000");
             self.wrong(&format!("{PROCESS}.train.{key}_denoising_steps"), message);
         }
         (low as usize, high as usize)

@@ -220,7 +220,7 @@ fn values_that_make_no_sense_are_named() {
             "low_vram: true",
             "`config.process[0].model.name_or_path` is missing",
         ),
-        ("batch_size: 1", "min_denoising_steps: 999", "no range"),
+        ("batch_size: 1", "min_denoising_steps: 999", "not a range"),
         ("- \"a [trigger] on a table\"", "- \"a --w x\"", "`--w x`: expected a whole number"),
         ("type: 'sd_trainer'", "type: train_vae", "write `type: sd_trainer`"),
     ];

@@ -138,7 +138,9 @@ impl<'a> Client<'a> {
                         }
                         429 | 500..=599 => format!("HTTP status {status}"),
                         401 | 403 => {
-                            return Err(format!("refused ({status}); may the token write there? {text}"));
+                            return Err(format!(
+                                "refused ({status}); does the token have write access? {text}"
+                            ));
                         }
                         _ => return Err(format!("HTTP status {status}: {text}")),
                     }
@@ -250,13 +252,13 @@ impl<'a> Client<'a> {
         let page = repository.page(&self.options.endpoint);
         let hint = if self.options.token.is_some() {
             format!(
-                "the token that was sent has no right to it: accept the model's conditions at {page} with its account, \
-                 or check HF_TOKEN"
+                "the token has no access to it: accept the model's conditions at {page} with its account, or \
+                 check HF_TOKEN"
             )
         } else {
             format!(
-                "no such repository, or a gated or private one: check the spelling, accept its conditions at {page}, \
-                 and set HF_TOKEN"
+                "no such repository, or a gated or private one: check the spelling, accept its conditions at \
+                 {page}, and set HF_TOKEN"
             )
         };
         HubError::Refused { repository: repository.to_string(), status, hint }

@@ -80,7 +80,7 @@ fn complete(
             Err(Attempt::Again(reason)) => reason,
             Err(Attempt::FromStart) => {
                 clear(partial, arrived)?;
-                "the server refused to go on where the last fetch ended".into()
+                "the server refused to resume the download".into()
             }
         };
         if partial.len() > furthest {

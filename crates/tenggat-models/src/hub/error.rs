@@ -7,7 +7,8 @@ use std::path::PathBuf;
 pub enum HubError {
     /// Neither a folder nor the form of a repository's name.
     #[error(
-        "{name}: no such folder; expected the folder of a model, or a hub repository as org/name or org/name@revision"
+        "{name}: no such folder; expected the folder of a model, or a hub repository as org/name or \
+         org/name@revision"
     )]
     NoSuchFolder {
         /// What was asked for.
@@ -39,7 +40,8 @@ pub enum HubError {
     },
     /// The hub knows no such repository or revision.
     #[error(
-        "{repository}: neither a folder here nor a repository at {endpoint} (404); check the spelling and the revision"
+        "{repository}: neither a folder here nor a repository at {endpoint} (404); check the spelling and \
+         the revision"
     )]
     NotFound {
         /// What was asked for.
@@ -69,7 +71,8 @@ pub enum HubError {
     },
     /// Asking the hub is switched off and the cache does not have it all.
     #[error(
-        "{repository}: not (whole) in the cache {}, and HF_HUB_OFFLINE forbids to fetch it: {reason}", cache.display()
+        "{repository}: not in the cache {}, or not all of it, and HF_HUB_OFFLINE forbids downloading: \
+         {reason}", cache.display()
     )]
     Offline {
         /// The repository.
@@ -80,7 +83,7 @@ pub enum HubError {
         reason: String,
     },
     /// No answer, or the connection broke again and again.
-    #[error("{url}: {reason}; what has arrived is kept, run again to go on")]
+    #[error("{url}: {reason}; what has arrived is kept; run again to resume")]
     Transport {
         /// What was asked.
         url: String,
@@ -96,7 +99,7 @@ pub enum HubError {
         reason: String,
     },
     /// A file arrived, but not the one that the hub announced.
-    #[error("{url}: {what}: expected {expected}, got {got}; run again to fetch it anew")]
+    #[error("{url}: {what}: expected {expected}, got {got}; run again to fetch a fresh copy")]
     Damaged {
         /// Where it came from.
         url: String,
@@ -118,7 +121,7 @@ pub enum HubError {
         to: String,
     },
     /// Somebody asked for the end. What has arrived is kept.
-    #[error("interrupted; what has arrived is kept, run again to go on")]
+    #[error("interrupted; what has arrived is kept; run again to resume")]
     Interrupted,
     /// The cache could not be written.
     #[error("cannot write {}: {source}", path.display())]

@@ -23,7 +23,7 @@ pub(super) fn fetch(repository: &Repository, options: &Options, progress: OnProg
     let cached = known.as_ref().map(|commit| cache.snapshot(commit));
     let state = match &cached {
         Some(folder) => model_folder::check(folder),
-        None => Err(Error::Unsupported("nothing of it is there".into())),
+        None => Err(Error::Unsupported("none of it is there".into())),
     };
     match (&cached, &state) {
         // A commit never changes.
@@ -40,7 +40,7 @@ pub(super) fn fetch(repository: &Repository, options: &Options, progress: OnProg
         Ok(None) => return Err(missing(repository, ModelIndex::FILE)),
         Err(error @ HubError::Transport { .. }) => match (cached, state) {
             (Some(folder), Ok(())) => {
-                tracing::warn!("{error}: using what the cache has of {repository}");
+                tracing::warn!("{error}: using the cached files of {repository}");
                 return Ok(folder);
             }
             _ => return Err(error.into()),

@@ -41,7 +41,7 @@ pub(super) fn fetch(
         (Ok(Some(file)), _) => file,
         (Ok(None), _) => return Err(missing(repository, path)),
         (Err(error @ HubError::Transport { .. }), Some(file)) => {
-            tracing::warn!("{error}: using `{path}` of {repository} as the cache has it");
+            tracing::warn!("{error}: using the cached `{path}` of {repository}");
             return Ok(file);
         }
         (Err(error), _) => return Err(error.into()),

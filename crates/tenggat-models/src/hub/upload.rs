@@ -51,7 +51,7 @@ pub(super) fn upload(
     }
     if options.token.is_none() {
         return Err(
-            wrong("signing in", "there is no token; set HF_TOKEN to one that may write".into()).into()
+            wrong("signing in", "there is no token; set HF_TOKEN to one with write access".into()).into()
         );
     }
     let client = Client::new(options);
@@ -64,12 +64,12 @@ pub(super) fn upload(
     let (org, name) = repository.parts();
     let create = json!({ "name": name, "organization": org, "type": "model", "private": private });
     // The account itself is no organisation; 409 says that the repository is there already.
-    if let Err(refused) = post("making the repository", "api/repos/create", &create, &[200, 201, 409]) {
+    if let Err(refused) = post("creating the repository", "api/repos/create", &create, &[200, 201, 409]) {
         if !matches!(&refused, HubError::Upload { reason, .. } if reason.starts_with("HTTP status 4")) {
             return Err(refused.into());
         }
         let own = json!({ "name": name, "type": "model", "private": private });
-        post("making the repository", "api/repos/create", &own, &[200, 201, 409]).map_err(|_| refused)?;
+        post("creating the repository", "api/repos/create", &own, &[200, 201, 409]).map_err(|_| refused)?;
     }
 
     let mut large = Vec::new();
@@ -92,7 +92,7 @@ pub(super) fn upload(
         let url = format!("{}/{org}/{name}.git/info/lfs/objects/batch", options.endpoint);
         let answer = client
             .post(&url, "application/vnd.git-lfs+json", &batch.to_string(), &[200])
-            .map_err(|reason| wrong("asking for room", reason))?;
+            .map_err(|reason| wrong("preparing the upload", reason))?;
         for (file, object) in large.iter().zip(answer["objects"].as_array().into_iter().flatten()) {
             if let Some(reason) = object["error"]["message"].as_str() {
                 return Err(wrong(file.name, reason.into()).into());
@@ -124,7 +124,7 @@ pub(super) fn upload(
     let url = format!("{}/api/models/{org}/{name}/commit/{}", options.endpoint, repository.revision());
     client
         .post(&url, "application/x-ndjson", &text, &[200, 201])
-        .map_err(|reason| wrong("making the commit", reason))?;
+        .map_err(|reason| wrong("creating the commit", reason))?;
     Ok(())
 }
 

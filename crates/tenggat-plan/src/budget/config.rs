@@ -101,12 +101,13 @@ pub enum BudgetError {
     Deadline(f64),
     /// Neither a deadline nor a number of steps.
     #[error(
-        "neither a budget nor a number of steps is given, so the run would never end; set `steps`, `--budget` or `--deadline`"
+        "neither a budget nor a number of steps is given, so the run would never end; set `steps`, \
+         `--budget` or `--deadline`"
     )]
     Endless,
     /// `fill` without a deadline.
     #[error(
-        "`fill` asks for the whole budget to be used, but no budget is given; set `--budget` or `--deadline`, or leave `fill` out"
+        "`fill` uses the whole budget, but none is given; set `--budget` or `--deadline`, or leave `fill` out"
     )]
     FillWithoutDeadline,
     /// The margin is not a number of seconds.

@@ -45,7 +45,7 @@ pub enum SampleVerdict {
     Go,
     /// Skip this round: it would not leave time to end the training properly.
     WouldEndangerTheEnd,
-    /// Skip this round: the steps asked for would no longer fit.
+    /// Skip this round: the remaining steps would no longer fit.
     WouldCutSteps,
     /// Skip this round: samples have had their share of the time (`sample_share_max`).
     ShareSpent,

@@ -83,22 +83,24 @@ impl fmt::Display for Note {
         match self {
             Self::EndsEarly { steps, would_fit, idle_s } => write!(
                 f,
-                "the {steps} steps asked for end {} before the deadline, where about {would_fit} would fit; set `fill: true` to use all of the budget",
+                "{steps} steps end {} before the deadline, and about {would_fit} would fit; set `fill: true` \
+                 to use the whole budget",
                 format_duration(*idle_s)
             ),
             Self::StepsCut { steps, fit } => write!(
                 f,
-                "the deadline allows about {fit} of the {steps} steps asked for; the learning rate is annealed over those"
+                "only about {fit} of the {steps} steps fit before the deadline; the learning rate is \
+                 annealed over those"
             ),
             Self::NoTimeForSteps { left_s, before_s, needed_s } => {
                 let before = if *before_s > 0.0 {
-                    format!("{} go by before the first step and ", format_duration(*before_s))
+                    format!("{} pass before the first step, and ", format_duration(*before_s))
                 } else {
                     String::new()
                 };
                 write!(
                     f,
-                    "{} are left; {before}{} are needed to save and close, so no step fits; give a longer budget",
+                    "no step fits in the {} left: {before}saving and closing take {}; give a longer budget",
                     format_duration(*left_s),
                     format_duration(*needed_s)
                 )

@@ -12,7 +12,7 @@ pub enum GpuDescriptionError {
     #[error("`{0}`: expected key=value, such as `name=my card,tflops=91,gb=48,bandwidth=864`")]
     NoValue(String),
     /// A key that does not exist.
-    #[error("`{0}` is no property of a card; use name, tflops, gb, bandwidth, fp8, f32 or host")]
+    #[error("`{0}` is not a property of a card; use name, tflops, gb, bandwidth, fp8, f32 or host")]
     UnknownKey(String),
     /// A value that is no number, or out of range.
     #[error("{key}={value}: expected a number above 0 and below {most} ({unit})")]

@@ -106,7 +106,7 @@ fn names(gpus: impl Iterator<Item = &'static Gpu>) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownGpu {
     /// Nothing fits.
-    #[error("no GPU `{query}` in the catalogue; known are {known}, and `all`")]
+    #[error("no GPU `{query}` in the catalogue; use one of {known}, or `all`")]
     None {
         /// What was asked for.
         query: String,

@@ -60,7 +60,7 @@ pub struct SeenControls {
 
 /// A model that is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown model `{name}`; known are {known}")]
+#[error("unknown model `{name}`; use one of {known}")]
 pub struct UnknownModel {
     name: String,
     known: String,

@@ -99,7 +99,8 @@ pub struct PlanOptions {
 pub enum PlanError {
     /// No bucket.
     #[error(
-        "the job has no pictures, so there is no step to plan; check `folder_path` and `resolution` of its data sets"
+        "the job has no pictures, so there is no step to plan; check `folder_path` and `resolution` of its \
+         data sets"
     )]
     NoBuckets,
     /// A model that tenggat does not train.
@@ -304,7 +305,8 @@ impl Plan {
         let cut = job.steps.is_none_or(|steps| self.steps.is_some_and(|n| n < steps));
         if self.budget_s.is_some() && few && cut && self.notes.is_empty() {
             self.notes.push(format!(
-                "only about {} steps fit the budget; a lower resolution, a coarser base or a longer budget would give more",
+                "only about {} steps fit the budget; a lower resolution, a coarser base or a longer budget \
+                 would give more",
                 self.steps.unwrap_or(0)
             ));
         }
@@ -322,7 +324,7 @@ impl Plan {
         let rounds = |n: u64| format!("{n} round{} of samples", if n == 1 { "" } else { "s" });
         if training.sample_rounds_left_out > 0 {
             self.notes.push(format!(
-                "the budget leaves out {} of {} during the training; each takes {}",
+                "the budget leaves no time for {} of {} during training; each takes {}",
                 training.sample_rounds_left_out,
                 rounds(training.sample_rounds + training.sample_rounds_left_out),
                 format_duration(self.sample_round_s)

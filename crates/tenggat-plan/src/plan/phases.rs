@@ -201,7 +201,7 @@ impl Scene<'_> {
     }
 }
 
-/// Signing in, making the repository and the commit, and sending so many bytes: predicted seconds of an
+/// Signing in, creating the repository and the commit, and sending so many bytes: predicted seconds of an
 /// upload.
 pub fn upload_s(bytes: f64) -> f64 {
     UPLOAD_START_S + bytes / UPLOAD_BYTES_PER_S

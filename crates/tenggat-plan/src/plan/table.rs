@@ -55,12 +55,13 @@ impl fmt::Display for Plan {
         writeln!(f)?;
         f.write_str(&aligned(&self.memory_rows()))?;
         if let Some(price) = self.price {
-            writeln!(f, "\nprice {price}, at the price per hour that was given")?;
+            writeln!(f, "\nprice {price}, at the given price per hour")?;
         }
         let first = &self.first_start;
         writeln!(
             f,
-            "\nbesides, the first time on a machine: {:.0} GB to fetch, {} at {:.0} MB/s; {:.0} GB of disk",
+            "\nin addition, the first time on a machine: {:.0} GB to fetch, {} at {:.0} MB/s; {:.0} GB of \
+             disk",
             first.download_bytes / 1e9,
             rough_duration(first.download_s),
             first.download_bytes / first.download_s.max(f64::MIN_POSITIVE) / 1e6,

@@ -46,7 +46,7 @@ mod tests {
         assert_eq!(Report::read_all(&line(good)).unwrap()[0].middle_step_s(), Some(2.0));
         let said =
             |old: &str, new: &str| Report::read_all(&line(&good.replace(old, new))).unwrap_err().to_string();
-        assert!(said("1024x1024", "1024").contains("`1024` is no size"));
+        assert!(said("1024x1024", "1024").contains("`1024` is not a size"));
         assert!(said("musubi", "kohya").contains("line 2"));
         assert!(said("bf16", "bf17").contains("bf17"));
         assert!(said("high", "sure").contains("sure"));

@@ -211,7 +211,7 @@ fn sizes(text: &str) -> Result<Vec<[u64; 2]>, String> {
 }
 
 fn size(text: &str) -> Result<[u64; 2], String> {
-    let wrong = || format!("`{text}` is no size; write 1024x1024");
+    let wrong = || format!("`{text}` is not a size; write 1024x1024");
     let (width, height) = text.split_once(['x', '×']).ok_or_else(wrong)?;
     let side = |text: &str| text.trim().parse::<u64>().ok().filter(|side| (16..=8192).contains(side));
     Ok([side(width).ok_or_else(wrong)?, side(height).ok_or_else(wrong)?])

@@ -10,7 +10,7 @@ use crate::run;
 /// Folders that the container is given, all movable for tests.
 #[derive(Debug, Clone)]
 pub struct Roots {
-    /// What was downloaded beforehand; never written to: `/cache`.
+    /// What was downloaded beforehand; read only: `/cache`.
     pub cache: PathBuf,
     /// What is uploaded at the end: `/app/checkpoints`.
     pub checkpoints: PathBuf,

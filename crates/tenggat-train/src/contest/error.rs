@@ -38,7 +38,8 @@ pub enum Error {
         reason: String,
     },
     /// There is no picture.
-    #[error("{} holds no usable picture{}", folder.display(), bad.first().map_or(String::new(), |b| format!(": {b}")))]
+    #[error("{} holds no usable picture{}", folder.display(), bad.first().map_or(String::new(), |b| format!(": \
+        {b}")))]
     NoPictures {
         /// Where they should be.
         folder: PathBuf,
@@ -54,7 +55,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// The same task has been started and has not ended.
-    #[error("this task is under way already, in {}; wait for its end or stop it", folder.display())]
+    #[error("this task is already running, in {}; wait for it to end, or stop it", folder.display())]
     UnderWay {
         /// The folder of its pictures.
         folder: PathBuf,

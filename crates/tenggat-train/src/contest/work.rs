@@ -166,7 +166,7 @@ mod tests {
         fs::create_dir(path.join("train")).unwrap();
         fs::write(path.join("train/a.png"), "").unwrap();
         let message = Work::open(Some(&root), &task()).unwrap_err().to_string();
-        assert!(message.contains("under way"), "{message}");
+        assert!(message.contains("already running"), "{message}");
         assert!(path.join("train/a.png").exists());
         drop(work);
         assert!(!path.exists());

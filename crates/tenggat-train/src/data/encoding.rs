@@ -162,26 +162,26 @@ fn said_of(usage: Usage) -> Remarks {
         list.first().map(|path| format!("{}{more}", path.display()))
     };
     let changed = named(&usage.changed)
-        .map(|names| format!("{names}: changed since the cache was made, so encoded anew"));
+        .map(|names| format!("{names}: changed since the cache was made; encoded again"));
     let younger = named(&usage.younger).map(|names| {
         format!(
-            "{names}: younger than the latent in `_latent_cache`, which does not say what it was made from; if the \
-             image was changed, delete that folder"
+            "{names}: newer than the latent in `_latent_cache`, which does not record its source; if the \
+             image changed, delete that folder"
         )
     });
-    let damaged = (usage.damaged > 0).then(|| format!("damaged cache files, made anew: {}", usage.damaged));
+    let damaged = (usage.damaged > 0).then(|| format!("damaged cache files, rebuilt: {}", usage.damaged));
     let misfits = usage.misfits.map(|(pictures, why)| {
         let why = match why {
             Misfit::Spaces => {
-                "are of ai-toolkit's spelling, with two spaces behind each comma and the ends of lines; \
-                 `compat: [caption-spaces]` in the job uses them"
+                "have ai-toolkit's spelling, with two spaces after each comma and line ends kept; `compat: \
+                 [caption-spaces]` in the job uses them"
             }
             Misfit::Text => "were made from other captions",
         };
-        format!("embeddings in `_t_e_cache` are there for {pictures} images and not used: they {why}")
+        format!("the embeddings of {pictures} images in `_t_e_cache` are not used: they {why}")
     });
     let unwritten = usage.unwritten.map(|(path, error)| {
-        format!("the cache {} cannot be written ({error}); it is made anew in the next run", path.display())
+        format!("the cache {} cannot be written ({error}); the next run rebuilds it", path.display())
     });
     [changed, younger, damaged, misfits, unwritten].into_iter().flatten().collect()
 }

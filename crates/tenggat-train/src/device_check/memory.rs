@@ -40,10 +40,10 @@ pub(super) fn under_pressure(cuda: &Arc<Cuda>) -> Result<Filled> {
                 held.push(next);
             }
             Err(Error::OutOfMemory { .. }) => break,
-            Err(e) => return Ok(Filled::Wrong(format!("that there is no room is told as: {e}"))),
+            Err(e) => return Ok(Filled::Wrong(format!("running out of memory is reported as: {e}"))),
         }
         if held.len() == MOST {
-            return Ok(Filled::Wrong(format!("{MOST} pieces of {piece} bytes fit into {free} free ones")));
+            return Ok(Filled::Wrong(format!("{MOST} pieces of {piece} bytes fit into {free} free bytes")));
         }
     }
     for (i, buffer) in held.iter().enumerate() {

@@ -70,7 +70,7 @@ impl Training<'_, '_> {
                 crate::files::atomic::write(&self.folder.file("config.yaml"), self.job.text.as_bytes())
             });
             if let Err(e) = moved {
-                time.warn(format!("the files of the run cannot be written again: {e}"));
+                time.warn(format!("the files of the run could not be written to its new folder: {e}"));
             }
             self.save_last()?;
         }
@@ -127,8 +127,8 @@ impl Training<'_, '_> {
             Ok(()) if self.job.resume => self.has_saved(),
             Ok(()) => {}
             Err(e) => self.time.warn(format!(
-                "the state of the run is not kept: {e}; the next save tries again, and an interrupted run \
-                 would begin with an older one"
+                "could not write the checkpoint: {e}; the next save tries again, and until then an \
+                 interrupted run resumes from an older one"
             )),
         }
     }
@@ -162,7 +162,7 @@ impl Training<'_, '_> {
                 Ok(true)
             }
             Err(e) if e.is_of_a_file() => {
-                self.time.warn(format!("{e}; the training goes on, and the next save tries again"));
+                self.time.warn(format!("{e}; training continues, and the next save tries again"));
                 Ok(false)
             }
             Err(e) => Err(e),

@@ -30,8 +30,8 @@ pub enum Move {
 /// A text that says no move.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` does not say where to move the deadline; write +30m for later, -10m for earlier, or a moment such as \
-     2026-12-01T18:00:00+07:00"
+    "`{0}` does not say where to move the deadline; write +30m for later, -10m for earlier, or a time such \
+     as 2026-12-01T18:00:00+07:00"
 )]
 pub struct ParseMoveError(String);
 
@@ -112,7 +112,7 @@ impl Requests {
         let text = String::from_utf8_lossy(&bytes);
         // A request that stays would be answered again and again.
         if let Err(e) = fs::remove_file(&self.path) {
-            show(Event::Warning(format!("{} is not followed: {e}", self.path.display())));
+            show(Event::Warning(format!("ignored the request in {}: {e}", self.path.display())));
             return;
         }
         let before_s = budget.deadline_s();
@@ -125,7 +125,7 @@ impl Requests {
             }
         };
         let Some(deadline_s) = deadline_s else {
-            let text = "the run has no deadline that could be moved; give a moment instead of a duration";
+            let text = "the run has no deadline to move; give a point in time instead of a duration";
             return show(Event::Warning(text.into()));
         };
         show(Event::DeadlineMoved { deadline_s, by_s: before_s.map(|before_s| deadline_s - before_s) });

@@ -14,7 +14,7 @@ pub enum Error {
     #[error("{0}")]
     Job(String),
     /// Another run is under way in the folder; nothing there was touched.
-    #[error("{0}; wait for its end or stop it, or give this run another --name")]
+    #[error("{0}; wait for it to end, stop it, or give this run another --name")]
     Locked(String),
     /// A file or folder that could not be used.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -56,8 +56,8 @@ pub enum Error {
     },
     /// An update ruined the weights.
     #[error(
-        "step {step}: the update made the weights infinite or not a number{as_stored} (learning rate {lr:e}), so they are \
-         not saved; {kept}. Lower the learning rate and train again"
+        "step {step}: the update made the weights infinite or not a number{as_stored} (learning rate \
+         {lr:e}), so they are not saved; {kept}. Lower the learning rate and train again"
     )]
     NotFinite {
         /// The step of the last update.

@@ -102,7 +102,7 @@ impl Training<'_, '_> {
         let now_s = self.time.now_s();
         let kept = self.saver.save_state(&self.folder, &self.trained, &self.time.budget, now_s, end);
         if let Err(e) = kept {
-            self.time.warn(format!("the state of the run is not kept: {e}; it cannot be gone on with"));
+            self.time.warn(format!("could not write the checkpoint: {e}; this run cannot be resumed"));
         }
     }
 

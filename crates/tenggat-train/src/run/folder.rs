@@ -181,9 +181,9 @@ pub struct Followed {
 /// # Errors
 /// The folder cannot be read.
 pub fn sweep(path: &Path) -> Result<()> {
-    crate::files::atomic::sweep(path).map_err(|e| Error::file("tidy the folder", path, e))?;
+    crate::files::atomic::sweep(path).map_err(|e| Error::file("clean up the folder", path, e))?;
     for inner in ["samples", "sheets"].map(|name| path.join(name)).iter().filter(|inner| inner.is_dir()) {
-        crate::files::atomic::sweep(inner).map_err(|e| Error::file("tidy the folder", inner, e))?;
+        crate::files::atomic::sweep(inner).map_err(|e| Error::file("clean up the folder", inner, e))?;
     }
     Ok(())
 }

@@ -77,14 +77,14 @@ pub(super) fn recompute(
         let Some(said) = out_of_memory::offload(model) else {
             let host_bytes = if machine.shares_host_memory { fitted.memory.host_bytes } else { 0.0 };
             show(Event::Warning(format!(
-                "about {:.1} GB are needed with every block computed again, more than the {:.1} GB that may be used; \
-                 raise `memory_limit`, or lower the rank, the resolution or the batch size",
+                "even with every block recomputed, about {:.1} GB are needed, more than the {:.1} GB that \
+                 may be used; raise `memory_limit`, or lower the rank, the resolution or the batch size",
                 (fitted.memory.device_bytes() + host_bytes) / 1e9,
                 machine.memory_bytes.min(limit_bytes) / 1e9
             )));
             break fitted;
         };
-        show(Event::Warning(format!("the GPU is not expected to have room for a step; {said}")));
+        show(Event::Warning(format!("the GPU is unlikely to have room for a step; {said}")));
     };
     let StepConfig { keep_all, keep_results, .. } = fitted.config;
     Ok(Recompute { keep_all: keep_all as usize, keep_results: keep_results as usize })

@@ -71,7 +71,8 @@ pub(super) fn load(
     let offloaded = job.model.offloaded_share * config.num_layers as f64;
     let from_files = base.is_some() && options.quantised.is_some();
     if offloaded > 0.0 && !from_files {
-        let text = "`layer_offloading` has no effect: only quantised weights lie in a file that blocks can be read from";
+        let text = "`layer_offloading` has no effect: only quantised weights can be read from their file \
+            block by block";
         show(Event::Warning(text.into()));
     }
     if job.model.fp8_products && !device.fp8_products() {
@@ -131,7 +132,7 @@ fn adapter(name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     Err(Error::Job(format!(
-        "the accuracy recovery adapter `{name}` is not on this machine; fetch the file and write its path after the \
-         `|` of `qtype`"
+        "the accuracy recovery adapter `{name}` is not on this machine; fetch the file and write its path \
+         after the `|` of `qtype`"
     )))
 }

@@ -44,7 +44,7 @@ pub(super) fn open(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     match &start {
         Start::Aside(why) => {
             let aside = RunFolder::move_aside(&job.folder)?;
-            warn(format!("the results of an earlier run are now in {}, {why}", aside.display()));
+            warn(format!("earlier results were moved to {}, {why}", aside.display()));
             lock.remove(&aside);
             lock = RunLock::acquire(&job.folder, &job.text, &mut warn)?;
         }

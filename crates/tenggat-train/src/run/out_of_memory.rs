@@ -124,16 +124,16 @@ impl Ladder {
             let (whole, results) = (fewer.keep_all, fewer.keep_results);
             let before = now.keep_all + now.keep_results;
             return Ok(format!(
-                "the GPU has no room for a step; {whole} blocks keep their activations and {results} some of them from now on, \
-                 of {before} that did"
+                "the GPU has no room for a step; more is recomputed from now on (blocks that keep all \
+                 activations: {whole}; some: {results}; before: {before})"
             ));
         }
         if let Some(said) = offload(trainer.model()) {
             return Ok(format!("the GPU has no room for a step; {said}"));
         }
         if trainer.model().stop_prefetching() {
-            return Ok("the GPU has no room for a step; weights in their file are read when they are used from now on, not \
-                       ahead"
+            return Ok("the GPU has no room for a step; from now on weights in their file are read when \
+                needed, without prefetching"
                 .into());
         }
         let samples = batches.iter().map(|batch| batch.levels.len()).max().unwrap_or(1);
@@ -142,15 +142,14 @@ impl Ladder {
             let next = now / 2;
             self.at_once = Some(next);
             return Ok(format!(
-                "the GPU has no room for a step; at most {next} pictures go through the model at once from now on, not \
-                 {now}"
+                "the GPU has no room for a step; images go through the model {next} at a time from now on, \
+                 not {now}"
             ));
         }
         Err(Error::Job(format!(
-            "{error}; one picture at a time with every block computed again, and no weights on the GPU that could lie in a \
-             file, is the least that a step can be cut to. \
-             Lower the resolution or the rank, or choose a smaller `qtype`; `tenggat plan` names the nearest job that \
-             fits a GPU"
+            "{error}; the step is as small as it gets: one image at a time, every block recomputed, every \
+             weight that can be offloaded left in its file. Lower the resolution or the rank, or choose a \
+             smaller `qtype`; `tenggat plan` names the nearest job that fits a GPU"
         )))
     }
 }
@@ -244,12 +243,12 @@ mod tests {
 
         let again = limited(unlimited((Recompute::EVERYTHING, None)).peak_bytes).unwrap();
         assert!(
-            !again.said.is_empty() && again.said.iter().all(|text| text.contains("keep their activations"))
+            !again.said.is_empty() && again.said.iter().all(|text| text.contains("keep all activations"))
         );
         assert_eq!((again.loss, again.norm), (whole.loss, whole.norm));
 
         let one = limited(unlimited((Recompute::EVERYTHING, Some(1))).peak_bytes).unwrap();
-        assert!(one.said.last().unwrap().contains("at most 1 pictures"), "{:?}", one.said);
+        assert!(one.said.last().unwrap().contains("1 at a time"), "{:?}", one.said);
         // Gradients of single pictures are rounded to 8 bits before they are added up in 32.
         assert!((one.loss / whole.loss - 1.0).abs() < 1e-5, "{} {}", one.loss, whole.loss);
         assert!((one.norm / whole.norm - 1.0).abs() < 1e-2, "{} {}", one.norm, whole.norm);
@@ -301,7 +300,8 @@ mod tests {
         assert!(offloaded > 0 && has_said(&got, "blocks stay in their file"), "{:?}", got.said);
         // Buffers that are given back under pressure make some more room.
         let mut less = (50..100).rev().step_by(5).map(|percent| limited(least.peak_bytes * percent / 100));
-        let last = less.find_map(|taken| taken.ok().filter(|(taken, _)| has_said(taken, "not ahead")));
+        let last =
+            less.find_map(|taken| taken.ok().filter(|(taken, _)| has_said(taken, "without prefetching")));
         same(&last.expect("weights that come ahead make room at last").0);
 
         // Beside the model something else has to be there that leaves no room for both blocks.

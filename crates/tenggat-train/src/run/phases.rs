@@ -323,9 +323,7 @@ impl<'a> Run<'a> {
         if let Start::Continue(saved) = start {
             saved.restore(&mut lora.parameters, &mut optimiser, ema.as_mut())?;
             if saved.progress.data != data.fingerprint() {
-                time.warn(
-                    "the pictures or captions are others than before, and so is the order of the batches",
-                );
+                time.warn("the images or captions changed, and with them the order of the batches");
             }
         }
         Ok(Learner { optimiser, ema })
@@ -443,7 +441,10 @@ impl Log {
         }
         let (metrics, found) = Metrics::resume(path, steps).map_err(used)?;
         let (lines, log) = (found.bad_lines, path.display());
-        let remark = (lines > 0).then(|| format!("{log}: {lines} lines that are no steps were dropped"));
+        let remark = (lines > 0).then(|| match lines {
+            1 => format!("{log}: dropped a line that is not a step"),
+            _ => format!("{log}: dropped {lines} lines that are not steps"),
+        });
         Ok(Log { metrics, before: found.records, remarks: remark.into_iter().collect() })
     }
 }

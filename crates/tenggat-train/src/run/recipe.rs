@@ -29,7 +29,8 @@ pub(super) fn first_lora(
     if let Some(path) = &job.network.pretrained {
         let lacking = lora_file::start_from(&lora_file::load(path)?, &mut lora)?;
         if lacking > 0 {
-            let text = format!("{} lacks {lacking} of the modules trained; those start anew", path.display());
+            let text =
+                format!("{} lacks {lacking} of the trained modules; those start afresh", path.display());
             show(Event::Warning(text));
         }
     }

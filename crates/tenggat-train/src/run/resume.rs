@@ -100,7 +100,7 @@ pub(super) fn decide(
             }
             Err(reason) => {
                 is_newest = false;
-                warn(format!("{} cannot be gone on with: {reason}", path.display()));
+                warn(format!("cannot resume from {}: {reason}", path.display()));
             }
         }
     }
@@ -113,12 +113,12 @@ pub(super) fn decide(
     if let Some(save) = ahead {
         let path = save.path.display();
         if !save.is_own || is_newest || wants_no_more(job, options, save.steps) {
-            warn(format!("{path} holds {} steps and is ahead of the state with {steps}", save.steps));
+            warn(format!("{path} holds {} steps and is ahead of the checkpoint with {steps}", save.steps));
             return of_weights(job, options, &found, warn);
         }
-        warn(format!("the run goes on from the state before, after {steps} steps; {path} is kept"));
+        warn(format!("the run resumes from the previous checkpoint, after {steps} steps; {path} is kept"));
     } else if !is_newest {
-        warn(format!("the run goes on from the state before, after {steps} steps"));
+        warn(format!("the run resumes from the previous checkpoint, after {steps} steps"));
     }
     of_own(job, options, saved, &found, before)
 }
@@ -184,7 +184,7 @@ fn more_wanted(job: &Job, options: &Options<'_>, saved: &Saved) -> Result<(), St
         (false, None) if job.train.steps.is_none() => "`train.steps` or a budget",
         _ => return Ok(()),
     };
-    Err(format!("to go on with it, give {raise}; to train anew, --start-over"))
+    Err(format!("to continue it, give {raise}; to train from scratch, --start-over"))
 }
 
 /// Whether so many steps are all that the job asks for.
@@ -201,7 +201,7 @@ fn of_weights(job: &Job, options: &Options<'_>, found: &Found, warn: &mut dyn Fn
         let file = match usable(save) {
             Ok(file) => file,
             Err(reason) => {
-                warn(format!("{path} cannot be gone on with: {reason}"));
+                warn(format!("cannot resume from {path}: {reason}"));
                 unusable.get_or_insert(reason);
                 continue;
             }
@@ -216,7 +216,7 @@ fn of_weights(job: &Job, options: &Options<'_>, found: &Found, warn: &mut dyn Fn
     Start::Aside(match unusable {
         Some(reason) => format!("because its newest LoRA cannot be used: {reason}"),
         None => {
-            format!("because it has no {STATE} and no LoRA to go on with that says how many steps it took")
+            format!("because it has no {STATE}, and no LoRA in it says how many steps it was trained for")
         }
     })
 }
@@ -236,7 +236,8 @@ fn from(
 ) -> Start {
     let (steps, folder) = (save.steps, &job.folder);
     if wants_no_more(job, options, steps) {
-        let advice = "to go on from it, give more `train.steps`; to train anew, --start-over".into();
+        let advice =
+            "to continue from it, give more `train.steps`; to train from scratch, --start-over".into();
         // The best of a run stays what it was.
         let is_source = save.is_own && (job.save.deliver == Deliver::Newest || !folder.join(LAST).exists());
         let source = is_source.then(|| save.path.clone());
@@ -244,11 +245,11 @@ fn from(
         return Start::Done(Done { steps, advice, source, lora });
     }
     let state = if folder.join(FOREIGN_STATE).exists() && !folder.join(STATE).exists() {
-        format!("{FOREIGN_STATE} is ai-toolkit's and cannot be read, so the optimiser's state starts new")
+        format!("{FOREIGN_STATE} is ai-toolkit's and cannot be read, so the optimiser starts afresh")
     } else if folder.join(STATE).exists() {
-        format!("{STATE} does not belong to them, so the optimiser's state starts new")
+        format!("{STATE} does not belong to them, so the optimiser starts afresh")
     } else {
-        format!("there is no {STATE}, so the optimiser's state starts new")
+        format!("there is no {STATE}, so the optimiser starts afresh")
     };
     warn(format!("the weights are those of {} after {steps} steps; {state}", save.path.display()));
     Start::FromLora(Box::new(file), steps)

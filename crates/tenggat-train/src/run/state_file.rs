@@ -81,11 +81,11 @@ impl Progress {
         // A step whose loss is no number counts as a step and updates nothing.
         let updates = [Some(self.optimiser_steps), self.ema_steps];
         if self.steps > MOST_STEPS || updates.into_iter().flatten().any(|n| n > self.steps) {
-            Some("its numbers of steps cannot be true")
+            Some("its step counts are impossible")
         } else if !(0.0..=1.0).contains(&self.progress) {
-            Some("its progress cannot be true")
+            Some("its progress is impossible")
         } else if !seconds(self.spent_s) || !finite {
-            Some("its times cannot be true")
+            Some("its times are impossible")
         } else {
             None
         }
@@ -187,12 +187,12 @@ impl Saved {
         let file = File::open(path).map_err(|e| e.to_string())?;
         // SAFETY: the map is read only, and the file is replaced by renaming, never rewritten in place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| e.to_string())?;
-        let broken = |e: &dyn std::fmt::Display| format!("it is broken ({e})");
+        let broken = |e: &dyn std::fmt::Display| format!("it is damaged ({e})");
         // The whole of it: a tensor that lies outside the file is found here.
         let tensors = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
         let field = |key: &str| header.metadata().as_ref().and_then(|all| all.get(key));
-        let text = field(KEY).ok_or("it holds no run")?;
+        let text = field(KEY).ok_or("it is not a checkpoint")?;
         let version = serde_json::from_str::<serde_json::Value>(text).map_err(|e| broken(&e))?;
         if version.get("version").and_then(serde_json::Value::as_u64) != Some(VERSION.into()) {
             return Err("it was written by another version of tenggat".into());
@@ -216,7 +216,8 @@ impl Saved {
     fn fill(&self, name: &str, to: &mut Tensor) -> Result<()> {
         let unfit = |reason: String| {
             Error::Job(format!(
-                "{} does not fit this model: {reason}; was the model replaced? Train anew with --start-over",
+                "{} does not fit this model: {reason}; was the model replaced? Train from scratch with \
+                 --start-over",
                 self.path.display()
             ))
         };
@@ -369,7 +370,7 @@ mod tests {
         ];
         for case in cases {
             write(&path, &case, &tensors).unwrap();
-            assert!(Saved::open(&path).unwrap_err().contains("broken"), "{case:?}");
+            assert!(Saved::open(&path).unwrap_err().contains("damaged"), "{case:?}");
         }
     }
 

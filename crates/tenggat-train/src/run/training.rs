@@ -196,7 +196,7 @@ impl Training<'_, '_> {
             let steps = steps.map_or("good weights".into(), |steps| format!("those of step {steps}"));
             format!("{} still holds {steps}", last.display())
         } else {
-            "nothing had been saved before".into()
+            "nothing was saved before it".into()
         };
         Error::NotFinite { step: update.step, lr: update.lr, as_stored, kept }
     }
@@ -211,7 +211,8 @@ impl Training<'_, '_> {
         let progress = self.time.budget.progress();
         if reason == FinishReason::OutOfTime && self.time.budget.steps_done() > 0 && progress < WHOLE_COURSE {
             self.time.warn(format!(
-                "the machine became slower near the end: the learning rate went through {:.0} % of its course",
+                "the machine became slower near the end: the learning rate got through only {:.0} % of its \
+                 schedule",
                 100.0 * progress
             ));
         }
@@ -346,11 +347,11 @@ impl Training<'_, '_> {
         let began_s = self.time.now_s();
         let why = match self.time.budget.allows_samples(began_s) {
             SampleVerdict::Go => return self.sample_round(began_s),
-            SampleVerdict::WouldEndangerTheEnd => "the end of the training would not be in time",
-            SampleVerdict::WouldCutSteps => "the steps asked for would no longer fit",
+            SampleVerdict::WouldEndangerTheEnd => "training would not end in time",
+            SampleVerdict::WouldCutSteps => "the remaining steps would no longer fit",
             SampleVerdict::ShareSpent => "samples have had their share of the time",
         };
-        self.time.warn(format!("no sample pictures at step {done}: {why}"));
+        self.time.warn(format!("no samples at step {done}: {why}"));
         Ok(())
     }
 

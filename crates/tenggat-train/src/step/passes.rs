@@ -128,7 +128,7 @@ impl Passes {
             Ok(Some(captured)) => Known::Captured(Box::new(captured)),
             Ok(None) => Known::Refused,
             Err(e) => {
-                self.note(format!("some steps are not recorded but taken kernel by kernel: {e}"));
+                self.note(format!("some steps run without CUDA graphs: {e}"));
                 Known::Refused
             }
         };
@@ -149,8 +149,8 @@ impl Passes {
             let [loss, norm] = direct;
             let [other_loss, other_norm] = captured;
             self.give_up(Some(format!(
-                "a recorded step came to loss {other_loss:.6} and gradient norm {other_norm:.6} where kernel by kernel it is \
-                 {loss:.6} and {norm:.6}; no steps are recorded"
+                "a CUDA graph gave loss {other_loss:.6} and gradient norm {other_norm:.6}, direct launches \
+                 {loss:.6} and {norm:.6}; CUDA graphs are not used"
             )));
         } else {
             self.is_trusted = true;
@@ -167,7 +167,7 @@ impl Passes {
         self.lost_in_step = self.step;
         if self.lost >= MOST_LOST {
             self.give_up(Some(
-                "the GPU has no memory for recorded steps; they are taken kernel by kernel".into(),
+                "the GPU has no memory for CUDA graphs; kernels are launched one by one".into(),
             ));
         }
     }

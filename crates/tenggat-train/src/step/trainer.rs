@@ -334,9 +334,7 @@ impl<'a> Trainer<'a> {
                 self.passes.compare([loss, norm], [again, norm_again]);
             }
             Ok(None) => {}
-            Err(e) => {
-                self.passes.give_up(Some(format!("steps are not recorded but taken kernel by kernel: {e}")))
-            }
+            Err(e) => self.passes.give_up(Some(format!("steps run without CUDA graphs: {e}"))),
         }
         if !self.passes.are_trusted() {
             self.direct(asked, &mut |_| {})?;

@@ -34,7 +34,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Take training steps of a model of any size and say what they took, beside the plan's figures.
+    /// Run training steps of a model of any size and compare what they take with the plan.
     #[command(after_help = "\
 Examples:
   tenggat bench step --model qwen-image --random-weights --qtype uint3 --rank 16 --resolution 256 --steps 1
@@ -47,17 +47,17 @@ struct StepArgs {
     /// `qwen-image` for the published dimensions, `mini`, a model folder, or a hub id.
     #[arg(long, default_value = QWEN_IMAGE)]
     model: String,
-    /// Generate the weights in place of reading them: no file is needed.
+    /// Generate the weights instead of reading them: no file is needed.
     #[arg(long)]
     random_weights: bool,
-    /// Blocks, in place of the model's; with random weights.
+    /// Blocks, instead of the model's; with random weights.
     #[arg(long, value_name = "N", requires = "random_weights", value_parser = whole::<usize>(1, 1000))]
     layers: Option<usize>,
     /// How frozen matrices are stored: uint2 to uint7, qfloat8, float8, qint8, int8, or bf16.
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     qtype: String,
-    /// Multiply the frozen linears in 8-bit floats, where the GPU does that; with --qtype float8, qfloat8,
-    /// bf16 or any other. Products then err by a few percent.
+    /// Multiply the frozen linears in 8-bit floats, if the GPU supports it, whatever --qtype is. Products are
+    /// then off by a few percent.
     #[arg(long)]
     fp8_products: bool,
     /// Rank of the LoRA.
@@ -75,41 +75,38 @@ struct StepArgs {
     /// Optimiser.
     #[arg(long, value_enum, default_value_t = Adam::Adamw)]
     optimizer: Adam,
-    /// Whether blocks compute their activations again instead of keeping them; `auto`: those that do not
-    /// fit.
+    /// Whether blocks recompute their activations instead of keeping them; `auto`: those that do not fit.
     #[arg(long, value_enum, default_value_t = RecomputeArg::Auto)]
     gradient_checkpointing: RecomputeArg,
     /// Whether the modulation matrices stay in memory; `auto`: unless the plan advises against it.
     #[arg(long, value_enum, default_value_t = Storage::Auto)]
     modulation: Storage,
-    /// Blocks whose weights stay in their file and are read when it is their turn; with quantised weights of
-    /// a model.
+    /// Blocks whose weights stay in their file and are read for each pass; with quantised weights of a model.
     #[arg(
         long, value_name = "N", default_value_t = 0, conflicts_with = "random_weights",
         value_parser = whole::<usize>(0, 1000)
     )]
     offloaded_blocks: usize,
-    /// Ask a GPU for every kernel by itself, instead of for whole passes that are recorded in the second
-    /// step.
+    /// Launch every kernel on its own, without CUDA graphs.
     #[arg(long)]
     direct: bool,
     /// Memory that may be used: 14GB, 22.5GiB (default: half of the machine's).
     #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
     memory_limit: Option<f64>,
-    /// Steps before those that count.
+    /// Steps before the measured ones.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(0, 1_000_000))]
     warm_up: usize,
-    /// Steps that count.
+    /// Steps to measure.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1, 1_000_000))]
     steps: usize,
-    /// Begin no more steps after this time, which loading is part of: 60s, 4.5m.
+    /// Start no more steps after this time, loading included: 60s, 4.5m.
     #[arg(long, value_name = "TIME", value_parser = tenggat_plan::parse_duration_s)]
     seconds: Option<f64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Print a line of JSON for each step as it ends, then one with all that was measured: what is cut off
-    /// tells what it came to.
+    /// Print a line of JSON after each step, then one with everything measured; a run that is cut off leaves
+    /// its lines.
     #[arg(long, conflicts_with = "json")]
     json_lines: bool,
 }

@@ -95,8 +95,8 @@ pub fn check(args: &CheckArgs, device: device::Choice) -> anyhow::Result<()> {
             // A model that is elsewhere is trained elsewhere, and a GPU has memory of its own.
             if !fits && model_is_here && !device.may_be_a_gpu() {
                 found.problem(
-                    "the job needs more memory than there is; lower the rank, the batch or the resolution, \
-                     quantise the model, or see `tenggat plan` for GPUs that hold it",
+                    "the job needs more memory than this machine has; lower the rank, the batch or the \
+                     resolution, quantise the model, or see `tenggat plan` for GPUs that hold it",
                 );
             }
         }
@@ -109,7 +109,7 @@ pub fn check(args: &CheckArgs, device: device::Choice) -> anyhow::Result<()> {
     let remarks = plural(found.remarks, "warning");
     match found.problems.len() {
         0 => say!("ok, {remarks}"),
-        n => anyhow::bail!("{}: not fit to run ({}, {remarks})", args.job.display(), plural(n, "problem")),
+        n => anyhow::bail!("{}: cannot run ({}, {remarks})", args.job.display(), plural(n, "problem")),
     }
     Ok(())
 }
@@ -144,7 +144,7 @@ fn model(name: &str, found: &mut Findings) -> bool {
             let offline = hub::Options { offline: true, ..hub::Options::from_env() };
             match (hub::locate(name, &offline, &|_| {}), model_folder::other_family(name)) {
                 (Ok(folder), _) => {
-                    line("model", &format!("{name}, whole, in {}", folder.display()));
+                    line("model", &format!("{name}, complete, in {}", folder.display()));
                     return true;
                 }
                 (Err(e), _) if hub::Repository::parse(name).is_none() => Err(e.to_string()),
@@ -188,7 +188,7 @@ fn recovery(name: &str, found: &mut Findings) -> String {
             .map(|r| r.modules().len())
             .map_err(|e| e.to_string())
     } else if hub::is_file_name(name) {
-        return format!("recovery adapter {name}: the run fetches it unless it is here");
+        return format!("recovery adapter {name}: the run fetches it if it is missing");
     } else {
         Err(format!("the accuracy recovery adapter `{name}` is neither a file nor org/name/file of the hub"))
     };
@@ -221,7 +221,7 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
     left_out.iter().for_each(|error| found.remark(format!("left out: {error}")));
     let pictures: BTreeSet<&Path> = whole.iter().map(|item| item.path.as_path()).collect();
     if pictures.is_empty() {
-        found.problem(format!("{path} has no whole picture"));
+        found.problem(format!("{path} has no usable image"));
     }
     remarks.iter().for_each(|remark| found.remark(remark));
     let sizes: BTreeSet<(usize, usize)> = whole.iter().map(|i| (i.crop.width, i.crop.height)).collect();
@@ -240,13 +240,13 @@ fn output(folder: &Path, found: &mut Findings) -> String {
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
     if !existing.is_dir() {
         found.problem(format!(
-            "{} is no folder, so that results cannot lie in {}; change `training_folder` or the name",
+            "{} is not a folder, so results cannot be written to {}; change `training_folder` or the name",
             existing.display(),
             folder.display()
         ));
     } else if let Some(part) = folder.iter().find(|part| part.len() > NAME_BYTES) {
         found.problem(format!(
-            "{} cannot be made: {} bytes are too many for a name",
+            "{} cannot be created: {} bytes are too many for a name",
             folder.display(),
             part.len()
         ));
@@ -273,7 +273,7 @@ fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     let more = match plan.verdict {
         Verdict::Fits => "",
         Verdict::MayFit => " (tight)",
-        Verdict::TooLarge => " (more than there is)",
+        Verdict::TooLarge => " (more than available)",
     };
     parts.push(format!("{:.1} GB of {:.1} GB memory{more}", bytes / 1e9, plan.fit.usable_bytes / 1e9));
     let name = &job.model.name_or_path;

@@ -67,7 +67,7 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
 }
 
 fn table(before: &Scores, after: &Scores) {
-    say!("{:<34} {:>9} {:>9} {:>9}", "error on 8 pictures never seen", "bare", "LoRA", "change");
+    say!("{:<34} {:>9} {:>9} {:>9}", "error on 8 unseen images", "bare", "LoRA", "change");
     let weights = ErrorWeights::default();
     let row = |name: &str, a: f64, b: f64| {
         say!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));

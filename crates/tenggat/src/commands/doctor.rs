@@ -16,14 +16,14 @@ use crate::output::say;
 /// `tenggat doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Check the GPU, for at most a minute or so: every op and real blocks against the processor, CUDA
-    /// graphs, 8-bit products, memory; then measure its rates for `tenggat plan`. Fails if a check does.
+    /// Check the GPU, in about a minute: every op and real blocks against the processor, CUDA graphs, 8-bit
+    /// products, memory; then measure its rates for `tenggat plan`. Fails if any check fails.
     #[arg(long)]
     gpu: bool,
-    /// Print what the checks came to as JSON, for a report of a fault.
+    /// Print the results of the checks as JSON, for a bug report.
     #[arg(long, requires = "gpu")]
     json: bool,
-    /// Check small blocks, and measure nothing: for devices whose kernels are emulated.
+    /// Check small blocks and measure nothing, for emulated devices.
     #[arg(long, requires = "gpu")]
     small: bool,
 }
@@ -83,7 +83,7 @@ fn gpu(choice: Choice) {
             row(library, &path.unwrap_or_else(missing));
         }
         if !tenggat_gpu::driver_is_there() {
-            return Err("none: libcuda.so.1, which comes with NVIDIA's driver, is not there".into());
+            return Err("none: libcuda.so.1, which comes with NVIDIA's driver, was not found".into());
         }
         Device::cuda(&options).map_err(|e| e.to_string())
     });
@@ -108,7 +108,7 @@ fn row(name: &str, value: &str) {
 }
 
 fn present(folder: &Path) -> &'static str {
-    if folder.is_dir() { "exists" } else { "made when needed" }
+    if folder.is_dir() { "exists" } else { "created when needed" }
 }
 
 /// Free space of the disk that holds a folder or its nearest parent.

@@ -53,7 +53,7 @@ pub struct DriveArgs {
     /// The Python that has its packages (default: the one of its own `venv` or `.venv`, or python3).
     #[arg(long, value_name = "PROGRAM")]
     pub python: Option<PathBuf>,
-    /// Train anew: results of an earlier run are moved aside instead of being gone on with.
+    /// Train from scratch: earlier results are moved aside instead of being resumed.
     #[arg(long)]
     pub start_over: bool,
     #[command(flatten)]
@@ -75,16 +75,16 @@ pub struct DriveLimit {
     /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
     pub budget: Option<String>,
-    /// Moment by which the program must have ended (RFC 3339).
+    /// Time by which the program must have ended (RFC 3339).
     #[arg(long, value_name = "TIME")]
     pub deadline: Option<jiff::Timestamp>,
-    /// Moment at which the budget began to run, if earlier than the program (RFC 3339).
+    /// When the budget began to run, if before the program started (RFC 3339).
     #[arg(long, value_name = "TIME", requires = "budget")]
     pub clock_start: Option<jiff::Timestamp>,
-    /// Use all of the budget, even if the job's steps are done earlier.
+    /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
-    /// Time kept free before the end, in place of what the run works out: 2s.
+    /// Time kept free before the end; the run normally works this out: 2s.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub margin: Option<f64>,
 }
@@ -164,8 +164,8 @@ fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyho
 
 fn deadline(limited: &Limited) -> anyhow::Result<f64> {
     limited.deadline_s.context(
-        "a drive needs a time to end; give --budget 2h, --deadline, or --max-cost with --price-per-hour (or `budget` in \
-         the job's section `tenggat`)",
+        "a drive needs a time to end; give --budget 2h, --deadline, or --max-cost with --price-per-hour (or \
+         `budget` in the job's section `tenggat`)",
     )
 }
 
@@ -283,7 +283,7 @@ pub fn listen() -> anyhow::Result<Signals> {
         }
         std::io::Result::Ok(())
     };
-    register().context("cannot listen to signals")?;
+    register().context("cannot install the signal handlers")?;
     Ok(signals)
 }
 

@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct ExtendArgs {
     /// Folder of the run.
     pub run: PathBuf,
-    /// +30m for later, -10m for earlier, or a moment such as 2026-12-01T18:00:00+07:00.
+    /// +30m for later, -10m for earlier, or a time such as 2026-12-01T18:00:00+07:00.
     #[arg(value_name = "MOVE", allow_hyphen_values = true)]
     pub by: Move,
 }
@@ -31,7 +31,7 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
     // A drive's own folder is there before the trainer has written anything.
     if !folder.join("config.yaml").is_file() && !folder.join(tenggat_drive::FOLDER).is_dir() {
         bail!(
-            "{} is no folder of a run: it has neither config.yaml nor {}",
+            "{} is not a run folder: it has neither config.yaml nor {}",
             folder.display(),
             tenggat_drive::FOLDER
         );
@@ -39,7 +39,7 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
     let request = folder.join(deadline::REQUEST);
     deadline::request(folder, args.by).map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => anyhow::anyhow!(
-            "an earlier request was not taken up yet; if the run has ended, remove {}",
+            "an earlier request is still waiting; if the run has ended, remove {}",
             request.display()
         ),
         _ => anyhow::Error::from(e).context(format!("cannot write {}", request.display())),
@@ -53,8 +53,8 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
         thread::sleep(LOOK_EVERY);
     }
     say!(
-        "asked the run to move its deadline: {}. It has not answered within {} s; it looks between two steps, and no \
-         more once the last one is done. The request stays in {}",
+        "asked the run to move its deadline: {}. It has not answered within {} s: it looks for requests \
+         between steps, and no longer after the last one. The request stays in {}",
         args.by,
         WAIT.as_secs(),
         request.display()

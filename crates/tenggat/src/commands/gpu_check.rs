@@ -40,7 +40,7 @@ pub fn gpu_check(choice: Choice, json: bool, small: bool) -> anyhow::Result<()> 
     }
     if let Some(rates) = report.rates {
         let record = Record { rates: Some(rates), ..Record::read(cuda) };
-        record.write(cuda).context("what was measured could not be kept for `tenggat plan`")?;
+        record.write(cuda).context("the measurements could not be stored for `tenggat plan`")?;
     }
     let failures: Vec<_> = report.failures().collect();
     if failures.is_empty() {

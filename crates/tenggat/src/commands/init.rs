@@ -19,7 +19,7 @@ pub struct InitArgs {
     /// Name of the LoRA (default: the folder's).
     #[arg(long)]
     pub name: Option<String>,
-    /// Word that stands for what is learnt, if the captions need one.
+    /// Word that stands for the new concept, if the captions need one.
     #[arg(long)]
     pub trigger: Option<String>,
     /// Model folder, hub id, or `mini`.
@@ -36,7 +36,7 @@ pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     let own = folder.file_name().map_or("lora".into(), |name| name.to_string_lossy().into_owned());
     let name = args.name.clone().unwrap_or_else(|| own.trim_start_matches('.').to_owned());
     let out = args.out.clone().unwrap_or_else(|| folder.with_file_name(format!("{own}.yaml")));
-    anyhow::ensure!(!out.exists(), "{} is there already; name another file with --out", out.display());
+    anyhow::ensure!(!out.exists(), "{} already exists; name another file with --out", out.display());
     let text = job_text(&folder, &name, args)?;
     // What is written is read back, so that a name no job can have is told here.
     let (job, _) = Job::from_str(&text, &out, None, &|_| None)?;

@@ -20,10 +20,10 @@ use crate::signals;
 pub struct QuantiseArgs {
     /// Model folder, hub id, or `mini` for the built-in model.
     model: String,
-    /// Format, and a recovery adapter behind `|`, as in a job: uint3, qfloat8, `uint3|adapter.safetensors`.
+    /// Format, and a recovery adapter after `|`, as in a job: uint3, qfloat8, `uint3|adapter.safetensors`.
     #[arg(long, value_name = "TYPE")]
     qtype: String,
-    /// Folder that keeps quantised models (default: the one that runs look into).
+    /// Folder to store quantised models in (default: the one that runs read).
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
 }

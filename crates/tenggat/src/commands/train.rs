@@ -62,7 +62,7 @@ pub fn show_interrupted(job: &Job, summary: &Summary) {
     if !summary.interrupted {
         return;
     }
-    let next = if job.resume && summary.steps > 0 { "goes on from there" } else { "begins anew" };
+    let next = if job.resume && summary.steps > 0 { "resumes from there" } else { "starts over" };
     match summary.steps {
         0 => say!("{:<14} before the first step; there is nothing to save", "interrupted"),
         steps => say!("{:<14} after {steps} steps, saved; the same command {next}", "interrupted"),
@@ -111,7 +111,7 @@ fn push_in_time(
 
 /// Uploads the finished LoRA with a short page about it.
 fn push(job: &Job, to: &Push, lora: &Path, options: &hub::Options) -> anyhow::Result<()> {
-    let repository = hub::Repository::parse(&to.repository).context("no repository's name")?;
+    let repository = hub::Repository::parse(&to.repository).context("not a repository's name")?;
     let name = format!("{}.safetensors", job.name);
     let trigger =
         job.trigger_word.as_ref().map_or(String::new(), |word| format!("Trigger word: `{word}`\n\n"));
@@ -194,7 +194,7 @@ pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Re
         anyhow::ensure!(!hub.offline, "the job has `push_to_hub: true`, and HF_HUB_OFFLINE forbids it");
         anyhow::ensure!(
             hub.token.is_some(),
-            "the job has `push_to_hub: true`; set HF_TOKEN to a token that may write"
+            "the job has `push_to_hub: true`; set HF_TOKEN to a token with write access"
         );
     }
     // On a thread of the pool: to one outside, every parallel loop is a wait for threads to wake up.

@@ -247,7 +247,7 @@ impl Transformer {
         let options = LoadOptions { quantisation, progress, interrupt, ..LoadOptions::default() };
         let (checkpoint, _) = open(folder, &config, &Device::cpu(), precision, options)?;
         let path = checkpoint.kept().map(Path::to_path_buf);
-        path.ok_or_else(|| Error::Unsupported("no folder is named to keep the quantised model in".into()))
+        path.ok_or_else(|| Error::Unsupported("no folder was given to keep the quantised model in".into()))
     }
 
     /// A model of these dimensions from any source of weights.

@@ -108,8 +108,9 @@ fn fused<'a>(
     }
     if let Some(why) = cuda.missing_dnn().filter(|_| layout.tokens >= MANY_TOKENS) {
         return Err(Error::Cuda(format!(
-            "attention of {} tokens would take some thirty times as long without tensor cores: {why}. Install cuDNN for \
-             your version of CUDA, as in `pip install nvidia-cudnn-cu13`, or set TENGGAT_WITHOUT=dnn to go without",
+            "attention over {} tokens would take about thirty times as long without tensor cores: {why}. \
+             Install cuDNN for your CUDA version, for example `pip install nvidia-cudnn-cu13`, or set \
+             TENGGAT_WITHOUT=dnn to run without it",
             layout.tokens
         )));
     }

@@ -107,8 +107,10 @@ fn format_of(start: &[u8]) -> Result<ImageFormat, String> {
     use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
     match image::guess_format(start) {
         Ok(format @ (Bmp | Gif | Jpeg | Png | Tiff | WebP)) => Ok(format),
-        Ok(other) => Err(format!("{other:?} is a kind that is not read")),
-        Err(_) if start.get(4..8) == Some(b"ftyp") => Err("HEIC is a kind that is not read".into()),
+        Ok(other) => Err(format!("{other:?} is a format that tenggat does not read")),
+        Err(_) if start.get(4..8) == Some(b"ftyp") => {
+            Err("HEIC is a format that tenggat does not read".into())
+        }
         Err(_) if start.is_empty() => Err("it is empty".into()),
         Err(_) => Err("it is not an image".into()),
     }
@@ -134,7 +136,7 @@ fn guarded<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
     IS_GUARDED.set(true);
     let done = catch_unwind(AssertUnwindSafe(decode));
     IS_GUARDED.set(false);
-    done.unwrap_or_else(|_| Err(Error::picture(path, "the decoder cannot cope with it")))
+    done.unwrap_or_else(|_| Err(Error::picture(path, "the decoder fails on it")))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Before the file is opened: opening a pipe waits for whoever writes into it.
     let kind = std::fs::metadata(path)?;
     if !kind.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
     File::open(path)
 }
@@ -40,7 +40,7 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 fn too_large(most: u64) -> io::Error {
-    let text = format!("it has more than {} MB", most >> 20);
+    let text = format!("it is larger than {} MB", most >> 20);
     io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
@@ -55,9 +55,9 @@ mod tests {
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
         assert_eq!(read(&path, 1 << 20).unwrap().len(), 1 << 20);
         std::fs::write(&path, vec![7; (1 << 20) + 1]).unwrap();
-        assert_eq!(read(&path, 1 << 20).unwrap_err().to_string(), "it has more than 1 MB");
+        assert_eq!(read(&path, 1 << 20).unwrap_err().to_string(), "it is larger than 1 MB");
         assert!(open_at_most(&path, 1 << 20).is_err() && open_at_most(&path, 2 << 20).is_ok());
-        assert_eq!(read(folder.path(), 9).unwrap_err().to_string(), "it is no regular file");
+        assert_eq!(read(folder.path(), 9).unwrap_err().to_string(), "it is not a regular file");
         assert_eq!(read(&folder.path().join("none"), 9).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
@@ -71,7 +71,7 @@ mod tests {
         assert!(made.success());
         std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
         for path in [&pipe, &zero] {
-            assert_eq!(read(path, 9).unwrap_err().to_string(), "it is no regular file");
+            assert_eq!(read(path, 9).unwrap_err().to_string(), "it is not a regular file");
         }
     }
 }

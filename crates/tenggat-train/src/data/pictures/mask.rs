@@ -225,6 +225,6 @@ mod tests {
         std::fs::write(&path, "no picture").unwrap();
         let mask = Some(Mask { path, of_alpha: false, inverted: false, floor: 0.0 });
         let error = load_mask(&Item { mask, ..tests::item() }).unwrap_err().to_string();
-        assert!(error.contains("m.png is no whole picture"), "{error}");
+        assert!(error.contains("m.png is not a usable image"), "{error}");
     }
 }

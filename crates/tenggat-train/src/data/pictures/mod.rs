@@ -48,7 +48,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A picture that cannot be decoded.
-    #[error("{} is no whole picture: {reason}; replace or remove it", path.display())]
+    #[error("{} is not a usable image: {reason}; replace or remove it", path.display())]
     Picture {
         /// The file.
         path: PathBuf,
@@ -76,13 +76,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A picture of a kind that is not read.
-    #[error("{} is of a kind that is not read; save it as PNG or JPEG", path.display())]
+    #[error("{} has a format that tenggat does not read; save it as PNG or JPEG", path.display())]
     Kind {
         /// The file.
         path: PathBuf,
     },
     /// A data-set list that cannot be understood.
-    #[error("{} is neither a folder nor a list of pictures (a JSON object from path to {{\"caption\": …}}): {reason}", path.display())]
+    #[error("{} is neither a folder nor a list of pictures (a JSON object from path to {{\"caption\": …}}): \
+        {reason}", path.display())]
     List {
         /// The file.
         path: PathBuf,

@@ -65,7 +65,7 @@ fn unread(paths: &[PathBuf]) -> Option<String> {
     }
     let kinds: BTreeSet<String> = paths.iter().filter_map(|path| scan::extension(path)).collect();
     let kinds: Vec<String> = kinds.into_iter().collect();
-    let count = images(paths.len(), ("is of a kind", "are of kinds"));
+    let count = images(paths.len(), ("has a format", "have formats"));
     let names = names(paths.iter().map(PathBuf::as_path));
     Some(format!("{count} that tenggat does not read ({}): {names}; save as PNG or JPEG", kinds.join(", ")))
 }
@@ -98,7 +98,7 @@ fn without_caption(set: &job::Dataset, usable: &[Usable]) -> Option<String> {
     let name = |name: Option<OsString>| name.unwrap_or_default().to_string_lossy().into_owned();
     match beside {
         Some((path, near)) => Some(format!(
-            "{count} no caption ({list}): beside {} lies {}, but `caption_ext` asks for {}",
+            "{count} no caption ({list}): {} has {} beside it, but `caption_ext` asks for {}",
             names([path]),
             near.to_string_lossy(),
             name(wanted(path)),
@@ -139,7 +139,7 @@ fn text_beside(
 fn json_captions(set: &job::Dataset, usable: &[Usable]) -> Option<String> {
     let is_json = set.caption_ext.to_lowercase().ends_with("json");
     (is_json && usable.iter().any(|one| one.is_captioned)).then(|| {
-        "captions are taken as plain text, so those in .json files are trained on with their braces".into()
+        "captions are plain text: those in .json files are trained on as they are, braces included".into()
     })
 }
 
@@ -153,10 +153,10 @@ fn without_mask(set: &job::Dataset, usable: &[Usable], masks: Option<&mask::Find
     let count = share(missing.len(), usable.len());
     let list = names(missing.iter().copied());
     let hint = match masks.and_then(mask::Finder::example).filter(|_| missing.len() == usable.len()) {
-        Some(example) => format!("; a mask has its image's name, and there lies {}", names([example])),
+        Some(example) => format!("; a mask is named like its image, but the folder has {}", names([example])),
         None => String::new(),
     };
-    Some(format!("{count} no mask in {folder}, so that all of it counts: {list}{hint}"))
+    Some(format!("{count} no mask in {folder}, so the whole image counts: {list}{hint}"))
 }
 
 fn small(set: &job::Dataset, usable: &[Usable]) -> Option<String> {

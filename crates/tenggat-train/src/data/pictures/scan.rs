@@ -190,6 +190,6 @@ mod tests {
         std::fs::write(&list, "[]").unwrap();
         assert!(refused(&list).contains("list.json"));
         assert!(refused(&folder.path().join("none")).contains("none"));
-        assert!(refused(Path::new("/dev/null")).contains("it is no regular file"));
+        assert!(refused(Path::new("/dev/null")).contains("it is not a regular file"));
     }
 }

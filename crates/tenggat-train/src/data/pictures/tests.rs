@@ -79,7 +79,7 @@ fn bad_pictures_are_left_out_and_listed() {
     let Loaded { items, bad, .. } = load(&[set(folder.path())], Compat::default(), 1).unwrap();
     assert_eq!(items.len(), 1);
     let reasons: Vec<String> = bad.iter().map(|b| b.error.to_string()).collect();
-    assert!(reasons[0].contains("bad.jpg is no whole picture"), "{}", reasons[0]);
+    assert!(reasons[0].contains("bad.jpg is not a usable image"), "{}", reasons[0]);
     assert!(reasons[1].contains("odd.txt is not UTF-8"), "{}", reasons[1]);
 }
 
@@ -129,7 +129,7 @@ fn pictures_cut_short_are_found_by_decoding_them() {
     assert!(bad.is_empty() && items.len() == 2);
     let broken = broken(&items);
     assert_eq!(broken.len(), 1);
-    assert!(broken[0].error.to_string().contains("b.png is no whole picture"), "{}", broken[0].error);
+    assert!(broken[0].error.to_string().contains("b.png is not a usable image"), "{}", broken[0].error);
 }
 
 #[test]
@@ -179,8 +179,8 @@ fn captions_that_are_not_found_are_told_with_what_lies_beside() {
     let folder = folder(&names.map(|name| (name, 64, 64, Some("a fox"))));
     let named =
         |ext: &str| job::Dataset { caption_ext: ext.into(), resolutions: vec![64], ..set(folder.path()) };
-    let expected = "5 of 5 images have no caption (a.png, b.png, c.png and 2 more): beside a.png lies a.txt, but \
-                    `caption_ext` asks for a.caption";
+    let expected = "5 of 5 images have no caption (a.png, b.png, c.png and 2 more): a.png has a.txt beside \
+        it, but `caption_ext` asks for a.caption";
     assert_eq!(remarks(&named(".caption")), [expected]);
     // A trigger word does not make up for texts that somebody wrote; a default caption is meant to.
     let trigger = job::Dataset { trigger_word: Some("f0x".into()), ..named(".caption") };
@@ -191,7 +191,8 @@ fn captions_that_are_not_found_are_told_with_what_lies_beside() {
         std::fs::remove_file(folder.path().join("a.txt")).unwrap();
         std::fs::write(folder.path().join(other), "a fox").unwrap();
         let expected = format!(
-            "1 of 5 images has no caption (a.png): beside a.png lies {near}, but `caption_ext` asks for a.txt"
+            "1 of 5 images has no caption (a.png): a.png has {near} beside it, but `caption_ext` asks for \
+             a.txt"
         );
         assert_eq!(remarks(&named(".txt")), [expected]);
         std::fs::rename(folder.path().join(other), folder.path().join("a.txt")).unwrap();
@@ -210,11 +211,12 @@ fn kinds_that_are_not_read_are_named_and_counted() {
         std::fs::write(folder.path().join(name), "").unwrap();
     }
     let set = job::Dataset { resolutions: vec![64], ..set(folder.path()) };
-    let expected = "2 images are of kinds that tenggat does not read (avif, heic): IMG_1.HEIC, x.avif; save as PNG or JPEG";
+    let expected = "2 images have formats that tenggat does not read (avif, heic): IMG_1.HEIC, x.avif; save \
+        as PNG or JPEG";
     assert_eq!(remarks(&set), [expected]);
     std::fs::remove_file(folder.path().join("a.png")).unwrap();
     let error = load(&[set], Compat::default(), 1).unwrap_err().to_string();
-    assert!(error.contains("2 found, none usable") && error.contains("IMG_1.HEIC is of a kind"), "{error}");
+    assert!(error.contains("2 found, none usable") && error.contains("IMG_1.HEIC has a format"), "{error}");
 }
 
 #[test]
@@ -232,12 +234,12 @@ fn masks_that_are_missing_are_told() {
     // The masks lie inside of the data set, and are no pictures of it.
     assert_eq!(told[0], "images in masks are not trained on, since they are masks or thumbnails");
     let shown = masks.display();
-    assert_eq!(told[1], format!("1 of 2 images has no mask in {shown}, so that all of it counts: b.png"));
+    assert_eq!(told[1], format!("1 of 2 images has no mask in {shown}, so the whole image counts: b.png"));
     let items = load(&[with(masks.clone(), folder.path())], Compat::default(), 1).unwrap().items;
     assert_eq!(items.iter().map(|item| item.mask.is_some()).collect::<Vec<_>>(), [true, false]);
     std::fs::rename(masks.join("a.png"), masks.join("mask-a.png")).unwrap();
     let told = remarks(&with(masks.clone(), folder.path()));
-    assert!(told[1].ends_with("a mask has its image's name, and there lies mask-a.png"), "{told:?}");
+    assert!(told[1].ends_with("a mask is named like its image, but the folder has mask-a.png"), "{told:?}");
     let error = load(&[with(folder.path().join("msaks"), folder.path())], Compat::default(), 1).unwrap_err();
     assert!(error.to_string().contains("msaks"), "{error}");
 }
@@ -268,8 +270,8 @@ fn jpegs_cut_short_are_left_out() {
     let Loaded { items, .. } = load(&[set(folder.path())], Compat::default(), 1).unwrap();
     let errors: Vec<String> = broken(&items).iter().map(|bad| bad.error.to_string()).collect();
     assert_eq!(errors.len(), 2);
-    assert!(errors[0].contains("b.jpg is no whole picture: it is cut short"), "{errors:?}");
-    assert!(errors[1].contains("c.jpg is no whole picture: "), "{errors:?}");
+    assert!(errors[0].contains("b.jpg is not a usable image: it is cut short"), "{errors:?}");
+    assert!(errors[1].contains("c.jpg is not a usable image: "), "{errors:?}");
     assert!(load_pixels(&items[1]).is_err() && load_whole(&items[2].path, 64).is_err());
 }
 
@@ -289,6 +291,6 @@ fn special_files_are_left_out() {
     let named: Vec<String> = bad.iter().map(|bad| bad.error.to_string()).collect();
     assert_eq!(named.len(), 3);
     for (text, name) in named.iter().zip(["pipe.png", "socket.png", "text.txt"]) {
-        assert!(text.contains(name) && text.contains("it is no regular file"), "{text}");
+        assert!(text.contains(name) && text.contains("it is not a regular file"), "{text}");
     }
 }

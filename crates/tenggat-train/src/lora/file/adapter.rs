@@ -63,7 +63,7 @@ fn kind(file: &LoraFile) -> Result<Kind> {
         return Ok(Kind::LowRank(highest_rank(file)));
     }
     if splits.len() < file.modules.len() {
-        return Err(wrong("some modules are LoRAs and some LoKrs; they cannot stand side by side"));
+        return Err(wrong("some modules are LoRAs and some LoKrs; a file holds one kind"));
     }
     let mut wanted: Vec<usize> = splits.concat();
     wanted.sort_unstable();
@@ -97,7 +97,8 @@ fn fits(file: &LoraFile, layout: &Layout) -> Result<()> {
         let Some(own) = find(file, &module.name) else { continue };
         if (own.input, own.output) != (module.input, module.output) {
             return Err(wrong(format!(
-                "module `{}`: expected {} inputs and {} outputs, got {} and {}; is the LoRA of another model?",
+                "module `{}`: expected {} inputs and {} outputs, got {} and {}; is the LoRA of another \
+                 model?",
                 own.name, module.input, module.output, own.input, own.output
             )));
         }
@@ -105,7 +106,8 @@ fn fits(file: &LoraFile, layout: &Layout) -> Result<()> {
             let (ours, theirs) = (module.a_shape, split);
             let name = &own.name;
             return Err(wrong(format!(
-                "module `{name}` is split as {theirs:?}, and the job as {ours:?}; change `network.lokr_factor`"
+                "module `{name}` is split as {theirs:?}, and the job as {ours:?}; change \
+                 `network.lokr_factor`"
             )));
         }
     }

@@ -29,14 +29,14 @@ impl Header {
         file.read_exact(&mut length)?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > LARGEST.min(bytes.saturating_sub(8)) {
-            return Err(broken("it is no safetensors file, or cut short".into()));
+            return Err(broken("it is not a safetensors file, or it is cut short".into()));
         }
         let mut text = Vec::new();
         file.take(header_bytes).read_to_end(&mut text)?;
         let header: Metadata = serde_json::from_slice(&text).map_err(|e| broken(e.to_string()))?;
         let announced = 8 + header_bytes + header.data_len() as u64;
         if announced != bytes {
-            return Err(broken(format!("it has {bytes} bytes and announces {announced}")));
+            return Err(broken(format!("it has {bytes} bytes, but its header announces {announced}")));
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Header { metadata })

@@ -227,7 +227,8 @@ fn parse(bytes: &[u8], path: &Path) -> Result<LoraFile, String> {
     for (key, view) in tensors.tensors() {
         let (module, part) = keys::parse(&key).ok_or_else(|| {
             format!(
-                "tensor `{key}` is no part of a LoRA that this version knows; is this another kind of file?"
+                "tensor `{key}` is not part of any LoRA that this version knows; is this another kind of \
+                 file?"
             )
         })?;
         let values = tensor_file::floats(&view)
@@ -243,7 +244,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<LoraFile, String> {
             },
         };
         if twice {
-            return Err(format!("tensor `{key}` is there in two styles; keep one of them"));
+            return Err(format!("tensor `{key}` is there in two naming styles; keep one"));
         }
     }
     let modules = halves.into_iter().map(|(name, own)| own.join(name)).collect::<Result<Vec<_>, String>>()?;

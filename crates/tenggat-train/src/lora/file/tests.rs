@@ -221,7 +221,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
     };
     let cases = [
         (vec![], "holds no LoRA"),
-        (vec![tensor("m.weight", &[1, 1])], "`m.weight` is no part of a LoRA"),
+        (vec![tensor("m.weight", &[1, 1])], "`m.weight` is not part of any LoRA"),
         (vec![tensor("m.lora_A.weight", &[1, 1])], "module `m` lacks"),
         (vec![tensor("m.lora_A.weight", &[2, 3]), tensor("m.lora_B.weight", &[4, 1])], "do not share a rank"),
         (vec![tensor("m.lora_A.weight", &[0, 3]), tensor("m.lora_B.weight", &[4, 0])], "do not share a rank"),
@@ -237,7 +237,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
         (vec![tensor("m.lora_A.weight", &[6]), tensor("m.lora_B.weight", &[4, 1])], "expected matrices"),
         (
             vec![tensor("m.lora_A.weight", &[1, 1]), tensor("transformer.m.lora_A.weight", &[1, 1])],
-            "two styles",
+            "two naming styles",
         ),
         (vec![tensor("m.alpha", &[2])], "expected 1"),
         (vec![ints], "has type I64"),

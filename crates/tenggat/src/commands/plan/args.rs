@@ -20,25 +20,25 @@ pub struct PlanArgs {
 /// What else there is to plan, or to look back at.
 #[derive(Debug, Subcommand)]
 pub enum What {
-    /// Measure how fast this machine's processor is, for plans to come (about 20 seconds).
+    /// Measure this machine's processor, for later plans (about 20 seconds).
     Calibrate(CalibrateArgs),
-    /// Choose a card to rent: which end in time, for what money, and why the others do not.
+    /// Choose a card to rent: which finish in time, at what price, and why the others do not.
     #[command(after_help = "\
 Examples:
   tenggat plan choose my_job.yaml --deadline 3h --max-cost 6
   tenggat plan choose my_job.yaml --deadline 3h --trainer ai-toolkit --prices my_prices.csv
   tenggat plan choose --model krea2 --steps 2000 --deadline 2h --trainer ai-toolkit")]
     Choose(ChooseArgs),
-    /// Keep the speed that logs show, for plans of the same card, job and program to come.
+    /// Store the speed that logs show, for later plans of the same card, job and program.
     #[command(after_help = "\
 Examples:
   tenggat plan learn output/my_run --gpu 4090
   tenggat plan learn ai-toolkit.log --gpu 4090 --job my_job.yaml
   tenggat plan learn musubi.log --gpu 5090 --resolution 1328 --rank 64 --precision float8")]
     Learn(LearnArgs),
-    /// Hold forecasts against public reports, or against a table of your own.
+    /// Compare forecasts with public reports, or with a table of your own.
     Reports(ReportsArgs),
-    /// Say what became, or would become, of a run with fixed steps in a fixed time.
+    /// Explain what happened, or would happen, to a run with fixed steps in a fixed time.
     #[command(after_help = "\
 Examples:
   tenggat plan explain --duration 2h --steps 1500 --s-per-step 4.5
@@ -112,7 +112,7 @@ pub struct JobArgs {
     /// Time for everything, in place of the job's: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub budget: Option<f64>,
-    /// Use all of the budget, even if the job's steps are done earlier.
+    /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
     /// Whose time is predicted: tenggat, ai-toolkit, musubi-tuner, onetrainer, simpletuner, diffusers, ...;
@@ -120,7 +120,7 @@ pub struct JobArgs {
     /// the model.
     #[arg(long, value_name = "TRAINER", default_value = "tenggat")]
     pub trainer: Program,
-    /// Price of the machine per hour, for the price of the run.
+    /// Price of the machine per hour, to price the run.
     #[arg(long, value_name = "PRICE", value_parser = price, allow_hyphen_values = true)]
     pub price_per_hour: Option<f64>,
     /// Device memory that may be used, in place of the job's: 24GB, 22.5GiB.
@@ -163,7 +163,7 @@ pub struct ChooseArgs {
     /// Time from renting the card to the finished LoRA: 90m, 3h.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub deadline: f64,
-    /// Most that may be spent, US dollars.
+    /// Most that may be spent, in US dollars.
     #[arg(long, value_name = "USD", value_parser = price, allow_hyphen_values = true)]
     pub max_cost: Option<f64>,
     /// Prices in place of the built-in ones: a file of lines `provider,gpu,usd_per_hour` with that heading.
@@ -172,10 +172,10 @@ pub struct ChooseArgs {
     /// Who trains.
     #[arg(long, value_name = "TRAINER", default_value = "tenggat")]
     pub trainer: Program,
-    /// Take the job as it is: no coarser weights, lower rank, smaller images or fewer steps.
+    /// Take the job as it is: try no coarser weights, lower rank, smaller images or fewer steps.
     #[arg(long)]
     pub as_is: bool,
-    /// Speed of the machine's line, for fetching the model.
+    /// Download speed of the machine, for fetching the model.
     #[arg(long, value_name = "MB_PER_S", default_value_t = 100.0)]
     pub download: f64,
     #[command(flatten)]
@@ -194,8 +194,7 @@ pub struct LearnArgs {
     /// Card that they ran on, or `cpu` for this machine's processor.
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
-    /// Program that ran, with its version if it is known: ai-toolkit@0.12.26 (default: by the look of the
-    /// log).
+    /// Program that ran, with its version if known: ai-toolkit@0.12.26 (default: recognised from the log).
     #[arg(long, value_name = "TRAINER")]
     pub trainer: Option<String>,
     /// Job that was run (default: the config.yaml beside the log).
@@ -229,13 +228,13 @@ pub struct ExplainArgs {
     /// Time that the run had: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub duration: f64,
-    /// Steps asked for; a log may say it too.
+    /// Steps that the run was to take; a log may say it too.
     #[arg(long, required_unless_present = "log", value_parser = whole::<u64>(1, MOST_STEPS))]
     pub steps: Option<u64>,
     /// Seconds per step: 4.5, or 4..6 if it is not known exactly.
     #[arg(long, value_name = "SECONDS", required_unless_present = "log", conflicts_with = "log")]
     pub s_per_step: Option<Span>,
-    /// Time beside the steps (loading, caching, saving), if the log does not say it: 5m.
+    /// Time for everything but steps (loading, caching, saving), if the log does not say it: 5m.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub overhead: Option<f64>,
     /// Log to read the speed from: a run folder, its metrics.jsonl, or what ai-toolkit or another program
@@ -256,10 +255,10 @@ pub struct StepsArgs {
     /// Seconds per step: 4.5, or 4..6 if it is not known exactly.
     #[arg(long, value_name = "SECONDS", required_unless_present = "job", conflicts_with = "job")]
     pub s_per_step: Option<Span>,
-    /// Time beside the steps: loading, caching, saving (default with --job: as planned).
+    /// Time for everything but steps: loading, caching, saving (default with --job: as planned).
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub overhead: Option<f64>,
-    /// Job whose plan says the seconds per step, at the range that `tenggat plan` prints.
+    /// Job whose plan gives the seconds per step, as the range that `tenggat plan` prints.
     #[arg(long, value_name = "JOB", requires = "gpu")]
     pub job: Option<PathBuf>,
     /// Card of that plan.

@@ -46,8 +46,8 @@ fn disturbed(findings: &[Finding]) -> Option<String> {
     let worst = findings.iter().filter(|f| f.is_step).map(off).fold(0.0, f64::max);
     (worst > WORTH_A_WARNING).then(|| {
         format!(
-            "a whole step is predicted {:.0} % off: other programs were probably at work; calibrate again when \
-             the machine is idle",
+            "the prediction of a whole step is {:.0} % off: other programs were probably running; calibrate \
+             again when the machine is idle",
             100.0 * worst
         )
     })

@@ -62,13 +62,13 @@ fn show(choice: &Choice, args: &ChooseArgs, steps: u64, name: &str) {
     say!("{name}: {steps} steps by {} within {}{money}", args.trainer, format_duration(args.deadline));
     say!("");
     if choice.candidates.is_empty() {
-        say!("No offer does it.");
+        say!("No offer meets this.");
     } else {
         output::block(&aligned(&rows(&choice.candidates, steps)));
     }
     if !choice.rejected.is_empty() {
         say!("");
-        say!("Not in time, too dear or too small:");
+        say!("Too slow, too expensive or too small:");
         let row = |rejected: &tenggat_plan::Rejected| {
             vec![format!("  {}", label(&rejected.offer)), rejected.why.clone()]
         };
@@ -76,11 +76,12 @@ fn show(choice: &Choice, args: &ChooseArgs, steps: u64, name: &str) {
     }
     say!("");
     say!(
-        "Times and prices are likely ranges; what is listed ends in time, and for the money, at their upper end. Fetching the \
-         model ({:.0} MB/s), loading and quantising are counted, disk and upload are not priced.",
+        "Times and prices are likely ranges; every offer listed stays within the limits even at the upper \
+         end. Fetching the model ({:.0} MB/s), loading and quantising are included; disk and upload are \
+         not.",
         args.download
     );
-    say!("note: prices move; `--prices FILE` takes those of today");
+    say!("note: prices change; `--prices FILE` uses today's");
 }
 
 fn label(offer: &Offer) -> String {

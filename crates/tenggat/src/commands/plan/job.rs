@@ -92,12 +92,12 @@ fn evidence(machines: &[Machine], plans: &[Plan], args: &JobArgs) -> Vec<String>
     let gpus = machines.iter().any(|machine| !machine.shares_host_memory);
     let guessed = machines.iter().any(|machine| machine.shares_host_memory && machine.assumed);
     if plans.len() > 1 || plans.iter().any(|plan| plan.total_s.is_some()) {
-        notes.push("times are likely ranges: 9 in 10 such jobs are expected inside".to_owned());
+        notes.push("times are likely ranges: 9 in 10 such jobs should fall inside".to_owned());
     }
     if gpus && own_on_gpu {
         notes.push(
-            "no card has run tenggat yet: its GPU figures follow from vendors' peaks and assumed efficiencies; \
-             `tenggat plan learn` keeps what you measure"
+            "no card has run tenggat yet: its GPU figures follow from vendors' peaks and assumed \
+             efficiencies; `tenggat plan learn` keeps what you measure"
                 .to_owned(),
         );
     }
@@ -123,8 +123,8 @@ fn evidence(machines: &[Machine], plans: &[Plan], args: &JobArgs) -> Vec<String>
 fn reported(program: Program, evidence: &Evidence) -> String {
     match (evidence.basis, evidence.median, evidence.typical_error) {
         (Basis::Reports, Some(median), Some(error)) => format!(
-            "{} public report{} of {program}: forecast over report is {median:.2} in the median, ×{error:.2} off \
-             typically; `tenggat plan reports` shows each",
+            "{} public report{} of {program}: the median forecast is {median:.2} times the report, the \
+             typical error ×{error:.2}; `tenggat plan reports` shows each",
             evidence.reports,
             if evidence.reports == 1 { "" } else { "s" }
         ),
@@ -149,8 +149,8 @@ fn private_report(plans: &[Plan]) -> Option<String> {
     plans.iter().any(|plan| about(&plan)).then(|| {
         let figures: Vec<String> = PRIVATE.iter().map(|(card, s)| format!("{card} {s}")).collect();
         format!(
-            "a private note says of such a job by ai-toolkit, 512 to 1024 px mixed: {} a step; no public report \
-             confirms it",
+            "an unpublished note gives such a job {} a step with ai-toolkit, 512 to 1024 px mixed; no public \
+             report confirms it",
             figures.join(", ")
         )
     })
@@ -173,7 +173,7 @@ fn heading(shaped: &Shaped) -> String {
         parts.push(format!("{text} text tokens"));
     }
     if let Some(steps) = job.steps {
-        parts.push(format!("{steps} steps asked for"));
+        parts.push(format!("{steps} steps"));
     }
     format!("{}: {}", shaped.name, parts.join(", "))
 }

@@ -25,9 +25,9 @@ pub fn learn(args: &LearnArgs) -> anyhow::Result<()> {
         learnt.push(report);
     }
     let path = measured::keep(&learnt)?;
-    say!("kept in {}; plans of the same card and program use it", path.display());
+    say!("stored in {}; plans for the same card and program use it", path.display());
     say!("");
-    say!("A row for the table of reports, if you like to share it (your paths are not in it):");
+    say!("A row for the table of reports, if you want to share it (it names none of your paths):");
     say!("");
     output::product(&Report::write_all(&learnt))
 }
@@ -35,7 +35,7 @@ pub fn learn(args: &LearnArgs) -> anyhow::Result<()> {
 fn report(log: &Path, args: &LearnArgs) -> anyhow::Result<Report> {
     let observed = Observed::read(log)?;
     if observed.done < FEWEST_STEPS {
-        bail!("only {} steps are shown; at least {FEWEST_STEPS} are needed", observed.done);
+        bail!("the log shows only {} steps; at least {FEWEST_STEPS} are needed", observed.done);
     }
     let (program, version) = program(args.trainer.as_deref(), observed.program)?;
     let config = if log.is_dir() { log.join("config.yaml") } else { log.with_file_name("config.yaml") };

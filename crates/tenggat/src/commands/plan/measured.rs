@@ -32,7 +32,7 @@ pub fn keep(new: &[Report]) -> anyhow::Result<PathBuf> {
     let path = file()?;
     let old = match fs::read_to_string(&path) {
         Ok(text) => Report::read_all(&text)
-            .with_context(|| format!("{} is not understood; mend or remove it", path.display()))?,
+            .with_context(|| format!("cannot parse {}; fix or remove it", path.display()))?,
         Err(_) => Vec::new(),
     };
     let is_new = |report: &Report| new.iter().any(|other| other.row.id == report.row.id);

@@ -69,7 +69,7 @@ impl fmt::Display for Observed {
             )?;
         }
         if self.beside_s > 0.0 {
-            write!(f, ", {} beside them", format_duration(self.beside_s))?;
+            write!(f, ", {} of other work", format_duration(self.beside_s))?;
         }
         write!(f, ".")
     }

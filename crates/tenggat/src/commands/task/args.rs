@@ -21,7 +21,7 @@ pub struct TaskArgs {
     /// Model: org/name, looked for as <cache-root>/models/org--name; a folder; or `mini`.
     #[arg(long)]
     pub model: String,
-    /// Archive of pictures, looked for as <cache-root>/datasets/<task>_tourn.zip first.
+    /// Archive of images; <cache-root>/datasets/<task>_tourn.zip is tried first.
     #[arg(long)]
     pub dataset_zip: String,
     /// Kind of model: flux, z-image, qwen-image, ideogram4 or krea2. qwen-image is trained by tenggat, the others
@@ -34,20 +34,20 @@ pub struct TaskArgs {
     /// Hours from the start of the container to its end; 0 is taken for what the rule gives so many pictures.
     #[arg(long, value_name = "HOURS", allow_negative_numbers = true, value_parser = number(0.0, 1000.0))]
     pub hours_to_complete: f64,
-    /// Word that stands for what is learnt.
+    /// Word that stands for the new concept.
     #[arg(long)]
     pub trigger_word: Option<String>,
     /// Try everything that the task needs and train nothing: model, pictures, output folder, disk, trainer,
     /// hours. Says what would go wrong; the exit code is 1 if something would.
     #[arg(long)]
     pub rehearse: bool,
-    /// What was downloaded beforehand; never written to.
+    /// What was downloaded beforehand; read only.
     #[arg(long, default_value = "/cache")]
     pub cache_root: PathBuf,
     /// What is uploaded at the end.
     #[arg(long, default_value = "/app/checkpoints")]
     pub checkpoints_root: PathBuf,
-    /// Room for unpacked pictures (default: a folder of this user's among the system's temporary files).
+    /// Folder for unpacked images (default: one of this user's among the system's temporary files).
     #[arg(long)]
     pub work_root: Option<PathBuf>,
     /// Job file with ${...}, in place of the built-in one: a file of assets/contest in the sources.
@@ -56,10 +56,10 @@ pub struct TaskArgs {
     /// Long side of the pictures in pixels (default: the scorer's 1024; 128 for `mini`).
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(16..=8192))]
     pub long_side: Option<u16>,
-    /// Rank, in place of the one worked out.
+    /// Rank, instead of the one worked out.
     #[arg(long, value_parser = whole::<usize>(1, MOST_RANK as u64))]
     pub rank: Option<usize>,
-    /// Peak learning rate, in place of the one worked out.
+    /// Peak learning rate, instead of the one worked out.
     #[arg(long, allow_negative_numbers = true, value_parser = learning_rate)]
     pub lr: Option<f64>,
     /// What the scorer's errors with captions and with the empty prompt count: G.O.D d72aed9 (2025-12-12) has
@@ -76,8 +76,8 @@ pub struct TaskArgs {
     pub money: Money,
     #[command(flatten)]
     pub hooks: HookArgs,
-    /// Print the events of the run on standard output, for programs; what people read goes to standard
-    /// error. Of a driven trainer there are none.
+    /// Print the events of the run to standard output, for programs; text for people goes to standard error.
+    /// Of a driven trainer there are none.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,
 }

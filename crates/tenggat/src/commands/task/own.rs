@@ -56,7 +56,7 @@ pub fn train(
     job.resume = true;
     if let Some(change) = change(&job) {
         if delivered_rank(output) > 0 {
-            warning!("the task changed: {change}; the training goes on from the LoRA that was delivered");
+            warning!("the task changed: {change}; training continues from the delivered LoRA");
         }
         container::remove_state(output)?;
     }
@@ -76,7 +76,7 @@ pub fn train(
             "held-out error",
             best.steps,
             100.0 * (after / before - 1.0),
-            if first.steps == 0 { "the bare model's" } else { "what the task went on with," }
+            if first.steps == 0 { "the bare model's" } else { "the LoRA that it resumed from," }
         );
     }
     Ok(())

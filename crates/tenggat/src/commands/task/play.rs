@@ -118,7 +118,7 @@ fn play(setup: &Setup<'_>, clock: WallClock, choice: Choice, hooks: &mut Hooks) 
     let problem = match ended {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error),
-        Err(_) => Some(anyhow::anyhow!("the training ended by a bug in this program")),
+        Err(_) => Some(anyhow::anyhow!("a bug in this program ended the training")),
     };
     let output = &setup.output;
     let delivered = container::picked(output)
@@ -160,7 +160,7 @@ pub fn keys(setup: &Setup<'_>) -> anyhow::Result<ModelKeys> {
 
 fn train(setup: &Setup<'_>, clock: WallClock, choice: Choice, hooks: &mut Hooks) -> anyhow::Result<()> {
     for broken in container::set_broken_aside(&setup.output)? {
-        warning!("a file that is no whole LoRA was in the way; it is now {}", broken.display());
+        warning!("a file that is not a whole LoRA was in the way; it is now {}", broken.display());
     }
     if setup.kind.is_ours() {
         let stop = signals::listen(0)?;

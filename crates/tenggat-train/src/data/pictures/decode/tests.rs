@@ -143,9 +143,9 @@ fn kinds_are_told_by_content_and_read() {
     let cases: [(&[u8], &str); 5] = [
         (b"", "it is empty"),
         (b"<html>404</html>", "it is not an image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is a kind that is not read"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "is a kind that is not read"),
-        (b"qoif\0\0\0\0\0\0\0\0\0\0\0\0", "Qoi is a kind that is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is a format that tenggat does not read"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "is a format that tenggat does not read"),
+        (b"qoif\0\0\0\0\0\0\0\0\0\0\0\0", "Qoi is a format that tenggat does not read"),
     ];
     for (bytes, expected) in cases {
         let error = upright(&file(&folder, bytes)).unwrap_err().to_string();
@@ -192,7 +192,7 @@ fn files_beyond_any_image_are_not_read() {
     std::fs::File::options().append(true).open(&path).unwrap().set_len((1 << 30) + 1).unwrap();
     for error in [size(&path).map(drop), upright(&path).map(drop)] {
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("a.png") && error.contains("more than 1024 MB"), "{error}");
+        assert!(error.contains("a.png") && error.contains("larger than 1024 MB"), "{error}");
     }
 }
 
@@ -279,7 +279,7 @@ fn what_is_no_regular_file_is_named() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for error in [size(&pipe).map(drop), upright(&pipe).map(drop)] {
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("pipe.png") && error.contains("no regular file"), "{error}");
+        assert!(error.contains("pipe.png") && error.contains("not a regular file"), "{error}");
     }
 }
 /// The panic of another thread is still told: the hook is the program's.
@@ -287,7 +287,7 @@ fn what_is_no_regular_file_is_named() {
 fn a_decoder_that_panics_is_an_error_without_a_word() {
     let path = Path::new("a.tiff");
     let error = guarded(path, || -> Result<()> { panic!("a case that nobody thought of") }).unwrap_err();
-    assert!(error.to_string().contains("a.tiff is no whole picture: the decoder cannot cope with it"));
+    assert!(error.to_string().contains("a.tiff is not a usable image: the decoder fails on it"));
     assert!(!IS_GUARDED.get());
     assert!(guarded(path, || Ok(7)).is_ok_and(|value| value == 7));
 }
