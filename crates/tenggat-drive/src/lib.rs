@@ -1,14 +1,4 @@
-//! Keeps trainers other than tenggat's own inside a time budget.
-//!
-//! A trainer that knows no deadline is started, watched, asked to save and stopped in time, and the newest
-//! whole LoRA that it wrote is always published as `last.safetensors`. Nothing here computes: the trainer
-//! does.
-//!
-//! - [`Trainer`]: what can be flown; [`AiToolkit`]: ostris/ai-toolkit through its own control channel.
-//! - [`follow()`]: any other trainer, by its command, its progress bar and its saves.
-//! - [`fly`]: the pilot, with [`tenggat_plan::Budget`] as its sense of time.
-//! - [`lora`]: whether a file is whole, and its publication.
-//! - [`Home`] and [`State`]: what makes a drive that was cut off go on.
+#![doc = include_str!("../README.md")]
 
 mod command;
 mod disk;

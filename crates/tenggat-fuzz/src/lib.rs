@@ -1,8 +1,4 @@
-//! Every place where a file of unknown origin comes in, as a function of bytes.
-//!
-//! Bytes in, nothing out: a target fails by a panic, an abort, a hang, or memory without bounds. `fuzz/` runs
-//! them under libFuzzer, and `tests/smoke.rs` of this crate runs them on their seeds, on the inputs that once
-//! failed and on some thousands of mutations, so that they do not rot.
+#![doc = include_str!("../README.md")]
 
 mod archives;
 mod caches;

@@ -1,5 +1,4 @@
-//! Qwen-Image, read from a diffusers folder as it is published: transformer forward and backward, VAE, text
-//! encoder, tokenizer, scheduler and the text-to-image pipeline.
+#![doc = include_str!("../README.md")]
 
 pub mod dropout;
 mod error;

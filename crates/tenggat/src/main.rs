@@ -1,4 +1,8 @@
-//! The command line of tenggat.
+#![doc = include_str!("../README.md")]
+//!
+//! What follows is the page of the library that trains, with an example that its documentation tests run.
+//!
+#![doc = include_str!("../../tenggat-train/README.md")]
 
 mod assets;
 mod cli;
