@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, reason = "a tool for developers")]
 
 mod layout;
+mod pages;
 mod promises;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 const USAGE: &str = "cargo xtask TASK [ARGUMENTS OF CARGO]
 
-  check   format, layout of the sources, tests that docs/reliability.md names, lints as errors
+  check   format, layout of the sources, paths and tests that pages name, lints as errors
   quick   the tests that need no model: job files, plans, budgets (under a minute after the build)
   test    all tests, as in the README
   bench   the benchmarks of ops and of the mini model's step
@@ -73,7 +74,8 @@ fn main() -> ExitCode {
     let mut passed = true;
     if task == "check" {
         let began = Instant::now();
-        let complaints = [layout::complaints(&root), promises::complaints(&root)].concat();
+        let complaints =
+            [layout::complaints(&root), pages::complaints(&root), promises::complaints(&root)].concat();
         complaints.iter().for_each(|complaint| eprintln!("{complaint}"));
         passed &= complaints.is_empty();
         times.push(("layout", began.elapsed()));
