@@ -117,7 +117,7 @@ impl Scheduler {
         self.num_train_timesteps
     }
 
-    /// Shift parameter μ of a picture of so many tokens (2×2 latent pixels, 16×16 image pixels); 0 if the
+    /// Shift parameter μ of an image of this many tokens (2×2 latent pixels, 16×16 image pixels); 0 if the
     /// shift does not depend on the picture.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         match self.shift {
@@ -158,7 +158,7 @@ impl Scheduler {
         sigmas
     }
 
-    /// Bends a falling linear schedule for a picture of so many tokens, then stretches it to the terminal
+    /// Bends a falling linear schedule for an image of this many tokens, then stretches it to the terminal
     /// level.
     fn shift(&self, sigmas: &mut [f64], image_tokens: usize) {
         let mu = self.mu(image_tokens);

@@ -37,7 +37,7 @@ impl TextBatch {
         Ok(TextBatch { embeds, lens, tokens })
     }
 
-    /// Tokens of a batch on this device whose longest text has so many.
+    /// Padded tokens of a batch on this device whose longest text has this many.
     pub fn padded(device: &Device, tokens: usize) -> usize {
         tokens.next_multiple_of(device.row_multiple())
     }

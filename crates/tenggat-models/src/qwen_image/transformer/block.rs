@@ -1,5 +1,10 @@
 //! A block: two streams joined by one attention, forward and backward.
 //!
+//! Shapes: `b` samples; `t` tokens per sample, `tᵢ` of the image, `tₜ` of the text (padded), `t = tᵢ + tₜ`;
+//! `h` heads of `d` channels; `c = h·d` channels of a stream. All tensors are row-major. Activations have the
+//! dtype that the model computes in (f32 or f64 on a CPU, bf16 on a GPU); tensors called *wide* have its f32
+//! counterpart on a GPU, and the same dtype on a CPU.
+//!
 //! The joint sequence is laid out [image, text, padding], so that the valid keys of a sample are its first
 //! ones; upstream puts text first, which changes nothing: attention does not see order, and positions are per
 //! token.
@@ -37,29 +42,39 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
+    /// `t`.
     fn joint_tokens(&self) -> usize {
         self.image_tokens + self.text_tokens
     }
 
+    /// Where one stream's tokens lie in a joint tensor.
     fn segment(&self, image: bool) -> Segment {
         let (tokens, at) = if image { (self.image_tokens, 0) } else { (self.text_tokens, self.image_tokens) };
         Segment { tokens, at, joint_tokens: self.joint_tokens(), heads: self.heads }
     }
 
-    /// Of the attention; `device_lens` as there.
+    /// Layout of the attention; `device_lens`: the valid keys where captured work reads them, see
+    /// [`attention::device_lens`].
     fn layout<'a>(&'a self, device_lens: Option<&'a Tensor>) -> Layout<'a> {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let (key_lens, bf16_products) = (self.key_lens.as_slice(), self.bf16_products);
         Layout { key_lens, device_lens, tokens: self.joint_tokens(), heads: self.heads, scale, bf16_products }
     }
 
+    /// An uninitialised joint tensor, `[b·t, c]`.
+    ///
+    /// # Errors
+    /// Out of device memory.
     fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {
         let rows = self.key_lens.len() * self.joint_tokens();
         Ok(Tensor::empty(device, dtype, &[rows, self.heads * self.head_dim])?)
     }
 
-    /// Runs `work` on one stream's rows of a joint tensor: on a copy, unless they lie one after another
-    /// already.
+    /// Runs `work` on one stream's rows of a joint tensor, `[b·tᵢ, c]` or `[b·tₜ, c]`: on a copy, unless they
+    /// already lie one after another.
+    ///
+    /// # Errors
+    /// Those of `work`; out of device memory.
     fn with_rows<R>(
         &self,
         joint: &Tensor,
@@ -79,7 +94,11 @@ impl Geometry {
         work(rows.view())
     }
 
-    /// Writes one stream's rows of a joint tensor; zeros if there are none to write.
+    /// Writes one stream's rows, `[b·tᵢ, c]` or `[b·tₜ, c]`, into a joint tensor `[b·t, c]`; zeros if
+    /// `stream` is `None`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed.
     fn scatter(&self, stream: Option<&Tensor>, image: bool, joint: &mut Tensor) -> Result<()> {
         let s = self.segment(image);
         for sample in 0..self.key_lens.len() {
@@ -96,37 +115,48 @@ impl Geometry {
     }
 }
 
-/// What a block's backward pass reads.
+/// All activations of a block: what its backward pass reads.
 #[derive(Debug)]
 pub(super) struct Tape {
     image: Before,
     text: Before,
+    /// Queries, normed and rotated, `[b·t, c]`.
     q: Tensor,
+    /// Keys, normed and rotated, `[b·t, c]`.
     k: Tensor,
+    /// Values, `[b·t, c]`.
     v: Tensor,
+    /// Attention output, `[b·t, c]`.
     o: Tensor,
+    /// Log-sum-exp of the scores of each query, `[b·t, h]`, wide.
     lse: Tensor,
     image_after: After,
     /// None in the last block.
     text_after: Option<After>,
 }
 
-/// A block's inputs, and of its results those that are dear to compute again and small to keep.
+/// The results of a block that are expensive to recompute and small to keep: attention output, log-sum-exp,
+/// MLP outputs.
 #[derive(Debug)]
 pub(super) struct Results {
+    /// Attention output, `[b·t, c]`.
     o: Tensor,
+    /// Log-sum-exp, `[b·t, h]`, wide.
     lse: Tensor,
     image_mlp: MlpOutput,
+    /// None in the last block.
     text_mlp: Option<MlpOutput>,
 }
 
 impl Tape {
-    /// Keeps the block's inputs alone; [`Block::tape`] on them rebuilds the rest.
+    /// Keeps the block's inputs alone, image `[b·tᵢ, c]` and text `[b·tₜ, c]`; [`Block::tape`] recomputes the
+    /// rest.
     pub fn into_inputs(self) -> (Tensor, Tensor) {
         (self.image.x, self.text.x)
     }
 
-    /// The same with some results, with which the rest is rebuilt without attention and the last products.
+    /// Keeps the inputs, image and text, and the results with which [`Block::tape`] recomputes the rest
+    /// without the attention and the MLP's second product.
     pub fn into_results(self) -> (Tensor, Tensor, Results) {
         let Tape { image, text, o, lse, image_after, text_after, .. } = self;
         let results =
@@ -134,6 +164,7 @@ impl Tape {
         (image.x, text.x, results)
     }
 
+    /// Shows the activations by the names of the golden data.
     pub fn trace(&self, block: usize, trace: Trace<'_>) {
         self.image.trace(block, "img", trace);
         self.text.trace(block, "txt", trace);
@@ -145,9 +176,12 @@ impl Tape {
 }
 
 impl Block {
-    /// Image and text stream in, both streams out; there is no text if nothing reads it.
+    /// The outputs of both streams, and the tape. Image in and out: `[b·tᵢ, c]`; text in and out:
+    /// `[b·tₜ, c]`. There is no text output if nothing reads it ([`Block::last`]).
     ///
-    /// image: `[b·image tokens, c]`; text: `[b·text tokens, c]`.
+    /// # Errors
+    /// The shapes do not fit, the device failed or is out of memory, or weights cannot be read from their
+    /// file.
     pub fn forward(
         &self,
         pass: Pass<'_>,
@@ -163,7 +197,11 @@ impl Block {
         Ok((image_out, text_out, tape))
     }
 
-    /// What the backward pass reads, from the block's inputs and the results that are known.
+    /// The tape, from the block's inputs, image `[b·tᵢ, c]` and text `[b·tₜ, c]`. Results that are `known`
+    /// are not recomputed.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
     pub fn tape(
         &self,
         pass: Pass<'_>,
@@ -218,7 +256,14 @@ impl Block {
         Ok(Tape { image, text, q, k, v, o, lse, image_after, text_after })
     }
 
-    /// Output gradients in (`dtext` is None where nothing reads the text), input gradients out if `want_dx`.
+    /// The gradients of the block's inputs, image `[b·tᵢ, c]` and text `[b·tₜ, c]`, if `want_dx`; writes the
+    /// adapter's into `gradients`.
+    ///
+    /// `dimage`, `dtext`: gradients of the outputs, in the same shapes; `dtext` is `None` where nothing reads
+    /// the text output. `tape` and `pass` are those of the forward pass.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
     #[allow(clippy::too_many_arguments)] // mirrors `forward`, whose tape it takes
     pub fn backward(
         &self,

@@ -1,4 +1,4 @@
-//! A forward and a backward pass that a GPU takes as a whole each, from the second time on.
+//! A forward and a backward pass, each captured as one CUDA graph.
 
 use std::sync::Arc;
 
@@ -13,24 +13,28 @@ use super::rope::Positions;
 use crate::lora::{Gradients, Lora};
 use crate::{Error, Result};
 
-/// Two CUDA graphs, and the tensors by which they are fed and read. They hold for batches of one shape, for
-/// the adapter and the gradient buffer that they were made with, the adapter's strength included.
+/// Two CUDA graphs, and the tensors that they read and write. They are valid for batches of one shape, with
+/// the adapter, its strength and the gradient buffer that they were captured with.
 #[derive(Debug)]
 pub struct CapturedPasses {
+    /// As [`Inputs::latents`].
     latents: Tensor,
+    /// As [`Inputs::text`].
     text: Tensor,
     conditioned: Arc<Conditioned>,
     positions: Positions,
+    /// The prediction, `[b·image tokens, in_channels]`.
     prediction: Tensor,
+    /// Its gradient, in the same shape.
     gradient: Tensor,
     forward: Graph,
     backward: Graph,
 }
 
 impl CapturedPasses {
-    /// Captures the two passes of a model on a GPU, neither of which is done. A batch like this one has to
-    /// have gone through the model before. `None` where they cannot be captured: on a CPU, with dropout,
-    /// with offloaded weights.
+    /// Captures the two passes of a model on a GPU without running them. A batch of this shape must have gone
+    /// through the model before. `None` where they cannot be captured: on a CPU, with dropout, with offloaded
+    /// weights.
     ///
     /// # Errors
     /// Shapes do not fit, there is no room, or the device failed.
@@ -72,8 +76,8 @@ impl CapturedPasses {
         }))
     }
 
-    /// The forward pass. `None` if the device has taken memory of the graphs, or weights', for something
-    /// else.
+    /// The forward pass; returns the prediction, `[b·image tokens, in_channels]`. `None` if the device has
+    /// taken the memory of the graphs, or of weights, for something else.
     ///
     /// # Errors
     /// The batch has another shape, or the device failed.
@@ -83,17 +87,17 @@ impl CapturedPasses {
         }
         copy::forward(inputs.latents.view(), self.latents.view_mut())?;
         copy::forward(inputs.text.view(), self.text.view_mut())?;
-        // Pictures of as many tokens may have other sides.
+        // Images with the same number of tokens may have other sides.
         self.positions.copy_from(inputs.positions)?;
         let conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
         let own = Arc::get_mut(&mut self.conditioned);
-        let own = own.ok_or_else(|| Error::Unsupported("a recorded pass in use".into()))?;
+        let own = own.ok_or_else(|| Error::Unsupported("a captured pass is in use".into()))?;
         own.copy_from(&conditioned, &inputs.key_lens())?;
         Ok(self.forward.replay()?.then_some(&self.prediction))
     }
 
-    /// The backward pass of the last forward pass, from the gradient of its prediction. Returns whether it
-    /// was done, as [`CapturedPasses::forward`].
+    /// The backward pass that belongs to the last forward pass, from the gradient of its prediction, in the
+    /// same shape. Returns whether it ran; it does not where [`CapturedPasses::forward`] returns `None`.
     ///
     /// # Errors
     /// The gradient has another shape, or the device failed.

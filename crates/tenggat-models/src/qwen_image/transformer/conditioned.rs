@@ -17,7 +17,10 @@ pub(super) struct Conditioned {
 }
 
 impl Conditioned {
-    /// Takes over the values of another batch of as many samples, which has so many valid keys.
+    /// Copies the values of another batch with as many samples; `key_lens`: its valid keys per sample.
+    ///
+    /// # Errors
+    /// The batches differ in shape, or the device failed.
     pub fn copy_from(&mut self, other: &Conditioned, key_lens: &[usize]) -> Result<()> {
         copy::forward(other.silu.view(), self.silu.view_mut())?;
         if let (Some(to), Some(from)) = (&mut self.modulation, &other.modulation) {

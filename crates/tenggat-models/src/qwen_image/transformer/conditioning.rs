@@ -1,5 +1,5 @@
-//! What a pass takes from the noise levels of its batch: the timestep embedding, and modulation that is
-//! worked out ahead of it.
+//! What a pass computes from the noise levels of its batch: the timestep embedding, and modulation where that
+//! is prepared in advance.
 
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::silu;
@@ -47,7 +47,11 @@ impl Transformer {
         })
     }
 
-    /// What a pass takes from its noise levels; `show` as in [`Transformer::forward_traced`].
+    /// The part of a pass that depends on its noise levels alone, of `b` samples; `show` as in
+    /// [`Transformer::forward_traced`].
+    ///
+    /// # Errors
+    /// Streamed matrices cannot be read, or the device failed.
     pub(super) fn conditioned(
         &self,
         sigmas: &[f64],
@@ -62,6 +66,9 @@ impl Transformer {
     }
 
     /// SiLU of the timestep embedding, `[b, c]`.
+    ///
+    /// # Errors
+    /// The device failed.
     fn conditioning(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
         let temb = self.timestep_embedding(sigmas, show)?;
         let mut conditioning = temb.empty_like(temb.shape())?;
@@ -69,7 +76,11 @@ impl Transformer {
         Ok(conditioning)
     }
 
-    /// `TimestepEmbedding` of diffusers `embeddings.py`: sinusoid, linear, SiLU, linear. `[b, c]`.
+    /// The timestep embedding, `[b, c]`: sinusoid, linear, SiLU, linear. Source: `TimestepEmbedding` of
+    /// diffusers `embeddings.py`.
+    ///
+    /// # Errors
+    /// The device failed.
     fn timestep_embedding(&self, sigmas: &[f64], show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
         let values = sinusoid::of(sigmas, self.precision.compute);
         let shape = [sigmas.len(), config::SINUSOID];

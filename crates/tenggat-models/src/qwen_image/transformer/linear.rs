@@ -7,7 +7,7 @@ use super::recovery::Branch;
 use crate::Result;
 use crate::lora::{Gradients, Part};
 
-/// Weight `[out, in]`, bias `[out]`, and what repairs the weight.
+/// Weight `[out, in]`, bias `[out]`, and the recovery adapter's branch, if the weight has one.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub weight: Weight,
@@ -21,7 +21,12 @@ impl Linear {
         self.weight.bytes() + self.recovery.as_ref().map_or(0, Branch::bytes)
     }
 
-    /// `y = W·x + b + adapter(x)`, `[m, out]`; also `A·x` if there is an adapter.
+    /// `y = W·x + b + adapter(x)`, `[m, out]`, from `x`, `[m, in]`; and `A·x`, `[m, r]`, if there is an
+    /// adapter.
+    ///
+    /// # Errors
+    /// The shapes do not fit, the device failed or is out of memory, or the weight cannot be read from its
+    /// file.
     pub fn forward(&self, x: View<'_>, adapter: Option<Part<'_>>) -> Result<(Tensor, Option<Tensor>)> {
         let mut y = Tensor::empty(&x.device(), x.dtype(), &[x.rows(), self.weight.shape()[0]])?;
         if let (Weight::Packed(weight), None, Some(part)) = (&self.weight, &self.recovery, adapter)
@@ -37,7 +42,12 @@ impl Linear {
         Ok((y, ax))
     }
 
-    /// The input gradient `[m, in]`, and the adapter's gradients on the way.
+    /// The input gradient `dx = Wᵀ·dy + adapter's`, `[m, in]`, from the forward pass's `x`, `[m, in]`, and
+    /// `dy`, `[m, out]`. Writes the adapter's own gradients into [`Trained::gradients`]; the frozen weight
+    /// gets none.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
     pub fn backward(
         &self,
         x: View<'_>,
@@ -65,13 +75,17 @@ impl Linear {
 /// What the adapter of one layer needs in the backward pass.
 pub(super) struct Trained<'a, 'g, 't> {
     pub part: Part<'a>,
+    /// `A·x` of the forward pass, `[m, r]`.
     pub ax: &'a Tensor,
     pub gradients: &'g mut Gradients<'t>,
 }
 
 impl Trained<'_, '_, '_> {
-    /// The adapter's gradients alone, where nothing trained lies below. `weight`: the layer's, if it is in
-    /// memory.
+    /// Writes the adapter's gradients alone, where nothing trained lies below; `x`: `[m, in]`, `dy`:
+    /// `[m, out]`. `weight`: the layer's, if it is in memory.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
     pub fn leaf(self, weight: Option<&Weight>, x: View<'_>, dy: View<'_>) -> Result<()> {
         if let Some(Weight::Packed(weight)) = weight
             && self.part.backward_with((x, self.ax, dy), weight, self.gradients, None)?

@@ -1,4 +1,6 @@
-//! The model as a chain of blocks with what stands around it: forward and backward.
+//! The model as a chain of blocks, with the layers before and after them: forward and backward.
+//!
+//! Shapes as in `block.rs`.
 
 use std::sync::Arc;
 
@@ -76,8 +78,11 @@ pub struct Tape {
     geometry: Geometry,
     conditioned: Arc<Conditioned>,
     blocks: Vec<Saved>,
+    /// Image output of the last block, `[b·tᵢ, c]`.
     last: Tensor,
+    /// Modulation of the last norm, shift | scale, `[b, 2c]`.
     modulation: Tensor,
+    /// Mean and reciprocal standard deviation of each row of `last`, `[b·tᵢ, 2]`, wide.
     stats: Tensor,
 }
 
@@ -154,6 +159,10 @@ impl Transformer {
         Ok(self.run(inputs, lora, None, Some(trace))?.0)
     }
 
+    /// The prediction, `[b·tᵢ, in_channels]`, and a tape if `recompute` says what it keeps.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
     fn run(
         &self,
         inputs: Inputs<'_>,
@@ -169,7 +178,11 @@ impl Transformer {
         self.run_conditioned(inputs, Arc::new(conditioned), lora, recompute, trace)
     }
 
-    /// All of a pass but what depends on its noise levels.
+    /// The pass from its conditioning on. Returns what `run` does.
+    ///
+    /// # Errors
+    /// The shapes do not fit, the device failed or is out of memory, weights cannot be read from their file,
+    /// or somebody asked for the end.
     pub(super) fn run_conditioned(
         &self,
         inputs: Inputs<'_>,
@@ -252,11 +265,13 @@ impl Transformer {
         Ok((out, tape))
     }
 
-    /// The gradients of the adapter, and of the latents if `want_dlatents`, from the gradient of the
-    /// prediction. `inputs` and `lora` are those of the forward pass.
+    /// Writes the adapter's gradients into `gradients`, and returns the gradient of the latents,
+    /// `[b·tᵢ, in_channels]`, if `want_dlatents`; `dout`: the gradient of the prediction, in the same shape.
+    /// `inputs` and `lora` are those of the forward pass.
     ///
     /// # Errors
-    /// Shapes do not fit, or the device failed.
+    /// The shapes do not fit, the device failed or is out of memory, weights cannot be read from their file,
+    /// or somebody asked for the end.
     pub fn backward(
         &self,
         inputs: Inputs<'_>,
@@ -320,8 +335,11 @@ impl Transformer {
         }
     }
 
-    /// The adapter's parameters of a block as it multiplies by them, where they are rounded for that. A block
-    /// at a time: the copy of a whole adapter would be half as large as the adapter.
+    /// The adapter's parameters in one block, rounded to the compute type; `None` where they are not rounded.
+    /// One block at a time, because a copy of the whole adapter would be half as large as the adapter.
+    ///
+    /// # Errors
+    /// The device failed or is out of memory.
     fn rounded(&self, lora: Option<&Lora>, block: usize) -> Result<Option<Rounded>> {
         let Some(lora) = lora else { return Ok(None) };
         let first = block * Layer::ALL.len();
@@ -333,15 +351,15 @@ impl Transformer {
         self.offloading.blocks()
     }
 
-    /// Offloads up to so many further blocks: a GPU gets their weights' memory back, and copies them from
-    /// their file for every pass from now on. Stops at weights that do not lie in a file, or not as they
+    /// Offloads up to `blocks` further blocks: a GPU frees their weights, and from now on copies them from
+    /// their file for every pass. Stops at weights that are not in a file, or not in the form in which they
     /// are multiplied. Returns how many blocks were offloaded.
     pub fn offload(&self, blocks: usize) -> usize {
         self.offloading.extend(blocks, |i| self.blocks[i].image.release() | self.blocks[i].text.release())
     }
 
-    /// Fetches offloaded weights when they are used and one at a time from now on, not a block ahead. Whether
-    /// that makes room.
+    /// From now on reads offloaded weights when they are used, one at a time, instead of a block in advance.
+    /// Returns whether that makes room.
     pub fn stop_prefetching(&self) -> bool {
         let makes_room = self.offloading.stop_prefetching();
         if makes_room {
@@ -352,7 +370,7 @@ impl Transformer {
         makes_room
     }
 
-    /// Tells an offloaded block what is to come. While one block is at work, the next is read.
+    /// Prefetch hint for an offloaded block: its weights are read while the block before it computes.
     fn prefetch(&self, block: Option<usize>, next: NextUse) {
         let is_told = next == NextUse::Later || self.offloading.prefetches();
         if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
@@ -361,6 +379,10 @@ impl Transformer {
         }
     }
 
+    /// The shapes of a pass.
+    ///
+    /// # Errors
+    /// The inputs do not fit the model or each other.
     fn geometry(&self, inputs: &Inputs<'_>) -> Result<Geometry> {
         let batch = inputs.sigmas.len();
         let image_tokens = inputs.positions.image.shape()[0];

@@ -1,9 +1,10 @@
-//! Modulation of the blocks, in the step or outside of it.
+//! Modulation of the blocks: computed in every pass, or in advance for several noise levels.
 //!
 //! Base modulation is a function of the noise level alone, and its matrices are a third of the model.
-//! Streamed, they are not kept: for the noise levels of the next steps together they are read once, matrix by
-//! matrix, and the results stay as a small table. The trained adapter's part is added to a table's row as it
-//! would be to the matrix's product. Nothing trainable lies below, so there is no input gradient.
+//! Streamed matrices do not stay in memory: they are read once for the noise levels of the next steps
+//! together, one matrix at a time, and the results stay as a small table. The trained adapter's part is added
+//! to a row of the table as it would be to the matrix's product. Nothing trainable lies below, so there is no
+//! input gradient.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,7 @@ pub enum ModulationStorage {
     /// They stay, and are multiplied in every pass.
     #[default]
     Resident,
-    /// They are read when noise levels come that have no results yet: see `Transformer::prepare`.
+    /// They are read when a noise level has no results yet: see `Transformer::prepare`.
     Streamed,
 }
 
@@ -45,7 +46,10 @@ pub(super) struct Streamed {
 }
 
 impl Streamed {
-    /// Writes the base modulation of conditioning `[n, c]`, `[n, 6c]`.
+    /// Writes the base modulation `y`, `[n, 6c]`, of `conditioning`, `[n, c]`.
+    ///
+    /// # Errors
+    /// The matrix cannot be read, the shapes do not fit, or the device failed.
     fn results(&self, conditioning: &Tensor, mut y: ViewMut<'_>) -> Result<()> {
         let weight = self.source.matrix(&self.matrix)?.into_device(&conditioning.device())?;
         linear::forward(conditioning.view(), &weight, Some(&self.bias), y.reborrow())?;
@@ -66,7 +70,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Reads every matrix once. `conditioning`: `[levels, c]`.
+    /// The table of these levels; reads every matrix once. `conditioning`: `[levels, c]`.
+    ///
+    /// # Errors
+    /// A matrix cannot be read, or the device failed or is out of memory.
     pub fn new<'a>(
         sigmas: &[f64],
         conditioning: &Tensor,
@@ -101,7 +108,10 @@ impl Current {
         sigmas.iter().all(|&sigma| table.row(sigma).is_some())
     }
 
-    /// Base modulation of a batch with these noise levels, `[b, sum of 6c]`, if all have results.
+    /// Base modulation of a batch with these noise levels, `[b, sum of 6c]`; `None` if any has no results.
+    ///
+    /// # Errors
+    /// The device failed or is out of memory.
     pub fn rows(&self, sigmas: &[f64]) -> Result<Option<Tensor>> {
         let table = self.get();
         let rows: Option<Vec<usize>> = sigmas.iter().map(|&sigma| table.row(sigma)).collect();

@@ -12,8 +12,8 @@ pub struct Precision {
 }
 
 impl Precision {
-    /// What models on a device compute in. `bf16_weights`: matrices that are not quantised are kept in bf16, also
-    /// on a CPU.
+    /// What models on a device compute in. `bf16_weights`: matrices that are not quantised are kept in bf16,
+    /// also on a CPU.
     pub fn on(device: &Device, bf16_weights: bool) -> Self {
         let compute = device.activations();
         Precision { compute, weights: if bf16_weights { DType::BF16 } else { compute } }

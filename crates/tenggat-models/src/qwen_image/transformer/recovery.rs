@@ -3,8 +3,9 @@
 //! They are part of the frozen model: always on, in training and in sampling, added to the forward pass and
 //! to the input gradient, and never given gradients. Files as ai-toolkit reads them
 //! (`toolkit/util/quantize.py`): keys `diffusion_model.<module>.lora_A.weight` and `.lora_B.weight` (or
-//! `transformer.` in front), or `.lokr_w1` and `.lokr_w2` under these names or `lycoris_<module with
-//! underscores>`; strength 1 whatever rank or alpha. Only the modules in the file are quantised.
+//! `transformer.` in front), or `.lokr_w1` and `.lokr_w2` under these names or
+//! `lycoris_<module with underscores>`; strength 1 whatever rank or alpha. Only the modules in the file are
+//! quantised.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -16,7 +16,7 @@ const THETA: f64 = 10_000.0;
 pub struct Positions {
     /// `[rows · columns, d]` = cosines | sines, d/2 each.
     pub image: Tensor,
-    /// `[text tokens, d]`, likewise.
+    /// `[text tokens, d]` = cosines | sines, d/2 each.
     pub text: Tensor,
 }
 
@@ -43,12 +43,18 @@ impl Positions {
         Ok(Positions { image: table(axes, image, device, dtype)?, text: table(axes, text, device, dtype)? })
     }
 
-    /// The same tables once more.
+    /// A copy of the tables.
+    ///
+    /// # Errors
+    /// Out of device memory.
     pub(super) fn duplicate(&self) -> Result<Self> {
         Ok(Positions { image: self.image.duplicate()?, text: self.text.duplicate()? })
     }
 
-    /// Takes over tables for as many tokens.
+    /// Copies the values of tables for as many tokens.
+    ///
+    /// # Errors
+    /// The shapes differ, or the device failed.
     pub(super) fn copy_from(&mut self, other: &Positions) -> Result<()> {
         copy::forward(other.image.view(), self.image.view_mut())?;
         Ok(copy::forward(other.text.view(), self.text.view_mut())?)

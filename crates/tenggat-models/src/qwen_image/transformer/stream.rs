@@ -1,9 +1,13 @@
 //! One stream of a block (image or text): everything but the attention that joins the two.
 //!
+//! Shapes: `m = b·tokens` rows, `tokens` per sample and of this stream alone; `c` channels; `h` heads of `d`
+//! channels; `r` columns of a layer's `A·x`, see [`crate::lora::Part::forward`]. Dtypes as in `block.rs`;
+//! *wide* tensors are f32 where activations are bf16.
+//!
 //! `QwenImageTransformerBlock` of diffusers `transformer_qwenimage.py`. With the six parts of the modulation
 //! (shift₁, scale₁, gate₁, shift₂, scale₂, gate₂): `n₁ = norm(x)·(1+scale₁)+shift₁`, `qkv = Wₐ·n₁`, then
-//! after the attention gave o: `x₁ = x + gate₁·Wₒ·o`, `n₂ = norm(x₁)·(1+scale₂)+shift₂`, `out = x₁ +
-//! gate₂·W₂·gelu(W₁·n₂)`.
+//! after the attention gave o: `x₁ = x + gate₁·Wₒ·o`, `n₂ = norm(x₁)·(1+scale₂)+shift₂`,
+//! `out = x₁ + gate₂·W₂·gelu(W₁·n₂)`.
 
 use std::ops::Range;
 
@@ -69,11 +73,12 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
+    /// The adapter's part in a layer of this block, if it has one.
     fn part(&self, layer: Layer) -> Option<crate::lora::Part<'a>> {
         self.adapter.and_then(|adapter| adapter.part(layer.number(self.block)))
     }
 
-    /// The adapter of a layer with what its forward pass left for the backward pass.
+    /// The adapter of a layer, with the `A·x` that its forward pass kept; `None` if it gets no gradient.
     fn trained<'g, 't>(
         &self,
         layer: Layer,
@@ -87,53 +92,70 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Kept from before the attention.
+/// Activations before the attention. `…_ax`: `A·x` of a layer's adapter, if it has one.
 #[derive(Debug)]
 pub(super) struct Before {
+    /// The stream's input, `[m, c]`.
     pub x: Tensor,
+    /// shift₁ | scale₁ | gate₁ | shift₂ | scale₂ | gate₂, `[b, 6c]`.
     modulation: Tensor,
+    /// `[b, r]`.
     modulation_ax: Option<Tensor>,
+    /// Mean and reciprocal standard deviation of each row of `x`, `[m, 2]`, wide.
     stats: Tensor,
+    /// n₁, `[m, c]`.
     normed: Tensor,
+    /// q | k | v before their norms, `[m, 3c]`.
     qkv: Tensor,
+    /// Of q, k and v side by side, `[m, r]`.
     qkv_ax: Option<Tensor>,
+    /// Reciprocal root mean squares of the heads of q, then of k, `[m, 2h]`, wide.
     rstd: Tensor,
 }
 
-/// Kept from after the attention.
+/// Activations after the attention. `…_ax`: `A·x` of a layer's adapter, if it has one.
 #[derive(Debug)]
 pub(super) struct After {
+    /// `[m, r]`.
     out_ax: Option<Tensor>,
+    /// Wₒ·o, `[m, c]`.
     attended: Tensor,
+    /// The stream after the attention's residual, `[m, c]`.
     x1: Tensor,
+    /// Mean and reciprocal standard deviation of each row of `x1`, `[m, 2]`, wide.
     stats: Tensor,
+    /// n₂, `[m, c]`.
     normed: Tensor,
+    /// `[m, r]`.
     in_ax: Option<Tensor>,
+    /// W₁·n₂, `[m, 4c]`.
     hidden_in: Tensor,
+    /// gelu(W₁·n₂), `[m, 4c]`.
     hidden: Tensor,
     pub mlp: MlpOutput,
 }
 
-/// Result of the MLP's second layer.
+/// Output of the MLP's second layer.
 #[derive(Debug)]
 pub(super) struct MlpOutput {
+    /// W₂·gelu(W₁·n₂), `[m, c]`.
     y: Tensor,
-    /// What its adapter's backward pass needs.
+    /// `A·x` of its adapter, `[m, r]`, if it has one.
     ax: Option<Tensor>,
 }
 
 /// Gradients on their way from the end of a stream to the attention.
 pub(super) struct Between {
-    /// Of the residual stream after the attention's residual.
+    /// Of x₁, `[m, c]`.
     pub dx: Tensor,
-    /// Of the modulation, `[b, 6c]`; the parts of before the attention are still to come. None if not
-    /// trained.
+    /// Of the modulation, `[b, 6c]`; shift₁ and scale₁ are added in [`Stream::before_backward`]. `None` if no
+    /// adapter of the modulation is trained.
     pub dmodulation: Option<Tensor>,
-    /// Of the attention's output, `[b·tokens, c]`.
+    /// Of o, this stream's rows of the attention output, `[m, c]`.
     pub d_attention: Tensor,
 }
 
-/// Columns of the modulation.
+/// Columns of the modulation; shift and scale lie side by side, as the norm takes them.
 struct Parts {
     shift_scale_1: Range<usize>,
     gate_1: Range<usize>,
@@ -164,7 +186,10 @@ impl Stream {
         linears.into_iter().fold(false, |freed, linear| linear.weight.release() | freed)
     }
 
-    /// Modulation `[b, 6c]`, and what its adapter's backward pass needs.
+    /// Modulation `[b, 6c]`, and `A·x` of its adapter `[b, r]`.
+    ///
+    /// # Errors
+    /// Streamed modulation has no table; the shapes do not fit, or the device failed.
     fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (conditioning, part) = (pass.conditioned.silu.view(), pass.part(self.layers.modulation));
         match (&self.modulation, &pass.conditioned.modulation) {
@@ -182,7 +207,14 @@ impl Stream {
         }
     }
 
-    /// From the stream's input to its rows of the joint q, k and v.
+    /// Computes this stream's rows of the joint q, k and v, each `[b·t, c]`, from its input `x`, `[m, c]`.
+    ///
+    /// `positions`: cosines and sines of the rotary embedding, `[tokens, d]`, wide; `segment`: where the rows
+    /// go, with the tokens of this stream and of both per sample.
+    ///
+    /// # Errors
+    /// The shapes do not fit, the device failed or is out of memory, or weights cannot be read from their
+    /// file.
     pub fn before(
         &self,
         pass: Pass<'_>,
@@ -217,7 +249,11 @@ impl Stream {
         Ok(Before { x, modulation, modulation_ax, stats, normed, qkv, qkv_ax, rstd })
     }
 
-    /// From the attention's output (`[b·tokens, c]`) to that of the MLP, unless that is known.
+    /// Computes everything from `attention`, this stream's rows of the attention output, `[m, c]`, to the
+    /// output of the MLP. `tokens`: per sample. A `known` MLP output is taken as it is.
+    ///
+    /// # Errors
+    /// As [`Stream::before`].
     pub fn after(
         &self,
         pass: Pass<'_>,
@@ -254,7 +290,10 @@ impl Stream {
         Ok(After { out_ax, attended, x1, stats, normed, in_ax, hidden_in, hidden, mlp })
     }
 
-    /// From there to the stream's output.
+    /// The stream's output, `[m, c]`: x₁ + gate₂·MLP output.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed.
     pub fn output(&self, before: &Before, after: &After, tokens: usize) -> Result<Tensor> {
         let mut out = after.x1.empty_like(after.x1.shape())?;
         let gate = before.modulation.view().columns(parts(after.x1.shape()[1]).gate_2);
@@ -262,8 +301,11 @@ impl Stream {
         Ok(out)
     }
 
-    /// Backward of [`Stream::after`]. `dout` becomes the gradient of the stream after the attention's
-    /// residual.
+    /// Backward of [`Stream::output`] and [`Stream::after`], from `dout`, the gradient of the output,
+    /// `[m, c]`; its memory is reused for [`Between::dx`]. Writes the adapter's gradients into `gradients`.
+    ///
+    /// # Errors
+    /// As [`Stream::before`].
     pub fn after_backward(
         &self,
         pass: Pass<'_>,
@@ -317,10 +359,15 @@ impl Stream {
         Ok(Between { dx, dmodulation, d_attention })
     }
 
-    /// Backward of [`Stream::before`] from the joint gradients of q, k and v.
+    /// Backward of [`Stream::before`], from the joint gradients of q, k and v, each `[b·t, c]`. Returns the
+    /// gradient of the stream's input, `[m, c]`; `None` if neither `want_dx` nor the modulation's adapter
+    /// needs it. Writes the adapter's gradients into `gradients`.
     ///
-    /// `between`: what came from behind the attention; `None` if nothing did. Returns the gradient of the
-    /// stream's input if `want_dx`.
+    /// `between`: `dx` and `dmodulation` of [`Between`]; `None` if nothing reads the stream after the
+    /// attention.
+    ///
+    /// # Errors
+    /// As [`Stream::before`].
     #[allow(clippy::too_many_arguments)] // mirrors `before`, whose tape it takes
     pub fn before_backward(
         &self,
@@ -386,7 +433,10 @@ impl Stream {
         Ok(Some(dx))
     }
 
-    /// A zeroed gradient of the modulation, if its adapter is trained.
+    /// A zeroed gradient of the modulation, `[b, 6c]`, if its adapter is trained.
+    ///
+    /// # Errors
+    /// Out of device memory.
     fn modulation_gradient(
         &self,
         pass: Pass<'_>,
@@ -403,7 +453,7 @@ impl Stream {
 }
 
 impl Before {
-    /// Shows what golden values of this half can be read off from.
+    /// Shows the activations of this half that the golden data have.
     pub fn trace(&self, block: usize, stream: &str, trace: Trace<'_>) {
         for (name, tensor) in [
             ("input", &self.x),

@@ -65,6 +65,11 @@ pub struct Conv {
 }
 
 impl Conv {
+    /// Reads `weight`, `[out, c, 3, 3]` or, causal, `[out, c, 3, 3, 3]`, of whose three frames only the last
+    /// sees an image; and `bias`, `[out]`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, [c, out]: [usize; 2], kernel: Kernel) -> Result<Self> {
         let frames = if kernel == Kernel::Causal { 3 } else { 1 };
         let stored = match kernel {
@@ -83,7 +88,12 @@ impl Conv {
         Ok(Conv { weight, bias: from.tensor("bias", &[out])? })
     }
 
-    /// The convolution of pixels `x`; `norm`: RMS norm with this scale and SiLU first.
+    /// The convolution of pixels `x`, `[n·height·width, c]` with the sizes in `input`, as
+    /// `[n, height', width', out]`, where `resample` sets the sides. `norm`: RMS norm with this scale, `[c]`,
+    /// and SiLU come first.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward_view(
         &self,
         x: View<'_>,
@@ -98,11 +108,18 @@ impl Conv {
         Ok(y)
     }
 
+    /// [`Conv::forward_view`] of `x`, `[n, height, width, c]`.
+    ///
+    /// # Errors
+    /// As there.
     pub fn forward(&self, x: &Tensor, norm: Option<&Tensor>, resample: Resample) -> Result<Tensor> {
         self.forward_view(x.view(), pictures(x), norm, resample)
     }
 
-    /// Adds the convolution of the normed `x` to `y`.
+    /// Adds the convolution of the normed `x`, `[n, height, width, c]`, to `y`, `[n, height, width, out]`.
+    ///
+    /// # Errors
+    /// As [`Conv::forward_view`].
     fn add(&self, x: &Tensor, norm: &Tensor, y: &mut Tensor) -> Result<()> {
         let filter =
             Filter { weight: &self.weight, bias: &self.bias, norm: Some(norm), resample: Resample::Keep };
@@ -118,13 +135,22 @@ pub struct Pointwise {
 }
 
 impl Pointwise {
-    /// `axes`: number of axes of size 1 after `[out, in]`.
+    /// Reads `weight`, `[out, c, 1, …]`, and `bias`, `[out]`. `axes`: number of axes of size 1 after
+    /// `[out, c]`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, [c, out]: [usize; 2], axes: usize) -> Result<Self> {
         let shape = [out, c, 1, 1, 1];
         let weight = from.tensor("weight", &shape[..2 + axes])?.reshape(&[out, c])?;
         Ok(Pointwise { weight: Weight::Dense(weight), bias: from.tensor("bias", &[out])? })
     }
 
+    /// The layer on pixels `x`, `[n·height·width, c]` with the sizes in `input`, as
+    /// `[n, height, width, out]`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward_view(&self, x: View<'_>, input: Pictures) -> Result<Tensor> {
         let shape = [input.count, input.height, input.width, self.bias.len()];
         let mut y = self.bias.empty_like(&shape)?;
@@ -132,12 +158,19 @@ impl Pointwise {
         Ok(y)
     }
 
+    /// [`Pointwise::forward_view`] of `x`, `[n, height, width, c]`.
+    ///
+    /// # Errors
+    /// As there.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_view(x.view(), pictures(x))
     }
 }
 
-/// RMS norm over the channels.
+/// RMS norm of `x`, `[n, height, width, c]`, over the channels, with scale `gamma`, `[c]`.
+///
+/// # Errors
+/// The shapes do not fit, or the device failed or is out of memory.
 pub fn norm(x: &Tensor, gamma: &Tensor) -> Result<Tensor> {
     let mut y = x.empty_like(x.shape())?;
     rms_norm::forward(x.view(), gamma.view(), NORM_EPS, y.view_mut())?;
@@ -157,6 +190,10 @@ pub struct ResidualBlock {
 }
 
 impl ResidualBlock {
+    /// Reads the block that turns `c` channels into `out`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, [c, out]: [usize; 2]) -> Result<Self> {
         let shortcut = match c == out {
             true => None,
@@ -171,6 +208,10 @@ impl ResidualBlock {
         })
     }
 
+    /// `[n, height, width, c]` in, `[n, height, width, out]` out.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward(&self, x: Tensor) -> Result<Tensor> {
         let hidden = self.conv1.forward(&x, Some(&self.norm1), Resample::Keep)?;
         let mut y = match &self.shortcut {
@@ -193,6 +234,10 @@ pub struct AttentionBlock {
 }
 
 impl AttentionBlock {
+    /// Reads the block of `c` channels.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, c: usize) -> Result<Self> {
         Ok(AttentionBlock {
             gamma: from.gamma("norm", c, 2)?,
@@ -201,6 +246,10 @@ impl AttentionBlock {
         })
     }
 
+    /// `[n, height, width, c]` in and out.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         let (size, c) = (pictures(&x), self.gamma.len());
         let tokens = size.height * size.width;

@@ -33,7 +33,7 @@ use layers::Loader;
 pub use posterior::Posterior;
 use trace::Trace;
 
-/// Pixels that pass through the layers at once; larger batches go in groups of so many pictures, which bounds
+/// Pixels that pass through the layers at once; larger batches go through in groups of images, which bounds
 /// the memory and keeps the activations of small pictures in the cache.
 const GROUP_PIXELS: usize = 1 << 18;
 
