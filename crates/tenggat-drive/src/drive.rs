@@ -16,7 +16,7 @@ use crate::pilot::{self, Known, Mark, Plan, Summary, Tower};
 use crate::state::{self, Home, State};
 use crate::toolkit::{AiToolkit, Installation, Saves, ToolkitJob};
 
-/// What a drive is told beside its job.
+/// Options of a drive, besides its job.
 pub struct Options<'a> {
     /// Where ai-toolkit is.
     pub installation: Installation,

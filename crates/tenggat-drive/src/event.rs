@@ -24,7 +24,7 @@ pub enum Event {
     Note(String),
     /// A run that was cut off goes on.
     Resumed {
-        /// Updates in the LoRA that it goes on with.
+        /// Updates in the LoRA that it resumes from.
         steps: u64,
         /// Seconds of the budget that are spent.
         spent_s: f64,

@@ -1,10 +1,10 @@
-//! What NVIDIA's `nvidia-smi` tells of a GPU that may explain slow or silent trainers.
+//! What NVIDIA's `nvidia-smi` says about a GPU that may explain a slow or silent trainer.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What is asked for.
+/// The fields to query.
 const QUERY: &str = "--query-gpu=utilization.gpu,memory.used,memory.total,temperature.gpu,\
 clocks_event_reasons.hw_slowdown,clocks_event_reasons.sw_thermal_slowdown,clocks_event_reasons.sw_power_cap";
 /// Longest wait for an answer; a driver that hangs gives none.
@@ -48,7 +48,7 @@ fn ask() -> Answer {
     Answer::Said(text)
 }
 
-/// The causes that one GPU's line tells of.
+/// The causes that one GPU's line shows.
 fn read(line: &str) -> Vec<String> {
     let fields: Vec<&str> = line.split(',').map(str::trim).collect();
     let number = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok());

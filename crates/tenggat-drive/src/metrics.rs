@@ -33,7 +33,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Goes on with a file after so many steps: lines of later steps, which are about to be done again, and a
+    /// Continues a file after this many steps: lines of later steps, which are about to be done again, and a
     /// line that was cut short are dropped. A missing file is started.
     ///
     /// # Errors

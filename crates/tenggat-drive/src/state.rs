@@ -1,4 +1,4 @@
-//! What a drive leaves in the run's folder so that it can be gone on with, and the lock on that folder.
+//! What a drive stores in the run's folder to resume from, and the lock on that folder.
 
 use std::fs::{self, File};
 use std::io::Write;

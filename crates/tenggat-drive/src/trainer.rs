@@ -100,7 +100,7 @@ impl Trouble {
 pub struct Session {
     /// Counts from 1.
     pub number: u32,
-    /// Updates in the LoRA that it goes on with; 0 for a beginning.
+    /// Updates in the LoRA that it resumes from; 0 for a fresh start.
     pub from: u64,
     /// Steps that the trainer is told to do, those of `from` included.
     pub steps: u64,
@@ -151,7 +151,7 @@ pub trait Trainer {
     /// Seconds on the run's clock.
     fn now_s(&self) -> f64;
 
-    /// Lets so many seconds pass.
+    /// Waits for this many seconds.
     fn wait(&mut self, seconds: f64);
 
     /// Starts the process.

@@ -8,7 +8,7 @@ use crate::trainer::Trouble;
 
 /// Bytes read at a time; older ones of a flood are passed over.
 const MOST: u64 = 64 * 1024;
-/// Characters of the trainer's last words that are told.
+/// Characters of the trainer's last output that are shown.
 const LAST_WORDS: usize = 300;
 
 /// Follows a file that is written to.
@@ -99,7 +99,7 @@ impl Tail {
     }
 }
 
-/// The kind of trouble that a line of a program tells of.
+/// The kind of trouble that a line of a program's output shows.
 pub fn recognise(line: &str) -> Option<Trouble> {
     let line = line.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| line.contains(word));

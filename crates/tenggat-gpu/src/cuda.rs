@@ -1,7 +1,7 @@
 //! The device, which everything is asked of.
 //!
-//! Work is done in the order in which it was asked for, some time later; only reading values back waits. What
-//! is prefetched ([`Prefetch`](crate::Prefetch)) goes beside that until it is wanted.
+//! Work is queued and done in the order of the calls; only reading values back waits. What is prefetched
+//! ([`Prefetch`](crate::Prefetch)) goes beside that until it is wanted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -51,7 +51,7 @@ impl Cuda {
         Ok(Arc::new(cuda))
     }
 
-    /// An emulated device with so many bytes of memory, which runs kernels on the processor. It needs a C++
+    /// An emulated device with this many bytes of memory, which runs kernels on the processor. It needs a C++
     /// compiler (`c++`, or what `CXX` names).
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl Cuda {
         self.backend.memory()
     }
 
-    /// Waits until all that was asked for is done.
+    /// Waits until all queued work is done.
     ///
     /// # Errors
     /// Something that was queued failed.
@@ -157,7 +157,7 @@ impl Cuda {
         self.pool.trim(&self.backend);
     }
 
-    /// Address and size class of a buffer of at least so many bytes, for [`Buffer`](crate::Buffer).
+    /// Address and size class of a buffer of at least this many bytes, for [`Buffer`](crate::Buffer).
     pub(crate) fn take(&self, bytes: usize) -> Result<(u64, usize)> {
         let (address, class) = self.pool.take(&self.backend, bytes)?;
         self.poison(address, class)?;
@@ -259,8 +259,8 @@ impl Cuda {
         Ok(address)
     }
 
-    /// Copies from an address of the device's memory, after all that was asked for before; the bytes are
-    /// there on return.
+    /// Copies from an address of the device's memory, after all work queued before; the bytes are there on
+    /// return.
     ///
     /// # Errors
     /// Work is being captured, or the device or queued work failed.
@@ -389,7 +389,7 @@ impl Cuda {
         }
     }
 
-    /// cuDNN, if it is there.
+    /// cuDNN, if it is installed.
     pub fn dnn(&self) -> Option<&dnn::Dnn> {
         match &self.backend {
             // It has one stream.

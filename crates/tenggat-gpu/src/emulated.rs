@@ -77,7 +77,7 @@ pub(crate) struct Emulated {
     captured: Mutex<Option<Vec<Captured>>>,
 }
 
-/// Something that was asked for and can be done at any time.
+/// Queued work, which may be run at any time.
 pub(crate) struct Call(Box<dyn Fn() -> Result<()> + Send + Sync>);
 
 impl Call {
@@ -226,7 +226,7 @@ impl Emulated {
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) }
     }
 
-    /// Does what was asked for, or captures it.
+    /// Runs the work, or captures it.
     pub fn run(&self, stream: usize, call: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
         if let Some(work) = &mut *lock(&self.captured) {
             work.push(Captured::Call(stream, Call(Box::new(call))));
@@ -281,8 +281,9 @@ impl Emulated {
         Ok(move || {
             let _turn = lock(&TURN);
             let mut launch = Launch { function, args };
-            // SAFETY: as above; the addresses among the arguments are the caller's. What is wrong is said in a
-            // static buffer, which nobody else writes during our turn.
+            // SAFETY: the kernel takes one structure by value, which `A` mirrors, and its library stays
+            // loaded as long as the device. The caller vouches for the addresses among the arguments. What is
+            // wrong is said in a static buffer, which nobody else writes during our turn.
             let wrong = unsafe {
                 let data = (&raw mut launch).cast();
                 let wrong = run(enter::<A>, data, blocks.as_ptr(), grid.threads, first.as_ptr());

@@ -1,4 +1,4 @@
-//! Captured work that goes in two streams: what one is asked for does not wait for the other.
+//! Captured work in two streams: neither waits for the other.
 //!
 //! A small piece of work beside a large one then costs nothing where the large one leaves units idle. Only
 //! captured work is split: launched kernel by kernel, the processor would be no faster with two streams than
@@ -41,7 +41,7 @@ impl Fork<'_> {
         self.enter(MAIN);
     }
 
-    /// What is asked for from here on waits for both streams.
+    /// Later work waits for both streams.
     ///
     /// # Errors
     /// The device failed.

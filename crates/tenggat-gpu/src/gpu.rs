@@ -62,7 +62,7 @@ struct Loaded<T>(T);
 
 // SAFETY: the driver's handles are not bound to the thread that made them.
 unsafe impl<T> Send for Loaded<T> {}
-// SAFETY: as above; the driver locks what it changes.
+// SAFETY: the driver's handles may be used from several threads at once: it locks what it changes.
 unsafe impl<T> Sync for Loaded<T> {}
 
 /// Makes compiled kernels known to the driver, in the context of the calling thread.
@@ -78,7 +78,7 @@ pub(crate) struct Exec(Mutex<CudaGraph>);
 // SAFETY: the driver's handles are not bound to the thread that made them, and the lock keeps others off
 // them.
 unsafe impl Send for Exec {}
-// SAFETY: as above.
+// SAFETY: every use of the graph goes through the mutex.
 unsafe impl Sync for Exec {}
 
 impl std::fmt::Debug for Exec {
@@ -174,7 +174,7 @@ impl Gpu {
         self.bind().ok().and(self.dnn.as_ref().ok())
     }
 
-    /// Why there is no cuDNN, if that was not asked for.
+    /// Why there is no cuDNN, unless that was requested.
     pub fn missing_dnn(&self) -> Option<&str> {
         self.dnn.as_ref().err().map(String::as_str)
     }

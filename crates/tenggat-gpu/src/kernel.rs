@@ -71,7 +71,7 @@ impl Grid {
         Self::threads(n, Self::THREADS)
     }
 
-    /// `n` blocks of so many threads.
+    /// `n` blocks of this many threads.
     pub fn threads(n: usize, threads: u32) -> Self {
         Grid { blocks: [n, 1, 1], threads, shared: 0 }
     }

@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries are, and loading them before they are asked for by name.
+//! Finds NVIDIA's libraries, and loads them before the bindings look for them by name.
 //!
 //! The bindings ask the system for `libcudnn.so.9` and the like, and the system's search path is fixed when
 //! the process starts. A library that was loaded from elsewhere before answers to its name, so everything is
@@ -47,7 +47,7 @@ fn preload_all(names: &[&str], folders: &[PathBuf], places: &[PathBuf]) -> Vec<P
     all
 }
 
-/// Whether the driver's library is there, so that there may be a GPU.
+/// Whether the driver's library is installed, so that there may be a GPU.
 pub fn driver_is_there() -> bool {
     // SAFETY: only asks whether a library can be opened.
     unsafe { cudarc::driver::sys::is_culib_present() }

@@ -1,4 +1,4 @@
-//! Whether a job file still asks for the same training as when a run began.
+//! Whether a job file still describes the same training as when a run began.
 
 use std::fmt;
 use std::path::Path;

@@ -2,7 +2,7 @@
 
 use super::suggest;
 
-/// Bugs of ai-toolkit that the job asks for. All off unless asked.
+/// Bugs of ai-toolkit that the job turns on. All are off by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Compat {
     /// Captions are not trimmed, and "a, b" becomes "a,  b".

@@ -98,7 +98,7 @@ impl Error {
         }
     }
 
-    /// Puts what `hide` makes of them in the place of all texts that come from the file.
+    /// Replaces all texts that come from the file by what `hide` makes of them.
     pub(crate) fn hide(&mut self, hide: &dyn Fn(&str) -> String) {
         let mut texts: Vec<&mut String> = Vec::new();
         match self {

@@ -22,8 +22,8 @@ impl Job {
     ///
     /// # Errors
     /// The file cannot be read or parsed, a variable is not set, a value has the wrong type or makes no
-    /// sense, or the job asks for what this version does not do. The message names file, line, column and
-    /// key of everything that is wrong.
+    /// sense, or the job needs something that this version does not support. The message names file, line,
+    /// column and key of everything that is wrong.
     pub fn from_file(
         path: &Path,
         name: Option<&str>,

@@ -57,7 +57,7 @@ impl Source {
 }
 
 impl Place {
-    /// Puts what `hide` makes of it in the place of the line.
+    /// Replaces the line by what `hide` makes of it.
     pub(super) fn hide(&mut self, hide: impl Fn(&str) -> String) {
         let before: String = self.line.chars().take(self.mark.column.saturating_sub(1)).collect();
         let (hidden, line) = (hide(&before), hide(&self.line));

@@ -24,7 +24,7 @@ pub(super) struct Expanded {
 pub(super) struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// The text with `${NAME}` in the place of each secret.
+    /// The text with `${NAME}` in place of each secret.
     pub(super) fn hide(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (name, value) in self.0.iter().filter(|(_, value)| value.len() >= SECRET_BYTES) {

@@ -8,7 +8,7 @@ use super::values::{
 };
 use super::{Compat, ErrorWeights};
 
-/// Everything that a run is told.
+/// A job, with every value decided.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Name of the run, of its folder and of its files.
@@ -48,7 +48,7 @@ pub struct Job {
     pub model: Model,
     /// Pictures made on the way.
     pub sample: Sample,
-    /// Whether the state of the run is kept for going on with it, and an unfinished run gone on with.
+    /// Whether checkpoints are written, and an unfinished run is resumed.
     pub resume: bool,
     /// Time.
     pub limits: Limits,

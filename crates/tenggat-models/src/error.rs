@@ -81,7 +81,7 @@ pub enum Error {
     /// Somebody asked for the end, see [`Interrupt`](crate::Interrupt).
     #[error("interrupted")]
     Interrupted,
-    /// Something asked for that this version does not do.
+    /// Something that this version does not support.
     #[error("{0}")]
     Unsupported(String),
 }

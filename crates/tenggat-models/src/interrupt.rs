@@ -24,7 +24,7 @@ impl Interrupt {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// The way on, unless the end was asked for.
+    /// `Ok`, unless the end was asked for.
     ///
     /// # Errors
     /// [`Error::Interrupted`].

@@ -1,4 +1,4 @@
-//! A model folder as a whole: what is in it, and whether all of it is there.
+//! A model folder: what is in it, and whether it is complete.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

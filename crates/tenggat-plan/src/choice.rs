@@ -78,7 +78,7 @@ pub struct Choice {
     pub rejected: Vec<Rejected>,
 }
 
-/// Ranks, as shares of the job's, and sides of the images likewise.
+/// Ranks and image sides, as shares of the job's.
 const RANK_SHARES: [f64; 3] = [1.0, 0.5, 0.25];
 const SIDE_SHARES: [f64; 3] = [1.0, 0.75, 0.5];
 /// Least rank that is tried.
@@ -93,7 +93,7 @@ const PRECISIONS: [Precision; 3] = [Precision::Float8, Precision::Uint(4), Preci
 const RECOVERY_RANK: u64 = 16;
 
 impl Choice {
-    /// Tries a job of so many steps on every offer.
+    /// Tries a job of this many steps on every offer.
     ///
     /// # Errors
     /// [`PlanError`] if the job cannot be planned at all.

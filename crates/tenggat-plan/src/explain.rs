@@ -41,7 +41,7 @@ pub struct Explanation {
     pub slowest_finishing_step_s: f64,
 }
 
-/// Works out how a run of `steps` ended that was given `duration_s`, of which `overhead_s` went elsewhere.
+/// Works out how a run of `steps` ended that had `duration_s`, of which `overhead_s` went to other work.
 ///
 /// Negative and undefined numbers count as 0.
 pub fn explain(duration_s: f64, steps: u64, step_s: Span, overhead_s: f64) -> Explanation {

@@ -133,7 +133,7 @@ fn work(
     }
 }
 
-/// Seconds of a step in one bucket, likewise.
+/// Seconds of a step in one bucket, as a range.
 fn step_s(
     job: &PlanJob,
     machine: &Machine,

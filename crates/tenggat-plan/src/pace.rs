@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A pace so many times slower than the opening's is worth a word.
+/// A pace this many times slower than at the start is reported.
 const SLOW: f64 = 1.6;
 
 /// Compares the expected time of a step with that of the opening.

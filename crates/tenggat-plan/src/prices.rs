@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gpu::Gpu;
 
-/// What a provider asks for an hour of a card.
+/// What a provider charges for an hour of a card.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
     /// Provider.

@@ -69,7 +69,7 @@ impl Range {
 }
 
 impl fmt::Display for Range {
-    /// Both ends with two significant digits: `0.4 to 0.64`; one number if they come to the same.
+    /// Both ends with two significant digits: `0.4 to 0.64`; one number if they round to the same.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (low, high) = (two_digits(self.low), two_digits(self.high));
         if low == high { f.pad(&low) } else { f.pad(&format!("{low} to {high}")) }

@@ -49,7 +49,7 @@ impl Tensor {
         Self::empty(&self.device(), self.dtype, shape)
     }
 
-    /// The same with elements that hold sums and statistics of the tensor's own.
+    /// An uninitialised tensor of the type that holds this tensor's sums and statistics ([`DType::wide`]).
     ///
     /// # Errors
     /// Out of device memory.
@@ -60,7 +60,8 @@ impl Tensor {
     /// A tensor with these values, rounded to `dtype`.
     ///
     /// # Errors
-    /// The shape does not have as many elements as `data`.
+    /// The shape does not have as many elements as `data`, the device is out of memory, or the copy to it
+    /// failed.
     pub fn from_f64(device: &Device, dtype: DType, data: &[f64], shape: &[usize]) -> Result<Self> {
         Self::from_iter(device, dtype, data.len(), data.iter().copied(), shape)
     }
@@ -68,7 +69,8 @@ impl Tensor {
     /// A tensor with these values, rounded to `dtype`.
     ///
     /// # Errors
-    /// The shape does not have as many elements as `data`.
+    /// The shape does not have as many elements as `data`, the device is out of memory, or the copy to it
+    /// failed.
     pub fn from_f32(device: &Device, dtype: DType, data: &[f32], shape: &[usize]) -> Result<Self> {
         Self::from_iter(device, dtype, data.len(), data.iter().map(|&x| f64::from(x)), shape)
     }
@@ -100,7 +102,7 @@ impl Tensor {
         self.storage.device()
     }
 
-    /// The same tensor on another device; nothing is copied if it is there already.
+    /// The same tensor on another device; nothing is copied if it already lies there.
     ///
     /// # Errors
     /// Out of device memory, or the copy failed.

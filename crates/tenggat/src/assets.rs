@@ -27,7 +27,7 @@ impl Mini {
     }
 }
 
-/// Name that stands for the built-in model wherever a model is asked for.
+/// Name of the built-in model wherever a model is named.
 pub const MINI: &str = "mini";
 
 /// The unpacked assets: `model/`, `demo-dataset/train/`, `demo-dataset/test/`.

@@ -20,7 +20,7 @@ pub enum Choice {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
-    /// A GPU's kernels on the processor, slowly, with so many bytes of memory: for tests.
+    /// A GPU's kernels on the processor, slowly, with this many bytes of memory: for tests.
     Emulated(usize),
 }
 
@@ -61,8 +61,8 @@ pub fn options(ordinal: usize) -> anyhow::Result<Options> {
     Ok(Options { cache: Some(assets::cache_folder()?.join("kernels")), ordinal, ..Options::from_env()? })
 }
 
-/// Opens the device that is asked for. A GPU is checked before the first run on it, and used without what
-/// fails there.
+/// Opens the requested device. A GPU is checked before the first run on it, and used without what fails
+/// there.
 ///
 /// # Errors
 /// As [`open_unchecked`].
@@ -75,7 +75,7 @@ pub fn open(choice: Choice) -> anyhow::Result<Device> {
     Ok(Device::cuda(&options)?)
 }
 
-/// Opens the device that is asked for.
+/// Opens the requested device.
 ///
 /// A GPU that is there but does not open is an error where it was asked for by name; `auto` then says so and
 /// takes the processor.

@@ -54,7 +54,7 @@ impl Record {
     }
 }
 
-/// Puts rates that were measured on this card in the place of the catalogue's.
+/// Replaces the catalogue's rates by those measured on this card.
 pub fn apply_rates(cuda: &Cuda, machine: &mut Machine) {
     if let Some(rates) = Record::read(cuda).rates {
         rates.apply(machine);

@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(signature(b"Jefe", b"what do ya want for nothing?"), expected);
     }
 
-    /// Takes so many messages and gives back their signatures and bodies.
+    /// Receives this many messages and returns their signatures and bodies.
     fn receive(listener: &TcpListener, count: usize) -> Vec<(String, String)> {
         let mut got = Vec::new();
         for _ in 0..count {

@@ -31,7 +31,7 @@ impl Money {
         Some(self.max_cost? / self.price_per_hour? * 3600.0)
     }
 
-    /// What so many seconds cost, if a price is known.
+    /// What this many seconds cost, if a price is known.
     pub fn cost(&self, seconds: f64) -> Option<f64> {
         Some(self.price_per_hour? * seconds / 3600.0)
     }

@@ -163,7 +163,7 @@ pub fn quantisation_bar(total: u64) -> Bar {
     Bar::new(total, "quantising {bar:28} {bytes}/{total_bytes}, {eta} left")
 }
 
-/// A moment so many seconds after another.
+/// The time this many seconds after another.
 fn moment(start: Timestamp, seconds: f64) -> Timestamp {
     let span = SignedDuration::from_secs_f64(seconds.clamp(-1e9, 1e9));
     start.checked_add(span).unwrap_or(Timestamp::MAX)

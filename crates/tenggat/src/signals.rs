@@ -14,7 +14,7 @@ use tenggat_train::run::Stop;
 
 use crate::output::warning;
 
-/// A phase is given so long to come to an end by itself once that is asked for.
+/// How long a phase may take to end by itself once the end was requested.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks at whether everything is saved by now.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -42,7 +42,7 @@ fn start(stop: &Stop, _: Arc<AtomicBool>, status: i32) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGUSR1, SIGXCPU};
 
     let mut wanted = vec![SIGINT, SIGTERM, SIGXCPU, SIGUSR1];
-    // `nohup` asks for the run to outlive its terminal, whatever its budget.
+    // With `nohup` the run is meant to outlive its terminal, whatever its budget.
     if !crate::process::ignores(SIGHUP) {
         wanted.push(SIGHUP);
     }

@@ -8,7 +8,7 @@ use crate::number::MOST_THREADS;
 /// Stack of each: whole jobs run on one of them, with as much room as a program's first thread usually has.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Starts so many threads; `None`: as many as RAYON_NUM_THREADS says, or as there are cores.
+/// Starts this many threads; `None`: as many as RAYON_NUM_THREADS says, or as there are cores.
 ///
 /// # Errors
 /// They were started before.
@@ -20,7 +20,7 @@ pub fn start(threads: Option<usize>) -> Result<(), ThreadPoolBuildError> {
 /// Refuses what would start threads without end.
 ///
 /// # Errors
-/// `RAYON_NUM_THREADS` asks for too many.
+/// `RAYON_NUM_THREADS` is too large.
 pub fn check_environment() -> anyhow::Result<()> {
     const NAME: &str = "RAYON_NUM_THREADS";
     let asked = std::env::var(NAME).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);

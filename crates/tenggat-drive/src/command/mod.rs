@@ -30,7 +30,7 @@ use crate::words::{Bar, Tail};
 pub use found::{Found, Pattern};
 pub use profile::Profile;
 
-/// What is told of a trainer's command.
+/// Options of a trainer's command.
 pub struct CommandOptions<'a> {
     /// Program and arguments.
     pub command: Vec<String>,

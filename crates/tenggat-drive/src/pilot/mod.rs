@@ -56,7 +56,7 @@ pub struct Summary {
     pub known: Known,
 }
 
-/// What a drive leaves on disk from time to time, so that one that is cut off can be gone on with.
+/// What a drive leaves on disk from time to time, so that an interrupted drive can be resumed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mark {
     /// Seconds of the budget that are spent.

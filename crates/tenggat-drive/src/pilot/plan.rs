@@ -1,4 +1,4 @@
-//! What a drive is told before it begins, and how many steps a session is given.
+//! The plan of a drive, and how many steps a session is given.
 
 use serde::{Deserialize, Serialize};
 use tenggat_plan::{BucketConfig, BudgetConfig, Phase, PhaseCosts, SamplePlan};
@@ -32,7 +32,7 @@ pub struct Known {
     pub stop_s: Option<f64>,
 }
 
-/// What a drive is told.
+/// The plan of a drive.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The moment by which everything must have ended, on the run's clock.
@@ -51,7 +51,7 @@ pub struct Plan {
     pub sample_from: u64,
     /// Entries of `on_out_of_memory`.
     pub shrinks: usize,
-    /// Updates in the LoRA that is gone on with; 0 for a beginning.
+    /// Updates in the LoRA that is resumed from; 0 for a fresh start.
     pub resume: u64,
     /// What is known from earlier drives.
     pub known: Known,
@@ -63,7 +63,7 @@ impl Plan {
         self.steps.filter(|_| !self.fill)
     }
 
-    /// The steps a session is given if so many are thought to fit in all.
+    /// The steps that a session is given if `fit` steps are expected to fit in all.
     pub(super) fn steps_for(&self, fit: Option<u64>) -> u64 {
         let stretched = fit.map(|n| (n as f64 * STRETCH).ceil() as u64 + 1);
         match (self.asked(), stretched) {

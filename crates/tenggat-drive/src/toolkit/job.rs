@@ -144,7 +144,7 @@ impl ToolkitJob {
         Ok(job)
     }
 
-    /// ai-toolkit goes on with the newest path that begins with the job's name, whatever it is. A name that
+    /// ai-toolkit resumes from the newest path that begins with the job's name, whatever it is. A name that
     /// our own files begin with would have it read those.
     fn keep_names_apart(&mut self) {
         if OURS.iter().any(|file| file.starts_with(self.name.as_str())) {

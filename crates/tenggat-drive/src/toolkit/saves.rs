@@ -69,7 +69,7 @@ impl Saves {
         whole.into_iter().rev().find(|save| save.steps > beyond && save.written >= since)
     }
 
-    /// Makes the save with the most steps the one that the trainer goes on with, and returns its steps; 0 if
+    /// Makes the save with the most steps the one that the trainer resumes from, and returns its steps; 0 if
     /// there is none.
     ///
     /// The trainer takes the newest path that begins with its name. Files that were cut off are put into
@@ -85,7 +85,7 @@ impl Saves {
             let to = aside.join(path.file_name().unwrap_or_default());
             fs::rename(&path, to).map_err(|e| Error::file("move aside", &path, e))?;
         }
-        // Numbers that are none would be gone on with for ever.
+        // A LoRA with NaN would be resumed from for ever.
         while whole.last().is_some_and(|save| lora::check(&save.path).is_err()) {
             let Some(save) = whole.pop() else { break };
             fs::create_dir_all(aside).map_err(|e| Error::file("make the folder", aside, e))?;
@@ -111,8 +111,8 @@ impl Saves {
         touch(&best.path).map(|()| best.steps)
     }
 
-    /// Removes the saves that are older than the newest `keep` (0: all are kept), and returns their bytes. What
-    /// holds more than `published` updates stays, and so does the newest.
+    /// Removes the saves that are older than the newest `keep` (0: all are kept), and returns their bytes.
+    /// What holds more than `published` updates stays, and so does the newest.
     pub fn remove_beyond(&self, keep: u64, published: u64) -> u64 {
         if keep == 0 {
             return 0;

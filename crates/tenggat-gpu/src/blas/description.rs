@@ -1,4 +1,4 @@
-//! Products as cuBLASLt is told of them.
+//! Descriptions of products for cuBLASLt.
 
 use cudarc::cublaslt::{result, sys};
 
@@ -49,7 +49,7 @@ impl Shape {
     }
 }
 
-/// Products of one shape as the library is told of them.
+/// The descriptions of products of one shape.
 #[derive(Debug)]
 pub(super) struct Described {
     pub description: sys::cublasLtMatmulDesc_t,
@@ -71,7 +71,7 @@ fn set<T>(
     what: sys::cublasLtMatmulDescAttributes_t,
     value: &T,
 ) -> Result<()> {
-    // SAFETY: the library copies so many bytes from the value.
+    // SAFETY: the library copies `size_of::<T>()` bytes, all of them from the value.
     unsafe {
         let value = std::ptr::from_ref(value);
         result::set_matmul_desc_attribute(description, what, value.cast(), size_of::<T>())
@@ -193,7 +193,7 @@ impl Preference {
         value: &T,
     ) -> std::result::Result<(), result::CublasError> {
         let value = std::ptr::from_ref(value);
-        // SAFETY: the library copies so many bytes from the value.
+        // SAFETY: the library copies `size_of::<T>()` bytes, all of them from the value.
         unsafe { result::set_matmul_pref_attribute(self.0, what, value.cast(), size_of::<T>()) }
     }
 }
@@ -259,7 +259,7 @@ mod tests {
             .unwrap();
             let read = |what, bytes: usize| {
                 let (mut value, mut written) = (0u64, 0);
-                // SAFETY: writes at most so many bytes of the value.
+                // SAFETY: the library writes at most `bytes` bytes, and the value has 8.
                 let status = unsafe {
                     sys::cublasLtMatmulPreferenceGetAttribute(
                         preference.0,
@@ -296,7 +296,7 @@ mod tests {
         let described = Described::new(&product).unwrap();
         let read = |what, bytes: usize| {
             let (mut value, mut written) = (0u64, 0);
-            // SAFETY: writes at most so many bytes of the value.
+            // SAFETY: the library writes at most `bytes` bytes, and the value has 8.
             let status = unsafe {
                 sys::cublasLtMatmulDescGetAttribute(
                     described.description,

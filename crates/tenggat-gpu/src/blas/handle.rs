@@ -17,7 +17,7 @@ use crate::error::failed;
 use crate::streams::{MAIN, STREAMS};
 use crate::{DType, Error, Result};
 
-/// Most ways that the library is asked for.
+/// Most algorithms that the library is asked for.
 const WAYS: usize = 8;
 
 /// A way of computing products of one shape.
@@ -41,9 +41,9 @@ pub(crate) struct Blas {
     plans: Mutex<HashMap<Shape, Result<Plan, String>>>,
 }
 
-// SAFETY: the library's handle may be used from any thread, descriptions are not changed but under the lock.
+// SAFETY: cuBLASLt's handle is not bound to a thread, and plans change only under the mutex.
 unsafe impl Send for Blas {}
-// SAFETY: as above.
+// SAFETY: cuBLASLt's handle may be used from several threads at once, and plans change only under the mutex.
 unsafe impl Sync for Blas {}
 
 impl Blas {
@@ -240,7 +240,8 @@ impl Blas {
         // SAFETY: plain numbers, and a status of which 0 is success.
         let mut found: [sys::cublasLtMatmulHeuristicResult_t; WAYS] = unsafe { std::mem::zeroed() };
         let mut count = 0;
-        // SAFETY: all descriptions are alive; at most so many results are written.
+        // SAFETY: all descriptions are alive, and the library writes at most as many results as the list has
+        // room for.
         unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,

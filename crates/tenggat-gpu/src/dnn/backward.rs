@@ -15,7 +15,7 @@
 //! | 22–24 | `Kᵀ` seen as `K`; `dS·K`; rounded | `Accumulator` in memory, f32; `dQ` |
 //!
 //! Products run over the valid lengths only. The order, the types between, the product with one and the
-//! detour from `Kᵀ` to `K` are what the library's pattern asks for.
+//! detour from `Kᵀ` to `K` are what the library's pattern requires.
 
 use super::operations::{Node, Operation, OperationGraph, Pointwise};
 use super::shape::Shape;

@@ -93,7 +93,7 @@ impl Descriptor {
     /// One number of a finalised descriptor.
     pub fn number(&self, name: Name) -> Result<i64> {
         let (mut value, mut count) = (0i64, 0);
-        // SAFETY: there is room for the one value that is asked for.
+        // SAFETY: one value is requested, and there is room for it.
         unsafe { self.get_raw(name, i64::TYPE, 1, &mut count, (&raw mut value).cast()) }?;
         Ok(value)
     }
@@ -101,10 +101,10 @@ impl Descriptor {
     /// Text of a finalised descriptor, with its closing NUL if cuDNN counts it.
     pub fn text(&self, name: Name) -> Result<Vec<u8>> {
         let mut count = 0;
-        // SAFETY: no value is asked for, only their number.
+        // SAFETY: no value is requested, only the number of values, so nothing is written but that.
         unsafe { self.get_raw(name, c_char::TYPE, 0, &mut count, null_mut()) }?;
         let mut text = vec![0u8; usize::try_from(count).unwrap_or(0)];
-        // SAFETY: the buffer has room for as many characters as are asked for.
+        // SAFETY: the buffer has room for as many characters as are requested.
         unsafe { self.get_raw(name, c_char::TYPE, text.len() as i64, &mut count, text.as_mut_ptr().cast()) }?;
         text.truncate(usize::try_from(count).unwrap_or(0));
         Ok(text)
@@ -114,11 +114,11 @@ impl Descriptor {
     pub fn descriptors(&self, name: Name, of: Kind) -> Result<Vec<Descriptor>> {
         const TYPE: Type = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
         let mut count = 0;
-        // SAFETY: no value is asked for, only their number.
+        // SAFETY: no value is requested, only the number of values, so nothing is written but that.
         unsafe { self.get_raw(name, TYPE, 0, &mut count, null_mut()) }?;
         let mut all = (0..count).map(|_| Descriptor::new(of)).collect::<Result<Vec<_>>>()?;
         let mut raws: Vec<Raw> = all.iter().map(|descriptor| descriptor.raw).collect();
-        // SAFETY: there are as many live descriptors as are asked for; cuDNN writes into them.
+        // SAFETY: as many live descriptors are passed as are requested; cuDNN writes into them.
         unsafe { self.get_raw(name, TYPE, count, &mut count, raws.as_mut_ptr().cast()) }?;
         all.truncate(usize::try_from(count).unwrap_or(0));
         Ok(all)

@@ -31,8 +31,8 @@ pub struct Dnn {
 }
 
 impl Dnn {
-    /// Opens the library that is there, for work on `stream`, which has to live as long as the value. `plans`
-    /// is a folder that keeps compiled plans for later runs.
+    /// Opens the installed library, for work on `stream`, which has to live as long as the value. `plans` is
+    /// a folder that keeps compiled plans for later runs.
     ///
     /// # Errors
     /// There is no library, it is older than 9.15, or it finds no device.
@@ -58,7 +58,7 @@ impl Dnn {
         refused.entry((pass, shape)).or_insert_with(|| why.to_string());
     }
 
-    /// Bytes that the plan of a pass asks for.
+    /// Bytes of workspace that the plan of a pass needs.
     fn planned_bytes(&self, pass: Pass, shape: Shape) -> Result<usize> {
         let refused =
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).get(&(pass, shape)).cloned();
@@ -136,7 +136,7 @@ impl Dnn {
     }
 }
 
-/// Version of the library that is there.
+/// Version of the installed library.
 ///
 /// # Errors
 /// There is none, or it is too old.
@@ -145,7 +145,7 @@ pub(super) fn version() -> Result<usize> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::Missing);
     }
-    // SAFETY: the library is there, and the function has been in it since its first version.
+    // SAFETY: the library is loaded, and has had this function since its first version.
     match unsafe { sys::cudnnGetVersion() } {
         found if found < OLDEST => Err(Error::Version { found, needed: OLDEST }),
         found => Ok(found),

@@ -113,7 +113,7 @@ impl Plan {
     }
 }
 
-/// The plans of one target, each made when it is first asked for.
+/// The plans of one target, each made on first use.
 #[derive(Debug)]
 pub(super) struct Plans {
     // Before `target`, which they are dropped before.

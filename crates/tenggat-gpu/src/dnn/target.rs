@@ -1,4 +1,4 @@
-//! What plans are made for: a device that is there, or the description of one.
+//! What plans are made for: a real device, or the description of one.
 
 use std::ffi::{CStr, c_char};
 use std::ptr::null_mut;

@@ -59,7 +59,8 @@ pub(crate) fn product(p: Product) {
         value += old.as_ref().map_or(0.0, |old| p.beta * old[at]);
         value += bias.as_ref().map_or(0.0, |bias| bias[at % n]);
         let at = at / n * p.c_stride + at % n;
-        // SAFETY: as above, and the product owns what it writes.
+        // SAFETY: the caller vouches that `c` points to the product's output, which nothing else touches
+        // meanwhile.
         unsafe {
             match p.c_dtype {
                 DType::BF16 => *(p.c as *mut bf16).add(at) = bf16::from_f32(value),

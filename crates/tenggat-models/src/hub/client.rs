@@ -36,7 +36,7 @@ pub(super) struct RemoteFile {
 
 /// Bytes of a file from some position on.
 pub(super) struct Content {
-    /// Position of the first byte: the one asked for, or 0 if the server sends only whole files.
+    /// Position of the first byte: the requested one, or 0 if the server sends only whole files.
     pub from: u64,
     pub reader: Box<dyn Read>,
 }
@@ -69,12 +69,12 @@ impl<'a> Client<'a> {
         Client { agent: config.build().into(), options }
     }
 
-    /// The way on, unless somebody asked for the end.
+    /// `Ok`, unless somebody asked for the end.
     pub fn check(&self) -> Result<(), HubError> {
         if self.options.interrupt.is_requested() { Err(HubError::Interrupted) } else { Ok(()) }
     }
 
-    /// Asks for a file's metadata; `None` if the repository has no such file.
+    /// Requests a file's metadata; `None` if the repository has no such file.
     pub fn head(&self, repository: &Repository, path: &str) -> Result<Option<RemoteFile>, HubError> {
         let url = repository.url(&self.options.endpoint, path);
         let (response, seen) = self.request(&url, None, true)?;
@@ -97,7 +97,7 @@ impl<'a> Client<'a> {
         seen.file(url, path).map(Some)
     }
 
-    /// Asks for the bytes of a file from a position on. An outer error is final; an inner one is worth
+    /// Requests the bytes of a file from a position on. An outer error is final; an inner one is worth
     /// another try.
     pub fn get(&self, repository: &Repository, file: &RemoteFile, from: u64) -> Result<Content, Attempt> {
         let (response, _) = self.request_once(&file.url, Some(from), false).map_err(Attempt::Again)?;

@@ -51,7 +51,7 @@ fn clear(partial: &mut Partial<'_>, arrived: &dyn Fn(i64)) -> Result<(), HubErro
     partial.clear()
 }
 
-/// Asks for bytes until all are here. Gives up when several requests in a row bring nothing new.
+/// Requests bytes until all have arrived. Gives up when several requests in a row bring nothing new.
 fn complete(
     client: &Client<'_>,
     repository: &Repository,

@@ -11,13 +11,13 @@ pub enum HubError {
          org/name@revision"
     )]
     NoSuchFolder {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// Neither a file nor the form of a file's name on the hub.
     #[error("{name}: no such file; expected a file, or one of a hub repository as org/name/file")]
     NoSuchFileHere {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// The repository has no such file.
@@ -44,7 +44,7 @@ pub enum HubError {
          the revision"
     )]
     NotFound {
-        /// What was asked for.
+        /// The requested name.
         repository: String,
         /// The hub that was asked.
         endpoint: String,

@@ -82,7 +82,7 @@ impl<'a> Partial<'a> {
         self.len
     }
 
-    /// Throws away what is there.
+    /// Deletes what has arrived.
     pub fn clear(&mut self) -> Result<(), HubError> {
         self.file.set_len(0).map_err(HubError::write(&self.path))?;
         self.file.seek(SeekFrom::Start(0)).map_err(HubError::write(&self.path))?;

@@ -17,7 +17,7 @@ pub struct Lora {
     pub parameters: Tensor,
     /// Strength: multiplies the adapter's output.
     pub scale: f64,
-    /// What is dropped in the pass to come; `None` outside training.
+    /// Dropout of the next pass; `None` outside training.
     pub dropout: Option<Dropout>,
 }
 
@@ -53,7 +53,7 @@ impl Lora {
 /// A part of an adapter's parameters in a narrower type.
 #[derive(Debug)]
 pub(crate) struct Rounded {
-    /// First element of the flat buffer that is there.
+    /// First element of the flat buffer that the copy holds.
     pub(super) first: usize,
     pub(super) parameters: Tensor,
 }
@@ -61,7 +61,7 @@ pub(crate) struct Rounded {
 /// An adapter's parameters as a pass multiplies by them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parameters<'a> {
-    /// First element of the flat buffer that is there.
+    /// First element of the flat buffer that the copy holds.
     pub(super) first: usize,
     pub(super) there: &'a Tensor,
 }
@@ -80,6 +80,6 @@ impl<'a> Parameters<'a> {
 pub struct Gradients<'a> {
     /// As long as the parameters; ranges that are not trained are left alone.
     pub buffer: &'a mut Tensor,
-    /// Whether this batch's gradients replace what is there or add to it.
+    /// Whether this batch's gradients replace the buffer's values or are added to them.
     pub write: Write,
 }

@@ -50,10 +50,10 @@ pub fn shard_names(index: &Path) -> Result<Vec<String>> {
 
 impl Weights {
     /// Opens `<folder>/<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists, for the
-    /// first of the usual stems that is there. `architecture` names the model class in messages.
+    /// first of the usual stems that exists. `architecture` names the model class in messages.
     ///
     /// # Errors
-    /// No weights are there, a shard is missing or truncated, or a header is malformed.
+    /// There are no weights, a shard is missing or truncated, or a header is malformed.
     pub fn open(folder: &Path, architecture: &'static str) -> Result<Self> {
         for stem in ["diffusion_pytorch_model", "model"] {
             let index = folder.join(format!("{stem}.safetensors.index.json"));

@@ -6,7 +6,7 @@ const FIRST_BY_SHARE: f64 = 0.05;
 const ENDS_PER_BUDGET: f64 = 0.2;
 /// Shortest interval, as a share of the budget.
 const SHORTEST_SHARE: f64 = 0.02;
-/// Without a budget the first save is done so many seconds after the training began.
+/// Without a budget, the first save comes this many seconds after training began.
 const FIRST_BY_S: f64 = 60.0;
 /// Longest stretch whose loss is bearable, in seconds ...
 const BEARABLE_S: f64 = 600.0;

@@ -1,4 +1,4 @@
-//! What a budget is told before the run.
+//! Configuration of a budget.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub struct SamplePlan {
     pub round_s: f64,
 }
 
-/// Measurements on validation pictures during training: after the first step, and every so many.
+/// Measurements on validation pictures during training: after the first step, then at intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ValidationPlan {
     /// Steps between two measurements; 0 for the first step's alone.
@@ -39,7 +39,7 @@ impl ValidationPlan {
     pub const SHARE_MAX: f64 = 0.1;
 }
 
-/// Everything [`Budget`](super::Budget) is told before the run. All fields are public; start from
+/// Everything [`Budget`](super::Budget) is given before the run. All fields are public; start from
 /// `default()`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BudgetConfig {
@@ -52,7 +52,7 @@ pub struct BudgetConfig {
     /// Lets the budget overrule `steps` upwards. Without it, a run whose steps end early ends early.
     pub fill: bool,
     /// Seconds kept free before the deadline whatever the measurements say. `None`: 2 % of the deadline, at
-    /// least 0.1 s and at most 0.75 s; on top comes what the observed spread asks for.
+    /// least 0.1 s and at most 0.75 s; the observed spread adds to it.
     pub margin_s: Option<f64>,
     /// Predicted seconds of each phase.
     pub phases: PhaseCosts,

@@ -150,7 +150,7 @@ impl Budget {
             return SampleVerdict::Go;
         };
         let deadline_s = self.deadline_s.unwrap_or(f64::MAX);
-        // With nothing known of its cost, a round must be allowed to be dear.
+        // While its cost is unknown, a round must be allowed to be expensive.
         let round_s = self.round_s().unwrap_or(0.05 * deadline_s) * (1.0 + 0.5 * self.rounds.recent_excess());
         let step_s = self.pace.mixture().map_or(0.0, |step| step.mean_s);
         if time_left_s - round_s < round_s.max(3.0 * step_s) {

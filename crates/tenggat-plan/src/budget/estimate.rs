@@ -9,7 +9,8 @@ const NEWEST: f64 = 1.0 / 8.0;
 const NEWEST_SPREAD: f64 = 1.0 / 24.0;
 /// Observations further from the mean than this many mean deviations are pulled in ...
 const CLIP: f64 = 5.0;
-/// ... until so many in a row lie on the same side: then the speed has changed, and they are believed.
+/// … until this many in a row lie on the same side: then the speed has changed, and they are taken as they
+/// are.
 const BELIEVED_IN_A_ROW: u32 = 3;
 /// Smallest mean deviation assumed, as a share of the mean: clocks and schedulers are never better.
 const LEAST_DEVIATION: f64 = 0.01;

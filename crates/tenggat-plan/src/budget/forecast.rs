@@ -10,7 +10,7 @@ use crate::quantity::format_duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuledBy {
-    /// The number of steps that the job asks for.
+    /// The job's number of steps.
     Steps,
     /// The deadline.
     Deadline,

@@ -89,8 +89,8 @@ impl Pace {
         self.speed.observe(seconds / base_s);
         let known = self.buckets[bucket].observed;
         let surprise = (seconds / (base_s * self.speed_factor())).ln();
-        // A bucket of its own mind is corrected quickly at first, then slowly; with one bucket the speed says
-        // it all.
+        // A bucket whose speed differs from the forecast is corrected quickly at first, then slowly; with one
+        // bucket the speed says it all.
         if self.buckets.len() > 1 {
             let weight = (1.0 / (known as f64 + 2.0)).max(BUCKET_MEMORY);
             let clip = if known < 3 { f64::MAX } else { BUCKET_CLIP };

@@ -22,7 +22,7 @@ pub enum Change {
     ModulationOnHost,
     /// 8-bit optimiser state.
     Adam8bit,
-    /// The weights of so many of all blocks stay in their file.
+    /// The weights of this many blocks, of all of them, stay in their file.
     Offload(u64, u64),
     /// Coarser weights.
     Precision(Precision),
@@ -118,8 +118,8 @@ impl StepConfig {
     }
 }
 
-/// The job with the most blocks that keep the results of attention and MLP, which spare the most for their
-/// size, then the most that keep all activations; `None` if it does not fit with none.
+/// Keeps attention and MLP results in as many blocks as fit (they save the most time per byte), then all
+/// activations in as many as still fit. `None` if the job does not fit even with every block recomputed.
 fn keep_most(config: &StepConfig, machine: &Machine, usable_bytes: f64) -> Option<StepConfig> {
     let layers = config.dims.layers;
     let results = |keep_results: u64| StepConfig { keep_all: 0, keep_results, ..*config };
@@ -526,7 +526,7 @@ mod tests {
         assert!(harms.is_sorted() && harms[0] == 0.0, "{harms:?}");
     }
 
-    /// A batch that fits with weights of 8 bits stays whole: half of it would be the dearer change.
+    /// A batch that fits with weights of 8 bits stays whole: halving it would be the more expensive change.
     #[test]
     fn a_batch_that_fits_by_coarser_weights_alone_is_kept() {
         let shape = StepShape { batch: 4, image_tokens: 1024, text_tokens: 128 };

@@ -11,7 +11,7 @@ use super::step::{FP8_BYTES, Modulation, StepConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryPart {
-    /// Frozen weights as stored. Packed ones stand in the place of those in the file, and are as large.
+    /// Frozen weights as stored. Packed ones replace those in the file, and are as large.
     Weights,
     /// Scales and zero points of quantised weights.
     QuantisationScales,
@@ -85,8 +85,8 @@ impl MemoryPlan {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Bytes of what is there before the first step: weights, adapters, the optimiser's state, and what the
-    /// program takes.
+    /// Bytes allocated before the first step: weights, adapters, the optimiser's state, and what the program
+    /// takes.
     pub fn standing_bytes(&self) -> f64 {
         use MemoryPart::{Context, Lora, Optimiser, QuantisationScales, RecoveryAdapter, Weights};
         let standing = [Weights, QuantisationScales, RecoveryAdapter, Lora, Optimiser, Context];
@@ -175,7 +175,7 @@ impl StepConfig {
         };
         let per_weight = self.precision.bytes_per_weight();
         let scales = self.precision.scale_bytes_per_weight(width);
-        // 8-bit operands are there twice, with an f32 per row of either.
+        // 8-bit operands are stored twice, each with an f32 per row.
         let (per_linear_weight, linear_scales) =
             if self.fp8_products { (2.0 * FP8_BYTES, 8.0 / width) } else { (per_weight, scales) };
         let (again, partly) = (self.recomputed_blocks() as f64, self.partly_recomputed_blocks() as f64);
@@ -203,8 +203,7 @@ impl StepConfig {
         } else {
             (CONTEXT_BYTES, GEMM_WORKSPACE_BYTES)
         };
-        // One is used while the next comes. Files are mapped into a processor's memory, which can let go of
-        // them.
+        // One is used while the next comes. Files are mapped into a processor's memory, which can drop them.
         let at_work = if machine.shares_host_memory { 0.0 } else { self.offloaded().min(2.0) };
         // cuDNN adds up dQ in f32 and keeps one sum per row and head.
         let attention =

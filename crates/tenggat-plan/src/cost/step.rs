@@ -16,7 +16,7 @@ use super::work::{Op, OpClass, Work};
 pub enum Modulation {
     /// They lie on the device and are multiplied in every step.
     EveryStep,
-    /// They lie on the host and pass through the device once in so many steps, whose timesteps are drawn
+    /// They lie on the host and pass through the device once every few steps, whose timesteps are drawn
     /// ahead.
     Table {
         /// Steps between two passes.

@@ -108,7 +108,7 @@ pub enum UnknownGpu {
     /// Nothing fits.
     #[error("no GPU `{query}` in the catalogue; use one of {known}, or `all`")]
     None {
-        /// What was asked for.
+        /// The requested name.
         query: String,
         /// What there is.
         known: String,
@@ -116,7 +116,7 @@ pub enum UnknownGpu {
     /// Several fit.
     #[error("`{query}` could be {found}; name one of them")]
     Several {
-        /// What was asked for.
+        /// The requested name.
         query: String,
         /// What fits.
         found: String,

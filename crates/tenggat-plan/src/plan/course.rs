@@ -49,7 +49,7 @@ pub(super) struct Costs {
     pub validation_s: f64,
 }
 
-/// A course without a budget: everything that the job asks for.
+/// A course without a budget: everything that the job names.
 pub(super) fn counted(job: &PlanJob, steps: u64, costs: Costs) -> Course {
     let samples = job.samples.as_ref().filter(|samples| samples.every_steps > 0);
     // The round that is due at the last step is the last one, which is counted as a phase of its own.

@@ -68,8 +68,8 @@ pub struct ProgramStep<'a> {
     pub swapped_blocks: u64,
     /// Whether captions are encoded before the training, so that the text encoder leaves the card.
     pub captions_encoded: bool,
-    /// Whether it runs on Windows, whose driver model makes launches dearer and shares the card with the
-    /// desktop.
+    /// Whether it runs on Windows, whose driver model makes launches more expensive and shares the card with
+    /// the desktop.
     pub on_windows: bool,
 }
 

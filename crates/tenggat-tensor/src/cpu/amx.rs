@@ -56,7 +56,7 @@ fn exists() -> bool {
         return false;
     }
     let features = __cpuid_count(7, 0).edx;
-    // SAFETY: OSXSAVE says that the instruction is there.
+    // SAFETY: OSXSAVE is set, so the processor has `xgetbv`.
     features & AMX_BF16 != 0 && features & AMX_TILE != 0 && unsafe { enabled() } & TILE_STATE == TILE_STATE
 }
 
@@ -68,7 +68,7 @@ unsafe fn enabled() -> u64 {
     unsafe { _xgetbv(0) }
 }
 
-/// Linux saves the tiles of processes that have asked for it.
+/// Asks Linux to save the tiles of this process on a context switch; returns whether it will.
 fn permitted() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -96,7 +96,7 @@ fn computes() -> bool {
     let step = [Step { a: [0, 1].map(|i| a[i].0.as_ptr().cast()), b: b.as_ptr() }; 3];
     let unset = [Sums([[-1.0; COLUMNS]; ROWS]); 2];
     let (mut one, mut two, mut expected) = ([unset[0]], unset, unset);
-    // SAFETY: the tiles are there, and so is the unit.
+    // SAFETY: AMX was detected, and each operand holds whole 1 KiB tiles.
     unsafe {
         product(&step, &mut one);
         product(&step, &mut two);

@@ -85,7 +85,7 @@ pub trait Real:
     /// The larger of two; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
     /// Lends scratch of `len` elements of the calling thread, aligned to a cache line, contents unspecified,
-    /// kept from call to call. A call from inside `work` gets memory of its own, kept likewise.
+    /// kept from call to call. A call from inside `work` gets memory of its own, kept in the same way.
     #[doc(hidden)]
     fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
 }

@@ -47,7 +47,7 @@ impl Device {
         Self::emulated_with(usize::MAX)
     }
 
-    /// The same with so many bytes of memory.
+    /// The same with this many bytes of memory.
     ///
     /// # Errors
     /// There is no C++ compiler.

@@ -122,7 +122,7 @@ pub fn open_gpu_without(without: Without) -> Option<Device> {
     emulated(Emulation { without, is_watched: true, ..Emulation::default() })
 }
 
-/// An emulated GPU with so many bytes of memory, with the same exception.
+/// An emulated GPU with this many bytes of memory, with the same exception.
 pub fn emulated_gpu(memory_bytes: usize) -> Option<Device> {
     emulated(Emulation { memory_bytes, ..Emulation::default() })
 }

@@ -115,9 +115,9 @@ pub fn picked(folder: &Path) -> std::io::Result<Option<PathBuf>> {
     Ok(picked.map(|name| folder.join(name)))
 }
 
-/// Makes a folder of results ready to be gone on with: files under the names of LoRAs that cannot be read as
-/// such get `.broken` behind their names, so that neither the training nor the contest takes them. Returns
-/// the new names.
+/// Prepares a folder of results for resuming: files under the names of LoRAs that cannot be read as such get
+/// `.broken` behind their names, so that neither the training nor the contest takes them. Returns the new
+/// names.
 ///
 /// # Errors
 /// A file cannot be renamed.
@@ -135,8 +135,8 @@ pub fn set_broken_aside(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(broken)
 }
 
-/// Removes what a run is gone on with: the optimiser's state, which may be many times as large as the LoRA
-/// and is of no use to whoever gets the folder.
+/// Removes the checkpoint: the optimiser's state, which may be many times as large as the LoRA and is of no
+/// use to whoever gets the folder.
 ///
 /// # Errors
 /// A file cannot be removed.

@@ -14,7 +14,7 @@ use crate::measure::score::{HeldOut, Judge, LEVELS, Prompt, Redraw};
 pub struct Measures {
     /// Error of redrawn pictures, and how they are redrawn.
     pub picture: Option<Redrawing>,
-    /// Error of predicted velocities, with so many noises at each level.
+    /// Error of predicted velocities, with this many noises at each level.
     pub velocity: Option<u64>,
     /// What errors with captions and with the empty prompt count.
     pub weights: ErrorWeights,

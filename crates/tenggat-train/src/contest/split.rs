@@ -11,7 +11,7 @@ use super::pictures::scaled;
 use super::{Error, Result};
 use crate::data::pictures;
 
-/// Of so many pictures one is held out, rounded up, as the contest does.
+/// One image in this many is held out, rounded up, as the contest does.
 const HELD_OUT_ONE_IN: usize = 10;
 /// With fewer pictures none is.
 const FEWEST_TO_SPLIT: usize = 5;

@@ -96,8 +96,8 @@ impl Drop for Work {
     }
 }
 
-/// The folder for all tasks of this user unless another is asked for. Its name has the user's number: a
-/// folder of one name would belong to whoever comes first.
+/// The folder for all tasks of this user, unless another is given. Its name has the user's number: a folder
+/// of one name would belong to whoever comes first.
 fn default_root() -> PathBuf {
     #[cfg(unix)]
     let name = format!("tenggat-task-{}", rustix::process::geteuid().as_raw());
@@ -109,7 +109,7 @@ fn default_root() -> PathBuf {
 /// Makes a folder that only this user may enter, or finds it so.
 ///
 /// # Errors
-/// It cannot be made, or what is there belongs to somebody else, lets others in, or is a link.
+/// It cannot be created, or an existing one belongs to somebody else, lets others in, or is a link.
 fn make_private(path: &Path) -> Result<()> {
     let mut builder = DirBuilder::new();
     #[cfg(unix)]

@@ -122,7 +122,7 @@ impl Prepared {
         self.batches.per_epoch()
     }
 
-    /// A text that is another as soon as pictures, captions or their treatment are.
+    /// Hash of the images, captions and their preprocessing; it changes when any of them does.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         self.items.iter().for_each(|item| hash.update(format!("{item:?}\n")));

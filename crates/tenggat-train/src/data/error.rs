@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Data that cannot be used or encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The job asks for something that makes no sense or cannot be done here.
+    /// The job has a value that makes no sense, or needs something that tenggat cannot do.
     #[error("{0}")]
     Job(String),
     /// A file that could not be used.

@@ -63,7 +63,7 @@ fn of_linear(m: usize, [input, out]: [usize; 2], r: usize) -> Vec<Product> {
     ]
 }
 
-/// How many products were asked for, and descriptions of those that the library has no way of computing.
+/// How many products were tried, and descriptions of those for which the library has no algorithm.
 pub(super) fn without_a_way(cuda: &Cuda) -> (usize, Vec<String>) {
     let mut asked = 0;
     let mut missing = Vec::new();

@@ -78,9 +78,9 @@ fn replace(
     sync_folder(folder)
 }
 
-/// Gives a file a second name in place of what is there, which takes no room; copies it where the file system
-/// has no links. Files are replaced, never rewritten, so that the two names have nothing more to do with each
-/// other.
+/// Gives a file a second name, replacing any file of that name, without using space; copies it where the file
+/// system has no links. Files are replaced, never rewritten, so that the two names have nothing more to do
+/// with each other.
 ///
 /// # Errors
 /// As [`write`].

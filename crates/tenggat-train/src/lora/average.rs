@@ -45,7 +45,7 @@ impl Ema {
         self.steps
     }
 
-    /// Puts an average back that had taken in so many updates; `fill` writes it.
+    /// Restores an average over this many updates; `fill` writes it.
     ///
     /// # Errors
     /// What `fill` returns.

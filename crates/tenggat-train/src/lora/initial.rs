@@ -11,7 +11,7 @@ use crate::job::{Network, NetworkKind};
 /// Random stream of the initial values.
 const STREAM: u64 = 0x10_7a;
 
-/// Where the matrices lie of the adapter that a job asks for.
+/// Layout of the adapter that a job describes.
 ///
 /// # Errors
 /// The job's patterns leave no module that the loss depends on, so that nothing would be trained.

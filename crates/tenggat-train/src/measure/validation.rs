@@ -1,6 +1,6 @@
-//! `validation_config`: the loss on held-out pictures at fixed noise levels with fixed noise, every so many
-//! steps. Source: ai-toolkit `jobs/process/BaseSDTrainProcess.py`, `setup_validation` and `validate`; latents
-//! are means of the VAE's posterior, as in training.
+//! `validation_config`: the loss on held-out images at fixed noise levels with fixed noise, every few steps.
+//! Source: ai-toolkit `jobs/process/BaseSDTrainProcess.py`, `setup_validation` and `validate`; latents are
+//! means of the VAE's posterior, as in training.
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
@@ -61,7 +61,7 @@ impl<'a> Validation<'a> {
         Ok(((!pictures.is_empty()).then_some(validation), bad))
     }
 
-    /// Takes the lowest loss of the steps before from a run that is gone on with.
+    /// Takes the lowest loss so far from a resumed run.
     pub fn remember(&mut self, losses: impl Iterator<Item = f64>) {
         self.best = losses.fold(self.best, f64::min);
     }

@@ -60,7 +60,7 @@ pub struct Found {
 }
 
 impl Metrics {
-    /// Starts an empty file, in place of one that is there.
+    /// Starts an empty file, replacing an existing one.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -69,9 +69,9 @@ impl Metrics {
         Self::append(path)
     }
 
-    /// Goes on with a file after so many steps, and returns what it holds of them. Lines of later steps,
-    /// which are about to be done again, lines that are no steps, and a line that a crash cut short are
-    /// dropped. A missing file is started.
+    /// Continues a file after this many steps, and returns its records of them. Lines of later steps, which
+    /// are about to be done again, lines that are no steps, and a line that a crash cut short are dropped. A
+    /// missing file is started.
     ///
     /// # Errors
     /// The file cannot be read or written.

@@ -1,4 +1,4 @@
-//! TensorBoard event files: numbers by step, as `log_dir` asks for them.
+//! TensorBoard event files: numbers by step, for `log_dir`.
 //!
 //! A file is a row of records (length, checksum, data, checksum), each an `Event` protocol buffer. Source:
 //! TensorFlow `tensorflow/core/lib/io/record_writer.h`, `core/util/event.proto`,

@@ -2,7 +2,7 @@
 //! memory.
 //!
 //! The step is the one that runs take ([`Trainer`]); weights are generated tensor by tensor in their stored
-//! form, so that a model of 20 billion weights is there within seconds and never larger than it is stored.
+//! form, so that a model of 20 billion weights is ready within seconds and never larger than its stored form.
 
 use std::sync::Arc;
 
@@ -106,9 +106,9 @@ pub struct Measured {
 /// News of a measurement on its way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum News {
-    /// The modulation of so many steps was worked out in so many seconds.
+    /// The modulation of the next steps was computed: number of steps, seconds.
     Modulation(usize, f64),
-    /// A part of step number n, from 1 and with those that warm up, took so many seconds.
+    /// A part of step n (from 1, warm-up included) is done: seconds.
     Part(usize, Part, f64),
     /// Step number n is over; whether it went through the model as captured CUDA graphs.
     Step(usize, StepTime, bool),

@@ -111,7 +111,7 @@ fn text_weights(config: &TextConfig) -> f64 {
 pub struct Planned {
     /// The job.
     pub job: PlanJob,
-    /// What was guessed or left out, to be told.
+    /// What was guessed or left out, for the user.
     pub notes: Vec<String>,
 }
 

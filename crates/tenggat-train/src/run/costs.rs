@@ -85,7 +85,7 @@ pub(super) fn budget(
     Ok(budget)
 }
 
-/// Seconds of the phases that are over, and of those to come as these foretell them.
+/// Seconds of the phases that are over, and predictions from them for later phases.
 fn phase_costs(job: &Job, options: &Options<'_>, costs: &Costs, over: &[(Phase, f64, f64)]) -> PhaseCosts {
     let mut phases = PhaseCosts::default().with(Phase::FinalSave, 2.0 * costs.write_s + costs.measure_s);
     for &(phase, began_s, ended_s) in over {

@@ -1,5 +1,4 @@
-//! Moving the deadline of a run that is under way: a small file in its folder, which the loop looks for and
-//! answers.
+//! Moves the deadline of a run in progress: a small file in its folder, which the loop looks for and answers.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +20,7 @@ const LOOK_EVERY_S: f64 = 1.0;
 /// What is asked of a deadline.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Move {
-    /// Later by so many seconds, or earlier if negative.
+    /// Later by this many seconds, or earlier if negative.
     By(f64),
     /// To this moment.
     To(Timestamp),

@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A run that could not be started or finished. What it had saved stays on disk.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The job asks for something that makes no sense or cannot be done here.
+    /// The job has a value that makes no sense, or needs something that tenggat cannot do.
     #[error("{0}")]
     Job(String),
     /// Another run is under way in the folder; nothing there was touched.

@@ -89,7 +89,7 @@ impl RunFolder {
         self.path.join(format!("{}_best.safetensors", self.name))
     }
 
-    /// The LoRA after so many steps: `<name>_<9 digits>.safetensors`.
+    /// The LoRA after this many steps: `<name>_<9 digits>.safetensors`.
     pub fn numbered(&self, steps: u64) -> PathBuf {
         self.path.join(format!("{}_{steps:09}.safetensors", self.name))
     }
@@ -243,7 +243,7 @@ mod tests {
         let left = || names::numbered_in(&path, "fox").into_iter().map(|(n, _)| n).collect::<Vec<_>>();
         assert_eq!(left(), [500, 750]);
         assert!(folder.numbered(500).ends_with("fox_000000500.safetensors"));
-        // Cut off, gone on with: files of before count, the last is written again.
+        // Interrupted and resumed: files from before count, and the last is written again.
         for other in
             ["fox_1.safetensors", "fox_best.safetensors", "wolf_000000001.safetensors", "fox.safetensors"]
         {

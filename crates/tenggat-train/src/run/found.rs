@@ -61,7 +61,7 @@ impl Found {
         found
     }
 
-    /// Whether there is more than a LoRA that changes nothing, which is there so that there is one.
+    /// Whether there is more than the placeholder, a LoRA that changes nothing.
     pub fn holds_results(&self) -> bool {
         !self.others.is_empty() || self.saves.iter().any(|save| save.steps > 0 || !save.is_own)
     }
@@ -91,7 +91,7 @@ fn updates(header: &Header, number: Option<u64>, step_names: bool) -> Option<(u6
     Some((step.or(number)?.saturating_add(u64::from(one_more)), false))
 }
 
-/// Makes sure that a LoRA of so many steps may be written under this name: a file of another program's, a
+/// Makes sure that a LoRA of this many steps may be written under this name: a file of another program's, a
 /// broken one, or one that is further along than this is kept under the name `<name>.old-1.safetensors` or
 /// the next free number, which is returned.
 ///

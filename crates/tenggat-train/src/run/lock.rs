@@ -341,7 +341,7 @@ fn path_of(_: &File) -> Option<PathBuf> {
     None
 }
 
-/// What somebody is told who starts a second run.
+/// The message for somebody who starts a second run.
 fn describe(folder: &Path, note: Option<Note>) -> String {
     let folder = folder.display();
     let Some(note) = note else { return format!("a run is under way in {folder}") };

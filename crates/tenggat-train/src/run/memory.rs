@@ -1,4 +1,4 @@
-//! What of a run stays in memory: activations block by block, and the modulation matrices.
+//! What a run keeps in memory: activations block by block, and the modulation matrices.
 
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Recompute, Transformer};
@@ -31,8 +31,8 @@ pub(super) fn modulation_steps(
     })
 }
 
-/// The device as planning sees it, of which so much may be used: of a GPU, what is free and what a plan
-/// counts that is there already.
+/// The device for the planner. A GPU's usable memory is what is free plus what the plan counts and is already
+/// allocated.
 fn machine(device: &Device, limit_bytes: f64, there_bytes: f64) -> Result<Machine> {
     Ok(match (device.description(), device.memory()?) {
         (Some(name), Some((free, _))) if free < usize::MAX => Machine::gpu(&name, free as f64 + there_bytes),

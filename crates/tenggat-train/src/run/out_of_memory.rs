@@ -45,7 +45,7 @@ pub(super) fn offload(model: &Transformer) -> Option<String> {
     (model.offload(some_blocks(model.config().num_layers)) > 0).then(|| offloaded(model.offloaded_blocks()))
 }
 
-/// What it means that so many blocks are offloaded.
+/// Tells the user that this many blocks are offloaded.
 pub(super) fn offloaded(blocks: usize) -> String {
     format!("the weights of {blocks} blocks stay in their file from now on and are read for every pass")
 }

@@ -191,8 +191,7 @@ impl<'a> Run<'a> {
         Ok(Run { job, options, time, folder, start, requests, held_out, lora })
     }
 
-    /// Looks for the images. Those that cannot be read are told before the model is read, which may take
-    /// minutes.
+    /// Looks for the images. Unreadable ones are reported before the model is read, which may take minutes.
     fn find_images(&mut self) -> Result<pictures::Loaded> {
         let mut loaded = pictures::load(&self.job.datasets, self.job.compat, self.job.seed)?;
         std::mem::take(&mut loaded.remarks).into_iter().for_each(|remark| self.time.warn(remark));
@@ -432,7 +431,7 @@ struct Log {
 }
 
 impl Log {
-    /// Opens the metrics of a run that did so many steps before.
+    /// Opens the metrics of a run that did this many steps before.
     fn open(path: &Path, steps: u64) -> Result<Self> {
         let used = |e| Error::file("use", path, e);
         if steps == 0 {

@@ -1,4 +1,4 @@
-//! What becomes of a folder that holds an earlier run: gone on with, moved aside, or done already.
+//! What happens to a folder that holds an earlier run: it is resumed, moved aside, or already done.
 
 use std::path::PathBuf;
 
@@ -14,13 +14,13 @@ use crate::lora::file::{self as lora_file, LoraFile};
 
 /// How a run begins.
 pub(super) enum Start {
-    /// There is nothing to go on with.
+    /// There is nothing to resume.
     Fresh,
-    /// What is there is moved aside, for this reason.
+    /// Earlier results are moved aside, for this reason.
     Aside(String),
     /// A run of this job goes on.
     Continue(Box<Saved>),
-    /// A run goes on from its weights, so many updates, with a new optimiser.
+    /// The run resumes from these weights, after this many updates, with a new optimiser.
     FromLora(Box<LoraFile>, u64),
     /// The run is finished.
     Done(Done),
@@ -64,13 +64,13 @@ impl Start {
 /// ai-toolkit's file of the optimiser's state.
 const FOREIGN_STATE: &str = "optimizer.pt";
 
-/// Looks at the folder, which is locked; `before` is what the run before noted. `warn` is told what the user
+/// Looks at the folder, which is locked; `before` is what the earlier run noted. `warn` gets what the user
 /// should know.
 ///
-/// What is furthest along and whole is gone on with: a state of ours, or else a LoRA. A LoRA that is ahead of
-/// the newest state, because another program went on or because there was no room for a state, counts more
-/// than the state. Where the newest state is broken, the one before it leads to the same LoRA with the same
-/// optimiser, so that it counts more than a LoRA of ours, unless that one is finished.
+/// The run resumes from the whole file that is furthest along: a checkpoint of ours, or else a LoRA. A LoRA
+/// that is ahead of the newest state, because another program went on or because there was no room for a
+/// state, counts more than the state. Where the newest state is broken, the one before it leads to the same
+/// LoRA with the same optimiser, so that it counts more than a LoRA of ours, unless that one is finished.
 pub(super) fn decide(
     job: &Job,
     options: &Options<'_>,
@@ -146,7 +146,8 @@ fn change(job: &Job, saved: &Saved) -> Option<String> {
 fn of_own(job: &Job, options: &Options<'_>, saved: Saved, found: &Found, before: Option<&Note>) -> Start {
     let Err(advice) = more_wanted(job, options, &saved) else { return Start::Continue(Box::new(saved)) };
     let steps = saved.progress.steps;
-    // Its last samples and reports were cut off; there is no step left to take, and the LoRA stays what it is.
+    // Its last samples and reports were cut off; there is no step left to take, and the LoRA stays what it
+    // is.
     let is_closing = before.is_some_and(|note| note.is_closing() && note.is_of(&job.text));
     if is_closing && saved.progress.end == Some(End::Steps) {
         return Start::Continue(Box::new(saved));
@@ -164,7 +165,7 @@ fn of_own(job: &Job, options: &Options<'_>, saved: Saved, found: &Found, before:
     Start::Done(Done { steps, advice, source, lora: None })
 }
 
-/// Whether the job asks for more than a finished run has done; else what to ask for.
+/// Whether the job wants more than a finished run has done; else what to change.
 fn more_wanted(job: &Job, options: &Options<'_>, saved: &Saved) -> Result<(), String> {
     let before = &saved.progress;
     let Some(end) = before.end else { return Ok(()) };
@@ -187,7 +188,7 @@ fn more_wanted(job: &Job, options: &Options<'_>, saved: &Saved) -> Result<(), St
     Err(format!("to continue it, give {raise}; to train from scratch, --start-over"))
 }
 
-/// Whether so many steps are all that the job asks for.
+/// Whether this many steps are all that the job wants.
 fn wants_no_more(job: &Job, options: &Options<'_>, steps: u64) -> bool {
     let fills = job.limits.fill && options.deadline_s.is_some();
     !fills && job.train.steps.is_some_and(|asked| asked <= steps)
@@ -221,7 +222,7 @@ fn of_weights(job: &Job, options: &Options<'_>, found: &Found, warn: &mut dyn Fn
     })
 }
 
-/// A LoRA to go on from; the reason why it is none otherwise.
+/// A LoRA to resume from, or the reason why it cannot be used.
 fn usable(save: &Save) -> Result<LoraFile, String> {
     let file = lora_file::load(&save.path).map_err(|e| e.to_string())?;
     if file.is_finite() { Ok(file) } else { Err("its weights are not all finite numbers".into()) }
@@ -255,7 +256,7 @@ fn from(
     Start::FromLora(Box::new(file), steps)
 }
 
-/// The clock of a run that goes on: it stood still meanwhile.
+/// The clock of a resumed run: it stood still while the run was interrupted.
 pub(super) struct Continued<'a> {
     pub clock: &'a dyn Clock,
     pub before_s: f64,
@@ -268,7 +269,7 @@ impl Clock for Continued<'_> {
 }
 
 /// Seconds that the clock is ahead by, so that it reads what it read when the run before ended: when its
-/// state was kept, or later, as it noted. A clock that counts from a moment has gone on by itself.
+/// state was kept, or later, as it noted. A clock that counts from a point in time has run on by itself.
 pub(super) fn spent_before_s(start: &Start, job: &Job, options: &Options<'_>, before: Option<&Note>) -> f64 {
     let before = before.filter(|_| job.resume && !options.start_over);
     let noted_s = before.map_or(0.0, Note::spent_s);

@@ -1,4 +1,4 @@
-//! Sample pictures of a run: before the first step, every so many steps, and of the finished LoRA.
+//! Samples of a run: before the first step, every few steps, and of the finished LoRA.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -48,7 +48,7 @@ pub(super) struct Sampling<'a> {
 pub(super) type MayGoOn<'a> = &'a mut dyn FnMut(PartTime) -> bool;
 
 impl<'a> Sampling<'a> {
-    /// Encodes the job's prompts; `None` if it asks for no pictures.
+    /// Encodes the job's prompts; `None` if it has none.
     ///
     /// # Errors
     /// The text encoder failed.
@@ -85,7 +85,7 @@ impl<'a> Sampling<'a> {
         }))
     }
 
-    /// Whether the last whole round was of the LoRA after so many steps.
+    /// Whether the last complete round shows the LoRA after this many steps.
     pub fn has_drawn(&self, steps: u64) -> bool {
         self.last_round == Some(steps)
     }
@@ -101,7 +101,7 @@ impl<'a> Sampling<'a> {
         }
     }
 
-    /// Pictures of the round after so many steps, by their numbers.
+    /// Images of the round after this many steps, by their numbers.
     fn found(&self, steps: u64, folder: &RunFolder) -> BTreeMap<usize, PathBuf> {
         let entries = std::fs::read_dir(folder.file(FOLDER)).into_iter().flatten().flatten();
         let number = |path: &Path| -> Option<usize> {

@@ -23,7 +23,7 @@ use crate::lora::file::{self as lora_file, Info, Module};
 /// Variable of a folder where a finished LoRA goes that finds no place in its own.
 const RESCUE: &str = "TENGGAT_RESCUE";
 
-/// Writes LoRA files of one run, and the state that it is gone on with.
+/// Writes the LoRA files and the checkpoints of one run.
 pub(super) struct Saver<'a> {
     job: &'a Job,
     /// Whether the state is kept.
@@ -137,7 +137,7 @@ impl<'a> Saver<'a> {
         Err(error)
     }
 
-    /// Gives the LoRA of so many steps the name that it is delivered under.
+    /// Gives the LoRA of this many steps the name that it is delivered under.
     ///
     /// # Errors
     /// The system's reason.

@@ -1,4 +1,4 @@
-//! The file that a run is gone on with: everything that the next step depends on, as it was after a step.
+//! The checkpoint: everything that the next step depends on.
 //!
 //! A safetensors file whose metadata hold [`Progress`] as JSON under one key and a hash of everything under
 //! another. It is written beside its name and renamed, so that it is whole however the process ends; the one
@@ -30,7 +30,7 @@ pub(super) const KEY: &str = "tenggat_run";
 /// Key of the hash: XXH3 with 128 bits, which guards against accidents at the speed of memory, and against
 /// nothing else.
 pub(super) const HASH: &str = "tenggat_xxh3_128";
-/// Raised when older versions could not go on with a newer file. Since 2 there is a hash.
+/// Raised when older versions could not resume from a newer file. Since version 2 there is a hash.
 const VERSION: u32 = 2;
 /// Largest number of steps that a run can have done: that many milliseconds are thirty years.
 const MOST_STEPS: u64 = 1_000_000_000_000;
@@ -65,7 +65,7 @@ pub(super) struct Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum End {
-    /// All steps asked for were done.
+    /// All steps of the job were done.
     Steps,
     /// The time was used up.
     Time,

@@ -29,7 +29,7 @@ pub(super) trait Ledger {
     fn records(&self) -> &[PhaseRecord];
 }
 
-/// The phases before there is a budget, which is told of them when it is made.
+/// The phases before there is a budget; it is told of them when it is created.
 #[derive(Debug, Default)]
 pub(super) struct NoBudgetYet {
     records: Vec<PhaseRecord>,

@@ -55,7 +55,7 @@ pub(super) struct Training<'a, 's> {
     pub sampling: Option<Sampling<'s>>,
     pub requests: Requests,
     pub ladder: Ladder,
-    /// The batches of a step to come, drawn while a GPU is at work on the one before.
+    /// The batches of the next step, drawn while a GPU works on the current one.
     pub next: Option<NextBatches>,
     /// Steps that were done when the run began.
     pub steps_before: u64,
@@ -67,7 +67,7 @@ pub(super) struct Training<'a, 's> {
     pub best_is_due: bool,
 }
 
-/// Batches of a step to come.
+/// Batches of the next step.
 pub(super) struct NextBatches {
     /// Number of the first.
     first: u64,

@@ -57,7 +57,7 @@ impl Draws {
         (purpose as u64) << 56 | (batch & 0xffff_ffff) << 16 | (sample as u64 & 0xffff)
     }
 
-    /// Noise level of a sample whose picture has so many tokens: an entry of a table of 1000.
+    /// Noise level of a sample whose image has this many tokens: an entry of a table of 1000.
     pub fn level(
         &self,
         levels: NoiseLevels,

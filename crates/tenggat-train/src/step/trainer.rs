@@ -44,7 +44,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The batch in parts of at most so many samples, each counting as much as it has of them.
+    /// The batch in parts of at most this many samples, each weighted by its number of samples.
     ///
     /// # Errors
     /// Out of device memory.

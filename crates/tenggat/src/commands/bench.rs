@@ -251,7 +251,7 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
             let StepTime { forward_s, backward_s, update_s, loss, .. } = time;
             let warm_up = step <= args.warm_up;
             let line = StepLine { step, warm_up, forward_s, backward_s, update_s, loss, recorded };
-            // A reader that is gone is told at the end.
+            // A closed output is reported at the end.
             let _ = output::json_line(&line);
         }
         News::Step(..) => {}
@@ -450,7 +450,7 @@ fn gpu(device: &Device) -> Option<&Cuda> {
     }
 }
 
-/// Whether attention ran on cuDNN: it is there, and nothing was noted about it.
+/// Whether attention ran on cuDNN: it is installed, and nothing was noted about it.
 fn attention_is_fused(gpu: &Cuda) -> bool {
     gpu.dnn().is_some() && !gpu.notes().iter().any(|note| note.starts_with("attention"))
 }

@@ -256,7 +256,7 @@ fn output(folder: &Path, found: &mut Findings) -> String {
     folder.display().to_string()
 }
 
-/// Time and memory on this machine's processor, in one line, and whether the memory is there.
+/// Time and memory on this machine's processor, in one line, and whether it has the memory.
 fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     let (facts, _) = facts(&job.model.name_or_path)?;
     let planned = plan_job(job, &facts, Precision::Bf16).job;

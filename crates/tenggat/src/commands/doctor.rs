@@ -69,7 +69,7 @@ pub fn doctor(args: &DoctorArgs, choice: Choice) -> anyhow::Result<()> {
 const LIBRARIES: [(&str, &str); 3] =
     [("libnvrtc", "nvidia-cuda-nvrtc"), ("libcublasLt", "nvidia-cublas"), ("libcudnn", "nvidia-cudnn-cu13")];
 
-/// What is there of a GPU, and what is missing.
+/// What a GPU needs: what was found, and what is missing.
 fn gpu(choice: Choice) {
     let ordinal = if let Choice::Cuda(ordinal) = choice { ordinal } else { 0 };
     let opened = device::options(ordinal).map_err(|e| e.to_string()).and_then(|options| {

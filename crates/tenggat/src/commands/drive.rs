@@ -169,7 +169,7 @@ fn deadline(limited: &Limited) -> anyhow::Result<f64> {
     )
 }
 
-/// Shows a drive, and tells those who asked to be told.
+/// Shows a drive, and notifies the webhook.
 fn with_hooks(
     args: &DriveArgs,
     run: &str,
@@ -258,9 +258,9 @@ pub struct Signals {
     pub save: Arc<AtomicBool>,
 }
 
-/// Listens from now on: the first Ctrl-C, SIGTERM or SIGXCPU asks for the end, and the second of the first two
-/// ends the process at once; SIGUSR1 asks for a save. A terminal that closes changes nothing: a drive has a
-/// deadline.
+/// Listens from now on: the first Ctrl-C, SIGTERM or SIGXCPU asks for the end, and the second of the first
+/// two ends the process at once; SIGUSR1 asks for a save. A terminal that closes changes nothing: a drive has
+/// a deadline.
 ///
 /// # Errors
 /// The system allows no handlers.

@@ -1,4 +1,4 @@
-//! `tenggat extend`: moving the deadline of a run that is under way.
+//! `tenggat extend`: moves the deadline of a run in progress.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;

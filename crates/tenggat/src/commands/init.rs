@@ -30,7 +30,7 @@ pub struct InitArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Writes the job; never over a file that is there.
+/// Writes the job; never over an existing file.
 pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     let folder = args.folder.canonicalize().with_context(|| format!("{}", args.folder.display()))?;
     let own = folder.file_name().map_or("lora".into(), |name| name.to_string_lossy().into_owned());
@@ -38,7 +38,7 @@ pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     let out = args.out.clone().unwrap_or_else(|| folder.with_file_name(format!("{own}.yaml")));
     anyhow::ensure!(!out.exists(), "{} already exists; name another file with --out", out.display());
     let text = job_text(&folder, &name, args)?;
-    // What is written is read back, so that a name no job can have is told here.
+    // The job is read back, so that a name that no job can have is reported here.
     let (job, _) = Job::from_str(&text, &out, None, &|_| None)?;
     let pictures::Loaded { items, bad, remarks } = pictures::load(&job.datasets, job.compat, job.seed)?;
     for bad in &bad {

@@ -30,7 +30,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar of so many parts in a template of indicatif's.
+    /// A bar of this many parts in a template of indicatif's.
     pub fn new(length: u64, template: &'static str) -> Self {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self::with(Some(length), style)

@@ -10,7 +10,7 @@ pub fn shows_bars() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whether a stream is a terminal that is asked for colours.
+/// Whether a stream is a terminal, and colours are wanted.
 #[expect(clippy::disallowed_methods, reason = "it writes nothing")]
 pub(super) fn has_colours(stream: Stream) -> bool {
     let is_terminal = match stream {

@@ -29,7 +29,7 @@ pub struct Hyper {
     pub eps: f64,
     /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Coupled weight decay, Adam's: so many times the parameter is added to the gradient.
+    /// Coupled weight decay, Adam's: this multiple of the parameter is added to the gradient.
     pub l2: f64,
     /// Number of this step, from 1.
     pub step: u64,

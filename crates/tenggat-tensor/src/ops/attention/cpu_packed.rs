@@ -128,7 +128,7 @@ pub fn forward<E: Lane>(
                     rows,
                     keys,
                 );
-                // SAFETY: likewise.
+                // SAFETY: this task alone writes the rows of its queries in the columns of its head.
                 unsafe {
                     product(p, pv, Target::Rows(o.stride), false, o.at(from, h * d));
                     for (i, &total) in totals[..rows].iter().enumerate() {

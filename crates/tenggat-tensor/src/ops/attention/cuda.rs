@@ -1,4 +1,4 @@
-//! GPU attention: cuDNN's fused kernels for bf16 where they are there, else our own.
+//! GPU attention: cuDNN's fused kernels for bf16 where they are installed, else our own.
 
 use std::sync::Arc;
 
@@ -122,8 +122,8 @@ fn fused<'a>(
 /// not installed.
 const MANY_TOKENS: usize = 1024;
 
-/// Runs a pass on cuDNN, in a workspace of so many bytes. Whether it was queued: if cuDNN has no plan for it,
-/// or its plan does not start, that is noted, and our own kernels do the work from then on.
+/// Runs a pass on cuDNN, in a workspace of this many bytes. Whether it was queued: if cuDNN has no plan for
+/// it, or its plan does not start, that is noted, and our own kernels do the work from then on.
 ///
 /// # Errors
 /// There is no room for the workspace; or the pass failed while work is captured, which ends the capture.
@@ -172,7 +172,7 @@ fn operands(
     })
 }
 
-/// Bytes of scores that are there at once, where all of a sample's are written out.
+/// Bytes of scores in memory at once, where all scores of a sample are written out.
 const SCORE_BYTES: usize = 256 << 20;
 
 /// Mirrors `Softmax`.

@@ -27,7 +27,7 @@ use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 /// What the shapes of the operands do not say.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout<'a> {
-    /// Valid keys of each sample: the first so many of its tokens. At least one each.
+    /// Valid keys of each sample: this many of its first tokens. At least one each.
     pub key_lens: &'a [usize],
     /// The same in a GPU's memory, as [`device_lens`] puts them there, where they are read each time:
     /// a graph is replayed with other lengths than it was captured with. `None`: they stay what they

@@ -53,7 +53,7 @@ pub fn forward(
     in_slabs(op, x, input, filter, write, y, SLAB_BYTES)
 }
 
-/// [`forward`] with slabs of at most so many bytes, and at least a pixel.
+/// [`forward`] with slabs of at most this many bytes, but at least one pixel.
 pub(super) fn in_slabs(
     op: &'static str,
     x: View<'_>,

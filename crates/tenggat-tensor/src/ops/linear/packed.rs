@@ -44,7 +44,7 @@ pub struct Adapter<'a> {
 pub struct AdapterGradients<'a> {
     /// `[1, n]`: dA, then dB of one member after the other.
     pub all: ViewMut<'a>,
-    /// Whether they replace what is there.
+    /// Whether they replace the existing values.
     pub write: Write,
 }
 

@@ -50,17 +50,17 @@ pub struct Usage {
     pub encoded: usize,
     /// Files that were made anew because they are damaged.
     pub damaged: usize,
-    /// Pictures that are others than those their files were made from.
+    /// Images that changed since their files were made.
     pub changed: Vec<PathBuf>,
     /// Pictures that are younger than their files, which do not say what they were made from.
     pub younger: Vec<PathBuf>,
-    /// Pictures whose embeddings of another program are there and cannot be used, and why.
+    /// Images for which another program's embeddings exist but cannot be used, and why.
     pub misfits: Option<(usize, Misfit)>,
     /// The first file that could not be written; no other was tried after it.
     pub unwritten: Option<(PathBuf, io::Error)>,
 }
 
-/// Why embeddings that are there are not used.
+/// Why existing embeddings are not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Misfit {
     /// They are of ai-toolkit's spelling of the same captions.

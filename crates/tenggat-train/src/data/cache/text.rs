@@ -176,7 +176,7 @@ mod tests {
 
     const SETTINGS: Settings<'static> = Settings { dtype: SaveType::F32, encoder: "a", at_once: 2 };
 
-    /// Encodes a caption to as many tokens as it has letters; notes what it was asked for.
+    /// Encodes a caption to as many tokens as it has letters, and notes it.
     fn run(
         requests: &[Request<'_>],
         settings: Settings<'_>,

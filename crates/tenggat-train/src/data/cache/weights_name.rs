@@ -1,4 +1,4 @@
-//! A name for an encoder's weights, so that caches made by other weights are told apart.
+//! A name for an encoder's weights, to tell caches of different weights apart.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};

@@ -28,7 +28,7 @@ pub struct Batches {
 struct Cycle {
     batches: Vec<Vec<usize>>,
     random: Philox,
-    /// Order of the epoch asked for last.
+    /// Order of the last requested epoch.
     order: (u64, Vec<usize>),
 }
 

@@ -2,7 +2,7 @@
 
 use tenggat_tensor::random::Philox;
 
-/// What a side must be divisible by: 8 for the VAE, 2 for patches, and ai-toolkit asks for twice that.
+/// What a side must be divisible by: 8 for the VAE, 2 for patches, and ai-toolkit requires twice that.
 /// Source: ai-toolkit `extensions_built_in/diffusion_models/qwen_image/qwen_image.py`,
 /// `get_bucket_divisibility`.
 pub const DIVISIBLE_BY: usize = 32;

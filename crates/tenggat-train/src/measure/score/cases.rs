@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// Noise levels: the midpoints of so many equal parts of 0..1.
+/// Noise levels: the midpoints of this many equal parts of 0..1.
 pub const LEVELS: usize = 16;
 /// Seed of all noise.
 const MASTER_SEED: u64 = 42;

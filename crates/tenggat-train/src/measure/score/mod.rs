@@ -105,8 +105,8 @@ impl Prompt {
 }
 
 impl Judge<'_> {
-    /// The last `strength` of the sampler's schedule of so many steps, without guidance: 0.75 of 20 starts at
-    /// the 6th noise level.
+    /// The last `strength` of the sampler's schedule of this many steps, without guidance: 0.75 of 20 starts
+    /// at the 6th noise level.
     pub fn part_of_schedule(&self, held: &HeldOut, steps: usize, strength: f64) -> Redraw {
         let sigmas = self.scheduler.sigmas(steps, held.grid.0 * held.grid.1);
         Redraw { sigmas: last_part(&sigmas, strength).to_vec(), guidance: None }

@@ -15,7 +15,7 @@ pub(super) fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// A number of a list of ticks, with as many digits as their distance asks for: `0.25`, `1500`, `5e-5`.
+/// A number of a list of ticks, with as many digits as their distance needs: `0.25`, `1500`, `5e-5`.
 pub(super) fn label(value: f64, ticks: &[f64]) -> String {
     if value == 0.0 {
         return "0".into();

@@ -16,7 +16,7 @@ pub enum Error {
     /// The tensor holds no such picture.
     #[error("no picture {index} in a tensor of shape {shape:?}; expected [n, height, width, 3]")]
     Shape {
-        /// Which picture was asked for.
+        /// The requested image.
         index: usize,
         /// Shape of the tensor.
         shape: Vec<usize>,

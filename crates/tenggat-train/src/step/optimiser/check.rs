@@ -22,7 +22,7 @@ const STEPS: u64 = 12;
 const MAX_NORM: f64 = 3.0;
 
 /// Takes twelve steps, the fifth at rate 0, with an adapter that has a module without gradients, and compares
-/// every parameter with those of `reference`, which is told the step from 1, the rate, and the matrices.
+/// every parameter with those of `reference`, which receives the step from 1, the rate, and the matrices.
 /// After the seventh step the state goes into a fresh optimiser.
 ///
 /// The tolerances are relative to parameters of about 1: rounding of 1e-16 and 6e-8 over twelve steps.

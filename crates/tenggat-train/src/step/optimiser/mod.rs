@@ -47,7 +47,7 @@ impl Default for Method {
 }
 
 impl Method {
-    /// What a job asks for: its numbers, or else those of the library that ai-toolkit uses.
+    /// The optimiser of a job: its numbers, or else the defaults of the library that ai-toolkit uses.
     pub fn of(job: &job::OptimiserConfig, lr: f64) -> Self {
         let p = &job.params;
         let adam = |default: AdamWConfig| {
@@ -168,8 +168,8 @@ impl Optimiser {
         self.rule.state()
     }
 
-    /// Puts a state back that was taken after so many steps; `fill` writes each tensor that
-    /// [`Optimiser::state`] names.
+    /// Restores a state taken after this many steps; `fill` writes each tensor that [`Optimiser::state`]
+    /// names.
     ///
     /// # Errors
     /// What `fill` returns.

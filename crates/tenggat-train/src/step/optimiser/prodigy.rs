@@ -163,8 +163,8 @@ mod tests {
     use super::super::check::{Matrix, against};
     use super::*;
 
-    /// prodigyopt `prodigyopt/prodigy.py`, `Prodigy.step`. Each matrix's state is p₀, m, v and s.
-    /// `found` is told the step size estimates.
+    /// prodigyopt `prodigyopt/prodigy.py`, `Prodigy.step`. Each matrix's state is p₀, m, v and s. `found`
+    /// receives the step size estimates.
     fn reference(c: ProdigyConfig, found: &mut Vec<f64>) -> impl FnMut(u64, f64, &mut [Matrix]) {
         let (mut d, mut d_max, mut numerator, mut k) = (c.d0, c.d0, 0.0, 0);
         move |_, lr, matrices| {

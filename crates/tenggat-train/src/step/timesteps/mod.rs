@@ -18,7 +18,7 @@ pub fn linear() -> Vec<f64> {
     (1..=ENTRIES).rev().map(|t| t as f64).collect()
 }
 
-/// Timesteps of the sampling schedule for a picture of so many tokens (latent height · width / 4): `shift`,
+/// Timesteps of the sampling schedule for an image of this many tokens (latent height · width / 4): `shift`,
 /// `flux_shift` and `lumina2_shift`. Has as many entries as the scheduler has training timesteps.
 pub fn shifted(scheduler: &Scheduler, image_tokens: usize) -> Vec<f64> {
     let scale = scheduler.num_train_timesteps() as f64;

@@ -16,7 +16,7 @@ use crate::output::{self, say};
 /// Says what became of a run.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
     let observed = args.log.as_deref().map(Observed::read).transpose()?;
-    // A run by a budget asks for no number of steps: it did as many as it did.
+    // A run under a budget has no set number of steps: it did as many as it could.
     let steps = args.steps.or(observed.as_ref().and_then(|o| o.asked)).or(observed.as_ref().map(|o| o.done));
     let steps = steps.context("the log does not say how many steps the run was to take; give --steps")?;
     let step_s = match (&observed, args.s_per_step) {

@@ -1,4 +1,4 @@
-//! `tenggat plan learn`: the speed that logs show, kept for plans to come.
+//! `tenggat plan learn`: the speed that logs show, stored for later plans.
 
 use std::path::Path;
 

@@ -27,7 +27,7 @@ pub fn known() -> Vec<Report> {
 /// Keeps measured speeds, in place of those of the same name, and returns the file.
 ///
 /// # Errors
-/// The file cannot be written, or what is there cannot be read.
+/// The file cannot be written, or an existing one cannot be read.
 pub fn keep(new: &[Report]) -> anyhow::Result<PathBuf> {
     let path = file()?;
     let old = match fs::read_to_string(&path) {

@@ -18,7 +18,7 @@ pub struct Observed {
     pub source: PathBuf,
     /// Steps that it shows.
     pub done: u64,
-    /// Steps asked for, if it says.
+    /// Steps that the run was to take, if the log says.
     pub asked: Option<u64>,
     /// Mean seconds per step.
     pub step_s: f64,
@@ -85,7 +85,7 @@ fn card(text: &str) -> Option<String> {
     lines.filter_map(Gpu::called).next().map(|gpu| gpu.name.clone().into_owned())
 }
 
-/// Steps that the job beside the log asks for.
+/// Steps of the job beside the log.
 fn asked_beside(file: &Path) -> Option<u64> {
     let config = file.parent()?.join("config.yaml");
     Job::from_file(&config, None, &|_| None).ok()?.0.train.steps

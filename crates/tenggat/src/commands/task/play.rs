@@ -190,7 +190,7 @@ pub fn prepare(setup: &Setup<'_>, work: &Work, hold_out: HoldOut, stop: &Stop) -
     Ok(pictures)
 }
 
-/// Rank of the LoRA that an earlier start delivered; 0 without one. It can be gone on with at this rank or a
+/// Rank of the LoRA that an earlier start delivered; 0 without one. It can be resumed at this rank or a
 /// higher one.
 pub fn delivered_rank(output: &Path) -> usize {
     let file = lora_file::load(&output.join(LAST)).ok().filter(|file| file.step() != Some(0));

@@ -12,7 +12,7 @@ use crate::processor;
 
 /// The job, unless another is given.
 const PRESET: &str = include_str!("../../../../../assets/contest/task.yaml");
-/// With fewer pictures than so many, the learning rate falls no further; not measured.
+/// With fewer images than this, the learning rate falls no further; not measured.
 const FEWEST_PICTURES: usize = 4;
 /// Memory that a run takes beside the weights, bytes, and bytes of memory per byte of weights in files.
 const BESIDE_WEIGHTS: f64 = 8e9;
@@ -90,8 +90,8 @@ impl Choices {
     pub const QWEN_IMAGE: Self =
         Choices { rank: 32, batch: 1, lr: 1e-4, lr_times_steps: Some(0.3), pictures: None };
 
-    /// Fewer pictures are sooner learnt by heart. Very few count as [`FEWEST_PICTURES`]: below, nothing would
-    /// be learnt.
+    /// Fewer images are memorised sooner. Very few count as [`FEWEST_PICTURES`]: below, nothing would be
+    /// learnt.
     pub fn consider(&mut self, pictures: usize) {
         let pictures = pictures.max(FEWEST_PICTURES);
         let many = self.pictures.map_or(1.0, |usual| pictures as f64 / usual);

@@ -51,8 +51,8 @@ thread_local! {
 }
 
 /// # Safety
-/// The level is there; the segments' operands are packed and have H rows and `k` steps; `c` has H rows of two
-/// vectors, or of one if `HALF`. With `again`, B's are those of this thread's last call.
+/// The processor has AMX; the segments' operands are packed and have H rows and `k` steps; `c` has H rows of
+/// two vectors, or of one if `HALF`. With `again`, B's are those of this thread's last call.
 unsafe fn sums<const H: usize, const HALF: bool>(
     segments: &[Segment<bf16>],
     start: *const f32,
@@ -167,7 +167,7 @@ fn grow(tiles: &mut Vec<Tile>, count: usize) {
 /// Rows 2·r and 2·r + 1 of a strip become row r of two tiles; missing rows are zeros.
 ///
 /// # Safety
-/// AVX-512 BW is there; `from` has so many rows of a strip.
+/// The processor has AVX-512 BW; `from` has that many rows of a strip.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn interleave(from: *const bf16, rows: usize, tiles: &mut [Tile]) {
     static PAIRS: [[u16; 32]; 2] = [pairs(false), pairs(true)];

@@ -12,7 +12,7 @@ pub(crate) trait Lane: Copy + Send + Sync + 'static {
     const ZERO: Self;
     /// `alpha · from`, rounded; of a part past the first, what the parts before it leave.
     fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [Self]);
-    /// Elements that [`Lane::operand`] needs for so many sums.
+    /// Elements that [`Lane::operand`] needs for this many sums.
     fn scratch_len(sums: usize) -> usize;
     /// Packed sums as packed operands: as they are, or a part of them rounded into `scratch`.
     fn operand<'a>(sums: &'a [f32], part: usize, scratch: &'a mut [Self]) -> &'a [Self];
@@ -176,7 +176,7 @@ fn scale(from: &[f32], alpha: f32, part: usize, to: &mut [f32]) {
 fn round(from: &[f32], alpha: f32, part: usize, to: &mut [bf16]) {
     #[cfg(target_arch = "x86_64")]
     if bf16::available() {
-        // SAFETY: the vector unit is there.
+        // SAFETY: `available` found the vector unit that the function needs.
         return unsafe { x86::narrow(from, alpha, part, to) };
     }
     to.iter_mut().zip(from).for_each(|(d, &s)| {

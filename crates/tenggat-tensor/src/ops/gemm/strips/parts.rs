@@ -24,7 +24,7 @@ impl<'a, E: Lane> Parts<'a, E> {
         Parts { strips: [strips; MOST], count: 1 }
     }
 
-    /// Elements of f32 of scratch that so many parts of a matrix `[rows, cols]` take.
+    /// Elements of f32 scratch that this many parts of a matrix `[rows, cols]` take.
     pub fn cost(count: usize, rows: usize, cols: usize) -> usize {
         count * Scratch::cost::<E>(packed_len(rows, cols))
     }

@@ -33,11 +33,11 @@ pub(crate) struct Extra<'a, E> {
 /// Where C `[m, n]` goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
-    /// Row-major, rows so many elements apart.
+    /// Row-major, with this row stride in elements.
     Rows(usize),
-    /// Cᵀ row-major: columns of C so many elements apart.
+    /// Cᵀ row-major: columns of C with this stride in elements.
     Columns(usize),
-    /// Packed, in strips of so many rows.
+    /// Packed, in strips of this many rows.
     Strips(usize),
 }
 
@@ -45,9 +45,9 @@ pub(crate) enum Target {
 #[derive(Clone, Copy)]
 struct Out(*mut f32);
 
-// SAFETY: tasks write disjoint tiles.
+// SAFETY: tasks write disjoint tiles, so the pointer may be sent to another thread.
 unsafe impl Send for Out {}
-// SAFETY: likewise.
+// SAFETY: tasks write disjoint tiles, so sharing the pointer causes no data race.
 unsafe impl Sync for Out {}
 
 impl Out {

@@ -17,7 +17,7 @@ impl<'a> Scratch<'a> {
         Scratch(&mut *self.0)
     }
 
-    /// The next so many elements of f32, to be handed out apart from the rest: by another thread, or later.
+    /// The next `len` elements of f32, split off to be handed out separately: by another thread, or later.
     pub fn split(&mut self, cost: usize) -> Scratch<'a> {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(cost);
         self.0 = rest;

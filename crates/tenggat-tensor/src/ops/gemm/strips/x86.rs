@@ -110,8 +110,8 @@ fn prefetch<E, const H: usize>(rows: *const E) {
 }
 
 /// # Safety
-/// AVX-512 is there; the segments' operands are packed, have H rows and `k` steps; `c` has H rows of V
-/// vectors.
+/// The processor has AVX-512; the segments' operands are packed, have H rows and `k` steps; `c` has H rows of
+/// V vectors.
 #[target_feature(enable = "avx512f")]
 unsafe fn sums_f32<const H: usize, const V: usize>(
     segments: &[Segment<f32>],
@@ -224,7 +224,7 @@ fn mask(n: usize) -> __mmask16 {
 /// Copies a tile `[rows, WIDTH]` to the first `cols` columns of rows `stride` apart.
 ///
 /// # Safety
-/// AVX-512 is there; `c` has these elements.
+/// The processor has AVX-512; `c` has these elements.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn copy(tile: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usize, add: bool) {
     for (i, row) in tile.iter().enumerate() {
@@ -247,7 +247,7 @@ pub unsafe fn copy(tile: &[[f32; WIDTH]], cols: usize, c: *mut f32, stride: usiz
 /// apart.
 ///
 /// # Safety
-/// AVX-512 is there; `c` has `cols` runs of `rows` elements.
+/// The processor has AVX-512; `c` has `cols` runs of `rows` elements.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn copy_transposed(
     tile: &[[f32; WIDTH]; LANES],
@@ -283,7 +283,7 @@ pub unsafe fn copy_transposed(
 macro_rules! columns {
     ($name:ident, $type:ty, $features:literal, $store:expr) => {
         /// # Safety
-        /// The vector unit is there; `from` has these elements, `to` has `cols` rows of a strip.
+        /// The processor has the vector unit; `from` has these elements, `to` has `cols` rows of a strip.
         #[target_feature(enable = $features)]
         pub unsafe fn $name(
             from: *const f32,
@@ -355,7 +355,7 @@ fn rounded(values: __m512, part: usize) -> __m256i {
 /// Rounds 32-bit floats to bf16.
 ///
 /// # Safety
-/// AVX512-BF16 is there.
+/// The processor has AVX512-BF16.
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 pub unsafe fn narrow(from: &[f32], alpha: f32, part: usize, to: &mut [bf16]) {
     let alpha = _mm512_set1_ps(alpha);

@@ -117,7 +117,7 @@ impl<'t> Scan<'t> {
         if !matches!(self.coding, Coding::AcFirst(..) | Coding::AcRefined(..)) {
             self.parts.iter().for_each(|&(index, ..)| components[index].seen = true);
         }
-        // Blocks to go on with nothing, of a progressive scan.
+        // Further blocks of a progressive scan that get nothing.
         let mut run = 0;
         let alone = self.parts.len() == 1;
         let (across, down) = if alone { components[self.parts[0].0].own } else { mcus };
