@@ -184,15 +184,27 @@ impl Gpu {
         self.context.bind_to_thread().map_err(|e| failed("context", e))
     }
 
+    /// Bytes of device memory that are free, and bytes in all.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;
         result::mem_get_info().map_err(|e| failed("memory of the GPU", e))
     }
 
+    /// Waits until all work queued on the main stream is done.
+    ///
+    /// # Errors
+    /// Earlier work failed.
     pub fn synchronise(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| failed("GPU", e))
     }
 
+    /// Allocates device memory and returns its device address. The memory is not initialised.
+    ///
+    /// # Errors
+    /// Out of device memory, or the driver failed.
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         // SAFETY: the pool frees it.
@@ -213,15 +225,25 @@ impl Gpu {
     }
 
     /// What is asked of the side stream from now on waits for what was asked of the main one so far.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn fork(&self) -> Result<()> {
         self.side.join(&self.stream).map_err(|e| failed("second stream", e))
     }
 
     /// What is asked of the main stream from now on waits for what was asked of the side stream so far.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn join(&self) -> Result<()> {
         self.stream.join(&self.side).map_err(|e| failed("second stream", e))
     }
 
+    /// Queues a fill on a stream: `bytes` bytes from device address `address` on become `value`.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn set_bytes(&self, stream: usize, address: u64, value: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller owns this range of an allocation.
@@ -229,6 +251,11 @@ impl Gpu {
             .map_err(|e| failed("memset", e))
     }
 
+    /// Copies to device address `address`. The bytes are staged in page-locked memory before this returns, so
+    /// `from` may be reused; the copy itself is queued on the main stream.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn upload(&self, from: &[u8], address: u64) -> Result<()> {
         self.bind()?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
@@ -242,6 +269,9 @@ impl Gpu {
     }
 
     /// Starts to copy into memory that is the caller's from here on in the main stream.
+    ///
+    /// # Errors
+    /// The thread of copies stopped, or the driver failed.
     pub fn send(&self, from: Source, address: u64) -> Result<Arc<Transfer>> {
         let mut copier = self.copier.lock().unwrap_or_else(PoisonError::into_inner);
         let copier = match &mut *copier {
@@ -252,10 +282,17 @@ impl Gpu {
     }
 
     /// Makes the main stream wait for a copy.
+    ///
+    /// # Errors
+    /// The copy failed.
     pub fn receive(&self, transfer: &Transfer) -> Result<()> {
         transfer.receive(&self.stream)
     }
 
+    /// Copies from device address `address`, after all work queued before. The bytes are in `to` on return.
+    ///
+    /// # Errors
+    /// Earlier work or the copy failed.
     pub fn download(&self, address: u64, to: &mut [u8]) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller owns this range of an allocation, and `to` is waited for.
@@ -264,6 +301,10 @@ impl Gpu {
         self.synchronise()
     }
 
+    /// Queues a kernel on a stream, with its arguments as one structure.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn launch<A: Copy>(
         &self,
         stream: usize,
@@ -315,6 +356,9 @@ impl Gpu {
     }
 
     /// From now on work is captured.
+    ///
+    /// # Errors
+    /// The driver refuses.
     pub fn begin_capture(&self) -> Result<()> {
         // Relaxed: memory may have to be allocated meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -322,6 +366,9 @@ impl Gpu {
     }
 
     /// The captured work.
+    ///
+    /// # Errors
+    /// The captured work cannot be a graph.
     pub fn end_capture(&self) -> Result<Exec> {
         let graph =
             self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(|e| failed("recording", e))?;
@@ -340,12 +387,18 @@ impl Gpu {
     }
 
     /// Queues captured work.
+    ///
+    /// # Errors
+    /// The driver failed.
     pub fn replay(&self, graph: &Exec) -> Result<()> {
         let graph = graph.0.lock().unwrap_or_else(PoisonError::into_inner);
         graph.launch().map_err(|e| failed("recorded work", e))
     }
 
     /// Queues a product, or says why there is no way of computing it; see [`Blas::product`].
+    ///
+    /// # Errors
+    /// As [`Blas::product`].
     pub fn product(&self, stream: usize, product: Product) -> Result<Option<String>> {
         self.bind()?;
         self.blas.product(stream, product)

@@ -171,6 +171,9 @@ impl Prepared {
     }
 
     /// The noise levels of batch `number`, as [`Prepared::draw`] draws them.
+    ///
+    /// # Errors
+    /// An image of the batch was not encoded.
     pub fn levels(&mut self, number: u64, scheduler: &Scheduler, noising: &Noising) -> Result<Vec<Level>> {
         let &Noising { ref draws, levels, .. } = noising;
         let chosen = self.batches.at(number).to_vec();
@@ -183,7 +186,10 @@ impl Prepared {
         Ok(drawn.map(level).collect())
     }
 
-    /// Batch `number` with everything random drawn for it.
+    /// Batch `number` with everything random drawn for it: latents and noise `[b·tokens, channels]`.
+    ///
+    /// # Errors
+    /// An image or a prompt was not encoded, or the device failed or is out of memory.
     pub fn draw(
         &mut self,
         number: u64,

@@ -100,6 +100,9 @@ impl Config {
     }
 
     /// Every dimension on its own. The limits are several times those of the largest model.
+    ///
+    /// # Errors
+    /// The message names the dimension and its range.
     fn dimensions(&self) -> std::result::Result<(), String> {
         dimension("num_layers", self.num_layers, 1, 512)?;
         dimension("num_attention_heads", self.num_attention_heads, 1, 256)?;

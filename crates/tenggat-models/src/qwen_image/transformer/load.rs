@@ -58,6 +58,10 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// A matrix in the form in which the device multiplies it.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn weight(&self, matrix: &Matrix, offloaded: bool) -> Result<Weight> {
         let weight = self.source.matrix(matrix)?;
         if let Device::Cuda(_) = self.device {
@@ -71,11 +75,18 @@ impl Loader<'_> {
         if self.compute == DType::F32 { Ok(weight.packed(!self.bf16_products)?) } else { Ok(weight) }
     }
 
+    /// A linear layer outside the blocks: weight `[out, in]`, bias `[out]`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn linear(&self, matrix: Matrix) -> Result<Linear> {
         self.linear_of(matrix, false)
     }
 
     /// The same of a block whose weights leave memory after each use, if it is one.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn linear_of(&self, matrix: Matrix, offloaded: bool) -> Result<Linear> {
         Ok(Linear {
             weight: self.weight(&matrix, offloaded)?,
@@ -85,6 +96,9 @@ impl Loader<'_> {
     }
 
     /// A linear of a block, whose weights may leave memory after each use.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn block_linear(&self, matrix: Matrix, offloaded: bool) -> Result<Linear> {
         let mut linear = self.linear_of(matrix, offloaded)?;
         // A recovery adapter was made for the weights as they are quantised, not for others near them.
@@ -94,6 +108,10 @@ impl Loader<'_> {
         Ok(linear)
     }
 
+    /// The modulation of a stream, `c` to `6c`; `slot`: its place in the table of streamed results.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn modulation(&self, matrix: Matrix, slot: usize) -> Result<Modulation> {
         if self.modulation == ModulationStorage::Resident {
             return Ok(Modulation::Resident(self.linear(matrix)?));
@@ -107,6 +125,10 @@ impl Loader<'_> {
         }))
     }
 
+    /// A stream of a block; `norms`: names of its query norm and key norm.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn stream(&self, block: usize, layers: Layers, norms: [&str; 2]) -> Result<Stream> {
         let matrix = |layer| self.config.block_matrix(block, layer);
         let d = self.config.attention_head_dim;
@@ -178,6 +200,9 @@ impl Config {
 
 /// Opens the weights in a folder, quantised if the options say so, and the recovery adapter that belongs to
 /// them.
+///
+/// # Errors
+/// A file is missing or malformed, the adapter does not fit, or the cache folder cannot be written to.
 fn open(
     folder: &Path,
     config: &Config,

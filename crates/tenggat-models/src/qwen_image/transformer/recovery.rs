@@ -94,6 +94,10 @@ impl Recovery {
         Ok((!members.is_empty()).then_some(Branch { members }))
     }
 
+    /// The factors A `[rank, in]` and B `[out, rank]` of one part of a fused matrix.
+    ///
+    /// # Errors
+    /// A tensor is missing, or its shape does not fit the matrix.
     fn low_rank(&self, stem: &str, matrix: &Matrix, part: &Part, device: &Device) -> Result<Factors> {
         let name = |suffix: &str| format!("{stem}{suffix}");
         let [rank, _] = self.matrix_shape(&name(A))?;
@@ -105,6 +109,10 @@ impl Recovery {
         Ok(Factors::LowRank { a: Weight::Dense(a), b: Weight::Dense(b.into_device(device)?) })
     }
 
+    /// The factors W₁ and W₂ of one part of a fused matrix, `W₁ ⊗ W₂` of shape `[out, in]`.
+    ///
+    /// # Errors
+    /// A tensor is missing, or its shape does not fit the matrix.
     fn kronecker(&self, stem: &str, matrix: &Matrix, part: &Part, device: &Device) -> Result<Factors> {
         let name = |suffix: &str| format!("{stem}{suffix}");
         let ([l, q], [k, n]) = (self.matrix_shape(&name(W1))?, self.matrix_shape(&name(W2))?);
@@ -127,6 +135,10 @@ impl Recovery {
         Ok(Factors::Kronecker { w1, transposed, w2: Weight::Dense(w2) })
     }
 
+    /// Rows and columns of a tensor of the file.
+    ///
+    /// # Errors
+    /// It is missing, or has not two axes.
     fn matrix_shape(&self, name: &str) -> Result<[usize; 2]> {
         <[usize; 2]>::try_from(self.weights.shape(name)?)
             .map_err(|_| Error::format(&self.path, format!("`{name}` is not a matrix")))

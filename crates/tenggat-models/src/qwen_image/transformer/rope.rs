@@ -61,6 +61,10 @@ impl Positions {
     }
 }
 
+/// Cosines | sines of every position, `[positions, d]`.
+///
+/// # Errors
+/// Out of device memory.
 fn table(
     axes: [usize; 3],
     positions: impl ExactSizeIterator<Item = [f64; 3]>,

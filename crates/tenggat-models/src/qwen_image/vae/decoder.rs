@@ -28,6 +28,10 @@ struct UpBlock {
 }
 
 impl Decoder {
+    /// Reads the decoder's weights.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, config: &VaeConfig) -> Result<Self> {
         let root = from;
         let from = &root.under("decoder");
@@ -60,6 +64,9 @@ impl Decoder {
     }
 
     /// latents, with their own mean and spread: `[b·h·w, z]` → picture `[b, f·h, f·w, 3]`, not clamped.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward(&self, latents: View<'_>, input: Pictures, trace: &mut Trace<'_>) -> Result<Tensor> {
         let mut x = self.post_quant_conv.forward_view(latents, input)?;
         trace.see(|| "post_quant_conv".into(), &x);

@@ -29,6 +29,10 @@ enum Down {
 }
 
 impl Encoder {
+    /// Reads the encoder's weights.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, config: &VaeConfig) -> Result<Self> {
         let root = from;
         let from = &root.under("encoder");
@@ -68,6 +72,9 @@ impl Encoder {
     }
 
     /// image: `[b·h·w, 3]` → moments `[b, h/f, w/f, 2z]`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward(&self, image: View<'_>, input: Pictures, trace: &mut Trace<'_>) -> Result<Tensor> {
         let mut x = self.conv_in.forward_view(image, input, None, Resample::Keep)?;
         trace.see(|| "enc.conv_in".into(), &x);

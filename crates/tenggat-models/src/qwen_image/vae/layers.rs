@@ -36,6 +36,9 @@ impl Loader<'_> {
     }
 
     /// The scale of a norm over `c` channels, stored with `axes` axes after the channels.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn gamma(&self, name: &str, c: usize, axes: usize) -> Result<Tensor> {
         let shape = [c, 1, 1, 1];
         Ok(self.under(name).tensor("gamma", &shape[..=axes])?.reshape(&[c])?)

@@ -16,6 +16,10 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
+    /// Reads a middle block of `c` channels.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
     pub fn load(from: &Loader<'_>, c: usize) -> Result<Self> {
         Ok(MidBlock {
             first: ResidualBlock::load(&from.under("resnets.0"), [c, c])?,
@@ -25,6 +29,9 @@ impl MidBlock {
     }
 
     /// `name`: of the whole block, for the trace.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
     pub fn forward(&self, x: Tensor, name: &str, trace: &mut Trace<'_>) -> Result<Tensor> {
         let x = self.attention.forward(self.first.forward(x)?)?;
         trace.see(|| format!("{name}.attn"), &x);

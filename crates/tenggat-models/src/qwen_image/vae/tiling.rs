@@ -25,6 +25,9 @@ pub struct Units {
 
 /// Applies `each` to overlapping tiles (`[1, h, w, c]`, larger at the same ratio as `units` coming out) of
 /// picture `picture` of `x` (`[b, h, w, c]`) and blends the results into one `[1, h', w', c']`.
+///
+/// # Errors
+/// Those of the work on a tile.
 pub fn map(
     x: &Tensor,
     picture: usize,

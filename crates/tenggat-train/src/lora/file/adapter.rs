@@ -10,7 +10,8 @@ use super::{Error, Loaded, LoraFile, Result};
 /// filled up with zeros, which change nothing.
 ///
 /// # Errors
-/// The file has a module that the model lacks or of another size, or the device is out of memory.
+/// The file mixes LoRA and LoKr modules, or no `lokr_factor` splits all its modules; it has a module that the
+/// model lacks or of another size; or the device is out of memory.
 pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
     let layout = model.lora_layout(kind(file)?, |name| find(file, name).is_some());
     fits(file, &layout)?;
@@ -25,7 +26,9 @@ pub fn into_lora(file: &LoraFile, model: &Transformer) -> Result<Lora> {
 /// number of modules that the file lacks.
 ///
 /// # Errors
-/// The file has a higher rank, a module that the adapter lacks, or one of another size.
+/// The file is a LoRA and the adapter a LoKr, or the reverse; it mixes both, or no `lokr_factor` splits all
+/// its modules; it has a higher rank, a module that the adapter lacks, or one of another size; or the device
+/// failed.
 pub fn start_from(file: &LoraFile, lora: &mut Lora) -> Result<usize> {
     let (rank, own) = (lora.layout.rank(), highest_rank(file));
     if matches!(lora.layout.kind(), Kind::LowRank(_)) != matches!(kind(file)?, Kind::LowRank(_)) {
