@@ -22,7 +22,7 @@ pub enum Event {
     Slowed(String),
     /// A decision that is worth a line.
     Note(String),
-    /// A run that was cut off goes on.
+    /// An interrupted run resumes.
     Resumed {
         /// Updates in the LoRA that it resumes from.
         steps: u64,

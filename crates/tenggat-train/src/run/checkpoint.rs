@@ -13,7 +13,7 @@ impl Training<'_, '_> {
     pub(super) fn save_last(&mut self) -> Result<()> {
         let began_s = self.time.now_s();
         if self.trained.is_skipping() {
-            // Better none than one that may be worth nothing; the next is due as if this had been written.
+            // No file is better than one that may be worthless; the next is due as if this had been written.
             self.time.budget.observe_save(began_s, 0.0);
             return Ok(());
         }
@@ -46,7 +46,8 @@ impl Training<'_, '_> {
         Ok(())
     }
 
-    /// Writes what a run was about to write when it was cut off: its checkpoint comes before its LoRA files.
+    /// Writes the LoRA files that an interrupted run was about to write: it writes its checkpoint before
+    /// them.
     pub(super) fn catch_up(&mut self) -> Result<()> {
         if std::mem::take(&mut self.best_is_due) {
             self.save_best()?;
@@ -78,8 +79,8 @@ impl Training<'_, '_> {
     }
 
     /// The numbered file that the job wants at certain steps, if there is time for it. None while updates are
-    /// being skipped: it would push out one that is worth more. None after the last step: the finished LoRA
-    /// is the same.
+    /// being skipped: it would displace a better one. None after the last step: the finished LoRA is the
+    /// same.
     pub(super) fn save_numbered(&mut self) -> Result<()> {
         let (every, named) = (self.job.save.every, self.named());
         let due = every > 0 && named > 0 && named.is_multiple_of(every);
@@ -102,8 +103,8 @@ impl Training<'_, '_> {
         if self.job.compat.step_names { done.saturating_sub(1) } else { done }
     }
 
-    /// Saves what no file holds yet before something that may take long: the newest LoRA, or where the best
-    /// is to be delivered, the checkpoint alone.
+    /// Saves unsaved steps before something that may take long: as the newest LoRA, or, where the best is to
+    /// be delivered, in the checkpoint alone.
     pub(super) fn save_before(&mut self) -> Result<()> {
         if self.saved == self.time.budget.steps_done() || self.trained.is_skipping() {
             return Ok(());
@@ -115,10 +116,10 @@ impl Training<'_, '_> {
         self.save_last()
     }
 
-    /// Writes the checkpoint, if it is kept. The LoRA is safe without it, so that a failure is no more than a
+    /// Writes the checkpoint, if the job keeps one. The LoRA is safe without it, so a failure is only a
     /// warning.
     fn keep_state(&mut self) {
-        // The checkpoint counts on the lines of its steps; without them the LoRA comes out the same.
+        // The checkpoint relies on the metrics of its steps; without them the LoRA is the same.
         if let Err(e) = self.metrics.sync() {
             self.time.warn(format!("metrics are not being written: {e}"));
         }
@@ -140,8 +141,8 @@ impl Training<'_, '_> {
 
     /// Writes the checkpoint and a LoRA; the time since `began_s` counts for it. The checkpoint comes first:
     /// a run that is killed between the two has all that it needs to write the LoRA. `last.safetensors` is
-    /// the same afterwards, except where it is to be the best. A file that cannot be written is no more than
-    /// a warning. Returns whether the LoRA is on disk.
+    /// the same afterwards, except where it is to be the best. A file that cannot be written is only a
+    /// warning. Returns whether the LoRA is on disk.
     fn save(&mut self, path: &Path, began_s: f64) -> Result<bool> {
         let steps = self.time.budget.steps_done();
         // Where the best is delivered, the checkpoint was written before this was measured.

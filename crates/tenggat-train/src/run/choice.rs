@@ -15,7 +15,7 @@ use super::stop::unless_interrupted;
 use crate::job::ErrorWeights;
 use crate::measure::score::{HeldOut, HeldOutError, Judge, LEVELS, Prompt};
 
-/// Share of the budget that one measurement may take; with less there are more noises, with more there is no
+/// Share of the budget that one measurement may take; below it, more noises are used; above it, there is no
 /// choice.
 const SHARE: f64 = 0.005;
 const MOST_SHARE: f64 = 0.04;

@@ -1,5 +1,5 @@
-//! What is known of a run's costs when its training begins: the phases before it, timed, and the budget made
-//! of them.
+//! What is known about a run's costs when training begins: the times of earlier phases, and the budget made
+//! from them.
 
 use tenggat_models::lora::Lora;
 use tenggat_plan::{
@@ -12,22 +12,22 @@ use crate::data::batch::Prepared;
 use crate::job::{Deliver, Job};
 use crate::step::optimiser::Optimiser;
 
-/// Expected seconds of drawing the report's pictures.
+/// Expected seconds of rendering the report's images.
 const REPORT_S: f64 = 0.6;
 /// Expected seconds of the final save until one was timed, per trainable parameter: 16 MB/s.
 pub(super) const SAVE_S_PER_PARAMETER: f64 = 1.2e-7;
 
-/// Expected speed of writing the state of a run until it was timed, bytes per second.
+/// Expected speed of writing the checkpoint until it was timed, bytes per second.
 const STATE_BYTES_PER_S: f64 = 2e8;
 
-/// Expected seconds of writing the state of the run until it was timed.
+/// Expected seconds of writing the checkpoint until it was timed.
 pub(super) fn state_s(job: &Job, lora: &Lora, optimiser: &Optimiser, averaged: bool) -> f64 {
     let copies = if averaged { 2 } else { 1 };
     let bytes = copies * lora.parameters.len() * lora.parameters.dtype().bytes() + optimiser.state_bytes();
     if job.resume { bytes as f64 / STATE_BYTES_PER_S } else { 0.0 }
 }
 
-/// What is expected of a run, and what an earlier part of it has done.
+/// Expected costs of a run, and what an earlier part of it has done.
 pub(super) struct Costs {
     /// Expected seconds of writing a LoRA and the checkpoint.
     pub write_s: f64,

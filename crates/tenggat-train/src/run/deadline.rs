@@ -17,16 +17,16 @@ pub const REQUEST: &str = "deadline.request";
 /// Seconds of the run's clock between two looks at the folder.
 const LOOK_EVERY_S: f64 = 1.0;
 
-/// What is asked of a deadline.
+/// A request to move the deadline.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Move {
     /// Later by this many seconds, or earlier if negative.
     By(f64),
-    /// To this moment.
+    /// To this point in time.
     To(Timestamp),
 }
 
-/// A text that says no move.
+/// A text that does not say where to move the deadline.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` does not say where to move the deadline; write +30m for later, -10m for earlier, or a time such \
@@ -60,7 +60,7 @@ impl fmt::Display for Move {
     }
 }
 
-/// Leaves a request in the folder of a run; [`is_pending`] tells when it was taken up.
+/// Leaves a request in the folder of a run; [`is_pending`] says whether it still waits.
 ///
 /// # Errors
 /// One is pending already, or the file cannot be written.

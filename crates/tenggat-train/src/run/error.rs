@@ -35,13 +35,13 @@ pub enum Error {
     /// A LoRA file could not be read or written.
     #[error(transparent)]
     LoraFile(#[from] crate::lora::file::Error),
-    /// The pictures about the run could not be drawn or written.
+    /// The report's images could not be rendered or written.
     #[error(transparent)]
     Report(#[from] crate::outcome::report::Error),
     /// No run could keep this budget.
     #[error(transparent)]
     Budget(#[from] tenggat_plan::BudgetError),
-    /// The training went astray.
+    /// The training diverged.
     #[error(
         "step {step}: the loss has not been a number for {times} steps in a row; \
          lower the learning rate ({lr:e}) or look at the pictures of the last batches"
@@ -64,7 +64,7 @@ pub enum Error {
         step: u64,
         /// Its learning rate.
         lr: f64,
-        /// Of which type they are infinite, if they are not in full precision.
+        /// The type in which they are infinite, if they are finite in full precision.
         as_stored: String,
         /// What is on disk.
         kept: String,

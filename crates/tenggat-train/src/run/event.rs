@@ -20,7 +20,7 @@ pub enum Event {
         /// How long it took.
         seconds: f64,
     },
-    /// The first quantisation of a model is on its way, or done.
+    /// The first quantisation of a model is in progress, or done.
     Quantised {
         /// Bytes that are written.
         done: u64,
@@ -38,7 +38,7 @@ pub enum Event {
         /// Parameters that are trained.
         trainable: usize,
     },
-    /// A run that was cut off goes on.
+    /// An interrupted run resumes.
     Resumed {
         /// Steps that it had done.
         steps: u64,
@@ -55,7 +55,7 @@ pub enum Event {
         /// What to do to get more.
         advice: String,
     },
-    /// What is expected of the rest, after the first steps and whenever it changed much.
+    /// A forecast of the rest, after the first steps and when somebody moved the deadline.
     Forecast(Forecast),
     /// Somebody moved the deadline.
     DeadlineMoved {
@@ -118,7 +118,7 @@ pub struct Step {
     pub left_s: Option<f64>,
 }
 
-/// A phase as an object, in which other fields have room.
+/// A phase as an object, so that other fields can be added.
 fn as_phase<S: Serializer>(phase: &Phase, to: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Named {
@@ -127,7 +127,7 @@ fn as_phase<S: Serializer>(phase: &Phase, to: S) -> Result<S::Ok, S::Error> {
     Named { phase: *phase }.serialize(to)
 }
 
-/// Likewise a text.
+/// A text as an object, for the same reason.
 fn as_text<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Named<'a> {
@@ -136,7 +136,7 @@ fn as_text<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
     Named { text }.serialize(to)
 }
 
-/// A path, also one that is no Unicode.
+/// A path, even one that is not Unicode.
 fn as_text_path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
 }

@@ -92,8 +92,8 @@ impl Training<'_, '_> {
         })
     }
 
-    /// Writes the checkpoint before the LoRA, so that a run that is killed between them still delivers it.
-    /// What goes wrong is no reason not to deliver.
+    /// Writes the checkpoint before the LoRA, so that a run that is killed between them still delivers it. A
+    /// failure does not stop the delivery.
     fn save_final_state(&mut self, end: Option<FinishReason>) {
         let end = end.map(|reason| if reason == FinishReason::StepsDone { End::Steps } else { End::Time });
         if let Err(e) = self.metrics.sync() {
@@ -163,7 +163,7 @@ impl Training<'_, '_> {
             return Ok(());
         }
         self.phase(Phase::Report, |run| {
-            // The loss curve is quickly rendered, the sheet is not.
+            // The loss curve renders quickly, the sheet does not.
             let scored = run.scoring.as_ref().filter(|_| !run.time.stop.is_requested());
             let pictures = scored.map(Scoring::redrawn).unwrap_or_default();
             let written = report::write(run.job, &run.folder, &run.trained.curve, &pictures, run.time.show);
@@ -172,7 +172,7 @@ impl Training<'_, '_> {
         })
     }
 
-    /// Spends what time is left on finer scores and tells them: of the bare model and of the LoRA.
+    /// Spends the time left on finer scores of the bare model and of the LoRA, and reports them.
     fn last_scores(&mut self) -> Result<Option<(Scores, Scores)>> {
         let Some(scoring) = &mut self.scoring else { return Ok(None) };
         let is_stopped = self.time.stop.is_requested();

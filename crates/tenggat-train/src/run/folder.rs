@@ -1,4 +1,4 @@
-//! The folder of a run: where its files go, and that none of an earlier run is lost.
+//! The folder of a run: where its files go, and how files of an earlier run are kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -116,7 +116,7 @@ impl RunFolder {
     /// Removes the oldest numbered files beyond `keep` (0 keeps all).
     pub fn rotate(&mut self, keep: u64) {
         while keep > 0 && self.numbered.len() as u64 > keep {
-            // A file that somebody has taken away already is no loss.
+            // A file that somebody has already removed needs no removing.
             let _ = fs::remove_file(self.numbered.remove(0));
         }
     }
@@ -167,10 +167,10 @@ impl RunFolder {
     }
 }
 
-/// That the folder of a run is not where it was.
+/// News that the folder of a run was renamed or removed.
 #[derive(Debug)]
 pub struct Followed {
-    /// Whether the files of before are lost.
+    /// Whether the earlier files are lost.
     pub is_empty: bool,
     /// What happened.
     pub told: String,
@@ -188,14 +188,14 @@ pub fn sweep(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the state before the newest, which is kept for the case that the newest breaks; returns whether
-/// there was one.
+/// Removes the previous checkpoint, which is kept in case the newest is damaged; returns whether there was
+/// one.
 pub fn give_up_previous_state(folder: &Path) -> bool {
     fs::remove_file(folder.join(PREVIOUS)).is_ok()
 }
 
-/// Removes the state that a finished run is lengthened with, if it takes at least `bytes`; returns whether it
-/// did.
+/// Removes the checkpoint of a finished run, with which it could be continued, if it takes at least `bytes`;
+/// returns whether it did.
 pub fn give_up_state(folder: &Path, bytes: u64) -> bool {
     let state = folder.join(STATE);
     fs::metadata(&state).is_ok_and(|m| m.len() >= bytes) && fs::remove_file(state).is_ok()

@@ -1,4 +1,4 @@
-//! The LoRA files that lie in the folder of a run: who wrote them, how far they are, and that none is lost.
+//! The LoRA files in the folder of a run: who wrote them, how many steps they hold, and how none is lost.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub struct Save {
 pub struct Found {
     /// Whole LoRA files of the job's name that say how far they were trained, oldest first.
     pub saves: Vec<Save>,
-    /// LoRA files besides: broken, of another name, or of nobody knows how many steps.
+    /// Other LoRA files: damaged, of another name, or of an unknown number of steps.
     pub others: Vec<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! A way for the fuzz targets to what is private otherwise: checkpoints.
+//! Gives the fuzz targets access to checkpoints, which are private otherwise.
 
 use std::path::Path;
 

@@ -28,7 +28,7 @@ pub const LOCK: &str = "run.lock";
 const BEAT: Duration = Duration::from_millis(200);
 /// Bytes of a note: of one length, so that a newer one covers an older one.
 const NOTE_BYTES: usize = 400;
-/// Folders that are renamed just while they are being locked are tried again so often.
+/// How often locking is tried again on a folder that is renamed meanwhile.
 const TRIES: usize = 10;
 
 /// Seconds since 1970.
@@ -48,7 +48,7 @@ pub(super) struct Note {
     spent_s: f64,
     /// Steps in the LoRA that was delivered, if the run has come to its end.
     delivered: Option<u64>,
-    /// Whether its last samples, scores and reports were still to come.
+    /// Whether its last samples, scores and reports were still missing.
     #[serde(default)]
     is_closing: bool,
 }
@@ -129,8 +129,8 @@ pub struct RunLock {
 }
 
 impl RunLock {
-    /// Locks a folder, which is made if need be, for a job with this text. A file system without locks is a
-    /// warning.
+    /// Locks a folder, creating it if necessary, for a job with this text. A file system without locks is
+    /// only a warning.
     ///
     /// # Errors
     /// [`Error::Locked`]: another run is under way there. The folder cannot be made.
@@ -182,14 +182,14 @@ impl RunLock {
         self.before.as_ref()
     }
 
-    /// Notes from now on what is spent; the run's clock reads `spent_s` now.
+    /// From now on notes the time spent; the run's clock reads `spent_s` now.
     pub fn start(&mut self, spent_s: f64, deadline_in_s: Option<f64>) {
         self.tell_deadline(deadline_in_s);
         self.own().spent_s = spent_s;
         let Some(file) = self.file.clone() else { return };
         let (note, clock) = (Arc::clone(&self.note), WallClock::start());
         let (stop, stopped) = mpsc::channel();
-        // A note that cannot be written costs no more than what it would have said.
+        // If a note cannot be written, only its information is lost.
         let beat = move || {
             let mut note = own(&note);
             note.spent_s = spent_s + clock.now_s();
@@ -210,12 +210,12 @@ impl RunLock {
         self.own().deadline_unix_s = in_s.map(|s| unix_s() + s);
     }
 
-    /// Notes that the LoRA of so many steps was delivered; what comes after it is still to come.
+    /// Notes that the LoRA of this many steps was delivered; the phases after it are still missing.
     pub fn tell_delivered(&self, steps: u64) {
         self.tell(|note| (note.delivered, note.is_closing) = (Some(steps), true));
     }
 
-    /// Notes that nothing is to come any more.
+    /// Notes that the run has ended.
     pub fn tell_closed(&self) {
         self.tell(|note| note.is_closing = false);
     }
@@ -228,7 +228,7 @@ impl RunLock {
         }
     }
 
-    /// Takes back what was noted as spent: the run has failed before it did anything.
+    /// Withdraws the noted time: the run failed before it did anything.
     pub fn forget(&mut self) {
         self.stop();
         let mut note = self.own();
@@ -305,8 +305,7 @@ fn own(note: &Mutex<Note>) -> MutexGuard<'_, Note> {
     note.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens the file of a lock, which is made if need be; one of another user's may be locked without being
-/// written.
+/// Opens the file of a lock, creating it if necessary; another user's may be locked without being written.
 fn open(path: &Path) -> io::Result<File> {
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     match opened {
@@ -329,7 +328,7 @@ fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// The present name of an open file, where the system tells it.
+/// The present name of an open file, where the system knows it.
 #[cfg(target_os = "linux")]
 fn path_of(file: &File) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;

@@ -13,8 +13,8 @@ use crate::data::batch::Prepared;
 use crate::job::{self, Job};
 use crate::plan::job as planned;
 
-/// Steps whose modulation is worked out together, so that its matrices need not stay; `None` where keeping
-/// them costs little.
+/// Steps whose modulation is prepared together, so that its matrices need not stay in memory; `None` where
+/// keeping them costs little.
 pub(super) fn modulation_steps(
     job: &Job,
     model: &Config,
@@ -66,7 +66,7 @@ pub(super) fn recompute(
     let limit_bytes = own_limit_bytes.unwrap_or(f64::INFINITY);
     let fitted = loop {
         step.offloaded_blocks = model.offloaded_blocks() as u64;
-        // What encoders and scores have left in the pool is nobody's.
+        // Memory that encoders and scores left in the pool is free.
         options.device.trim();
         let there_bytes = step.memory(&machine(options.device, limit_bytes, 0.0)?).standing_bytes();
         let machine = machine(options.device, limit_bytes, there_bytes)?;
@@ -90,8 +90,7 @@ pub(super) fn recompute(
     Ok(Recompute { keep_all: keep_all as usize, keep_results: keep_results as usize })
 }
 
-/// The job's step as planning sees it, of pictures of this size, without text, all modulation matrices
-/// resident.
+/// The job's step for the planner: images of this size, no text, all modulation matrices resident.
 fn step(
     job: &Job,
     model: &Config,

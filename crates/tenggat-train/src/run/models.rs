@@ -25,7 +25,7 @@ pub(super) struct Models {
     pub transformer: Transformer,
     pub vae: Vae,
     pub scheduler: Scheduler,
-    /// Steps whose modulation is worked out together; `None` if it is part of the step.
+    /// Steps whose modulation is prepared together; `None` if it is part of the step.
     pub modulation_steps: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Models {
 /// wants quantised, or takes them from the folder that keeps quantised models.
 ///
 /// # Errors
-/// A part cannot be read, or the recovery adapter is not there.
+/// A part cannot be read, or the recovery adapter is missing.
 pub(super) fn load(
     job: &Job,
     options: &Options<'_>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Name of the file that always holds the newest adapter, whole.
 pub const LAST: &str = "last.safetensors";
 
-/// Most names that are tried for what is moved aside.
+/// Most names that are tried for files moved aside.
 pub(super) const MOST_ASIDE: u32 = 9999;
 
 /// The files `<name>_<9 digits>.safetensors` of a folder and their numbers, lowest first.

@@ -59,7 +59,8 @@ pub(super) fn open(job: &Job, options: &Options<'_>, show: &mut dyn FnMut(Event)
     Ok(Opening::Begin(Box::new(Taken { lock, start })))
 }
 
-/// Tidies the folder of a finished run: removes unfinished files, and writes files that it could not deliver.
+/// Cleans up the folder of a finished run: removes unfinished files, and writes files that it could not
+/// deliver.
 fn tidy(job: &Job, done: &Done, warn: &mut dyn FnMut(String)) {
     let swept = folder::sweep(&job.folder).map(|()| Vec::new());
     let completed = done.source.as_ref().map(|source| saving::complete(job, source, done.steps));
@@ -81,8 +82,8 @@ pub(super) fn clock<'a>(
     (clock, options.deadline_s.map(|s| s + moved_s))
 }
 
-/// Forgets the time that a run took which failed at once: it was not spent on training, and once the fault is
-/// mended, all of the budget is there.
+/// Forgets the time of a run that failed at once: it was not spent on training, and once the fault is fixed,
+/// the whole budget is available.
 pub(super) fn forget_failed(job: &Job) {
     let has_state = [STATE, PREVIOUS].iter().any(|name| job.folder.join(name).exists());
     if !has_state && let Ok(mut lock) = RunLock::acquire(&job.folder, &job.text, &mut |_| {}) {

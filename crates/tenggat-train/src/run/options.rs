@@ -14,7 +14,7 @@ pub struct Options<'a> {
     pub device: &'a Device,
     /// Where the present comes from; reads 0 when the budget begins to run.
     pub clock: &'a dyn Clock,
-    /// Moment by which the process must have ended, on the clock.
+    /// Time on the clock by which the process must have ended, in seconds.
     pub deadline_s: Option<f64>,
     /// True for a point in time (`--deadline`); false for a duration (`--budget`), from which time spent
     /// before an interruption is subtracted.
@@ -23,7 +23,7 @@ pub struct Options<'a> {
     pub model: &'a Path,
     /// Folder that keeps quantised models for later runs; without one they are quantised every time.
     pub quantised: Option<&'a Path>,
-    /// Memory that may be used where the job sets no limit; `None`: nobody knows.
+    /// Memory that may be used where the job sets no limit; `None` if unknown.
     pub memory_bytes: Option<f64>,
     /// Folder of held-out images to score before and after.
     pub held_out: Option<&'a Path>,
@@ -31,6 +31,6 @@ pub struct Options<'a> {
     pub report: bool,
     /// Moves aside what an earlier run left, instead of resuming it.
     pub start_over: bool,
-    /// How the end, or a save, is asked for meanwhile.
+    /// Interrupts the run, or requests a save, from outside.
     pub stop: &'a Stop,
 }

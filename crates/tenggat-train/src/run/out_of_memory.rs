@@ -1,10 +1,10 @@
 //! What a run does when a GPU has no room for a step: it makes room and takes the step again.
 //!
-//! First more blocks compute their activations again, half as many keeping them each time: at first with some
+//! First, more blocks recompute their activations, half as many keeping them each time: at first with some
 //! results kept, then without. Then quantised weights stay in their file, a quarter of the blocks more each
-//! time; they come ahead of their use, then when they are used. Then batches are cut into micro-batches,
-//! whose gradients add up to the same. Then there is nothing left to do but say so. What was found stays for
-//! the rest of the run.
+//! time; they are prefetched at first, later read when they are used. Then batches are split into
+//! micro-batches, whose gradients have the same sum. After that the run ends with an error. Whatever worked
+//! stays in force for the rest of the run.
 
 use tenggat_models::qwen_image::transformer::{Recompute, Transformer};
 use tenggat_tensor::Device;
@@ -50,8 +50,8 @@ pub(super) fn offloaded(blocks: usize) -> String {
     format!("the weights of {blocks} blocks stay in their file from now on and are read for every pass")
 }
 
-/// The next smaller number of blocks that keep something: half as many keep all, and the others what is dear
-/// to compute; where none keeps all, half as many keep that.
+/// The next smaller number of blocks that keep something: half as many keep all, and the others what is
+/// expensive to recompute; where none keeps all, half as many keep that.
 fn fewer(Recompute { keep_all, keep_results }: Recompute) -> Option<Recompute> {
     if keep_all > 0 {
         let fewer = keep_all / 2;
@@ -73,8 +73,8 @@ impl Ladder {
         Ladder { device: device.clone(), at_once: None }
     }
 
-    /// One update; `ended` is called at the end of each part. A step that failed for want of memory has
-    /// changed nothing but gradients, which the next try writes anew.
+    /// One update; `ended` is called at the end of each part. A step that ran out of memory has changed
+    /// nothing but gradients, which the next try overwrites.
     ///
     /// # Errors
     /// As [`Trainer::step`]; if no room can be made, what to change.

@@ -1,5 +1,4 @@
-//! The whole way of a run, from its folder to what came out of it. Each phase is a method; those from
-//! training on are in `finish.rs`.
+//! A run from its folder to its summary. Each phase is a method; those from training on are in `finish.rs`.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -47,10 +46,9 @@ use tenggat_models::lora::Lora;
 /// Share of the time left that the samples before the first step may take.
 const FIRST_SAMPLES_SHARE: f64 = 0.1;
 
-/// Runs a job. A run of the same job that was cut off is resumed, so that it ends as if it had not been.
+/// Runs a job. An interrupted run of the same job is resumed, and ends as if it had not been interrupted.
 ///
-/// Once [`Options::stop`] asks for the end, whatever is under way ends within moments, and what was trained
-/// is saved.
+/// Once [`Options::stop`] is requested, the current work ends within moments, and what was trained is saved.
 ///
 /// # Errors
 /// The model, the images or the folder of the results cannot be used, or the training diverges. What was
@@ -138,7 +136,7 @@ struct Measures<'s> {
     scoring: Option<Scoring<'s>>,
 }
 
-/// What changes beside the weights.
+/// What changes besides the weights.
 struct Learner {
     optimiser: Optimiser,
     ema: Option<Ema>,
@@ -253,7 +251,7 @@ impl<'a> Run<'a> {
         Ok(data)
     }
 
-    /// What is measured on, if the user names a folder of it.
+    /// The held-out images, if the user names a folder of them.
     fn encode_held_out(&mut self, encoders: &Encoders<'_>) -> Result<Option<Vec<HeldOut>>> {
         let Some(path) = self.held_out else { return Ok(None) };
         let (pictures, broken) = images::load(path, self.job, encoders)?;
@@ -312,7 +310,7 @@ impl<'a> Run<'a> {
         Ok(choice)
     }
 
-    /// The optimiser and the average, as an earlier part of the run left them.
+    /// The optimiser and the average, restored from an earlier part of the run.
     fn learner(&mut self, data: &Prepared) -> Result<Learner> {
         let Run { job, lora, time, start, .. } = self;
         let method = Method::of(&job.train.optimiser, job.train.lr);

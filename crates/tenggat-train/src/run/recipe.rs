@@ -42,7 +42,7 @@ pub(super) fn max_grad_norm(job: &Job) -> Option<f64> {
     (job.train.optimiser.kind != job::Optimiser::Adafactor).then_some(job.train.max_grad_norm)
 }
 
-/// Where the pseudo-Huber loss turns from square to straight. Source: ai-toolkit
+/// Where the pseudo-Huber loss turns from quadratic to linear. Source: ai-toolkit
 /// `extensions_built_in/sd_trainer`.
 const PSEUDO_HUBER_C: f64 = 0.01;
 

@@ -1,4 +1,4 @@
-//! What a run leaves to look at: the loss curve, and held-out pictures before and after.
+//! The images that a run leaves: the loss curve, and held-out images before and after.
 
 use image::RgbImage;
 

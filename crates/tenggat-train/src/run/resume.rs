@@ -18,7 +18,7 @@ pub(super) enum Start {
     Fresh,
     /// Earlier results are moved aside, for this reason.
     Aside(String),
-    /// A run of this job goes on.
+    /// A run of this job resumes from its checkpoint.
     Continue(Box<Saved>),
     /// The run resumes from these weights, after this many updates, with a new optimiser.
     FromLora(Box<LoraFile>, u64),
@@ -32,7 +32,7 @@ pub(super) struct Done {
     pub steps: u64,
     /// How to get more.
     pub advice: String,
-    /// A LoRA of ours that the delivered files are to be made from if they lack.
+    /// A LoRA of ours from which missing delivered files are made.
     pub source: Option<PathBuf>,
     /// The LoRA to be named, if not the usual one.
     pub lora: Option<PathBuf>,
@@ -49,7 +49,7 @@ impl Start {
         }
     }
 
-    /// Progress of the schedule at which the run goes on.
+    /// Progress of the schedule at which the run resumes.
     pub fn progress(&self, job: &Job, deadline_s: Option<f64>) -> f64 {
         match self {
             Start::Continue(saved) => progress(saved, job, deadline_s),
@@ -68,9 +68,10 @@ const FOREIGN_STATE: &str = "optimizer.pt";
 /// should know.
 ///
 /// The run resumes from the whole file that is furthest along: a checkpoint of ours, or else a LoRA. A LoRA
-/// that is ahead of the newest state, because another program went on or because there was no room for a
-/// state, counts more than the state. Where the newest state is broken, the one before it leads to the same
-/// LoRA with the same optimiser, so that it counts more than a LoRA of ours, unless that one is finished.
+/// that is ahead of the newest checkpoint, because another program continued or because there was no room for
+/// a checkpoint, takes precedence over it. Where the newest checkpoint is damaged, the one before it leads to
+/// the same LoRA with the same optimiser, so it takes precedence over a LoRA of ours, unless that one is
+/// finished.
 pub(super) fn decide(
     job: &Job,
     options: &Options<'_>,
@@ -123,7 +124,7 @@ pub(super) fn decide(
     of_own(job, options, saved, &found, before)
 }
 
-/// Why a state is not that of the job.
+/// Why a checkpoint does not belong to the job.
 fn change(job: &Job, saved: &Saved) -> Option<String> {
     let before = &saved.progress;
     let mut changes = job::changes(&before.job, &job.text);
@@ -152,13 +153,14 @@ fn of_own(job: &Job, options: &Options<'_>, saved: Saved, found: &Found, before:
     if is_closing && saved.progress.end == Some(End::Steps) {
         return Start::Continue(Box::new(saved));
     }
-    // The state is written before the LoRA: a run that was cut off between them still has to deliver.
+    // The checkpoint is written before the LoRA: a run that was interrupted between them still has to
+    // deliver.
     let source = match job.save.deliver {
         Deliver::Newest => match found.saves.iter().rfind(|save| save.is_own && save.steps == steps) {
             Some(save) => Some(save.path.clone()),
             None => return Start::Continue(Box::new(saved)),
         },
-        // Which of its LoRAs is the best is known to a run that came to its end.
+        // Only a run that came to its end knows which of its LoRAs is the best.
         Deliver::Best if before.and_then(Note::delivered) == Some(steps) => None,
         Deliver::Best => return Start::Continue(Box::new(saved)),
     };
@@ -268,8 +270,9 @@ impl Clock for Continued<'_> {
     }
 }
 
-/// Seconds that the clock is ahead by, so that it reads what it read when the run before ended: when its
-/// state was kept, or later, as it noted. A clock that counts from a point in time has run on by itself.
+/// Seconds by which the clock is ahead, so that it reads what it read when the earlier run ended: when its
+/// checkpoint was written, or later, as it noted. A clock that counts from a point in time has run on by
+/// itself.
 pub(super) fn spent_before_s(start: &Start, job: &Job, options: &Options<'_>, before: Option<&Note>) -> f64 {
     let before = before.filter(|_| job.resume && !options.start_over);
     let noted_s = before.map_or(0.0, Note::spent_s);
@@ -287,8 +290,9 @@ pub(super) fn spent_before_s(start: &Start, job: &Job, options: &Options<'_>, be
     if options.deadline_is_moment { (spent_s - options.clock.now_s()).max(0.0) } else { spent_s }
 }
 
-/// Progress of the schedule at which a run goes on. One that had reached its end is set back to its share of
-/// what is now asked for: of the steps, or of the time until `deadline_s`, whichever is further along.
+/// Progress of the schedule at which a run resumes. A schedule that had reached its end is set back to its
+/// share of what the job now wants: of the steps, or of the time until `deadline_s`, whichever is further
+/// along.
 fn progress(saved: &Saved, job: &Job, deadline_s: Option<f64>) -> f64 {
     let before = &saved.progress;
     if before.end.is_none() {

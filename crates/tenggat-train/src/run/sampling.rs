@@ -21,11 +21,11 @@ use crate::outcome::report::sheet::{self, Row, Sheet};
 const FOLDER: &str = "samples";
 /// Folder of the sheets, one a round.
 const SHEETS: &str = "sheets";
-/// Negative prompt of guided pictures whose job names none: as good as none, and what Qwen-Image's authors
-/// use.
+/// Negative prompt where the job names none: a blank, as Qwen-Image's authors use it, which has next to no
+/// effect.
 const NO_NEGATIVE: &str = " ";
 
-/// Draws rounds of pictures.
+/// Generates rounds of samples.
 pub(super) struct Sampling<'a> {
     generator: Generator<'a>,
     clock: &'a dyn Clock,
@@ -90,8 +90,8 @@ impl<'a> Sampling<'a> {
         self.last_round == Some(steps)
     }
 
-    /// Takes a round for drawn whose pictures an earlier part of the run has left in the folder, if all are
-    /// there. What is there of another is not drawn again.
+    /// Counts a round as done if an earlier part of the run has left all its images in the folder. Images of
+    /// an incomplete round are not generated again.
     pub fn take_over(&mut self, steps: u64, folder: &RunFolder) {
         let found = self.found(steps, folder);
         if found.len() == self.prompts.len() {
@@ -114,12 +114,12 @@ impl<'a> Sampling<'a> {
     }
 
     /// One picture of each prompt, `samples/<milliseconds>__<9-digit step>_<number>.<format>`, as far as
-    /// `may_go_on` allows: it is asked after every step of the sampler. Several prompts also give
+    /// `may_go_on` allows: it is called after every step of the sampler. Several prompts also give
     /// `sheets/<9-digit step>.<format>`, all of the round and of the one before the first step. Returns
     /// whether the round is whole.
     ///
     /// # Errors
-    /// A picture cannot be drawn or written.
+    /// An image cannot be generated or written.
     pub fn round(
         &mut self,
         lora: &Lora,
@@ -178,7 +178,7 @@ impl<'a> Sampling<'a> {
         Ok(true)
     }
 
-    /// A row for each prompt: before the first step, if that was drawn, and now.
+    /// A row for each prompt: before the first step, if there is such an image, and now.
     fn sheet(&self, drawn: &[RgbImage], steps: u64, folder: &RunFolder) -> Result<()> {
         let row = |(i, picture): (usize, &RgbImage)| Row {
             label: self.prompts[i].0.text.clone(),

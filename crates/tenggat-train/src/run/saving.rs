@@ -1,4 +1,4 @@
-//! From an adapter on the device to a LoRA file, also where there is little room left.
+//! From an adapter on the device to a LoRA file, even where there is little disk space left.
 
 use std::cell::RefCell;
 use std::io;
@@ -20,7 +20,7 @@ use crate::data::batch::Prepared;
 use crate::job::Job;
 use crate::lora::file::{self as lora_file, Info, Module};
 
-/// Variable of a folder where a finished LoRA goes that finds no place in its own.
+/// Environment variable: folder for a finished LoRA that does not fit into its own.
 const RESCUE: &str = "TENGGAT_RESCUE";
 
 /// Writes the LoRA files and the checkpoints of one run.
@@ -43,13 +43,13 @@ impl<'a> Saver<'a> {
         Saver { job, keeps_state, data, per_epoch, told: RefCell::default() }
     }
 
-    /// What the user should know of the saves since it was asked last.
+    /// What the user should know about the saves since the last call.
     pub fn told(&self) -> Vec<String> {
         self.told.take()
     }
 
-    /// Writes the state if it is kept. `end` is why the run is finished, if it is. On a full disk the state
-    /// before the newest gives way.
+    /// Writes the checkpoint, if the job keeps one. `end` is why the run is finished, if it is. On a full
+    /// disk the previous checkpoint is deleted.
     ///
     /// # Errors
     /// The file cannot be written; the run need not end for that.
@@ -94,8 +94,8 @@ impl<'a> Saver<'a> {
     }
 
     /// Writes the adapter beside `path` and renames it, so that `path` is whole at every moment. A file there
-    /// that is not ours or that is further along is kept under another name. On a full disk the state before
-    /// the newest gives way.
+    /// that is not ours or that is further along is kept under another name. On a full disk the previous
+    /// checkpoint is deleted.
     ///
     /// # Errors
     /// The file cannot be written, or the device failed.
@@ -109,11 +109,11 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// As [`Saver::save`] for the file that is delivered: as a last resort the state gives way, which a run
-    /// with more steps would begin with, and then the LoRA goes to another folder. Returns where it is.
+    /// As [`Saver::save`] for the file that is delivered: as a last resort the checkpoint is deleted, with
+    /// which the run could be continued, and then the LoRA goes to another folder. Returns where it is.
     ///
     /// # Errors
-    /// There is no place at all, or the device failed.
+    /// There is no room anywhere, or the device failed.
     pub fn save_final(&self, lora: &Lora, path: &Path, steps: u64) -> Result<PathBuf> {
         let Err(error) = self.save(lora, path, steps) else { return Ok(path.to_path_buf()) };
         if !error.is_of_a_file() {
@@ -146,7 +146,7 @@ impl<'a> Saver<'a> {
         crate::files::atomic::link(from, to).map_err(|e| Error::file("write", to, e))
     }
 
-    /// Sees to it that nothing is replaced that may not be.
+    /// Moves aside a file that must not be replaced.
     fn protect(&self, path: &Path, steps: u64) -> Result<()> {
         if let Some(aside) = found::set_aside(path, steps)? {
             let (path, aside) = (path.display(), aside.display());
@@ -201,14 +201,14 @@ pub(super) fn complete(job: &Job, source: &Path, steps: u64) -> Result<Vec<Strin
     Ok(saver.told())
 }
 
-/// Where a LoRA may go that finds no place in the folder of its run.
+/// Folders for a LoRA that does not fit into the folder of its run.
 fn rescue_folders(folder: &Path) -> Vec<PathBuf> {
     let asked = std::env::var_os(RESCUE).map(PathBuf::from);
     let beside = folder.parent().map(Path::to_path_buf);
     asked.into_iter().chain(beside).chain([std::env::temp_dir()]).collect()
 }
 
-/// A name in a folder that nothing has.
+/// An unused name in a folder.
 fn free_name(folder: &Path, stem: &str) -> PathBuf {
     let first = folder.join(format!("{stem}.safetensors"));
     let others = (1..).map(|n| folder.join(format!("{stem}-{n}.safetensors")));

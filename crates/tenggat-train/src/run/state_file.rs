@@ -1,10 +1,10 @@
 //! The checkpoint: everything that the next step depends on.
 //!
 //! A safetensors file whose metadata hold [`Progress`] as JSON under one key and a hash of everything under
-//! another. It is written beside its name and renamed, so that it is whole however the process ends; the one
-//! before is kept, should the disk spoil it. Parameters and averages are kept in full precision, the
-//! optimiser's state in its own types; whatever is random or in an order is a function of the seed and the
-//! step, so it takes no room. The loss curve is read back from the metrics.
+//! another. It is written beside its name and renamed, so that it is whole however the process ends; the
+//! previous one is kept in case the disk damages it. Parameters and averages are kept in full precision, the
+//! optimiser's state in its own types; everything random or ordered is a function of the seed and the step,
+//! so it takes no room. The loss curve is read back from the metrics.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +23,7 @@ use crate::step::optimiser::Optimiser;
 
 /// Its name in the run's folder; no `.safetensors`, so that nobody takes it for a LoRA.
 pub const STATE: &str = "resume.state";
-/// Name of the one before it, which is used when the newest is broken.
+/// Name of the previous one, which is used when the newest is damaged.
 pub const PREVIOUS: &str = "resume.state.previous";
 /// Key of the metadata.
 pub(super) const KEY: &str = "tenggat_run";
@@ -74,7 +74,7 @@ pub(super) enum End {
 impl Progress {
     pub const VERSION: u32 = VERSION;
 
-    /// What cannot be true of any run, if something is so.
+    /// The value that no run can have, if there is one.
     fn implausible(&self) -> Option<&'static str> {
         let seconds = |s: f64| s.is_finite() && s >= 0.0;
         let finite = [self.deadline_s, self.deadline_unix_s].into_iter().flatten().all(f64::is_finite);
@@ -212,7 +212,7 @@ impl Saved {
         Ok(Saved { path: path.to_path_buf(), map, progress })
     }
 
-    /// Fills a tensor with what was kept of it.
+    /// Fills a tensor with its stored values.
     fn fill(&self, name: &str, to: &mut Tensor) -> Result<()> {
         let unfit = |reason: String| {
             Error::Job(format!(

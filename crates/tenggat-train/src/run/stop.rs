@@ -1,4 +1,4 @@
-//! What is asked of a run from outside while it is under way, and whether it has anything to lose.
+//! Requests to a run from outside, and whether the run has unsaved updates.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,10 @@ use tenggat_models::Interrupt;
 
 use super::Result;
 
-/// Shared between a run and whoever hears signals for it; clones are the same.
+/// Shared between a run and its signal handlers; clones share their state.
 ///
-/// Once the end is asked for, every phase of the run ends within moments: between two blocks of the model,
-/// two pictures, two parts of a file. What was trained is saved; nothing is drawn or measured any more.
+/// Once an interrupt is requested, every phase of the run ends within moments: between two blocks of the
+/// model, two images, two parts of a file. What was trained is saved; no more samples or measurements follow.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     interrupt: Interrupt,
@@ -25,27 +25,27 @@ struct Shared {
 }
 
 impl Stop {
-    /// Asks for the end: the run saves what it has trained.
+    /// Interrupts the run: it saves what it has trained and ends.
     pub fn request(&self) {
         self.interrupt.request();
     }
 
-    /// Whether the end was asked for.
+    /// Whether an interrupt was requested.
     pub fn is_requested(&self) -> bool {
         self.interrupt.is_requested()
     }
 
-    /// The flag, for what takes long and knows nothing of runs.
+    /// The flag, for long work that knows nothing of runs.
     pub fn interrupt(&self) -> &Interrupt {
         &self.interrupt
     }
 
-    /// Asks for a save as soon as the step under way is done. The run goes on.
+    /// Requests a save as soon as the current step is done; the run continues.
     pub fn save_now(&self) {
         self.shared.save.store(true, Ordering::Relaxed);
     }
 
-    /// Tells that nobody is watching any more: a run with a deadline goes on, any other is asked to end.
+    /// Says that nobody is watching any more: a run with a deadline continues, any other is interrupted.
     pub fn hang_up(&self) {
         if !self.shared.has_deadline.load(Ordering::Relaxed) {
             self.request();
@@ -67,13 +67,13 @@ impl Stop {
         self.shared.is_unsaved.store(is_unsaved, Ordering::SeqCst);
     }
 
-    /// Whether a save was asked for since this was last called.
+    /// Whether a save was requested since the last call.
     pub(super) fn takes_save(&self) -> bool {
         self.shared.save.swap(false, Ordering::Relaxed)
     }
 }
 
-/// The result of a part of a run that may be left out; `None` if somebody asked for the end meanwhile.
+/// The result of an optional part of a run; `None` if the run was interrupted meanwhile.
 pub(super) fn unless_interrupted<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -35,8 +35,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of a run that was asked to end before it had made an update; `steps` are those of an earlier part of
-    /// it.
+    /// Of a run that was interrupted before its first update; `steps` are those of an earlier part of it.
     pub fn interrupted(job: &Job, steps: u64, left_s: Option<f64>) -> Self {
         Summary {
             lora: job.folder.join(LAST),

@@ -1,5 +1,5 @@
-//! The one way to note a phase of a run: it is timed, told to the budget, and announced by an event at its
-//! start and at its end, however it ends.
+//! The one way to run a phase: it is timed, the budget learns of it, and events announce its start and its
+//! end, however it ends.
 
 use tenggat_plan::{Budget, Clock, Phase, PhaseRecord};
 
@@ -13,7 +13,7 @@ pub(super) struct Timeline<'a, L = Budget> {
     pub clock: &'a dyn Clock,
     /// Where news goes.
     pub show: &'a mut dyn FnMut(Event),
-    /// How the end, or a save, is asked for.
+    /// Interrupts the run, or requests a save, from outside.
     pub stop: &'a Stop,
     /// The budget; [`NoBudgetYet`] until enough is known to make one.
     pub budget: L,
@@ -66,7 +66,7 @@ impl Ledger for Budget {
     }
 }
 
-/// What goes through phases.
+/// A run that has phases.
 pub(super) trait Timed<'a> {
     /// What keeps its times.
     type Ledger: Ledger;
@@ -93,12 +93,12 @@ pub(super) trait Timed<'a> {
 }
 
 impl<'a> Timeline<'a, NoBudgetYet> {
-    /// The timeline of a run that begins.
+    /// The timeline of a new run.
     pub fn new(clock: &'a dyn Clock, stop: &'a Stop, show: &'a mut dyn FnMut(Event)) -> Self {
         Timeline { clock, show, stop, budget: NoBudgetYet::default() }
     }
 
-    /// Goes on with a budget, which knows of the phases so far.
+    /// Continues with a budget, which knows the phases so far.
     pub fn with_budget(self, budget: Budget) -> Timeline<'a> {
         Timeline { clock: self.clock, show: self.show, stop: self.stop, budget }
     }
@@ -132,7 +132,7 @@ impl<L> Timeline<'_, L> {
         self.tell(Event::Warning(text.into()));
     }
 
-    /// Images that cannot be written cost no more than a warning: the training is worth more.
+    /// Images that cannot be written are only a warning: the training is worth more.
     ///
     /// # Errors
     /// Everything but a file that cannot be read or written.

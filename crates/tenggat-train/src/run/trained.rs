@@ -11,7 +11,7 @@ use crate::step::{Outcome, Trainer};
 
 /// Steps in a row without a usable loss after which a run is given up.
 const MAX_UNUSABLE: u64 = 20;
-/// With this many at its end a run has not succeeded: a single one may be a bad batch.
+/// A run that ends with this many has failed: a single one may be a bad batch.
 const MAX_UNUSABLE_AT_END: u64 = 3;
 /// Weight of the newest loss in the smoothed one.
 const SMOOTHING: f64 = 0.02;
@@ -47,7 +47,7 @@ impl<'a> Trained<'a> {
         self.ema.as_ref().map_or(self.trainer.lora(), Ema::average)
     }
 
-    /// Whether the last updates were skipped, so that what the weights are worth is in doubt.
+    /// Whether the last updates were skipped, so that the weights may be worthless.
     pub fn is_skipping(&self) -> bool {
         self.unusable > 0
     }

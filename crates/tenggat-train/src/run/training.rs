@@ -33,7 +33,7 @@ use crate::step::{Batch, Outcome, Part};
 /// Steps after which the first forecast is worth showing.
 const FIRST_FORECAST: u64 = 5;
 
-/// Progress of the schedule from which on its end is not missed.
+/// Progress of the schedule above which a missing end does not matter.
 const WHOLE_COURSE: f64 = 0.95;
 
 /// A run that has begun to train: the loop, and the phases after it in `finish.rs`.
@@ -94,7 +94,7 @@ impl<'a> Timed<'a> for Training<'a, '_> {
 }
 
 impl Training<'_, '_> {
-    /// Trains until the budget says finish, which is returned with its reason, or somebody asks to stop.
+    /// Trains until the budget is used up, and returns the reason; `None` if the run was interrupted.
     pub fn run(&mut self) -> Result<Option<FinishReason>> {
         self.catch_up()?;
         unless_interrupted(self.finish_round())?;
@@ -139,11 +139,11 @@ impl Training<'_, '_> {
             self.time.stop.set_unsaved(true);
         }
         self.take_in(step, outcome, lr)?;
-        // The step is done and has its line, whatever is asked for meanwhile.
+        // The step is done and has its metrics line, even if an interrupt came meanwhile.
         let measured = unless_interrupted(self.validate())?.flatten();
         // A checkpoint counts on the line of its step.
         self.log(Turn { bucket, lr, outcome, began_s, ended_s }, measured.map(|measured| measured.loss));
-        // Saving would make a folder anew that was renamed meanwhile.
+        // Saving would create the folder again if it was renamed meanwhile.
         self.follow()?;
         if measured.is_some_and(|measured| measured.is_best) {
             self.save_best()?;
@@ -201,7 +201,7 @@ impl Training<'_, '_> {
         Error::NotFinite { step: update.step, lr: update.lr, as_stored, kept }
     }
 
-    /// What the user should know about an end that was not planned, or that came before the first forecast.
+    /// What the user should know about an unplanned end, or one before the first forecast.
     fn tell_end(&mut self, reason: FinishReason) {
         let now_s = self.time.now_s();
         if self.time.budget.steps_done() < FIRST_FORECAST {
@@ -267,9 +267,8 @@ impl Training<'_, '_> {
         Ok(outcome)
     }
 
-    /// Works out the modulation of this step and of those after it, if that was not done yet. Steps go
-    /// together by their number alone: a run that was cut off multiplies the same matrices when it is
-    /// resumed.
+    /// Prepares the modulation of this step and of those after it, if that was not done yet. Which steps are
+    /// prepared together depends on their number alone, so that a resumed run multiplies the same matrices.
     fn prepare(&mut self, step: u64, noising: &Noising) -> Result<()> {
         let Some(together) = self.models.modulation_steps.filter(|&steps| steps > 0) else { return Ok(()) };
         if !self.models.transformer.is_prepared(&self.sigmas(step..step + 1, noising)?) {

@@ -1,4 +1,4 @@
-//! Noise of pictures as PyTorch's CPU generator draws it, so that a seed means the same everywhere.
+//! Noise of images as PyTorch's CPU generator draws it, so that a seed gives the same noise everywhere.
 
 use tenggat_tensor::random::Mt19937;
 

@@ -9,7 +9,7 @@ use tenggat_tensor::ops::linear::Write;
 
 /// Most captured passes that are kept: each holds several thousand kernels' arguments, on the GPU too.
 const MOST: usize = 32;
-/// How often captured passes may lose their memory, one time soon after the other, before captures end.
+/// How often captured passes may lose their memory in quick succession before capturing stops.
 const MOST_LOST: usize = 3;
 /// Steps after which another loss is no longer soon: what took the memory, such as sample pictures, comes
 /// rarely.
@@ -18,7 +18,7 @@ const SOON: u64 = 50;
 /// any order.
 const TOLERANCE: f64 = 1e-2;
 
-/// What captured passes hold for.
+/// What captured passes are valid for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     samples: usize,
@@ -66,13 +66,13 @@ enum Known {
     Captured(Box<CapturedPasses>),
 }
 
-/// Captured passes by what they hold for.
+/// Captured passes by what they are valid for.
 #[derive(Debug, Default)]
 pub(super) struct Passes {
     known: HashMap<Key, Known>,
     step: u64,
     is_given_up: bool,
-    /// Whether captured passes have come to what the direct way came to.
+    /// Whether captured passes have reproduced the results of direct launches.
     is_trusted: bool,
     lost: usize,
     lost_in_step: u64,
@@ -85,8 +85,8 @@ impl Passes {
         self.step += 1;
     }
 
-    /// How such a batch goes through the model. It is captured in the second step that has one, when all that
-    /// depends on its shape is there and it is likely to come again.
+    /// How such a batch goes through the model. It is captured in the second step that has one: then
+    /// everything that depends on its shape exists, and it is likely to come again.
     pub fn way(&mut self, key: &Key) -> Way {
         if self.is_given_up {
             return Way::Direct;
@@ -108,7 +108,7 @@ impl Passes {
         self.known.values().filter(|known| matches!(known, Known::Captured(_))).count()
     }
 
-    /// How often captured passes have lost their memory, one time soon after the other.
+    /// How often captured passes have lost their memory in quick succession.
     #[cfg(test)]
     pub fn lost_so_far(&self) -> usize {
         self.lost
@@ -121,8 +121,8 @@ impl Passes {
         }
     }
 
-    /// Keeps what came of a capture. Whether there are captured passes; why there are none is worth no more than a
-    /// note.
+    /// Stores the result of a capture. Returns whether there are captured passes; the reason why not is only
+    /// noted.
     pub fn keep(&mut self, key: Key, made: Result<Option<CapturedPasses>>) -> bool {
         let known = match made {
             Ok(Some(captured)) => Known::Captured(Box::new(captured)),
@@ -141,9 +141,9 @@ impl Passes {
         self.is_trusted
     }
 
-    /// Trusts captured passes if loss and gradient norm are the same both ways, else makes no use of any.
+    /// Trusts captured passes if loss and gradient norm are the same both ways, else uses none.
     pub fn compare(&mut self, direct: [f64; 2], captured: [f64; 2]) {
-        // What is not a number agrees with nothing.
+        // NaN agrees with nothing.
         let agree = |(a, b): (f64, f64)| (a - b).abs() <= TOLERANCE * a.abs();
         if !direct.into_iter().zip(captured).all(agree) && direct.iter().all(|x| x.is_finite()) {
             let [loss, norm] = direct;
@@ -157,7 +157,7 @@ impl Passes {
         }
     }
 
-    /// The device has taken the memory of captured passes, and so of all.
+    /// The device has taken the memory of captured passes, which invalidates all of them.
     pub fn lost(&mut self) {
         self.known.retain(|_, known| !matches!(known, Known::Captured(_)));
         if self.step - self.lost_in_step > SOON {
@@ -177,7 +177,7 @@ impl Passes {
         self.known.clear();
     }
 
-    /// Captures nothing any more, for this reason.
+    /// Stops capturing, for this reason.
     pub fn give_up(&mut self, why: Option<String>) {
         self.forget();
         self.is_given_up = true;
