@@ -166,7 +166,8 @@ fn budget(options: &CommandOptions<'_>) -> BudgetConfig {
         margin_s: options.margin_s,
         phases: PhaseCosts::default()
             .with(Phase::FinalSave, save_s)
-            .with(Phase::Report, (0.01 * options.deadline_s).min(5.0)),
+            // Of the phases after the last save, the one that does not grow with the steps.
+            .with(Phase::Upload, (0.01 * options.deadline_s).min(5.0)),
         save_s,
         ..BudgetConfig::default()
     }
