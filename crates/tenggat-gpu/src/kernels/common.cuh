@@ -77,13 +77,78 @@ DEVICE void load(float (&to)[V], const T* from) {
     for (int i = 0; i < V; i++) to[i] = widen(pack.v[i]);
 }
 
-template <int V, class T>
-DEVICE void store(T* to, const float (&from)[V]) {
-    Pack<T, V> pack;
-#pragma unroll
-    for (int i = 0; i < V; i++) narrow(pack.v[i], from[i]);
-    *(Pack<T, V>*)to = pack;
+// Two bf16 numbers in one word, the first in its lower half.
+DEVICE uint32_t narrow_pair(float low, float high) {
+#ifdef EMULATED
+    bf16 first, second;
+    narrow(first, low);
+    narrow(second, high);
+    return first.bits | (uint32_t)second.bits << 16;
+#else
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
 }
+
+// Writes 1, 2 or 4 words of global memory at once, more in fours. Left to itself the compiler often writes the members of a
+// structure one by one.
+template <int N>
+DEVICE void put_words(void* to, const uint32_t (&w)[N]) {
+#ifdef EMULATED
+    memcpy(to, w, 4 * N);
+#else
+    if constexpr (N == 1) *(uint32_t*)to = w[0];
+    if constexpr (N == 2) asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
+#pragma unroll
+    for (int i = 0; i + 4 <= N; i += 4)
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"((uint32_t*)to + i), "r"(w[i]), "r"(w[i + 1]),
+                     "r"(w[i + 2]), "r"(w[i + 3])
+                     : "memory");
+#endif
+}
+
+template <int V>
+DEVICE void store(float* to, const float (&from)[V]) {
+    uint32_t words[V];
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+#ifdef EMULATED
+        memcpy(&words[i], &from[i], 4);
+#else
+        words[i] = __float_as_uint(from[i]);
+#endif
+    }
+    put_words(to, words);
+}
+
+template <int V>
+DEVICE void store(bf16* to, const float (&from)[V]) {
+    if constexpr (V == 1) {
+        narrow(*to, from[0]);
+    } else {
+        uint32_t words[V / 2];
+#pragma unroll
+        for (int i = 0; i < V / 2; i++) words[i] = narrow_pair(from[2 * i], from[2 * i + 1]);
+        put_words(to, words);
+    }
+}
+
+// 1 / (1 + e^-x) by the units for special functions, within a few units in the last place. The denominator is at least 1,
+// so that their flushing of tiny numbers changes nothing but results below 2^-126.
+DEVICE float sigmoid(float x) {
+#ifdef EMULATED
+    return 1.0f / (1.0f + expf(-x));
+#else
+    float power, result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+    return result;
+#endif
+}
+
+// The sample of a row, if each has so many. Matrices that are taken by rows have fewer than 2^31.
+DEVICE int64_t sample_of(int64_t row, int rows_per_sample) { return (uint32_t)row / (uint32_t)rows_per_sample; }
 
 // Row and place within it of piece number i, if there are `per_row` pieces in a row and `all` in all.
 DEVICE void split(int64_t& row, int64_t& at, int64_t i, int64_t per_row, int64_t all) {

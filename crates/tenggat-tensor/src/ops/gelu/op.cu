@@ -3,7 +3,7 @@
 constexpr float SCALE = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float CUBIC = 0.044715f;
 
-DEVICE float gate(float x) { return 1.0f / (1.0f + __expf(-2.0f * SCALE * (x + CUBIC * x * x * x))); }
+DEVICE float gate(float x) { return sigmoid(2.0f * SCALE * (x + CUBIC * x * x * x)); }
 DEVICE float slope(float x) { return 2.0f * SCALE + 6.0f * SCALE * CUBIC * x * x; }
 
 ACTIVATION(gelu)
