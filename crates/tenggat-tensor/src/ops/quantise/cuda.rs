@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tenggat_gpu::{Cuda, Grid, Kernel, Mat, Module, Prefetch, int};
+use tenggat_gpu::{Cuda, Grid, Kernel, Module, Prefetch, int};
 
 use super::{Bytes, Format, NextUse, Parts, Quantised, part_bytes};
-use crate::error::expect_shape;
-use crate::{DType, Device, Result, Tensor, ViewMut};
+use crate::{DType, Device, Result, Tensor};
 
 pub(crate) const MODULE: Module =
     Module { name: "quantise", source: concat!(include_str!("op.cu"), include_str!("fp8.cu")) };
@@ -23,8 +22,12 @@ const FLOAT8: Kernel = Kernel::new(&MODULE, "widen_float8");
 const INT8: Kernel = Kernel::new(&MODULE, "widen_int8");
 const FP8: Kernel = Kernel::new(&MODULE, "widen_fp8");
 
-/// Weights that a thread takes.
-const PER_THREAD: usize = 8;
+/// Weights of a pack.
+const PACK: usize = 8;
+/// Packs of `uintN` that a thread takes; `PACKS` of `op.cu`.
+const PACKS: usize = 4;
+/// Most threads that take a row of bytes.
+const MOST_THREADS: usize = 512;
 
 /// Mirrors `Widen`.
 #[derive(Clone, Copy)]
@@ -33,9 +36,9 @@ struct Widen {
     codes: u64,
     scales: u64,
     zero_points: u64,
-    rows: i64,
+    to: u64,
     cols: i32,
-    to: Mat,
+    packs: i32,
 }
 
 /// A quantised matrix `[rows, cols]` for a GPU, which has its arrays in memory all the time or for each use.
@@ -180,18 +183,8 @@ impl Resident {
     /// # Errors
     /// Out of GPU memory.
     pub fn to_dense(&self, dtype: DType) -> Result<Tensor> {
-        let mut wide = Tensor::empty(&self.device, dtype, &self.shape)?;
-        self.dequantise(wide.view_mut())?;
-        Ok(wide)
-    }
-
-    /// Writes the weights that it stands for, `[rows, cols]`, as f32 or bf16.
-    ///
-    /// # Errors
-    /// Shapes differ, or the device failed.
-    pub fn dequantise(&self, to: ViewMut<'_>) -> Result<()> {
         const OP: &str = "dequantise";
-        expect_shape(OP, "weights", &self.shape, &to.shape())?;
+        let mut wide = Tensor::empty(&self.device, dtype, &self.shape)?;
         let kernel = match self.format {
             Format::Uint(bits) => UINT[usize::from(bits) - 2],
             Format::QFloat8 | Format::Float8 => FLOAT8,
@@ -217,26 +210,34 @@ impl Resident {
                 addresses(&copied)?
             }
         };
-        launch_dequantise(kernel, addresses, self.shape, to)
+        launch_dequantise(kernel, addresses, &mut wide)?;
+        Ok(wide)
     }
 }
 
-/// The same of e4m3 codes `[rows, cols]` with f32 scales, one per row, rounded to bf16 as `float8` is.
-pub(super) fn dequantise_fp8(codes: &Tensor, scales: &Tensor, to: ViewMut<'_>) -> Result<()> {
-    const OP: &str = "dequantise fp8";
-    let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda(OP)?.1.data);
-    launch_dequantise(FP8, [address(codes)?, address(scales)?, 0], to.shape(), to)
+/// Writes what e4m3 codes `[rows, cols]` with f32 scales, one per row, stand for, rounded to bf16 as `float8`
+/// is.
+pub(super) fn dequantise_fp8(codes: &Tensor, scales: &Tensor, to: &mut Tensor) -> Result<()> {
+    let address = |tensor: &Tensor| Ok::<_, crate::Error>(tensor.view().cuda("dequantise fp8")?.1.data);
+    launch_dequantise(FP8, [address(codes)?, address(scales)?, 0], to)
 }
 
-fn launch_dequantise(
-    kernel: Kernel,
-    [codes, scales, zero_points]: [u64; 3],
-    [rows, cols]: [usize; 2],
-    to: ViewMut<'_>,
-) -> Result<()> {
-    let (cuda, mat) = to.cuda("dequantise")?;
-    let args = Widen { codes, scales, zero_points, rows: rows as i64, cols: int(cols)?, to: mat };
-    Ok(cuda.launch(kernel, &[to.dtype()], Grid::covering(rows * cols.div_ceil(PER_THREAD)), args)?)
+fn launch_dequantise(kernel: Kernel, [codes, scales, zero_points]: [u64; 3], to: &mut Tensor) -> Result<()> {
+    let dtype = to.dtype();
+    let [rows, cols] = to.view().shape();
+    let (cuda, mat) = to.view_mut().cuda("dequantise")?;
+    let packs = cols.div_ceil(PACK);
+    let args =
+        Widen { codes, scales, zero_points, to: mat.data, cols: int(cols)?, packs: int(rows * packs)? };
+    let grid = match UINT.iter().any(|uint| uint.name == kernel.name) {
+        true => Grid::covering((rows * packs).div_ceil(PACKS)),
+        // A row in as few turns of a block as there can be, all of them full.
+        false => {
+            let turns = packs.div_ceil(MOST_THREADS).max(1);
+            Grid::threads(rows, packs.div_ceil(turns).next_multiple_of(32).max(32) as u32)
+        }
+    };
+    Ok(cuda.launch(kernel, &[dtype], grid, args)?)
 }
 
 #[cfg(test)]
@@ -248,7 +249,8 @@ mod tests {
     #[test]
     fn gpus_dequantise_to_the_same_bits() {
         let Some(gpu) = gpu() else { return };
-        for (rows, cols) in [(5, 320), (7, 64), (3, 37)] {
+        // Rows that several blocks share, or several turns of one; rows that are not whole packs.
+        for (rows, cols) in [(5, 320), (7, 64), (3, 37), (3, 5120)] {
             let stored = randn(DType::BF16, &[rows, cols], 3);
             let stored = stored.host::<half::bf16>().unwrap();
             for name in
@@ -262,8 +264,7 @@ mod tests {
                 let resident = Resident::new(&matrix, &gpu).unwrap();
                 assert_eq!((resident.bytes(), resident.shape()), (matrix.bytes(), [rows, cols]));
                 for dtype in [DType::F32, DType::BF16] {
-                    let mut got = Tensor::empty(&gpu, dtype, &[rows, cols]).unwrap();
-                    resident.dequantise(got.view_mut()).unwrap();
+                    let got = resident.to_dense(dtype).unwrap();
                     let expected = matrix.dequantise(&Device::cpu(), dtype).unwrap();
                     assert_eq!(got.to_f64().unwrap(), expected.to_f64().unwrap(), "{name} as {dtype:?}");
                 }

@@ -185,7 +185,7 @@ impl Fp8 {
     /// Out of GPU memory.
     pub fn to_dense(&self, dtype: DType) -> Result<Tensor> {
         let mut wide = Tensor::empty(&self.ones.device(), dtype, &self.shape())?;
-        cuda::dequantise_fp8(&self.rounded.codes, &self.rounded.scales, wide.view_mut())?;
+        cuda::dequantise_fp8(&self.rounded.codes, &self.rounded.scales, &mut wide)?;
         Ok(wide)
     }
 
