@@ -4,15 +4,17 @@ use tenggat_gpu::{Grid, Kernel, Mat, Module, int};
 
 use super::{EPS, Segment};
 use crate::error::expect_shape;
-use crate::{Result, View, ViewMut};
+use crate::{DType, Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "rms_norm_rope", source: include_str!("op.cu") };
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "rms_norm_rope_forward");
 const BACKWARD: Kernel = Kernel::new(&MODULE, "rms_norm_rope_backward");
 
-/// Most channels of a head: 32 lanes with 4 pairs each.
+/// Most channels of a head that are taken in pairs: 32 threads with 4 pairs each.
 const MOST_CHANNELS: usize = 256;
+/// Most threads of a block, as the kernels are told (`__launch_bounds__`).
+const MOST_THREADS: usize = 512;
 
 /// Mirrors `Segment` of `op.cu`.
 #[derive(Clone, Copy)]
@@ -22,16 +24,8 @@ struct Place {
     joint_tokens: i32,
     at: i32,
     heads: i32,
-}
-
-impl TryFrom<Segment> for Place {
-    type Error = tenggat_gpu::Error;
-
-    fn try_from(s: Segment) -> Result<Self, Self::Error> {
-        let Segment { tokens, joint_tokens, at, heads } = s;
-        let (tokens, joint_tokens) = (int(tokens)?, int(joint_tokens)?);
-        Ok(Place { tokens, joint_tokens, at: int(at)?, heads: int(heads)? })
-    }
+    lane_bits: i32,
+    inverse: f32,
 }
 
 /// Mirrors `Forward`.
@@ -60,16 +54,41 @@ struct Backward {
     segment: Place,
 }
 
-/// A warp for each head of q, k and v of each token.
-fn grid(op: &'static str, rows: usize, rope: &View<'_>, segment: Segment) -> Result<Grid> {
-    let channels = rope.cols();
-    expect_shape(
-        op,
-        "channels of a head (at most 256 on a GPU)",
-        &[channels.min(MOST_CHANNELS)],
-        &[channels],
-    )?;
-    Ok(Grid::covering(rows * 3 * segment.heads * 32))
+/// How the work is cut: whether threads take 16 bytes at a time, the launch, and what the kernel is told of it.
+///
+/// A head is taken by as many threads as it has packs of 16 bytes, if they are a power of two and all matrices
+/// can be read so; else by 32 threads, in pairs of channels.
+fn cut(
+    op: &'static str,
+    dtype: DType,
+    rows: usize,
+    (rope, matrices): (&View<'_>, &[Mat]),
+    segment: Segment,
+) -> Result<(bool, Grid, Place)> {
+    let (channels, pack) = (rope.cols(), 16 / dtype.bytes());
+    let lanes = channels / pack;
+    let wide = channels.is_multiple_of(pack)
+        && lanes.is_power_of_two()
+        && lanes <= 32
+        && matrices.iter().all(|m| m.is_wide(dtype))
+        && rope.cuda(op)?.1.in_packs(rope.dtype(), pack / 2);
+    if !wide {
+        let most = channels.min(MOST_CHANNELS);
+        expect_shape(op, "channels of a head (at most 256 on a GPU)", &[most], &[channels])?;
+    }
+    let Segment { tokens, joint_tokens, at, heads } = segment;
+    let lanes = if wide { lanes } else { 32 };
+    let threads = (heads * lanes).next_multiple_of(32).clamp(32, MOST_THREADS);
+    let place = Place {
+        tokens: int(tokens)?,
+        joint_tokens: int(joint_tokens)?,
+        at: int(at)?,
+        heads: int(heads)?,
+        lane_bits: lanes.ilog2() as i32,
+        inverse: (1.0 / channels as f64) as f32,
+    };
+    let grid = Grid::threads(tokens, threads as u32).layers(rows / tokens.max(1));
+    Ok((wide, grid, place))
 }
 
 pub fn forward(
@@ -79,17 +98,14 @@ pub fn forward(
     [q, k, v]: [ViewMut<'_>; 3],
     rstd: ViewMut<'_>,
 ) -> Result<()> {
-    let (cuda, q_mat) = q.cuda(op)?;
-    let args = Forward {
-        qkv: qkv.cuda(op)?.1,
-        weights: weights.cuda(op)?.1,
-        rope: rope.cuda(op)?.1,
-        joint: [q_mat, k.cuda(op)?.1, v.cuda(op)?.1],
-        rstd: rstd.cuda(op)?.1,
-        segment: segment.try_into()?,
-        eps: EPS as f32,
-    };
-    Ok(cuda.launch(FORWARD, &[q.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
+    let (dtype, rows) = (q.dtype(), qkv.rows());
+    let (cuda, q) = q.cuda(op)?;
+    let (qkv, weights, joint) = (qkv.cuda(op)?.1, weights.cuda(op)?.1, [q, k.cuda(op)?.1, v.cuda(op)?.1]);
+    let matrices = [&[qkv, weights][..], &joint].concat();
+    let (wide, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
+    let (rope, rstd) = (rope.cuda(op)?.1, rstd.cuda(op)?.1);
+    let args = Forward { qkv, weights, rope, joint, rstd, segment, eps: EPS as f32 };
+    Ok(cuda.launch(FORWARD.wide(wide), &[dtype], grid, args)?)
 }
 
 pub fn backward(
@@ -99,15 +115,13 @@ pub fn backward(
     [dq, dk, dv]: [View<'_>; 3],
     dqkv: ViewMut<'_>,
 ) -> Result<()> {
-    let (cuda, to) = dqkv.cuda(op)?;
-    let args = Backward {
-        qkv: qkv.cuda(op)?.1,
-        weights: weights.cuda(op)?.1,
-        rope: rope.cuda(op)?.1,
-        rstd: rstd.cuda(op)?.1,
-        joint: [dq.cuda(op)?.1, dk.cuda(op)?.1, dv.cuda(op)?.1],
-        dqkv: to,
-        segment: segment.try_into()?,
-    };
-    Ok(cuda.launch(BACKWARD, &[dqkv.dtype()], grid(op, qkv.rows(), &rope, segment)?, args)?)
+    let (dtype, rows) = (dqkv.dtype(), qkv.rows());
+    let (cuda, dqkv) = dqkv.cuda(op)?;
+    let (qkv, weights) = (qkv.cuda(op)?.1, weights.cuda(op)?.1);
+    let joint = [dq.cuda(op)?.1, dk.cuda(op)?.1, dv.cuda(op)?.1];
+    let matrices = [&[qkv, weights, dqkv][..], &joint].concat();
+    let (wide, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
+    let (rope, rstd) = (rope.cuda(op)?.1, rstd.cuda(op)?.1);
+    let args = Backward { qkv, weights, rope, rstd, joint, dqkv, segment };
+    Ok(cuda.launch(BACKWARD.wide(wide), &[dtype], grid, args)?)
 }
