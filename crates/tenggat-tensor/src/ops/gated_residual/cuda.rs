@@ -2,7 +2,7 @@
 
 use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
 
-use crate::ops::columns::{Columns, Parts};
+use crate::ops::columns::{Columns, Parts, Shape};
 use crate::{Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module {
@@ -11,8 +11,10 @@ pub(crate) const MODULE: Module = Module {
 };
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "gated_residual_forward");
-const INPUT: Kernel = Kernel::new(&MODULE, "gated_residual_backward_input");
-const GATE: Kernel = Kernel::new(&MODULE, "gated_residual_backward_gate");
+const BACKWARD: Kernel = Kernel::new(&MODULE, "gated_residual_backward");
+
+/// Tokens that a block of the backward pass goes over: so few that there are blocks enough for any card.
+const CHUNK: usize = 32;
 
 /// Mirrors `Forward`.
 #[derive(Clone, Copy)]
@@ -25,22 +27,14 @@ struct Forward {
     tokens: i32,
 }
 
-/// Mirrors `Input`.
+/// Mirrors `Backward`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Input {
+struct Backward {
     gate: Mat,
-    dout: Mat,
-    dy: Mat,
-    tokens: i32,
-}
-
-/// Mirrors `Gate`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Gate {
     y: Mat,
     dout: Mat,
+    dy: Mat,
     parts: Parts,
 }
 
@@ -64,35 +58,22 @@ pub fn forward(
     )?)
 }
 
-pub fn backward_input(
+pub fn backward(
     op: &'static str,
     gate: View<'_>,
-    dout: View<'_>,
-    tokens: usize,
-    dy: ViewMut<'_>,
-) -> Result<()> {
-    let (cuda, to) = dy.cuda(op)?;
-    let args = Input { gate: gate.cuda(op)?.1, dout: dout.cuda(op)?.1, dy: to, tokens: int(tokens)? };
-    let (vectorised, v) = width(dy.dtype(), &[args.gate, args.dout, to]);
-    Ok(cuda.launch(
-        INPUT.vectorised(vectorised),
-        &[dy.dtype()],
-        Grid::covering(dy.rows() * dy.cols() / v),
-        args,
-    )?)
-}
-
-pub fn backward_gate(
-    op: &'static str,
     y: View<'_>,
     dout: View<'_>,
     tokens: usize,
-    dgate: ViewMut<'_>,
+    dy: ViewMut<'_>,
+    dgate: Option<ViewMut<'_>>,
 ) -> Result<()> {
-    let (cuda, y_mat) = y.cuda(op)?;
-    let columns = Columns::new(&cuda, 1, dgate.rows(), tokens, y.cols())?;
-    let args = Gate { y: y_mat, dout: dout.cuda(op)?.1, parts: columns.parts()? };
-    let (vectorised, v) = width(y.dtype(), &[args.y, args.dout]);
-    cuda.launch(GATE.vectorised(vectorised), &[y.dtype()], columns.grid(v), args)?;
+    let (dtype, cols) = (dy.dtype(), dy.cols());
+    let (cuda, dy) = dy.cuda(op)?;
+    let (gate, y, dout) = (gate.cuda(op)?.1, y.cuda(op)?.1, dout.cuda(op)?.1);
+    let shape = Shape { samples: gate.rows as usize, tokens, cols, chunk: CHUNK };
+    let columns = Columns::new(&cuda, shape, usize::from(dgate.is_some()))?;
+    let (vectorised, v) = width(dtype, &[gate, y, dout, dy]);
+    let args = Backward { gate, y, dout, dy, parts: columns.parts()? };
+    cuda.launch(BACKWARD.vectorised(vectorised), &[dtype], columns.grid(v), args)?;
     columns.finish(op, dgate)
 }

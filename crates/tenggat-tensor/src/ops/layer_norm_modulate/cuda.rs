@@ -3,8 +3,9 @@
 use tenggat_gpu::{Grid, Kernel, Mat, Module, int, width};
 
 use super::EPS;
-use crate::ops::columns::{Columns, Parts};
-use crate::{Result, View, ViewMut};
+use crate::error::expect_shape;
+use crate::ops::columns::{Columns, Parts, Shape};
+use crate::{DType, Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module {
     name: "layer_norm_modulate",
@@ -12,8 +13,15 @@ pub(crate) const MODULE: Module = Module {
 };
 
 const FORWARD: Kernel = Kernel::new(&MODULE, "layer_norm_forward");
-const INPUT: Kernel = Kernel::new(&MODULE, "layer_norm_backward_input");
-const MODULATION: Kernel = Kernel::new(&MODULE, "layer_norm_backward_modulation");
+const BACKWARD: Kernel = Kernel::new(&MODULE, "layer_norm_backward");
+
+/// Packs that a thread holds, where rows are read 16 bytes at a time and where they are not; as in `op.cu`.
+const PIECES: [usize; 2] = [2, 8];
+/// Most threads of a block, as the kernels are told (`__launch_bounds__`).
+const MOST_THREADS: usize = 512;
+/// Tokens that a block of the backward pass goes over. At 4096 there are two blocks for each unit of the largest
+/// cards, and partial sums are a sixteenth of the rows.
+const CHUNK: usize = 16;
 
 /// Mirrors `Forward`.
 #[derive(Clone, Copy)]
@@ -24,29 +32,46 @@ struct Forward {
     y: Mat,
     stats: Mat,
     tokens: i32,
+    inverse: f32,
     eps: f32,
 }
 
-/// Mirrors `Input`.
+/// Mirrors `Backward`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Input {
+struct Backward {
     x: Mat,
     modulation: Mat,
     stats: Mat,
     dy: Mat,
     dx: Mat,
-    tokens: i32,
+    parts: Parts,
+    inverse: f32,
 }
 
-/// Mirrors `Modulation`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Modulation {
-    x: Mat,
-    stats: Mat,
-    dy: Mat,
-    parts: Parts,
+/// Whether rows of these matrices are read 16 bytes at a time, and the threads that hold one; the first has
+/// the columns that count.
+///
+/// # Errors
+/// Rows are too long.
+fn cut(op: &'static str, dtype: DType, matrices: &[Mat]) -> Result<(bool, u32)> {
+    let cols = matrices[0].cols as usize;
+    let (vectorised, v) = width(dtype, matrices);
+    let most = |v: usize, pieces: usize| MOST_THREADS * v * pieces;
+    let vectorised = vectorised && cols <= most(v, PIECES[0]);
+    let (v, pieces) = if vectorised { (v, PIECES[0]) } else { (1, PIECES[1]) };
+    expect_shape(
+        op,
+        "columns (on a GPU at most 4096, or 8192 of aligned bf16)",
+        &[cols.min(most(v, pieces))],
+        &[cols],
+    )?;
+    // All threads with as many packs each as can be: fewer warps have to meet.
+    Ok((vectorised, cols.div_ceil(v * pieces).next_multiple_of(32).max(32) as u32))
+}
+
+fn inverse(cols: i64) -> f32 {
+    (1.0 / cols as f64) as f32
 }
 
 pub fn forward(
@@ -59,12 +84,14 @@ pub fn forward(
 ) -> Result<()> {
     let (cuda, y_mat) = y.cuda(op)?;
     let (x, modulation, stats) = (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1);
-    let args = Forward { x, modulation, y: y_mat, stats, tokens: int(tokens)?, eps: EPS as f32 };
-    let (vectorised, _) = width(y.dtype(), &[x, modulation, y_mat]);
-    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[y.dtype()], Grid::blocks(y.rows()), args)?)
+    let (vectorised, threads) = cut(op, y.dtype(), &[x, modulation, y_mat])?;
+    let (tokens, inverse) = (int(tokens)?, inverse(x.cols));
+    let args = Forward { x, modulation, y: y_mat, stats, tokens, inverse, eps: EPS as f32 };
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[y.dtype()], Grid::threads(y.rows(), threads), args)?)
 }
 
-pub fn backward_input(
+#[allow(clippy::too_many_arguments)] // those of the op
+pub fn backward(
     op: &'static str,
     x: View<'_>,
     modulation: View<'_>,
@@ -72,27 +99,16 @@ pub fn backward_input(
     tokens: usize,
     dy: View<'_>,
     dx: ViewMut<'_>,
+    dmodulation: Option<ViewMut<'_>>,
 ) -> Result<()> {
-    let (cuda, dx_mat) = dx.cuda(op)?;
+    let (dtype, cols) = (dx.dtype(), dx.cols());
+    let (cuda, dx) = dx.cuda(op)?;
     let (x, modulation, stats, dy) =
         (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1, dy.cuda(op)?.1);
-    let args = Input { x, modulation, stats, dy, dx: dx_mat, tokens: int(tokens)? };
-    let (vectorised, _) = width(dx.dtype(), &[x, modulation, dy, dx_mat]);
-    Ok(cuda.launch(INPUT.vectorised(vectorised), &[dx.dtype()], Grid::blocks(dx.rows()), args)?)
-}
-
-pub fn backward_modulation(
-    op: &'static str,
-    x: View<'_>,
-    stats: View<'_>,
-    tokens: usize,
-    dy: View<'_>,
-    dmodulation: ViewMut<'_>,
-) -> Result<()> {
-    let (cuda, x_mat) = x.cuda(op)?;
-    let columns = Columns::new(&cuda, 2, dmodulation.rows(), tokens, x.cols())?;
-    let args = Modulation { x: x_mat, stats: stats.cuda(op)?.1, dy: dy.cuda(op)?.1, parts: columns.parts()? };
-    let (vectorised, v) = width(x.dtype(), &[args.x, args.dy]);
-    cuda.launch(MODULATION.vectorised(vectorised), &[x.dtype()], columns.grid(v), args)?;
+    let (vectorised, threads) = cut(op, dtype, &[x, modulation, dy, dx])?;
+    let shape = Shape { samples: modulation.rows as usize, tokens, cols, chunk: CHUNK };
+    let columns = Columns::new(&cuda, shape, if dmodulation.is_some() { 2 } else { 0 })?;
+    let args = Backward { x, modulation, stats, dy, dx, parts: columns.parts()?, inverse: inverse(x.cols) };
+    cuda.launch(BACKWARD.vectorised(vectorised), &[dtype], columns.whole_rows(threads), args)?;
     columns.finish(op, dmodulation)
 }

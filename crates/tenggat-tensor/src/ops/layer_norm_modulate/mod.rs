@@ -67,10 +67,7 @@ pub fn backward(
         expect_shape(OP, "dmodulation", &modulation.shape(), &dm.shape())?;
     }
     if dx.on_gpu() {
-        if let Some(dm) = dmodulation {
-            cuda::backward_modulation(OP, x, stats, tokens, dy, dm)?;
-        }
-        return cuda::backward_input(OP, x, modulation, stats, tokens, dy, dx);
+        return cuda::backward(OP, x, modulation, stats, tokens, dy, dx, dmodulation);
     }
     dispatch_real!(OP, dx.dtype(), T => {
         let (x, dy, stats, modulation) = (x.cpu::<T>(OP)?, dy.cpu(OP)?, stats.cpu(OP)?, modulation.cpu(OP)?);
@@ -152,7 +149,7 @@ mod tests {
 
     #[test]
     fn gpus_agree() {
-        for (batch, tokens, c) in [(2, 300, 48), (1, 5, 7), (1, 2, 3072)] {
+        for (batch, tokens, c) in [(2, 300, 48), (1, 5, 7), (1, 2, 3072), (1, 17, 3073), (1, 2, 4096)] {
             against_cpu("layer norm", |on| {
                 let (rows, modulation) = (batch * tokens, on.randn(&[batch, 6 * c], 2));
                 let (x, dy, mut dx) =
@@ -164,8 +161,21 @@ mod tests {
                 forward(x.view(), modulation, tokens, y.view_mut(), stats.view_mut()).unwrap();
                 let to = Some(dm.view_mut().columns(c..3 * c));
                 backward(x.view(), modulation, stats.view(), tokens, dy.view(), dx.view_mut(), to).unwrap();
-                vec![("y", y), ("stats", stats), ("dx", dx), ("dmodulation", dm)]
+                let mut alone = on.randn(&[rows, c], 4);
+                let to = alone.view_mut();
+                backward(x.view(), modulation, stats.view(), tokens, dy.view(), to, None).unwrap();
+                vec![("y", y), ("stats", stats), ("dx", dx), ("dmodulation", dm), ("dx alone", alone)]
             });
         }
+    }
+
+    #[test]
+    fn gpus_refuse_rows_that_their_threads_cannot_hold() {
+        let Some(gpu) = gpu() else { return };
+        let columns = 4097;
+        let zeros = |columns| Tensor::zeros(&gpu, DType::F32, &[1, columns]).unwrap();
+        let (x, m, mut y) = (zeros(columns), zeros(2 * columns), zeros(columns));
+        let error = forward(x.view(), m.view(), 1, y.view_mut(), zeros(2).view_mut()).unwrap_err();
+        assert!(error.to_string().contains("at most 4096"), "{error}");
     }
 }

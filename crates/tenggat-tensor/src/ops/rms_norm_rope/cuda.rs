@@ -67,17 +67,17 @@ fn cut(
 ) -> Result<(bool, Grid, Place)> {
     let (channels, pack) = (rope.cols(), 16 / dtype.bytes());
     let lanes = channels / pack;
-    let wide = channels.is_multiple_of(pack)
+    let vectorised = channels.is_multiple_of(pack)
         && lanes.is_power_of_two()
         && lanes <= 32
-        && matrices.iter().all(|m| m.is_wide(dtype))
+        && matrices.iter().all(|m| m.is_vectorisable(dtype))
         && rope.cuda(op)?.1.in_packs(rope.dtype(), pack / 2);
-    if !wide {
+    if !vectorised {
         let most = channels.min(MOST_CHANNELS);
         expect_shape(op, "channels of a head (at most 256 on a GPU)", &[most], &[channels])?;
     }
     let Segment { tokens, joint_tokens, at, heads } = segment;
-    let lanes = if wide { lanes } else { 32 };
+    let lanes = if vectorised { lanes } else { 32 };
     let threads = (heads * lanes).next_multiple_of(32).clamp(32, MOST_THREADS);
     let place = Place {
         tokens: int(tokens)?,
@@ -88,7 +88,7 @@ fn cut(
         inverse: (1.0 / channels as f64) as f32,
     };
     let grid = Grid::threads(tokens, threads as u32).layers(rows / tokens.max(1));
-    Ok((wide, grid, place))
+    Ok((vectorised, grid, place))
 }
 
 pub fn forward(
@@ -102,10 +102,10 @@ pub fn forward(
     let (cuda, q) = q.cuda(op)?;
     let (qkv, weights, joint) = (qkv.cuda(op)?.1, weights.cuda(op)?.1, [q, k.cuda(op)?.1, v.cuda(op)?.1]);
     let matrices = [&[qkv, weights][..], &joint].concat();
-    let (wide, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
+    let (vectorised, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
     let (rope, rstd) = (rope.cuda(op)?.1, rstd.cuda(op)?.1);
     let args = Forward { qkv, weights, rope, joint, rstd, segment, eps: EPS as f32 };
-    Ok(cuda.launch(FORWARD.wide(wide), &[dtype], grid, args)?)
+    Ok(cuda.launch(FORWARD.vectorised(vectorised), &[dtype], grid, args)?)
 }
 
 pub fn backward(
@@ -120,8 +120,8 @@ pub fn backward(
     let (qkv, weights) = (qkv.cuda(op)?.1, weights.cuda(op)?.1);
     let joint = [dq.cuda(op)?.1, dk.cuda(op)?.1, dv.cuda(op)?.1];
     let matrices = [&[qkv, weights, dqkv][..], &joint].concat();
-    let (wide, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
+    let (vectorised, grid, segment) = cut(op, dtype, rows, (&rope, &matrices), segment)?;
     let (rope, rstd) = (rope.cuda(op)?.1, rstd.cuda(op)?.1);
     let args = Backward { qkv, weights, rope, rstd, joint, dqkv, segment };
-    Ok(cuda.launch(BACKWARD.wide(wide), &[dtype], grid, args)?)
+    Ok(cuda.launch(BACKWARD.vectorised(vectorised), &[dtype], grid, args)?)
 }

@@ -179,7 +179,7 @@ DEVICE void backward(const Backward<T>& a) {
 // Whole packs if they are a power of two, at most 32; else pairs, of which 32 threads have up to 4 each.
 #define KERNELS(T, S)                                                                                                \
     KERNEL void __launch_bounds__(512) rms_norm_rope_forward_##S(Forward<T> a) { forward<2, 4>(a); }                 \
-    KERNEL void __launch_bounds__(512) rms_norm_rope_forward_wide_##S(Forward<T> a) { forward<Wide<T>::V, 1>(a); }   \
+    KERNEL void __launch_bounds__(512) rms_norm_rope_forward_vec_##S(Forward<T> a) { forward<Wide<T>::V, 1>(a); }   \
     KERNEL void __launch_bounds__(512) rms_norm_rope_backward_##S(Backward<T> a) { backward<2, 4>(a); }              \
-    KERNEL void __launch_bounds__(512) rms_norm_rope_backward_wide_##S(Backward<T> a) { backward<Wide<T>::V, 1>(a); }
+    KERNEL void __launch_bounds__(512) rms_norm_rope_backward_vec_##S(Backward<T> a) { backward<Wide<T>::V, 1>(a); }
 FOR_FLOATS(KERNELS)
