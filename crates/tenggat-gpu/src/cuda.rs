@@ -298,7 +298,7 @@ impl Cuda {
         }
     }
 
-    /// Queues a matrix product. What cuBLASLt has no way of computing, our own kernel computes, slowly.
+    /// Queues a matrix product, or a batch of them. What cuBLASLt has no way of computing, our own kernel computes, slowly.
     ///
     /// # Errors
     /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this
@@ -327,10 +327,12 @@ impl Cuda {
     /// # Errors
     /// It is a product of 8-bit floats, or the launch failed.
     pub fn product_by_kernel(&self, product: Product) -> Result<()> {
-        let Some((kernel, types, grid, args)) = blas::fallback(&product) else {
-            return Err(Error::DType { op: "matrix product", dtype: DType::U8 });
-        };
-        self.launch(kernel, &types, grid, args)
+        product.each().try_for_each(|product| {
+            let Some((kernel, types, grid, args)) = blas::fallback(&product) else {
+                return Err(Error::DType { op: "matrix product", dtype: DType::U8 });
+            };
+            self.launch(kernel, &types, grid, args)
+        })
     }
 
     /// What is not used although the device has it.

@@ -22,7 +22,7 @@ mod prefetch;
 mod staging;
 mod streams;
 
-pub use blas::{Epilogue, Factor, PRODUCT_MODULE, Product};
+pub use blas::{Batch, Epilogue, Factor, PRODUCT_MODULE, Product};
 pub use buffer::Buffer;
 pub use compile::{ARCHITECTURES, Compiled, compile_all};
 pub use copier::Source;

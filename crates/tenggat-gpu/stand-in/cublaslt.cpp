@@ -87,7 +87,11 @@ struct Layout {
     int type;
     uint64_t rows, cols;
     int64_t ld;
-    bool operator==(const Layout& o) const { return type == o.type && rows == o.rows && cols == o.cols && ld == o.ld; }
+    int32_t batch = 1;  // matrices of a batch, and elements from one to the next
+    int64_t step = 0;
+    bool operator==(const Layout& o) const {
+        return type == o.type && rows == o.rows && cols == o.cols && ld == o.ld && batch == o.batch && step == o.step;
+    }
     // Whether memory runs along 16 bytes at a time everywhere, in elements of a byte.
     bool is_in_sixteens() const { return rows % 16 == 0 && ld % 16 == 0; }
 };
@@ -216,6 +220,7 @@ static Status describe(
     p.inner = p.a_transposed ? a->rows : a->cols;
     if (p.inner != (p.b_transposed ? b->cols : b->rows)) return INVALID_VALUE;
     if (c->rows != m || d->rows != m || c->cols != n || d->cols != n) return INVALID_VALUE;
+    if (a->batch != b->batch || a->batch != c->batch || a->batch != d->batch) return INVALID_VALUE;
 
     if (has.get(COMPUTE_TYPE) != COMPUTE_32F || has.get(SCALE_TYPE) != F32) return NOT_SUPPORTED;
     if (has.get(POINTER_MODE) || has.get(TRANSC) || has.get(TRANSA) > 1 || has.get(TRANSB) > 1) return NOT_SUPPORTED;
@@ -266,7 +271,7 @@ static uint64_t key(const Product& p) {
     uint64_t hash = 14695981039346656037u;
     const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
     for (const Layout& layout : {p.a, p.b, p.c, p.d})
-        mix(layout.type), mix(layout.rows), mix(layout.cols), mix(layout.ld);
+        mix(layout.type), mix(layout.rows), mix(layout.cols), mix(layout.ld), mix(layout.batch), mix(layout.step);
     mix(p.a_transposed), mix(p.b_transposed), mix(p.epilogue), mix(p.has_outer_scales);
     return hash;
 }
@@ -303,6 +308,18 @@ API Status cublasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, 
     if (type != F32 && type != BF16 && type != E4M3) return NOT_SUPPORTED;
     *layout = new Layout{type, rows, cols, ld};
     return SUCCESS;
+}
+
+API Status cublasLtMatrixLayoutSetAttribute(Layout* layout, int attribute, const void* value, size_t bytes) {
+    constexpr int BATCH_COUNT = 5, STRIDED_BATCH_OFFSET = 6;
+    if (!layout || !value) return INVALID_VALUE;
+    if (attribute == BATCH_COUNT && bytes == 4)
+        memcpy(&layout->batch, value, bytes);
+    else if (attribute == STRIDED_BATCH_OFFSET && bytes == 8)
+        memcpy(&layout->step, value, bytes);
+    else
+        return INVALID_VALUE;
+    return layout->batch < 1 ? INVALID_VALUE : SUCCESS;
 }
 
 API Status cublasLtMatrixLayoutDestroy(Layout* layout) {
@@ -348,6 +365,8 @@ API Status cublasLtMatmulAlgoGetHeuristic(
     const Layout* layouts[4] = {a, b, c, d};
     for (int i = 0; i < 4; i++)
         if (alignments[i] < (a->type == E4M3 ? 16 : bytes_of(layouts[i]->type))) return NOT_SUPPORTED;
+    // What this stand-in models of batches has neither bias nor scales.
+    if (d->batch > 1 && (p.epilogue != DEFAULT || p.a_scales)) return NOT_SUPPORTED;
     // The first leaves sums in the workspace, if they fit.
     const uint64_t sums = 4 * d->rows * d->cols;
     for (uint64_t way = sums <= preference->workspace ? 0 : 1; way < 3 && *found < requested; way++) {
@@ -364,6 +383,18 @@ static Status enqueue(void* stream, F work) {
     const auto run = [](void* data) { (*(F*)data)(); };
     const auto drop = [](void* data) { delete (F*)data; };
     return standInEnqueue(stream, run, new F(std::move(work)), drop) ? EXECUTION_FAILED : SUCCESS;
+}
+
+static Status enqueue_product(void* stream, const Product& p) {
+    if (!p.workspace)
+        return enqueue(stream, [p] {
+            std::vector<float> sums(p.d.rows * p.d.cols);
+            sum(p, sums.data());
+            finish(p, sums.data());
+        });
+    // In two steps: others that use the workspace meanwhile show.
+    if (const Status error = enqueue(stream, [p] { sum(p, p.workspace); })) return error;
+    return enqueue(stream, [p] { finish(p, p.workspace); });
 }
 
 API Status cublasLtMatmul(
@@ -390,14 +421,16 @@ API Status cublasLtMatmul(
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)data[i] % algorithm.alignments[i]) return INVALID_VALUE;
 
-    if (algorithm.way != 0)
-        return enqueue(stream, [p] {
-            std::vector<float> sums(p.d.rows * p.d.cols);
-            sum(p, sums.data());
-            finish(p, sums.data());
-        });
-    p.workspace = (float*)workspace;
-    // In two steps: others that use the workspace meanwhile show.
-    if (const Status error = enqueue(stream, [p] { sum(p, p.workspace); })) return error;
-    return enqueue(stream, [p] { finish(p, p.workspace); });
+    p.workspace = algorithm.way == 0 ? (float*)workspace : nullptr;
+    // One product of a batch after the other, in the same workspace.
+    const auto moved = [](const void* data, const Layout& layout, int i) {
+        return (char*)data + i * layout.step * (int64_t)bytes_of(layout.type);
+    };
+    for (int i = 0; i < d->batch; i++) {
+        Product one = p;
+        one.a_data = moved(a_data, *a, i), one.b_data = moved(b_data, *b, i);
+        one.c_data = moved(c_data, *c, i), one.d_data = moved(d_data, *d, i);
+        if (const Status error = enqueue_product(stream, one)) return error;
+    }
+    return SUCCESS;
 }

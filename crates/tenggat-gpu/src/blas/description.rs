@@ -2,7 +2,7 @@
 
 use cudarc::cublaslt::{result, sys};
 
-use super::product::{Epilogue, Product};
+use super::product::{Batch, Epilogue, Product};
 use crate::error::failed;
 use crate::{DType, Error, Result};
 
@@ -14,12 +14,13 @@ pub(super) const WORKSPACE: usize = 32 << 20;
 pub(super) struct Shape {
     /// Rows and columns of C, and length of the sums.
     pub extents: [usize; 3],
+    pub batch: Batch,
     types: [DType; 3],
     strides: [usize; 3],
     transposed: [bool; 2],
     fast: bool,
     scales: bool,
-    /// Largest powers of two that divide the addresses of A, of B and of C, up to 256. Each its own: there
+    /// Largest powers of two that divide the addresses of A, of B and of C, in a batch of all, up to 256. Each its own: there
     /// is no way of computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
     alignments: [u32; 3],
     /// Alignment of the bias if there is one: the library reads it off the address when it chooses a way.
@@ -35,12 +36,17 @@ impl Shape {
     pub fn of(p: &Product) -> Self {
         Shape {
             extents: [p.rows, p.cols, p.inner],
+            batch: p.batch,
             types: [p.a.dtype, p.b.dtype, p.c_dtype],
             strides: [p.a.stride, p.b.stride, p.c_stride],
             transposed: [p.a.transposed, p.b.transposed],
             fast: p.fast,
             scales: p.has_scales(),
-            alignments: [p.a.address, p.b.address, p.c].map(alignment),
+            alignments: [
+                alignment(p.a.address | (p.batch.steps[0] * p.a.dtype.bytes()) as u64),
+                alignment(p.b.address | (p.batch.steps[1] * p.b.dtype.bytes()) as u64),
+                alignment(p.c | (p.batch.steps[2] * p.c_dtype.bytes()) as u64),
+            ],
             bias: match p.epilogue {
                 Epilogue::Bias(address) => Some(alignment(address)),
                 Epilogue::None => None,
@@ -77,6 +83,19 @@ fn set<T>(
         result::set_matmul_desc_attribute(description, what, value.cast(), size_of::<T>())
     }
     .map_err(|e| failed("description of a product", e))
+}
+
+fn set_layout<T>(
+    layout: sys::cublasLtMatrixLayout_t,
+    what: sys::cublasLtMatrixLayoutAttribute_t,
+    value: &T,
+) -> Result<()> {
+    // SAFETY: the library copies so many bytes from the value.
+    unsafe {
+        let value = std::ptr::from_ref(value);
+        result::set_matrix_layout_attribute(layout, what, value.cast(), size_of::<T>())
+    }
+    .map_err(|e| failed("layout of a product", e))
 }
 
 impl Described {
@@ -116,12 +135,21 @@ impl Described {
         let layout = |dtype, [r, c]: [usize; 2], stride: usize| {
             result::create_matrix_layout(data_type(dtype)?, c as u64, r as u64, stride as i64).map_err(error)
         };
+        let Batch { count, steps: [a_step, b_step, c_step] } = shape.batch;
         let [a_stride, b_stride, c_stride] = shape.strides;
         let (a_shape, b_shape) = ([rows, inner], [inner, cols]);
         let stored = |[r, c]: [usize; 2], transposed: bool| if transposed { [c, r] } else { [r, c] };
         described.layouts[0] = layout(b_type, stored(b_shape, b_transposed), b_stride)?;
         described.layouts[1] = layout(a_type, stored(a_shape, a_transposed), a_stride)?;
         described.layouts[2] = layout(c_type, [rows, cols], c_stride)?;
+        if count > 1 {
+            for (layout, step) in described.layouts.into_iter().zip([b_step, a_step, c_step]) {
+                use sys::cublasLtMatrixLayoutAttribute_t as Layout;
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(count as i32))?;
+                let step = step as i64;
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step)?;
+            }
+        }
         Ok(described)
     }
 
@@ -239,6 +267,9 @@ mod tests {
         }
         let bare = Shape::of(&Product { epilogue: Epilogue::None, ..product() });
         assert_eq!((bare.alignments, bare.bias), ([256; 3], None));
+        // Codes of one byte, and results of two: all products of a batch have to be aligned.
+        let batch = Batch { count: 2, steps: [48, 64, 24] };
+        assert_eq!(Shape::of(&Product { batch, ..product() }).alignments, [16, 64, 16]);
     }
 
     /// Partial sums are of 32 bits whatever type C has.
@@ -282,6 +313,31 @@ mod tests {
             ] {
                 assert_eq!(read(what, 4), alignment);
             }
+        }
+    }
+
+    /// The library takes what says how far one product of a batch is from the next.
+    #[test]
+    fn batches_can_be_described() {
+        if !library_is_there() {
+            return;
+        }
+        let batch = Batch { count: 3, steps: [128, 4096, 64] };
+        let described = Described::new(&Product { batch, ..product() }).unwrap();
+        use sys::cublasLtMatrixLayoutAttribute_t as Layout;
+        for (layout, step) in described.layouts.into_iter().zip([4096, 128, 64]) {
+            let read = |what, bytes: usize| {
+                let (mut value, mut written) = (0u64, 0);
+                // SAFETY: writes at most so many bytes of the value.
+                let status = unsafe {
+                    let value = (&raw mut value).cast();
+                    sys::cublasLtMatrixLayoutGetAttribute(layout, what, value, bytes, &raw mut written)
+                };
+                status.result().unwrap();
+                value
+            };
+            assert_eq!(read(Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 4), 3);
+            assert_eq!(read(Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, 8), step);
         }
     }
 

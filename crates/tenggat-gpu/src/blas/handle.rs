@@ -11,7 +11,7 @@ use cudarc::driver::result as driver;
 use cudarc::driver::sys::{CUstream, CUstreamCaptureStatus};
 
 use super::description::{Described, Preference, Shape, WORKSPACE};
-use super::product::{Epilogue, Factor, Product};
+use super::product::{Batch, Epilogue, Factor, Product};
 use super::timing;
 use crate::error::failed;
 use crate::streams::{MAIN, STREAMS};
@@ -203,6 +203,7 @@ impl Blas {
             scales: 0,
         };
         self.computes(&Product {
+            batch: Batch::ONE,
             rows: 128,
             cols: 128,
             inner: 128,
@@ -273,9 +274,10 @@ fn usable(found: &[sys::cublasLtMatmulHeuristicResult_t]) -> Vec<sys::cublasLtMa
     found.iter().filter(works).map(|found| found.algo).collect()
 }
 
-/// Bytes from the first element of C to its last.
+/// Bytes from the first element of C to its last, in a batch to that of the last product.
 fn c_bytes(p: &Product) -> usize {
-    (p.rows.saturating_sub(1) * p.c_stride + p.cols) * p.c_dtype.bytes()
+    let before = p.batch.count.saturating_sub(1) * p.batch.steps[2];
+    (before + p.rows.saturating_sub(1) * p.c_stride + p.cols) * p.c_dtype.bytes()
 }
 
 impl Drop for Blas {
@@ -323,5 +325,7 @@ mod tests {
         let within = Product { c_stride: 100, c_dtype: DType::F32, ..product() };
         assert_eq!(c_bytes(&within), (20 * 100 + 48) * 4);
         assert_eq!(c_bytes(&Product { rows: 1, ..within }), 48 * 4);
+        let batch = Batch { count: 3, steps: [0, 0, 1000] };
+        assert_eq!(c_bytes(&Product { rows: 1, batch, ..within }), 2048 * 4);
     }
 }

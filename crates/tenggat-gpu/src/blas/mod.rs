@@ -24,4 +24,4 @@ mod timing;
 pub use fallback::MODULE as PRODUCT_MODULE;
 pub(crate) use fallback::launch as fallback;
 pub(crate) use handle::Blas;
-pub use product::{Epilogue, Factor, Product};
+pub use product::{Batch, Epilogue, Factor, Product};

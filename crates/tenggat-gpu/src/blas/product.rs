@@ -27,9 +27,25 @@ pub enum Epilogue {
     Bias(u64),
 }
 
+/// Products of one shape that are computed at once, their matrices at equal distances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Batch {
+    /// How many, at least 1.
+    pub count: usize,
+    /// Elements from one product's A, B and C to the next one's.
+    pub steps: [usize; 3],
+}
+
+impl Batch {
+    /// One product alone.
+    pub const ONE: Batch = Batch { count: 1, steps: [0; 3] };
+}
+
 /// `C = alpha · op(A) · op(B) + beta · C`, then the epilogue. Sums are 32-bit.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
+    /// How many such products there are; addresses are the first one's.
+    pub batch: Batch,
     /// Rows of C.
     pub rows: usize,
     /// Columns of C.
@@ -58,6 +74,20 @@ pub struct Product {
 }
 
 impl Product {
+    /// The products of the batch, one by one.
+    pub fn each(self) -> impl Iterator<Item = Product> {
+        let Batch { count, steps: [a_step, b_step, c_step] } = self.batch;
+        let moved =
+            |address: u64, i: usize, step: usize, dtype: DType| address + (i * step * dtype.bytes()) as u64;
+        (0..count).map(move |i| Product {
+            batch: Batch::ONE,
+            a: Factor { address: moved(self.a.address, i, a_step, self.a.dtype), ..self.a },
+            b: Factor { address: moved(self.b.address, i, b_step, self.b.dtype), ..self.b },
+            c: moved(self.c, i, c_step, self.c_dtype),
+            ..self
+        })
+    }
+
     /// Whether it multiplies e4m3 codes.
     pub fn is_fp8(&self) -> bool {
         self.a.dtype == DType::U8
@@ -93,6 +123,7 @@ pub(super) mod tests {
             scales: address + 4096,
         };
         Product {
+            batch: Batch::ONE,
             rows: 21,
             cols: 48,
             inner: 64,
@@ -106,6 +137,17 @@ pub(super) mod tests {
             epilogue: Epilogue::Bias(4 << 20),
             fast: true,
         }
+    }
+
+    #[test]
+    fn a_batch_is_its_products_side_by_side() {
+        let batch = Batch { count: 3, steps: [10, 200, 48] };
+        let moved: Vec<_> = Product { batch, ..product() }.each().collect();
+        assert_eq!(moved.len(), 3);
+        // A and B are bytes, C has two for each element.
+        assert_eq!(moved[2].a.address - product().a.address, 20);
+        assert_eq!(moved[2].b.address - product().b.address, 400);
+        assert_eq!((moved[2].c - product().c, moved[2].batch), (192, Batch::ONE));
     }
 
     #[test]

@@ -24,8 +24,12 @@ fn read(address: u64, dtype: DType, [rows, cols]: [usize; 2], stride: usize) -> 
     values
 }
 
-/// The processor's own product, rounded as the GPU's would be: once, at the end.
+/// The processor's own products, rounded as the GPU's would be: once, at the end.
 pub(crate) fn product(p: Product) {
+    p.each().for_each(one);
+}
+
+fn one(p: Product) {
     let (m, n, k) = (p.rows, p.cols, p.inner);
     let a = read(p.a.address, p.a.dtype, if p.a.transposed { [k, m] } else { [m, k] }, p.a.stride);
     let b = read(p.b.address, p.b.dtype, if p.b.transposed { [n, k] } else { [k, n] }, p.b.stride);

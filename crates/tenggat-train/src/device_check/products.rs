@@ -1,6 +1,6 @@
 //! Whether cuBLASLt has a way for every product of a training step of Qwen-Image. None of them is computed.
 
-use tenggat_gpu::{Cuda, Epilogue, Factor, Product};
+use tenggat_gpu::{Batch, Cuda, Epilogue, Factor, Product};
 use tenggat_tensor::DType;
 
 /// Channels of a block and of its MLP, `[in, out]` of its frozen linears: q, k and v together, output, MLP up
@@ -24,6 +24,7 @@ fn product([rows, cols, inner]: [usize; 3], [a, b]: [bool; 2], types: [DType; 2]
         scales: 0,
     };
     Product {
+        batch: Batch::ONE,
         rows,
         cols,
         inner,
@@ -39,6 +40,26 @@ fn product([rows, cols, inner]: [usize; 3], [a, b]: [bool; 2], types: [DType; 2]
     }
 }
 
+fn biased(product: Product) -> Product {
+    Product { epilogue: Epilogue::Bias(1 << 20), ..product }
+}
+
+/// The products of the adapters of q, k and v that are computed at once, of m rows: B, u and dB.
+fn of_members(m: usize, r: usize) -> [Product; 3] {
+    const N: usize = 3;
+    let batch = |steps| Batch { count: N, steps };
+    let (x, ax, b) = (WIDTH, r, WIDTH * r);
+    let wide = |factor: Factor, members: usize| Factor { stride: members, ..factor };
+    let up = product([m, WIDTH, r], [false, true], [DType::BF16; 2], 0.0);
+    let down = product([m, r, WIDTH], [false, false], [DType::BF16; 2], 0.0);
+    let db = product([WIDTH, r, m], [true, false], [DType::BF16, DType::F32], 1.0);
+    [
+        Product { batch: batch([ax, b, x]), a: wide(up.a, N * r), c_stride: N * WIDTH, ..up },
+        Product { batch: batch([x, b, ax]), a: wide(down.a, N * WIDTH), c_stride: N * r, ..down },
+        Product { batch: batch([x, ax, b]), a: wide(db.a, N * WIDTH), b: wide(db.b, N * r), ..db },
+    ]
+}
+
 /// All products of a linear `[input, out]` of m rows with an adapter of rank r, forward and backward.
 fn of_linear(m: usize, [input, out]: [usize; 2], r: usize) -> Vec<Product> {
     const NT: [bool; 2] = [false, true];
@@ -47,14 +68,16 @@ fn of_linear(m: usize, [input, out]: [usize; 2], r: usize) -> Vec<Product> {
     const SAME: [DType; 2] = [DType::BF16, DType::BF16];
     const SUMS: [DType; 2] = [DType::BF16, DType::F32];
     vec![
-        // y = x·Wᵀ, x·Aᵀ, y += (x·Aᵀ)·Bᵀ
-        product([m, out, input], NT, SAME, 0.0),
+        // x·Aᵀ, y = (x·Aᵀ)·Bᵀ, y += x·Wᵀ + bias; the last alone where there is no adapter
         product([m, r, input], NT, SAME, 0.0),
-        product([m, out, r], NT, SAME, 1.0),
-        // dx = dy·W, u = dy·B, dx += u·A
-        product([m, input, out], NN, SAME, 0.0),
+        product([m, out, r], NT, SAME, 0.0),
+        biased(product([m, out, input], NT, SAME, 1.0)),
+        biased(product([m, out, input], NT, SAME, 0.0)),
+        // u = dy·B, dx = u·A, dx += dy·W; the last alone likewise
         product([m, r, out], NN, SAME, 0.0),
-        product([m, input, r], NN, SAME, 1.0),
+        product([m, input, r], NN, SAME, 0.0),
+        product([m, input, out], NN, SAME, 1.0),
+        product([m, input, out], NN, SAME, 0.0),
         // dB = dyᵀ·(x·Aᵀ), dA = uᵀ·x; added up over batches too
         product([out, r, m], TN, SUMS, 0.0),
         product([r, input, m], TN, SUMS, 0.0),
@@ -69,8 +92,10 @@ pub(super) fn without_a_way(cuda: &Cuda) -> (usize, Vec<String>) {
     let mut missing = Vec::new();
     for (batch, rank) in BATCHES.into_iter().flat_map(|batch| RANKS.map(|rank| (batch, rank))) {
         let wide = TOKENS.into_iter().flat_map(|tokens| LINEARS.map(|linear| (batch * tokens, linear)));
-        for (m, linear) in wide.chain([(batch, MODULATION)]) {
-            for product in of_linear(m, linear, rank) {
+        let linears = wide.chain([(batch, MODULATION)]).map(|(m, linear)| of_linear(m, linear, rank));
+        let members = TOKENS.into_iter().map(|tokens| of_members(batch * tokens, rank).to_vec());
+        for products in linears.chain(members) {
+            for product in products {
                 asked += 1;
                 if !cuda.has_a_way(&product) {
                     let Product { rows, cols, inner, a, b, .. } = product;
@@ -95,10 +120,14 @@ mod tests {
     /// Operands hold the elements that the extents name.
     #[test]
     fn strides_are_those_of_whole_matrices() {
-        let [forward, .., gradient] = &of_linear(7, [20, 30], 4)[..] else { panic!("ten products") };
+        let [_, _, forward, .., gradient] = &of_linear(7, [20, 30], 4)[..] else { panic!("twelve products") };
         assert_eq!([forward.rows, forward.cols, forward.inner], [7, 30, 20]);
         assert_eq!((forward.a.stride, forward.b.stride, forward.c_stride), (20, 20, 30));
         assert_eq!([gradient.rows, gradient.cols, gradient.inner], [4, 20, 7]);
         assert_eq!((gradient.a.stride, gradient.b.stride, gradient.c_stride), (4, 20, 20));
+        let [up, down, db] = of_members(7, 4);
+        assert_eq!((up.a.stride, up.b.stride, up.c_stride), (12, 4, 3 * WIDTH));
+        assert_eq!((down.a.stride, down.b.stride, down.c_stride), (3 * WIDTH, 4, 12));
+        assert_eq!((db.a.stride, db.b.stride, db.c_stride), (3 * WIDTH, 12, 4));
     }
 }

@@ -1,6 +1,6 @@
 //! Products that no library computes.
 
-use tenggat_gpu::{Epilogue, Factor, Product};
+use tenggat_gpu::{Batch, Epilogue, Factor, Product};
 
 use crate::ops::{check, gemm};
 use crate::{DType, Device, Tensor};
@@ -47,6 +47,7 @@ fn gpus_compute_products_by_a_kernel_of_our_own() {
                         if beta == 0.0 { Epilogue::Bias(address(&bias_there)) } else { Epilogue::None };
                     let (c_address, alpha) = (c.view_mut().cuda("product").unwrap().1.data, 0.75);
                     let product = Product {
+                        batch: Batch::ONE,
                         rows: m,
                         cols: n,
                         inner: k,

@@ -1,7 +1,8 @@
 //! GPU products.
 
-use tenggat_gpu::{Epilogue, Factor, Product};
+use tenggat_gpu::{Batch, Epilogue, Factor, Product};
 
+use super::Cut;
 use crate::{Result, View, ViewMut};
 
 fn factor(op: &'static str, view: View<'_>, transposed: bool) -> Result<Factor> {
@@ -26,6 +27,7 @@ pub(crate) fn product(
         None => Epilogue::None,
     };
     Ok(cuda.product(Product {
+        batch: Batch::ONE,
         rows: c.rows(),
         cols: c.cols(),
         inner: if a_transposed { a.rows() } else { a.cols() },
@@ -37,6 +39,48 @@ pub(crate) fn product(
         c_dtype: c.dtype(),
         c_stride: mat.stride as usize,
         epilogue,
+        fast: false,
+    })?)
+}
+
+/// `n` products of parts of these matrices, in one batch.
+#[allow(clippy::too_many_arguments)] // those of `product`, and how operands are cut
+pub(super) fn parts(
+    op: &'static str,
+    n: usize,
+    alpha: f64,
+    (a, a_transposed): (View<'_>, bool),
+    (b, b_transposed): (View<'_>, bool),
+    beta: f64,
+    c: ViewMut<'_>,
+    cuts: [Cut; 3],
+) -> Result<()> {
+    let (cuda, mat) = c.cuda(op)?;
+    let (a_factor, b_factor) = (factor(op, a, a_transposed)?, factor(op, b, b_transposed)?);
+    let [a_part, b_part, [rows, cols]] =
+        [cuts[0].part(n, a.shape()), cuts[1].part(n, b.shape()), cuts[2].part(n, c.shape())];
+    let step = |cut: Cut, part: [usize; 2], stride: usize| match cut {
+        Cut::Rows => part[0] * stride,
+        Cut::Columns => part[1],
+    };
+    let steps = [
+        step(cuts[0], a_part, a_factor.stride),
+        step(cuts[1], b_part, b_factor.stride),
+        step(cuts[2], [rows, cols], mat.stride as usize),
+    ];
+    Ok(cuda.product(Product {
+        batch: Batch { count: n, steps },
+        rows,
+        cols,
+        inner: if a_transposed { a_part[0] } else { a_part[1] },
+        alpha: alpha as f32,
+        a: a_factor,
+        b: b_factor,
+        beta: beta as f32,
+        c: mat.data,
+        c_dtype: c.dtype(),
+        c_stride: mat.stride as usize,
+        epilogue: Epilogue::None,
         fast: false,
     })?)
 }

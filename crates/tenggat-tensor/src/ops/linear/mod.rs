@@ -171,35 +171,59 @@ impl Write {
 /// Shapes do not fit, or types differ.
 pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear forward";
-    let [out, input] = w.shape();
-    expect_shape(OP, "x columns", &[input], &[x.cols()])?;
-    expect_shape(OP, "y", &[x.rows(), out], &y.shape())?;
+    expect(OP, x, w, bias, &y)?;
     if let Weight::Packed(w) = w {
         return w.forward(x, bias, None, Write::Replace, y);
     }
     let mut y = y;
-    if y.on_gpu()
-        && let Some(bias) = bias
-    {
-        expect_shape(OP, "bias", &[out], bias.shape())?;
-        if let Weight::Fp8(w) = w
-            && w.forward(x, bias, y.reborrow())?
-        {
-            return Ok(());
-        }
-        let wide = w.scratch(y.dtype())?;
-        let w = wide.as_ref().map_or_else(|| w.dense(OP), Ok)?;
-        return gemm::nt_with_bias(x, w.view(), bias.view(), y);
-    }
-    let write = match bias {
+    match bias {
+        Some(bias) if y.on_gpu() => on_gpu(OP, x, w, Some(bias), Write::Replace, y),
         Some(bias) => {
-            expect_shape(OP, "bias", &[out], bias.shape())?;
             super::copy::broadcast_row(bias.view(), y.reborrow())?;
-            Write::Add
+            product(OP, x, w, Write::Add, y)
         }
-        None => Write::Replace,
-    };
-    product(OP, x, w, write, y)
+        None => product(OP, x, w, Write::Replace, y),
+    }
+}
+
+/// `y += x · Wᵀ + bias` on a GPU, where the last product that writes y finds what it adds to already there, and
+/// nothing has to pass over y again; shapes as in [`forward`].
+///
+/// # Errors
+/// Shapes do not fit, types differ, or y is not on a GPU.
+pub fn forward_onto(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -> Result<()> {
+    const OP: &str = "linear forward onto";
+    expect(OP, x, w, bias, &y)?;
+    on_gpu(OP, x, w, bias, Write::Add, y)
+}
+
+fn expect(op: &'static str, x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: &ViewMut<'_>) -> Result<()> {
+    let [out, input] = w.shape();
+    expect_shape(op, "x columns", &[input], &[x.cols()])?;
+    expect_shape(op, "y", &[x.rows(), out], &y.shape())?;
+    bias.map_or(Ok(()), |bias| expect_shape(op, "bias", &[out], bias.shape()))
+}
+
+/// `y = x · Wᵀ (+ bias) (+ y)` on a GPU.
+fn on_gpu(
+    op: &'static str,
+    x: View<'_>,
+    w: &Weight,
+    bias: Option<&Tensor>,
+    write: Write,
+    mut y: ViewMut<'_>,
+) -> Result<()> {
+    if let Weight::Fp8(w) = w
+        && w.forward(x, bias, write, y.reborrow())?
+    {
+        return Ok(());
+    }
+    let wide = w.scratch(y.dtype())?;
+    let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
+    match bias {
+        Some(bias) => gemm::nt_with_bias(x, w.view(), bias.view(), write.beta(), y),
+        None => gemm::nt(1.0, x, w.view(), write.beta(), y),
+    }
 }
 
 /// `y += x · Wᵀ`; x: `[m, in]`, w: `[out, in]`, y: `[m, out]`.
@@ -208,23 +232,13 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
 /// Shapes do not fit, or types differ.
 pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear accumulate";
-    let [out, input] = w.shape();
-    expect_shape(OP, "x columns", &[input], &[x.cols()])?;
-    expect_shape(OP, "y", &[x.rows(), out], &y.shape())?;
+    expect(OP, x, w, None, &y)?;
     product(OP, x, w, Write::Add, y)
 }
 
 fn product(op: &'static str, x: View<'_>, w: &Weight, write: Write, y: ViewMut<'_>) -> Result<()> {
-    let mut y = y;
     if y.on_gpu() {
-        if let Weight::Fp8(w) = w
-            && w.product(x, write, y.reborrow())?
-        {
-            return Ok(());
-        }
-        let wide = w.scratch(y.dtype())?;
-        let w = wide.as_ref().map_or_else(|| w.dense(op), Ok)?;
-        return gemm::nt(1.0, x, w.view(), write.beta(), y);
+        return on_gpu(op, x, w, None, write, y);
     }
     match w {
         Weight::Dense(w) if w.dtype() == y.dtype() => gemm::nt(1.0, x, w.view(), write.beta(), y),
@@ -434,7 +448,13 @@ mod tests {
                 forward(x.view(), &w, Some(&bias), y.view_mut()).unwrap();
                 accumulate(x.view(), &w, more.view_mut()).unwrap();
                 backward(dy.view(), &w, Write::Replace, dx.view_mut()).unwrap();
-                vec![("y", y), ("accumulated", more), ("dx", dx)]
+                let mut onto = on.randn(&[m, out], 6);
+                if y.view_mut().on_gpu() {
+                    forward_onto(x.view(), &w, Some(&bias), onto.view_mut()).unwrap();
+                } else {
+                    super::super::copy::add_scaled(1.0, y.view(), onto.view_mut()).unwrap();
+                }
+                vec![("y", y), ("accumulated", more), ("dx", dx), ("onto", onto)]
             });
         }
     }
