@@ -1,6 +1,6 @@
 //! An adapter in a pass through the model, layer by layer.
 
-use tenggat_tensor::ops::linear::Packed;
+use tenggat_tensor::ops::linear::{Packed, Write};
 use tenggat_tensor::{Result, Tensor, View, ViewMut};
 
 use super::kronecker::Kronecker;
@@ -51,7 +51,7 @@ impl Part<'_> {
     /// every member's `X·W₂ᵀ`, one after the other.
     pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
         match self.kind {
-            Kind::LowRank(rank) => self.low_rank(rank).forward(x, y),
+            Kind::LowRank(rank) => self.low_rank(rank).forward(x, Write::Add, y),
             Kind::Kronecker { .. } => self.kronecker().forward(x, y),
         }
     }
@@ -67,9 +67,34 @@ impl Part<'_> {
         dx: Option<ViewMut<'_>>,
     ) -> Result<()> {
         match self.kind {
-            Kind::LowRank(rank) => self.low_rank(rank).backward(x, ax, dy, gradients, dx),
+            Kind::LowRank(rank) => {
+                self.low_rank(rank).backward(x, ax, dy, gradients, dx.map(|dx| (Write::Add, dx)))
+            }
             Kind::Kronecker { .. } => self.kronecker().backward(x, ax, dy, gradients, dx),
         }
+    }
+
+    /// [`Part::forward`] on an output that holds nothing yet: all of it is written, for the layer's own product to
+    /// be added. `None`, and `y` as it was, if this adapter can only be added.
+    pub fn forward_first(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Option<Tensor>> {
+        match self.kind {
+            Kind::LowRank(rank) if self.low_rank(rank).covers(y.cols()) => {
+                self.low_rank(rank).forward(x, Write::Replace, y).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// [`Part::backward`] with a `dx` that holds nothing yet, likewise. Whether it did.
+    pub fn backward_first(
+        &self,
+        (x, ax, dy): (View<'_>, &Tensor, View<'_>),
+        gradients: &mut Gradients<'_>,
+        dx: ViewMut<'_>,
+    ) -> Result<bool> {
+        let Kind::LowRank(rank) = self.kind else { return Ok(false) };
+        self.low_rank(rank).backward(x, ax, dy, gradients, Some((Write::Replace, dx)))?;
+        Ok(true)
     }
 
     /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`,

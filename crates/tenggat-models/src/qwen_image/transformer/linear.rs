@@ -1,7 +1,7 @@
 //! A frozen linear layer with its adapter.
 
 use tenggat_tensor::ops::linear::{self, Weight, Write};
-use tenggat_tensor::{Tensor, View, ViewMut};
+use tenggat_tensor::{Device, Tensor, View, ViewMut};
 
 use super::recovery::Branch;
 use crate::Result;
@@ -34,11 +34,22 @@ impl Linear {
         {
             return Ok((y, Some(ax)));
         }
-        linear::forward(x, &self.weight, self.bias.as_ref(), y.view_mut())?;
+        // A GPU's product reads what it adds to while it multiplies. A second pass over y would read and write it.
+        let ax = match adapter {
+            Some(part) if matches!(y.device(), Device::Cuda(_)) => part.forward_first(x, y.view_mut())?,
+            _ => None,
+        };
+        match ax {
+            Some(_) => linear::forward_onto(x, &self.weight, self.bias.as_ref(), y.view_mut())?,
+            None => linear::forward(x, &self.weight, self.bias.as_ref(), y.view_mut())?,
+        }
         if let Some(branch) = &self.recovery {
             branch.forward(x, y.view_mut())?;
         }
-        let ax = adapter.map(|part| part.forward(x, y.view_mut())).transpose()?;
+        let ax = match (ax, adapter) {
+            (None, Some(part)) => Some(part.forward(x, y.view_mut())?),
+            (ax, _) => ax,
+        };
         Ok((y, ax))
     }
 
@@ -55,20 +66,39 @@ impl Linear {
         adapter: Option<Trained<'_, '_, '_>>,
     ) -> Result<Tensor> {
         let mut dx = Tensor::empty(&dy.device(), dy.dtype(), &[dy.rows(), self.weight.shape()[1]])?;
-        let mut adapter = adapter;
-        if let (Weight::Packed(weight), None, Some(t)) = (&self.weight, &self.recovery, &mut adapter)
-            && t.part.backward_with((x, t.ax, dy), weight, t.gradients, Some(dx.view_mut()))?
-        {
-            return Ok(dx);
-        }
-        linear::backward(dy, &self.weight, Write::Replace, dx.view_mut())?;
-        if let Some(branch) = &self.recovery {
-            branch.backward(dy, dx.view_mut())?;
-        }
-        if let Some(t) = adapter {
-            t.part.backward(x, t.ax, dy, t.gradients, Some(dx.view_mut()))?;
-        }
+        self.backward_to(x, dy, adapter, dx.view_mut())?;
         Ok(dx)
+    }
+
+    /// [`Linear::backward`] that writes the input gradient to `dx`.
+    pub fn backward_to(
+        &self,
+        x: View<'_>,
+        dy: View<'_>,
+        mut adapter: Option<Trained<'_, '_, '_>>,
+        mut dx: ViewMut<'_>,
+    ) -> Result<()> {
+        if let (Weight::Packed(weight), None, Some(t)) = (&self.weight, &self.recovery, &mut adapter)
+            && t.part.backward_with((x, t.ax, dy), weight, t.gradients, Some(dx.reborrow()))?
+        {
+            return Ok(());
+        }
+        // As in the forward pass.
+        let is_done = match &mut adapter {
+            Some(t) if matches!(dx.device(), Device::Cuda(_)) => {
+                t.part.backward_first((x, t.ax, dy), t.gradients, dx.reborrow())?
+            }
+            _ => false,
+        };
+        let write = if is_done { Write::Add } else { Write::Replace };
+        linear::backward(dy, &self.weight, write, dx.reborrow())?;
+        if let Some(branch) = &self.recovery {
+            branch.backward(dy, dx.reborrow())?;
+        }
+        match adapter {
+            Some(t) if !is_done => Ok(t.part.backward(x, t.ax, dy, t.gradients, Some(dx))?),
+            _ => Ok(()),
+        }
     }
 }
 
