@@ -12,7 +12,7 @@
 use tenggat_tensor::ops::attention::{self, Layout, Saved};
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::ops::rms_norm_rope::Segment;
-use tenggat_tensor::{DType, Device, Tensor, View};
+use tenggat_tensor::{DType, Device, Tensor, View, ViewMut};
 
 use super::rope::Positions;
 use super::stream::{After, Before, Between, MlpOutput, Pass, Stream, Trace};
@@ -94,24 +94,40 @@ impl Geometry {
         work(rows.view())
     }
 
-    /// Writes one stream's rows, `[b·tᵢ, c]` or `[b·tₜ, c]`, into a joint tensor `[b·t, c]`; zeros if
-    /// `stream` is `None`.
+    /// Runs `work` on one stream's rows, `[b·tᵢ, c]` or `[b·tₜ, c]`, of a joint tensor `[b·t, c]`, all of
+    /// which it writes: in place, if they lie one after another.
     ///
     /// # Errors
-    /// The shapes do not fit, or the device failed.
-    fn scatter(&self, stream: Option<&Tensor>, image: bool, joint: &mut Tensor) -> Result<()> {
+    /// Those of `work`; or the device failed.
+    fn write_rows<R>(
+        &self,
+        joint: &mut Tensor,
+        image: bool,
+        work: impl FnOnce(ViewMut<'_>) -> Result<R>,
+    ) -> Result<R> {
         let s = self.segment(image);
-        for sample in 0..self.key_lens.len() {
-            let from = sample * s.joint_tokens + s.at;
-            let to = joint.view_mut().row_range(from..from + s.tokens);
-            match stream {
-                Some(t) => {
-                    copy::forward(t.view().row_range(sample * s.tokens..(sample + 1) * s.tokens), to)?;
-                }
-                None => copy::zero(to)?,
-            }
+        if self.key_lens.len() == 1 {
+            return work(joint.view_mut().row_range(s.at..s.at + s.tokens));
         }
-        Ok(())
+        let mut rows = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
+        let result = work(rows.view_mut())?;
+        for sample in 0..self.key_lens.len() {
+            let from = rows.view().row_range(sample * s.tokens..(sample + 1) * s.tokens);
+            copy::forward(from, self.rows_of(sample, image, joint))?;
+        }
+        Ok(result)
+    }
+
+    /// Zeros one stream's rows of a joint tensor.
+    fn zero_rows(&self, joint: &mut Tensor, image: bool) -> Result<()> {
+        (0..self.key_lens.len()).try_for_each(|sample| Ok(copy::zero(self.rows_of(sample, image, joint))?))
+    }
+
+    /// The rows that a stream has of a sample in a joint tensor.
+    fn rows_of<'a>(&self, sample: usize, image: bool, joint: &'a mut Tensor) -> ViewMut<'a> {
+        let s = self.segment(image);
+        let first = sample * s.joint_tokens + s.at;
+        joint.view_mut().row_range(first..first + s.tokens)
     }
 }
 
@@ -282,25 +298,25 @@ impl Block {
         let (text, image) = device.both(
             &mut shared,
             |(gradients, d_o)| {
-                let text = match (&tape.text_after, dtext) {
-                    (Some(after), Some(dtext)) => {
-                        let (tapes, tokens) = ((&tape.text, after), geometry.text_tokens);
-                        Some(geometry.with_rows(&tape.o, false, |attended| {
-                            self.text.after_backward(pass, tapes, attended, tokens, dtext, gradients)
-                        })?)
-                    }
-                    _ => None,
+                let (Some(after), Some(dtext)) = (&tape.text_after, dtext) else {
+                    geometry.zero_rows(d_o, false)?;
+                    return Ok(None);
                 };
-                geometry.scatter(text.as_ref().map(|t| &t.d_attention), false, d_o)?;
-                Ok::<_, crate::Error>(text)
+                let (tapes, tokens) = ((&tape.text, after), geometry.text_tokens);
+                let text = geometry.with_rows(&tape.o, false, |attended| {
+                    geometry.write_rows(d_o, false, |d_o| {
+                        self.text.after_backward(pass, tapes, attended, tokens, dtext, d_o, gradients)
+                    })
+                })?;
+                Ok::<_, crate::Error>(Some(text))
             },
             |(gradients, d_o)| {
                 let (tapes, tokens) = ((&tape.image, &tape.image_after), geometry.image_tokens);
-                let image = geometry.with_rows(&tape.o, true, |attended| {
-                    self.image.after_backward(pass, tapes, attended, tokens, dimage, gradients)
-                })?;
-                geometry.scatter(Some(&image.d_attention), true, d_o)?;
-                Ok(image)
+                geometry.with_rows(&tape.o, true, |attended| {
+                    geometry.write_rows(d_o, true, |d_o| {
+                        self.image.after_backward(pass, tapes, attended, tokens, dimage, d_o, gradients)
+                    })
+                })
             },
         )?;
         let (gradients, d_o) = shared;

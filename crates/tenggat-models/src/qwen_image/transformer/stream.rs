@@ -151,8 +151,6 @@ pub(super) struct Between {
     /// Of the modulation, `[b, 6c]`; shift₁ and scale₁ are added in [`Stream::before_backward`]. `None` if no
     /// adapter of the modulation is trained.
     pub dmodulation: Option<Tensor>,
-    /// Of o, this stream's rows of the attention output, `[m, c]`.
-    pub d_attention: Tensor,
 }
 
 /// Columns of the modulation; shift and scale lie side by side, as the norm takes them.
@@ -302,10 +300,12 @@ impl Stream {
     }
 
     /// Backward of [`Stream::output`] and [`Stream::after`], from `dout`, the gradient of the output,
-    /// `[m, c]`; its memory is reused for [`Between::dx`]. Writes the adapter's gradients into `gradients`.
+    /// `[m, c]`; its memory is reused for [`Between::dx`]. Writes the gradient of o, this stream's rows of the
+    /// attention output, to `d_attention`, `[m, c]`, and the adapter's into `gradients`.
     ///
     /// # Errors
     /// As [`Stream::before`].
+    #[allow(clippy::too_many_arguments)] // mirrors `after`, whose tape it takes
     pub fn after_backward(
         &self,
         pass: Pass<'_>,
@@ -313,6 +313,7 @@ impl Stream {
         attention: View<'_>,
         tokens: usize,
         dout: Tensor,
+        d_attention: ViewMut<'_>,
         gradients: &mut Option<Gradients<'_>>,
     ) -> Result<Between> {
         let c = dout.shape()[1];
@@ -355,8 +356,8 @@ impl Stream {
             dmodulation.as_mut().map(|d| d.view_mut().columns(p.gate_1)),
         )?;
         let trained = pass.trained(self.layers.out, &after.out_ax, gradients);
-        let d_attention = self.out.backward(attention, dattended.view(), trained)?;
-        Ok(Between { dx, dmodulation, d_attention })
+        self.out.backward_to(attention, dattended.view(), trained, d_attention)?;
+        Ok(Between { dx, dmodulation })
     }
 
     /// Backward of [`Stream::before`], from the joint gradients of q, k and v, each `[b·t, c]`. Returns the
