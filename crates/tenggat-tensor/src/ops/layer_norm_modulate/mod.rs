@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn gpus_agree() {
-        for (batch, tokens, c) in [(2, 300, 48), (1, 5, 7), (1, 2, 3072), (1, 17, 3073), (1, 2, 4096)] {
+        for (batch, tokens, c) in [(2, 300, 48), (1, 5, 7), (1, 2, 3072), (1, 2, 3073), (1, 2, 4096)] {
             against_cpu("layer norm", |on| {
                 let (rows, modulation) = (batch * tokens, on.randn(&[batch, 6 * c], 2));
                 let (x, dy, mut dx) =
