@@ -3,9 +3,10 @@
 
     TENGGAT_CUDA_LIBRARIES=... bench/gpu_instructions.py --cuobjdump PATH [--arch sm_90a] KERNEL...
 
-A KERNEL is a name of `crates/tenggat-tensor/src/ops`, such as `widen_uint3_bf16` or `gelu_*_wide_bf16`. NVRTC comes with
-`pip install nvidia-cuda-nvrtc`, cuobjdump with `pip install nvidia-cuda-cuobjdump`. No GPU is needed, and none is measured:
-instructions are counted as they stand, each branch and each turn of a loop once.
+A KERNEL is a name of `crates/tenggat-tensor/src/ops`, such as `widen_uint3_bf16` or `gelu_*_vec_bf16`. NVRTC
+comes with `pip install nvidia-cuda-nvrtc`, cuobjdump with `nvidia-cuda-cuobjdump` and `nvidia-cuda-nvdisasm`.
+No GPU is needed, and none is measured: instructions are counted as they stand, each branch and each turn of a
+loop once.
 """
 
 import argparse
@@ -24,7 +25,7 @@ COMMON = ROOT / "crates/tenggat-gpu/src/kernels/common.cuh"
 
 
 def sources():
-    """Each op's kernels by the op's name: the files that its `cuda.rs` or `mod.rs` names, one after the other."""
+    """Each op's kernels by the op's name: the files that its `cuda.rs` or `mod.rs` names, in that order."""
     for folder in sorted(path.parent for path in OPS.glob("*/op.cu")):
         for rust in (folder / "cuda.rs", folder / "mod.rs"):
             text = rust.read_text() if rust.exists() else ""
@@ -67,7 +68,8 @@ def functions(cuobjdump, code):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        listing = subprocess.run([cuobjdump, "--dump-sass", file.name], check=True, capture_output=True, text=True)
+        command = [cuobjdump, "--dump-sass", file.name]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True)
     for part in listing.stdout.split("Function : ")[1:]:
         name, *lines = part.splitlines()
         found = (re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.+?);", line) for line in lines)
@@ -83,14 +85,16 @@ def operation(instruction):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--cuobjdump", default="cuobjdump")
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--dump", action="store_true", help="print the instructions themselves as well")
     parser.add_argument("kernels", nargs="+")
     args = parser.parse_args()
     library, unseen = nvrtc(), set(args.kernels)
-    print(f"{'kernel':48} {'last store':>10} {'all':>5} {'regs':>4} {'barriers':>8} {'shuffles':>8}  loads; stores; calls")
+    counts = f"{'last store':>10} {'all':>5} {'regs':>4} {'barriers':>8} {'shuffles':>8}"
+    print(f"{'kernel':48} {counts}  loads; stores; calls")
     for module, source in sources():
         prefixes = [re.split(r"[*?\[]", pattern)[0] for pattern in args.kernels]
         # A name may be put together by a macro from parts: its first word is there.
@@ -110,10 +114,10 @@ def main():
                 chosen = [op for op in operations if op.startswith(starts)]
                 return " ".join(f"{chosen.count(kind)}x{kind}" for kind in sorted(set(chosen))) or "-"
 
+            barriers, shuffles = (sum(op.startswith(kind) for op in operations) for kind in ("BAR", "SHFL"))
             print(
                 f"{name:48} {max(stores, default=-1) + 1:10} {len(operations):5} {registers.get(name, '?'):>4} "
-                f"{sum(op.startswith('BAR') for op in operations):8} {sum(op.startswith('SHFL') for op in operations):8}  "
-                f"{kinds('LDG', 'LD.')}; {kinds('STG', 'ST.')}; {kinds('CALL')}"
+                f"{barriers:8} {shuffles:8}  {kinds('LDG', 'LD.')}; {kinds('STG', 'ST.')}; {kinds('CALL')}"
             )
             if args.dump:
                 print("\n".join(f"    {i}" for i in instructions))

@@ -298,7 +298,8 @@ impl Cuda {
         }
     }
 
-    /// Queues a matrix product, or a batch of them. What cuBLASLt has no way of computing, our own kernel computes, slowly.
+    /// Queues a matrix product, or a batch of them. What cuBLASLt has no way of computing, our own kernel
+    /// computes, slowly.
     ///
     /// # Errors
     /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this

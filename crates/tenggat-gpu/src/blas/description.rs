@@ -20,8 +20,9 @@ pub(super) struct Shape {
     transposed: [bool; 2],
     fast: bool,
     scales: bool,
-    /// Largest powers of two that divide the addresses of A, of B and of C, in a batch of all, up to 256. Each its own: there
-    /// is no way of computing with 32-bit numbers at multiples of 2, as bf16 beside them may lie.
+    /// Largest powers of two that divide the addresses of A, of B and of C, in a batch of all, up to 256.
+    /// Each its own: there is no way of computing with 32-bit numbers at multiples of 2, as bf16 beside them
+    /// may lie.
     alignments: [u32; 3],
     /// Alignment of the bias if there is one: the library reads it off the address when it chooses a way.
     bias: Option<u32>,

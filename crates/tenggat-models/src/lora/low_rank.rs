@@ -74,8 +74,8 @@ impl LowRank<'_> {
         weight.backward(dy, Some(trained), dx.map(|dx| (Write::Replace, dx)))
     }
 
-    /// Members that can be multiplied side by side: equal widths, their columns adjoining. Their B matrices follow
-    /// one another (`Layout::push_group`).
+    /// Members that can be multiplied side by side: equal widths, their columns adjoining. Their B matrices
+    /// follow one another (`Layout::push_group`).
     fn runs(&self) -> impl Iterator<Item = &[Member]> {
         let alike =
             |a: &Member, b: &Member| a.columns.len() == b.columns.len() && a.columns.end == b.columns.start;

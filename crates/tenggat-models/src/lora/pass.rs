@@ -74,8 +74,8 @@ impl Part<'_> {
         }
     }
 
-    /// [`Part::forward`] on an output that holds nothing yet: all of it is written, for the layer's own product to
-    /// be added. `None`, and `y` as it was, if this adapter can only be added.
+    /// [`Part::forward`] on an output that holds nothing yet: all of it is written, for the layer's own
+    /// product to be added. `None`, and `y` as it was, if this adapter can only be added.
     pub fn forward_first(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Option<Tensor>> {
         match self.kind {
             Kind::LowRank(rank) if self.low_rank(rank).covers(y.cols()) => {

@@ -34,7 +34,8 @@ impl Linear {
         {
             return Ok((y, Some(ax)));
         }
-        // A GPU's product reads what it adds to while it multiplies. A second pass over y would read and write it.
+        // A GPU's product reads what it adds to while it multiplies. A second pass over y would read and
+        // write it.
         let ax = match adapter {
             Some(part) if matches!(y.device(), Device::Cuda(_)) => part.forward_first(x, y.view_mut())?,
             _ => None,

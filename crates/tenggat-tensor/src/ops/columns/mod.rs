@@ -1,8 +1,8 @@
 //! Sums over the tokens of every sample on a GPU, column by column: what gradients of the modulation are made
 //! of.
 //!
-//! Kernels that read the rows for another purpose take the sums on the way. Tokens are cut into chunks by their
-//! number alone, so that the result does not depend on the GPU.
+//! Kernels that read the rows for another purpose take the sums on the way. Tokens are cut into chunks by
+//! their number alone, so that the result does not depend on the GPU.
 
 use std::sync::Arc;
 

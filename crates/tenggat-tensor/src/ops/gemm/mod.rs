@@ -36,8 +36,8 @@ pub fn tn(alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: ViewMut<'_>) -> Re
     run("gemm tn", alpha, (a, true), (b, false), beta, c)
 }
 
-/// `n` products side by side: columns `i` of C, cut into n equal parts, become `alpha ·` columns i of A `·` (rows
-/// i of B)`ᵀ + beta ·` what they were. a: `[m, n·k]`, b: `[n·p, k]`, c: `[m, n·p]`.
+/// `n` products side by side: columns `i` of C, cut into n equal parts, become `alpha ·` columns i of A `·`
+/// (rows i of B)`ᵀ + beta ·` what they were. a: `[m, n·k]`, b: `[n·p, k]`, c: `[m, n·p]`.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -46,8 +46,8 @@ pub fn nt_parts(n: usize, alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: Vi
     parts("gemm nt in parts", n, alpha, (a, false), (b, true), beta, c, CUTS)
 }
 
-/// `n` products side by side: columns `i` of C become `alpha ·` columns i of A `·` rows i of B `+ beta ·` what they
-/// were. a: `[m, n·k]`, b: `[n·k, p]`, c: `[m, n·p]`.
+/// `n` products side by side: columns `i` of C become `alpha ·` columns i of A `·` rows i of B `+ beta ·`
+/// what they were. a: `[m, n·k]`, b: `[n·k, p]`, c: `[m, n·p]`.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -56,8 +56,8 @@ pub fn nn_parts(n: usize, alpha: f64, a: View<'_>, b: View<'_>, beta: f64, c: Vi
     parts("gemm nn in parts", n, alpha, (a, false), (b, false), beta, c, CUTS)
 }
 
-/// `n` products one below the other: rows `i` of C become `alpha ·` (columns i of A)`ᵀ ·` columns i of B `+ beta ·`
-/// what they were. a: `[m, n·k]`, b: `[m, n·p]`, c: `[n·k, p]`.
+/// `n` products one below the other: rows `i` of C become `alpha ·` (columns i of A)`ᵀ ·` columns i of B `+
+/// beta ·` what they were. a: `[m, n·k]`, b: `[m, n·p]`, c: `[n·k, p]`.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -83,7 +83,7 @@ impl Cut {
     }
 
     /// Part `i` of a matrix.
-    fn of<'a>(self, n: usize, i: usize, whole: View<'a>) -> View<'a> {
+    fn of(self, n: usize, i: usize, whole: View<'_>) -> View<'_> {
         let [rows, cols] = self.part(n, whole.shape());
         match self {
             Cut::Rows => whole.row_range(i * rows..(i + 1) * rows),
@@ -92,7 +92,7 @@ impl Cut {
     }
 
     /// The same to be written.
-    fn of_mut<'a>(self, n: usize, i: usize, whole: ViewMut<'a>) -> ViewMut<'a> {
+    fn of_mut(self, n: usize, i: usize, whole: ViewMut<'_>) -> ViewMut<'_> {
         let [rows, cols] = self.part(n, whole.shape());
         match self {
             Cut::Rows => whole.row_range(i * rows..(i + 1) * rows),

@@ -19,8 +19,8 @@ const BACKWARD: Kernel = Kernel::new(&MODULE, "layer_norm_backward");
 const PIECES: [usize; 2] = [2, 8];
 /// Most threads of a block, as the kernels are told (`__launch_bounds__`).
 const MOST_THREADS: usize = 512;
-/// Tokens that a block of the backward pass goes over. At 4096 there are two blocks for each unit of the largest
-/// cards, and partial sums are a sixteenth of the rows.
+/// Tokens that a block of the backward pass goes over. At 4096 there are two blocks for each unit of the
+/// largest cards, and partial sums are a sixteenth of the rows.
 const CHUNK: usize = 16;
 
 /// Mirrors `Forward`.

@@ -186,8 +186,8 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
     }
 }
 
-/// `y += x · Wᵀ + bias` on a GPU, where the last product that writes y finds what it adds to already there, and
-/// nothing has to pass over y again; shapes as in [`forward`].
+/// `y += x · Wᵀ + bias` on a GPU, where the last product that writes y finds what it adds to already there,
+/// and nothing has to pass over y again; shapes as in [`forward`].
 ///
 /// # Errors
 /// Shapes do not fit, types differ, or y is not on a GPU.

@@ -54,10 +54,11 @@ struct Backward {
     segment: Place,
 }
 
-/// How the work is cut: whether threads take 16 bytes at a time, the launch, and what the kernel is told of it.
+/// How the work is cut: whether threads take 16 bytes at a time, the launch, and what the kernel is told of
+/// it.
 ///
-/// A head is taken by as many threads as it has packs of 16 bytes, if they are a power of two and all matrices
-/// can be read so; else by 32 threads, in pairs of channels.
+/// A head is taken by as many threads as it has packs of 16 bytes, if they are a power of two and all
+/// matrices can be read so; else by 32 threads, in pairs of channels.
 fn cut(
     op: &'static str,
     dtype: DType,

@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn gpus_agree() {
-        // Packs of 16 bytes and pairs; heads that a block takes at once, and in turns of which the last is not full.
+        // Packs of 16 bytes and pairs; heads that a block takes at once, and in turns of which the last is
+        // not full.
         for (heads, d) in [(3, 128), (2, 6), (5, 32), (37, 128), (19, 36)] {
             against_cpu("rms norm and rope", |on| {
                 let segment = Segment { tokens: 5, joint_tokens: 9, at: 2, heads };
