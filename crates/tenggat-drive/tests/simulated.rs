@@ -59,8 +59,8 @@ fn drives(usual: u64) -> std::ops::Range<u64> {
     0..std::env::var("TENGGAT_DRIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
-/// Whether a drive used its budget as far as steps allow: 95 % of it, or so much that another start of the trainer
-/// would leave no time for ten steps.
+/// Whether a drive used its budget as far as steps allow: 95 % of it, or so much that another start of the
+/// trainer would leave no time for ten steps.
 fn uses_its_budget(flown: &Flown) -> bool {
     let script = &flown.trainer.script;
     let left_s = script.deadline_s - flown.trainer.now();

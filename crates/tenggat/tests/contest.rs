@@ -1,4 +1,5 @@
-//! The contest's other kinds of model from outside: driven through ai-toolkit's channel, here by its stand-in.
+//! The contest's other kinds of model from outside: driven through ai-toolkit's channel, here by its
+//! stand-in.
 #![cfg(unix)]
 
 mod common;

@@ -73,7 +73,8 @@ fn the_best_is_delivered_and_not_the_newest() {
     }
 }
 
-/// Without `resume` a start begins anew, and what was there is moved aside: but not a LoRA that changes nothing.
+/// Without `resume` a start begins anew, and what was there is moved aside: but not a LoRA that changes
+/// nothing.
 #[test]
 fn a_best_that_is_not_resumed_moves_results_aside_and_nothing_else() {
     let own = format!("held_out: '{}', deliver: best, resume: false", demo_dataset("test").display());

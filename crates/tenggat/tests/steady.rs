@@ -1,5 +1,5 @@
-//! Long runs: memory and open files stay what they were, and a machine that sleeps misses no deadline by more than
-//! the time it slept.
+//! Long runs: memory and open files stay what they were, and a machine that sleeps misses no deadline by more
+//! than the time it slept.
 //!
 //! `cargo test --release -p tenggat --test steady -- --ignored` takes three thousand steps.
 #![cfg(target_os = "linux")]

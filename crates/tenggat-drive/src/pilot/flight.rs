@@ -9,7 +9,8 @@ use crate::trainer::Stage;
 const SOONEST_S: f64 = 0.01;
 const LATEST_S: f64 = 0.25;
 
-/// Steps between two looks at how many are thought to fit; a fit that moved by less than this share is settled.
+/// Steps between two looks at how many are thought to fit; a fit that moved by less than this share is
+/// settled.
 const FIT_EVERY: u64 = 20;
 const SETTLED: f64 = 0.03;
 

@@ -149,7 +149,8 @@ impl<T: Trainer> Pilot<'_, T> {
         let off = (given as f64 - wanted as f64).abs() / wanted.max(1) as f64;
         let (spare_s, restart_s) = (flight.budget.spare_s(now_s), self.restart_s());
         if too_few {
-            // While the pace is changing, what fits is not known yet, and another start would get a wrong number.
+            // While the pace is changing, what fits is not known yet, and another start would get a wrong
+            // number.
             if !flight.fit.is_settled(flight.measured, fit) && flight.step + MEASURED_LEAST < given {
                 return None;
             }

@@ -110,8 +110,8 @@ impl Plan {
             phases: PhaseCosts::default()
                 .with(Phase::Load, known.load_s.unwrap_or(0.0))
                 .with(Phase::FinalSave, delivery_s)
-                // Ending a process takes no longer where steps do: of the phases after the last save, the budget
-                // lets all but this one grow with them.
+                // Ending a process takes no longer where steps do: of the phases after the last save, the
+                // budget lets all but this one grow with them.
                 .with(Phase::Upload, self.stop_room_s(known)),
             save_s: delivery_s,
             buckets: vec![BucketConfig { step_s: known.step_s, share: None }],

@@ -59,8 +59,8 @@ pub fn choosing(job: &ToolkitJob, deadline_s: f64) -> anyhow::Result<Option<Choo
 }
 
 impl Choosing<'_> {
-    /// Measures the saves, the newest first, as long as there is time until `until_s`, and publishes the best.
-    /// What goes wrong leaves the newest where it is.
+    /// Measures the saves, the newest first, as long as there is time until `until_s`, and publishes the
+    /// best. What goes wrong leaves the newest where it is.
     pub fn deliver(
         &self,
         job: &ToolkitJob,

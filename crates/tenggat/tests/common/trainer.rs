@@ -1,4 +1,5 @@
-//! A folder that looks like ai-toolkit's, with the stand-in of the crate `tenggat-drive` in it, and files for it.
+//! A folder that looks like ai-toolkit's, with the stand-in of the crate `tenggat-drive` in it, and files for
+//! it.
 
 use std::collections::HashMap;
 use std::fs;

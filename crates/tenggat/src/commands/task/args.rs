@@ -24,8 +24,8 @@ pub struct TaskArgs {
     /// Archive of images; <cache-root>/datasets/<task>_tourn.zip is tried first.
     #[arg(long)]
     pub dataset_zip: String,
-    /// Kind of model: flux, z-image, qwen-image, ideogram4 or krea2. qwen-image is trained by tenggat, the others
-    /// by ai-toolkit, which tenggat drives.
+    /// Kind of model: flux, z-image, qwen-image, ideogram4 or krea2. qwen-image is trained by tenggat, the
+    /// others by ai-toolkit, which tenggat drives.
     #[arg(long)]
     pub model_type: ModelType,
     /// Folder of the results: <checkpoints-root>/<task>/<this>.
