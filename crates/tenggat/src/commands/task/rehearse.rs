@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tenggat_drive::{Installation, free_bytes};
 use tenggat_plan::{WallClock, format_duration};
+use tenggat_tensor::Device;
 use tenggat_train::contest::container::{Roots, Task};
 use tenggat_train::contest::work::Work;
 use tenggat_train::contest::{HoldOut, Split};
@@ -109,7 +110,10 @@ pub fn rehearse(
         look_at_model(&mut findings, &setup);
     }
     let installation = if kind.is_ours() {
-        let opened = device::open(choice).map(|device| ((), format!("tenggat itself, on {device:?}")));
+        let opened = device::open(choice).map(|device| {
+            let on = if matches!(device, Device::Cpu(_)) { "the processor" } else { "a GPU" };
+            ((), format!("tenggat itself, on {on}"))
+        });
         findings.take("trainer", opened);
         None
     } else {
