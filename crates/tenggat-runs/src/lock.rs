@@ -1,0 +1,86 @@
+//! Whether somebody trains in a folder, and what they say about it.
+
+use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// Longest note that is read, bytes.
+const NOTE_BYTES: u64 = 1 << 14;
+
+/// What the holder of a folder notes: `run.lock` of `train`, `.drive/state.json` of `drive`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Note {
+    pub process: Option<u32>,
+    pub started_unix_s: Option<f64>,
+    pub deadline_unix_s: Option<f64>,
+    /// Deadline on the run's clock; of `drive` alone.
+    pub deadline_s: Option<f64>,
+    pub spent_s: Option<f64>,
+    pub delivered: Option<u64>,
+    /// Of `drive` alone.
+    pub finished: bool,
+}
+
+impl Note {
+    /// What stands in a file, if it can be read.
+    pub fn read(path: &Path) -> Option<Note> {
+        let mut bytes = Vec::new();
+        regular(path)?.take(NOTE_BYTES).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}
+
+/// Whether a process holds the lock of this file. To know, it is locked for a moment, shared with others that
+/// look; a run that begins just then tries again.
+pub(crate) fn is_held(path: &Path) -> bool {
+    let Some(file) = regular(path) else { return false };
+    match file.try_lock_shared() {
+        Ok(()) => {
+            let _ = file.unlock();
+            false
+        }
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(_)) => false,
+    }
+}
+
+/// Opens a file that is one.
+fn regular(path: &Path) -> Option<File> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    File::open(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_seen_and_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lock");
+        assert!(!is_held(&path));
+        let file = File::create(&path).unwrap();
+        assert!(!is_held(&path));
+        file.try_lock().unwrap();
+        assert!(is_held(&path));
+        file.unlock().unwrap();
+        assert!(!is_held(&path));
+        file.try_lock().unwrap();
+    }
+
+    #[test]
+    fn notes_that_are_spoilt_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lock");
+        for spoilt in [&b""[..], b"{", b"\xff\xff", b"1", b"{\"process\":-1}", b"{\"process\":\"x\"}"] {
+            std::fs::write(&path, spoilt).unwrap();
+            assert_eq!(Note::read(&path), None, "{spoilt:?}");
+        }
+        std::fs::write(&path, "{\"process\":7,\"spent_s\":2.5,\"new\":[]}   \n").unwrap();
+        let note = Note::read(&path).unwrap();
+        assert_eq!((note.process, note.spent_s, note.delivered), (Some(7), Some(2.5), None));
+    }
+}
