@@ -1,0 +1,188 @@
+//! What is asked by `GET`, and the way of every request.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::routing::{get, post};
+use serde::Serialize;
+use tenggat_job::{Given, given};
+use tenggat_runs::{Checkpoint, Curve, History, Sample, checkpoints, config, file_in, samples, thin};
+
+use crate::asked;
+use crate::guard::{self, Token};
+use crate::runs::{Listed, Runs};
+use crate::{answer, numbers, page, stream};
+
+/// Most points of a curve that a browser may ask for.
+const MOST_POINTS: usize = 20_000;
+/// Largest body of a request, bytes.
+const MOST_BODY: usize = 1 << 20;
+
+/// What is served.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub runs: Runs,
+    pub token: Token,
+    pub address: SocketAddr,
+}
+
+type Shared = State<Arc<Site>>;
+type Asked = Query<HashMap<String, String>>;
+
+/// All that is known of a run.
+#[derive(Serialize)]
+struct Detail {
+    #[serde(flatten)]
+    listed: Listed,
+    history: History,
+    samples: Vec<Sample>,
+    checkpoints: Vec<Checkpoint>,
+    config: Option<String>,
+    given: Vec<Given>,
+    has_sheet: bool,
+}
+
+pub(crate) fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/", get(|| async { page::file("index.html") }))
+        .route("/page/{*name}", get(|Path(name): Path<String>| async move { page::file(&name) }))
+        .route("/api/runs", get(runs))
+        .route("/api/run", get(run))
+        .route("/api/curve", get(curve))
+        .route("/api/events", get(events))
+        .route("/api/log", get(log))
+        .route("/file", get(file))
+        .route("/metrics", get(prometheus))
+        .route("/api/token", post(|| async { answer::json(&serde_json::json!({ "ok": true })) }))
+        .route("/api/ask", post(asked::ask))
+        .route("/api/extend", post(asked::extend))
+        .fallback(|| async { answer::missing("page") })
+        .layer(axum::extract::DefaultBodyLimit::max(MOST_BODY))
+        .layer(middleware::from_fn_with_state(Arc::clone(&site), guarded))
+        .with_state(site)
+}
+
+/// Lets no request in that is not meant for us, and none that changes something without the token.
+async fn guarded(State(site): Shared, request: Request, next: Next) -> Response<Body> {
+    if !guard::is_for_us(request.headers(), site.address) {
+        return answer::error(StatusCode::FORBIDDEN, "this name is none of the server's");
+    }
+    if request.method() != axum::http::Method::GET
+        && let Some(why) = guard::refusal(request.headers(), &site.token)
+    {
+        return answer::error(StatusCode::FORBIDDEN, why);
+    }
+    next.run(request).await
+}
+
+/// Does work that reads files where it holds up nobody.
+pub(crate) async fn aside(work: impl FnOnce() -> Response<Body> + Send + 'static) -> Response<Body> {
+    let failed = || answer::error(StatusCode::INTERNAL_SERVER_ERROR, "this cannot be answered");
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| failed())
+}
+
+fn text<'a>(asked: &'a HashMap<String, String>, name: &str) -> &'a str {
+    asked.get(name).map_or("", String::as_str)
+}
+
+async fn runs(State(site): Shared) -> Response<Body> {
+    aside(move || answer::json(&site.runs.list())).await
+}
+
+async fn run(State(site): Shared, Query(asked): Asked) -> Response<Body> {
+    aside(move || {
+        let id = text(&asked, "id");
+        let shown = site.runs.with(id, |run| {
+            let config = config(run.folder());
+            Detail {
+                listed: Listed { id: id.to_owned(), overview: run.overview() },
+                history: run.history().clone(),
+                samples: samples(run.folder()),
+                checkpoints: checkpoints(run.folder()),
+                given: config.as_deref().map(given).unwrap_or_default(),
+                config,
+                has_sheet: file_in(run.folder(), "sheet.png").is_some(),
+            }
+        });
+        shown.map_or_else(|| answer::missing("run"), |detail| answer::json(&detail))
+    })
+    .await
+}
+
+async fn curve(State(site): Shared, Query(asked): Asked) -> Response<Body> {
+    aside(move || {
+        let number = |name: &str| text(&asked, name).parse::<f64>().ok().filter(|x| x.is_finite());
+        let step = |name: &str| number(name).map(|x| x.clamp(0.0, f64::from(u32::MAX)) as u32);
+        let points = number("points").map_or(1500, |x| x.clamp(3.0, MOST_POINTS as f64) as usize);
+        let (from, to) = (step("from").unwrap_or(0), step("to").unwrap_or(u32::MAX));
+        let smoothing = number("smoothing");
+        let curve: Option<Curve> =
+            site.runs.with_series(text(&asked, "id"), |series| thin(series, from, to, points, smoothing));
+        curve.map_or_else(|| answer::missing("run"), |curve| answer::json(&curve))
+    })
+    .await
+}
+
+async fn events(State(site): Shared) -> Response<Body> {
+    answer::of(StatusCode::OK, "text/event-stream", stream::events(site))
+}
+
+/// The events of a run as it wrote them.
+async fn log(State(site): Shared, Query(asked): Asked) -> Response<Body> {
+    aside(move || {
+        let folder = site.runs.folder_of(text(&asked, "id"));
+        let path = folder.map(|folder| folder.join(tenggat_runs::EVENTS)).filter(|path| path.is_file());
+        match path.and_then(|path| std::fs::File::open(path).ok()) {
+            Some(file) => answer::of(StatusCode::OK, "application/jsonl", stream::file(file)),
+            None => answer::missing("log"),
+        }
+    })
+    .await
+}
+
+/// An image or a LoRA of a run.
+async fn file(State(site): Shared, Query(asked): Asked) -> Response<Body> {
+    aside(move || {
+        let name = text(&asked, "name");
+        let path = site.runs.folder_of(text(&asked, "id")).and_then(|folder| file_in(&folder, name));
+        let Some((path, file)) = path.and_then(|path| Some((path.clone(), std::fs::File::open(path).ok()?)))
+        else {
+            return answer::missing("file");
+        };
+        let kind = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("png") => "image/png",
+            Some("webp") => "image/webp",
+            Some("safetensors") => "application/octet-stream",
+            _ => "image/jpeg",
+        };
+        let length = file.metadata().map(|metadata| metadata.len()).ok();
+        let mut given = answer::of(StatusCode::OK, kind, stream::file(file));
+        let headers = given.headers_mut();
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        if kind == "application/octet-stream" {
+            headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+        } else if name.starts_with("samples/") {
+            // A sample never changes.
+            let kept = HeaderValue::from_static("private, max-age=86400, immutable");
+            headers.insert(header::CACHE_CONTROL, kept);
+        }
+        given
+    })
+    .await
+}
+
+async fn prometheus(State(site): Shared) -> Response<Body> {
+    aside(move || {
+        let text = numbers::text(&site.runs.list());
+        answer::of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+    })
+    .await
+}

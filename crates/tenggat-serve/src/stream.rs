@@ -1,0 +1,77 @@
+//! Bodies that are sent bit by bit: server-sent events, and files of any size.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::routes::Site;
+
+/// Time between two looks for news.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks after which something is sent although nothing is new, so that a lost connection is noticed.
+const SIGN_OF_LIFE: u32 = 15;
+/// Bytes of a file that are read at a time.
+const CHUNK: usize = 1 << 16;
+
+struct Parts(Receiver<Bytes>);
+
+impl futures_core::Stream for Parts {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|part| part.map(Ok))
+    }
+}
+
+/// The list of runs now, and each run that changes from then on, until the reader is gone.
+pub(crate) fn events(site: Arc<Site>) -> Body {
+    let (sender, receiver) = channel(4);
+    tokio::spawn(async move {
+        let (mut told, mut quiet) = (None, 0);
+        loop {
+            let own = Arc::clone(&site);
+            let Ok(listed) = tokio::task::spawn_blocking(move || own.runs.list()).await else { return };
+            quiet += 1;
+            let text = if told.as_ref() == Some(&listed) {
+                (quiet >= SIGN_OF_LIFE).then(|| ": nothing new\n\n".to_owned())
+            } else {
+                serde_json::to_string(&listed).ok().map(|json| format!("event: runs\ndata: {json}\n\n"))
+            };
+            if let Some(text) = text {
+                quiet = 0;
+                if sender.send(text.into()).await.is_err() {
+                    return;
+                }
+            }
+            told = Some(listed);
+            tokio::select! {
+                () = sender.closed() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    });
+    Body::from_stream(Parts(receiver))
+}
+
+/// A file, read no faster than it is sent.
+pub(crate) fn file(file: File) -> Body {
+    let (sender, receiver) = channel(2);
+    tokio::task::spawn_blocking(move || read(file, &sender));
+    Body::from_stream(Parts(receiver))
+}
+
+fn read(mut file: File, sender: &Sender<Bytes>) {
+    let mut chunk = vec![0; CHUNK];
+    while let Ok(n @ 1..) = file.read(&mut chunk) {
+        if sender.blocking_send(Bytes::copy_from_slice(&chunk[..n])).is_err() {
+            return;
+        }
+    }
+}
