@@ -124,6 +124,7 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
         essence: job.essence(),
         orders: Orders::new(&job.folder),
         save: options.save,
+        stop: options.stop,
     };
     desk.publish_if_new(&saves, &last, resume);
     let mut trainer = AiToolkit::new(options.installation.clone(), job.clone(), &home, &clock);
@@ -197,6 +198,7 @@ struct Desk<'a, 'b> {
     essence: Value,
     orders: Orders,
     save: Option<&'b AtomicBool>,
+    stop: &'b AtomicBool,
 }
 
 impl Desk<'_, '_> {
@@ -265,10 +267,15 @@ impl Tower for Desk<'_, '_> {
     }
 
     fn moved_by_s(&mut self, now_s: f64, deadline_s: f64) -> Option<f64> {
-        self.orders.moved_by_s(now_s, deadline_s)
+        let moved_s = self.orders.moved_by_s(now_s, deadline_s);
+        if self.orders.wants_stop {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        moved_s
     }
 
     fn wants_save(&mut self) -> bool {
-        self.save.is_some_and(|save| save.swap(false, Ordering::Relaxed))
+        let is_asked = std::mem::take(&mut self.orders.wants_save);
+        self.save.is_some_and(|save| save.swap(false, Ordering::Relaxed)) || is_asked
     }
 }

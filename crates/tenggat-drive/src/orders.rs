@@ -2,10 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-/// Requests to move the deadline, as `tenggat extend` leaves them in the run's folder.
+use tenggat_runs::Request;
+
+/// Requests to move the deadline, as `tenggat extend` leaves them in the run's folder, to save, and to stop.
 pub(crate) struct Orders {
+    folder: PathBuf,
     path: PathBuf,
     looked_s: f64,
+    /// Whether somebody asked for a save; whoever answers resets it.
+    pub wants_save: bool,
+    /// Whether somebody asked for the end.
+    pub wants_stop: bool,
 }
 
 impl Orders {
@@ -13,7 +20,10 @@ impl Orders {
     pub(crate) fn new(folder: &Path) -> Self {
         let path = folder.join("deadline.request");
         let _ = std::fs::remove_file(&path);
-        Orders { path, looked_s: 0.0 }
+        for request in Request::ALL {
+            tenggat_runs::takes(folder, request);
+        }
+        Orders { folder: folder.to_path_buf(), path, looked_s: 0.0, wants_save: false, wants_stop: false }
     }
 
     /// Seconds by which somebody asks the deadline to be moved, if anybody does.
@@ -22,6 +32,8 @@ impl Orders {
             return None;
         }
         self.looked_s = now_s;
+        self.wants_save |= tenggat_runs::takes(&self.folder, Request::Save);
+        self.wants_stop |= tenggat_runs::takes(&self.folder, Request::Stop);
         let text = std::fs::read_to_string(&self.path).ok()?;
         // One that stays would be answered again and again.
         std::fs::remove_file(&self.path).ok()?;
@@ -41,6 +53,21 @@ impl Orders {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_save_and_the_end_can_be_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        tenggat_runs::ask(folder.path(), Request::Stop).unwrap();
+        let mut orders = Orders::new(folder.path());
+        orders.moved_by_s(2.0, 99.0);
+        assert!(!orders.wants_stop, "left by an earlier drive");
+        tenggat_runs::ask(folder.path(), Request::Save).unwrap();
+        orders.moved_by_s(4.0, 99.0);
+        assert!(orders.wants_save && !orders.wants_stop);
+        tenggat_runs::ask(folder.path(), Request::Stop).unwrap();
+        orders.moved_by_s(6.0, 99.0);
+        assert!(orders.wants_stop);
+    }
 
     #[test]
     fn requests_are_answered_once_and_nonsense_is_removed() {

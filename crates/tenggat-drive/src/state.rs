@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +14,9 @@ use crate::pilot::Known;
 /// Folder of a drive's own files, inside the run's. Its name begins with a dot, so that no trainer takes it
 /// for a save.
 pub const FOLDER: &str = ".drive";
+
+/// A lock that is held is tried again so often, after so long.
+const LOOKED_AT: (usize, Duration) = (4, Duration::from_millis(20));
 
 /// The state of a drive.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -63,7 +66,15 @@ impl Home {
         let name = path.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&name);
         let lock = lock.map_err(|e| Error::file("open", &name, e))?;
-        match lock.try_lock() {
+        let mut tried = lock.try_lock();
+        // Whoever looks whether a run is under way holds the lock for a moment.
+        for _ in 0..LOOKED_AT.0 {
+            if matches!(tried, Err(fs::TryLockError::WouldBlock)) {
+                std::thread::sleep(LOOKED_AT.1);
+                tried = lock.try_lock();
+            }
+        }
+        match tried {
             Ok(()) => Ok(Home { path, lock }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(run.into())),
             // A file system without locks: better without than not at all.

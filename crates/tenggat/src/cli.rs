@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use tenggat_train::job::parse_moment;
+use tenggat_train::job::{parse_local_moment, parse_past_moment};
 
 use crate::commands::{
     BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs,
-    TaskArgs,
+    ServeArgs, StatusArgs, TaskArgs, WatchArgs,
 };
 use crate::device;
 use crate::events;
@@ -38,6 +38,9 @@ pub struct Cli {
     /// More messages on standard error; twice for even more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Of a run, print warnings and failures alone.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,7 +56,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   tenggat train my_job.yaml --budget 2h
-  tenggat train my_job.yaml --deadline 2026-12-01T18:00:00+07:00
+  tenggat train my_job.yaml --deadline 07:00
   tenggat train my_job.yaml --name second_try
   tenggat train my_job.yaml --max-cost 5 --price-per-hour 2.49 --then 'runpodctl stop pod $RUNPOD_POD_ID'
 
@@ -128,12 +131,39 @@ Examples:
   tenggat plan my_job.yaml --trainer ai-toolkit
   tenggat plan calibrate")]
     Plan(PlanArgs),
+    /// Show the runs in a folder: state, steps, end, deadline, LoRA.
+    #[command(after_help = "\
+Only files are read: a run may be under way in another terminal, or have ended long ago. `drive`'s and ai-toolkit's runs
+are shown as well.
+
+Examples:
+  tenggat status
+  tenggat status output --json
+  ssh gpu-box tenggat status")]
+    Status(StatusArgs),
+    /// Show the runs in a folder on a page in the browser, live.
+    #[command(after_help = "\
+The page is served to this machine alone and works offline. Two addresses are printed: the second has a token with which
+the page can also ask a run to save, to generate samples, to stop, or to move its deadline.
+
+Examples:
+  tenggat serve
+  tenggat serve output --port 9000
+  ssh -L 8675:localhost:8675 gpu-box tenggat serve")]
+    Serve(ServeArgs),
+    /// Watch the runs in a folder, or one of them, until Ctrl-C.
+    #[command(after_help = "\
+Examples:
+  tenggat watch
+  tenggat watch output/my_run
+  tenggat watch output --json")]
+    Watch(WatchArgs),
     /// Move the deadline of a running run.
     #[command(after_help = "\
 Examples:
   tenggat extend output/my_run +30m
   tenggat extend output/my_run -10m
-  tenggat extend output/my_run 2026-12-01T18:00:00+07:00")]
+  tenggat extend output/my_run 07:00")]
     Extend(ExtendArgs),
     /// Quantise a model before the runs that use it.
     #[command(after_help = "\
@@ -165,11 +195,12 @@ pub struct Limit {
     /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
     pub budget: Option<String>,
-    /// Time by which the program must have ended (RFC 3339).
-    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    /// Time by which the program must have ended: 18:00, '2026-12-01 18:00' (both of this machine's time
+    /// zone), or with a zone 2026-12-01T18:00:00+07:00.
+    #[arg(long, value_name = "TIME", value_parser = parse_local_moment)]
     pub deadline: Option<jiff::Timestamp>,
-    /// When the budget began to run, if before the program started (RFC 3339).
-    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_moment)]
+    /// When the budget began to run, if before the program started; written as for --deadline.
+    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_past_moment)]
     pub clock_start: Option<jiff::Timestamp>,
     /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
@@ -216,6 +247,9 @@ pub struct Train {
     /// Train from scratch: earlier results are moved aside instead of being resumed.
     #[arg(long)]
     pub start_over: bool,
+    /// Show this run and those beside it on a page in the browser; 0 for any free port.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "8675")]
+    pub serve: Option<u16>,
     /// Folder of held-out pictures with captions, scored before and after training.
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,

@@ -1,15 +1,21 @@
-//! The news of a run for programs: lines of JSON, whose schema is in `docs/events.md`.
+//! The news of a run for programs: lines of JSON on standard output if asked for, and in the folder of the run
+//! always. Their schema is in `docs/events.md`.
+
+use std::path::Path;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
 use tenggat_plan::{Clock, WallClock};
-use tenggat_train::run::Event;
+use tenggat_runs::{EventLog, VERSION, Worth};
+use tenggat_tensor::Device;
+use tenggat_train::run::{Event, LOCK};
 
 use crate::output;
+use crate::process;
 
-/// Version of the schema.
-const VERSION: u32 = 1;
+/// Seconds between two measurements of memory.
+const MEMORY_EVERY_S: f64 = 5.0;
 
 /// How the news of a run is printed for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,10 +50,107 @@ impl EventLines {
     }
 
     /// Prints an event.
-    pub fn print(&mut self, event: &Event) {
+    fn print(&mut self, event: &Event) {
         let (seq, time) = (self.count, Timestamp::now().to_string());
         self.count += 1;
         // No event has anything that JSON cannot say; a test holds them to that.
         let _ = output::event(&Line { v: VERSION, seq, time, at_s: self.clock.now_s(), event });
     }
+}
+
+/// Tells the events of one run to programs: on standard output and in its folder.
+pub struct News {
+    clock: WallClock,
+    printed: Option<EventLines>,
+    log: EventLog,
+    device: Option<Device>,
+    memory_due_s: f64,
+}
+
+impl News {
+    /// For a run in this folder, which begins now.
+    pub fn new(
+        clock: WallClock,
+        printed: Option<EventLines>,
+        folder: &Path,
+        program: &'static str,
+        deadline_s: Option<f64>,
+    ) -> Self {
+        let mut news = News { clock, printed, log: EventLog::new(folder), device: None, memory_due_s: 0.0 };
+        let (process, version) = (std::process::id(), env!("CARGO_PKG_VERSION"));
+        news.tell(&Event::Started { program, process, version, deadline_s });
+        news
+    }
+
+    /// From now on the memory of this device is measured, too.
+    pub fn watch(&mut self, device: &Device) {
+        self.device = Some(device.clone());
+    }
+
+    /// Tells an event, and now and then how much memory is in use.
+    pub fn tell(&mut self, event: &Event) {
+        self.put(event);
+        let now_s = self.clock.now_s();
+        let is_moment =
+            matches!(event, Event::Step(_) | Event::PhaseFinished { .. } | Event::Progress { .. });
+        if is_moment && now_s >= self.memory_due_s {
+            self.memory_due_s = now_s + MEMORY_EVERY_S;
+            self.put(&memory(self.device.as_ref()));
+        }
+    }
+
+    fn put(&mut self, event: &Event) {
+        let worth = match event {
+            Event::Started { .. } | Event::Warning(_) => Worth::Early,
+            Event::Step(_) | Event::Progress { .. } | Event::Quantised { .. } | Event::Memory { .. } => {
+                Worth::Frequent
+            }
+            _ => Worth::Usual,
+        };
+        self.log.add(self.clock.now_s(), event.name(), worth, event);
+        if let Some(printed) = &mut self.printed {
+            printed.print(event);
+        }
+    }
+
+    /// Adds a line for people to the log in the folder.
+    pub fn note(&mut self, text: &str) {
+        #[derive(Serialize)]
+        struct Note<'a> {
+            event: &'static str,
+            text: &'a str,
+        }
+        self.log.add(self.clock.now_s(), "note", Worth::Early, &Note { event: "note", text });
+    }
+
+    /// Tells how the run ended.
+    pub fn end(&mut self, outcome: &'static str, steps: u64) {
+        let ended = Event::Ended { outcome, steps, error: None };
+        if self.log.is_open() {
+            self.put(&ended);
+        } else if let Some(printed) = &mut self.printed {
+            // The run never had its folder.
+            printed.print(&ended);
+        }
+    }
+
+    /// Tells that the run failed. Where it never had its folder, the folder is somebody else's.
+    pub fn fail(&mut self, folder: &Path, error: &anyhow::Error) {
+        let is_locked = error.chain().any(|cause| {
+            matches!(cause.downcast_ref(), Some(tenggat_train::run::Error::Locked(_)))
+                || matches!(cause.downcast_ref(), Some(tenggat_drive::Error::Locked(_)))
+        });
+        if self.log.is_open() || !is_locked && folder.join(LOCK).is_file() {
+            self.put(&Event::Ended { outcome: "failed", steps: 0, error: Some(format!("{error:#}")) });
+        }
+    }
+}
+
+/// Memory in use now.
+pub fn memory(device: Option<&Device>) -> Event {
+    let device_bytes = device.and_then(|device| {
+        let (free, total) = device.memory().ok()??;
+        Some(total.saturating_sub(free) as u64)
+    });
+    Event::Memory { host_bytes: process::resident_bytes(), device_bytes }
 }

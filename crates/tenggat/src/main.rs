@@ -20,6 +20,8 @@ mod processor;
 mod progress;
 mod signals;
 mod threads;
+mod training_lines;
+mod when;
 
 use std::process::ExitCode;
 
@@ -66,6 +68,9 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
     // Runs have a deadline; they do not wait for whoever reads along.
     if matches!(cli.command, Command::Demo(_) | Command::Train(_) | Command::Task(_) | Command::Drive(_)) {
         output::detach();
+        if cli.quiet {
+            output::be_quiet();
+        }
     }
     match cli.command {
         Command::Demo(args) => commands::demo(&args, clock, cli.device),
@@ -77,6 +82,9 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Score(args) => commands::score(&args, cli.device),
         Command::Task(args) => commands::task(&args, clock, cli.device),
         Command::Plan(args) => commands::plan(&args),
+        Command::Status(args) => commands::status(&args),
+        Command::Serve(args) => commands::serve(&args),
+        Command::Watch(args) => commands::watch(&args),
         Command::Extend(args) => commands::extend(&args),
         Command::Quantise(args) => commands::quantise(&args),
         Command::Bench(args) => commands::bench(&args, cli.device),

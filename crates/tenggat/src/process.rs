@@ -12,8 +12,17 @@ pub fn ignores(signal: i32) -> bool {
 
 /// Peak of the resident set in bytes, mapped files included.
 pub fn peak_bytes() -> Option<u64> {
+    bytes("VmHWM:")
+}
+
+/// The resident set in bytes, mapped files included.
+pub fn resident_bytes() -> Option<u64> {
+    bytes("VmRSS:")
+}
+
+fn bytes(name: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 

@@ -2,39 +2,47 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
-use tenggat_plan::{Clock, Forecast, Phase, RuledBy};
+use jiff::Timestamp;
+use tenggat_plan::{Clock, Forecast, Phase, RuledBy, format_duration};
 use tenggat_train::job::ErrorWeights;
 use tenggat_train::run::{Contender, Event, Scores, Step};
 
 use crate::output::{self, Bar, say};
+use crate::training_lines::{Cadence, TrainingLines};
+use crate::when::{self, plural};
 
 /// Seconds between two progress lines when the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Time between two drawings of a step.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
 
 /// Shows the events of one run.
 pub struct Progress {
     /// When the run's clock read zero.
     started: Timestamp,
-    /// The deadline as a person reads it.
-    deadline: Option<String>,
+    deadline_s: Option<f64>,
+    /// What is drawn of the phase under way.
     bar: Option<Bar>,
+    phase: Option<Phase>,
+    training: TrainingLines,
     quantising: Option<Bar>,
     last_line: Option<Instant>,
+    drawn: Option<Instant>,
     weights: ErrorWeights,
 }
 
 impl Progress {
     /// A display for a run on this clock.
     pub fn new(clock: &dyn Clock, deadline_s: Option<f64>) -> Self {
-        let started = moment(Timestamp::now(), -clock.now_s());
-        let deadline = deadline_s.map(|at_s| time_of_day(moment(started, at_s)));
         Progress {
-            started,
-            deadline,
+            started: when::after(Timestamp::now(), -clock.now_s()),
+            deadline_s,
             bar: None,
+            phase: None,
+            training: TrainingLines::default(),
             quantising: None,
             last_line: None,
+            drawn: None,
             weights: ErrorWeights::default(),
         }
     }
@@ -44,63 +52,122 @@ impl Progress {
         Progress { weights, ..self }
     }
 
+    /// Shows as well when the next save and the next samples are due.
+    #[must_use]
+    pub fn with_cadence(mut self, cadence: Cadence) -> Self {
+        self.training.cadence = cadence;
+        self
+    }
+
     /// Shows one event.
     pub fn show(&mut self, event: Event) {
         match event {
-            Event::PhaseStarted(Phase::Train) => self.start_bar(),
-            Event::PhaseStarted(phase) => tracing::info!("{} …", phase.name()),
-            Event::PhaseFinished { phase, seconds } => {
-                if phase == Phase::Train
-                    && let Some(bar) = self.bar.take()
-                {
-                    bar.finish();
-                }
-                say!("{:<14} {seconds:7.1} s", phase.name());
-            }
+            Event::Started { .. } | Event::Ended { .. } | Event::Memory { .. } => {}
+            Event::Progress { done, total } => self.part(done, total),
+            Event::PhaseStarted(phase) => self.begin(phase),
+            Event::PhaseFinished { phase, seconds } => self.finish(phase, seconds),
             Event::Quantised { done, total } => self.quantised(done, total),
-            Event::Warning(text) => say!("warning: {text}"),
+            Event::Warning(text) => output::warning!("{text}"),
             Event::Data { entries, buckets, trainable } => say!(
-                "{:<14} {entries} entries in {buckets} {}, {:.2} M trainable parameters",
+                "{:<14} {entries} {} in {}, {:.2} M trainable parameters",
                 "data",
-                if buckets == 1 { "size" } else { "sizes" },
+                if entries == 1 { "entry" } else { "entries" },
+                plural(buckets as u64, "size"),
                 trainable as f64 / 1e6
             ),
             Event::Resumed { steps, spent_before_s, deadline_s } => {
-                self.started = moment(self.started, -spent_before_s);
-                self.deadline = deadline_s.map(|at_s| time_of_day(moment(self.started, at_s)));
+                self.started = when::after(self.started, -spent_before_s);
+                self.deadline_s = deadline_s;
                 let spent = if spent_before_s > 0.0 {
-                    format!(", {} spent", tenggat_plan::format_duration(spent_before_s))
+                    format!(", {} spent", format_duration(spent_before_s))
                 } else {
                     String::new()
                 };
-                say!("{:<14} after {steps} steps{spent}", "resuming");
+                say!("{:<14} after {}{spent}", "resuming", plural(steps, "step"));
             }
             Event::Done { steps, advice } => {
-                say!("{:<14} this job is finished, {steps} steps; {advice}", "done");
+                say!("{:<14} this job is finished, {}; {advice}", "done", plural(steps, "step"));
             }
             Event::Forecast(forecast) => self.forecast(&forecast),
             Event::DeadlineMoved { deadline_s, by_s } => {
-                let deadline = time_of_day(moment(self.started, deadline_s));
-                let by = by_s.map_or(String::new(), |s| format!(", {s:+.0} s"));
-                say!("{:<14} now {deadline}{by}", "deadline");
-                self.deadline = Some(deadline);
+                self.deadline_s = Some(deadline_s);
+                let by = by_s.map_or(String::new(), |s| {
+                    format!(", {} {}", format_duration(s.abs()), if s < 0.0 { "earlier" } else { "later" })
+                });
+                say!("{:<14} now {}{by}", "deadline", self.moment(deadline_s));
             }
             Event::Step(step) => self.step(&step),
-            Event::Saved { path, steps } => tracing::info!("{} holds {steps} steps", path.display()),
-            Event::Scored(scores) => self.scores(&scores),
+            Event::Saved { path, steps } => {
+                self.training.saved(steps);
+                tracing::info!("{} holds {}", path.display(), plural(steps, "step"));
+            }
+            Event::Scored(scores) => scored(&scores, self.weights),
             Event::Contender(Contender { steps, error, is_best }) => say!(
-                "{:<14} {:.5} after {steps} steps{}",
+                "{:<14} {:.5} after {}{}",
                 "held-out error",
                 error.total(self.weights),
+                plural(steps, "step"),
                 if is_best { "" } else { ", no better" }
             ),
             Event::Wrote { what, path } => say!("{what:<14} {}", path.display()),
         }
     }
 
-    fn start_bar(&mut self) {
-        if output::shows_bars() {
-            self.bar = Some(Bar::new(0, "{bar:28} {pos}/{len}  {msg}"));
+    /// A moment of the run's clock as people read it.
+    fn moment(&self, at_s: f64) -> String {
+        when::moment(when::after(self.started, at_s))
+    }
+
+    /// Shows that a phase is under way: on a terminal by a wheel or a bar, elsewhere by a line.
+    fn begin(&mut self, phase: Phase) {
+        self.phase = Some(phase);
+        self.bar = None;
+        self.last_line = None;
+        if !output::shows_bars() {
+            match phase {
+                Phase::Train => {}
+                // These take a moment.
+                Phase::FinalSave | Phase::Report => tracing::info!("{} …", phase.name()),
+                _ => say!("{} …", phase.name()),
+            }
+        } else if phase == Phase::Train {
+            self.bar = Some(Bar::lines());
+        } else {
+            let bar = Bar::spinner();
+            bar.set_message(&format!("{:<12} …", phase.name()));
+            self.bar = Some(bar);
+        }
+    }
+
+    fn finish(&mut self, phase: Phase, seconds: f64) {
+        self.phase = None;
+        // What it showed is no longer so; the line below stays.
+        self.bar = None;
+        if phase == Phase::Train && self.training.done() > 0 {
+            say!("{:<14} {seconds:7.1} s, {}", phase.name(), self.training.summary());
+        } else {
+            say!("{:<14} {seconds:7.1} s", phase.name());
+        }
+    }
+
+    /// Shows how far the phase under way is.
+    fn part(&mut self, done: u64, total: u64) {
+        let Some(phase) = self.phase else { return };
+        let text =
+            format!("{:<14} {done}/{total}", if phase == Phase::Train { "samples" } else { phase.name() });
+        match &self.bar {
+            Some(bar) if phase == Phase::Train => bar.set_lines(&self.training.with_below(&text)),
+            Some(bar) => bar.set_message(&text),
+            None => self.line(|_| text),
+        }
+    }
+
+    /// Prints a line where there is no bar, but not too often.
+    fn line(&mut self, text: impl FnOnce(&Self) -> String) {
+        if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+            let text = text(self);
+            self.last_line = Some(Instant::now());
+            say!("{text}");
         }
     }
 
@@ -115,68 +182,57 @@ impl Progress {
     }
 
     fn forecast(&self, forecast: &Forecast) {
-        let steps = forecast.steps_total.map_or("as many steps as fit".into(), |n| format!("{n} steps"));
+        let steps = forecast.steps_total.map_or("as many steps as fit".into(), |n| plural(n, "step"));
         let speed = forecast.step_s.map_or(String::new(), |s| format!(" at {:.0} ms", s * 1e3));
-        let ruled = match forecast.ruled_by {
-            RuledBy::Deadline => "fit the budget",
-            RuledBy::Steps => "are set by the job",
+        let ruled = match (forecast.ruled_by, forecast.steps_total) {
+            (RuledBy::Deadline, Some(1)) => "fits the budget",
+            (RuledBy::Deadline, _) => "fit the budget",
+            (RuledBy::Steps, Some(1)) => "is set by the job",
+            (RuledBy::Steps, _) => "are set by the job",
         };
-        let end = forecast.end_s.map_or(String::new(), |s| format!(", ending after {s:.1} s"));
+        let end = forecast.end_s.map_or(String::new(), |s| format!(", {}", self.ends(s)));
         say!("{:<14} {steps}{speed} {ruled}{end}", "forecast");
         for note in &forecast.notes {
             say!("{:<14} {note}", "note");
         }
     }
 
-    fn step(&mut self, step: &Step) {
-        let left = step.left_s.map_or(String::new(), |s| format!("  left {}", clock_face(s)));
-        let deadline = self.deadline.as_ref().map_or(String::new(), |d| format!("  deadline {d}"));
-        let text = format!(
-            "loss {:.4}  lr {:.1e}  {:.0} ms/step{left}{deadline}",
-            step.smoothed,
-            step.lr,
-            step.step_s * 1e3
-        );
-        if let Some(bar) = &self.bar {
-            bar.set_length(step.total.unwrap_or(step.done));
-            bar.set_position(step.done);
-            bar.set_message(&text);
-        } else if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-            self.last_line = Some(Instant::now());
-            let total = step.total.map_or("?".into(), |n| n.to_string());
-            say!("step {}/{total}  {text}", step.done);
-        }
+    /// `ends 16:47, in 1:12 h`.
+    fn ends(&self, end_s: f64) -> String {
+        let at = when::after(self.started, end_s);
+        let in_s = at.duration_since(Timestamp::now()).as_secs_f64();
+        format!("ends {}, in {}", when::moment(at), when::span(in_s))
     }
 
-    fn scores(&self, scores: &Scores) {
-        let what = if scores.trained { "with the LoRA" } else { "bare model" };
-        let picture = scores.picture.total(self.weights);
-        let velocity = scores
-            .velocity
-            .map_or(String::new(), |v| format!(", velocity error {:.5}", v.total(self.weights)));
-        say!("{what:<14} held-out picture error {picture:.5}{velocity}");
+    fn step(&mut self, step: &Step) {
+        self.training.add(step);
+        let is_drawn = self.drawn.is_some_and(|at| at.elapsed() < DRAW_EVERY);
+        if self.bar.is_some() && is_drawn && step.total != Some(step.done) {
+            return;
+        }
+        let ends = step.end_s.map(|end_s| self.ends(end_s));
+        let deadline = self.deadline_s.map(|at_s| {
+            let spent_s = step.left_s.map_or(0.0, |left_s| at_s - left_s);
+            (spent_s, at_s, self.moment(at_s))
+        });
+        if let Some(bar) = &self.bar {
+            self.drawn = Some(Instant::now());
+            bar.set_lines(&self.training.drawn(ends.as_deref(), deadline.as_ref(), output::bar_width()));
+        } else {
+            self.line(|own| own.training.plain(ends.as_deref(), deadline.as_ref()));
+        }
     }
+}
+
+fn scored(scores: &Scores, weights: ErrorWeights) {
+    let what = if scores.trained { "with the LoRA" } else { "bare model" };
+    let picture = scores.picture.total(weights);
+    let velocity =
+        scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total(weights)));
+    say!("{what:<14} held-out picture error {picture:.5}{velocity}");
 }
 
 /// A bar over the bytes of a model that is being quantised.
 pub fn quantisation_bar(total: u64) -> Bar {
     Bar::new(total, "quantising {bar:28} {bytes}/{total_bytes}, {eta} left")
-}
-
-/// The time this many seconds after another.
-fn moment(start: Timestamp, seconds: f64) -> Timestamp {
-    let span = SignedDuration::from_secs_f64(seconds.clamp(-1e9, 1e9));
-    start.checked_add(span).unwrap_or(Timestamp::MAX)
-}
-
-/// Hours, minutes and seconds in this machine's time zone.
-fn time_of_day(at: Timestamp) -> String {
-    Zoned::new(at, TimeZone::system()).strftime("%H:%M:%S").to_string()
-}
-
-/// `1:02:03` or `02:03`.
-fn clock_face(seconds: f64) -> String {
-    let s = seconds.clamp(0.0, 1e9) as u64;
-    let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
-    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
 }

@@ -92,8 +92,16 @@ fn every_phase_of_a_run_is_told_in_lines_of_json() {
 
     let again = job.command(&["--events", "jsonl"]).output().unwrap();
     let lines = events(&again);
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    assert_eq!((&lines[0]["event"], &lines[0]["steps"]), (&"done".into(), &4.into()));
+    let names: Vec<&Value> = lines.iter().map(|line| &line["event"]).collect();
+    assert_eq!(names, ["started", "done", "ended"], "{lines:?}");
+    assert_eq!((&lines[1]["steps"], &lines[2]["outcome"]), (&4.into(), &"done".into()));
+    // Both processes are in the log of the folder, with the same news.
+    let log = std::fs::read_to_string(job.file("events.jsonl")).unwrap();
+    let kept: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(named(&kept, "started").len(), 2);
+    assert_eq!(phases(&kept), all);
+    assert_eq!(named(&kept, "ended").len(), 2);
+    assert!(!named(&kept, "step").is_empty() && !named(&kept, "memory").is_empty());
 }
 
 #[test]

@@ -252,7 +252,7 @@ fn a_step_is_kept_whose_validation_is_given_up() {
     assert_eq!(job.steps(), 0, "the validation after the first step is over: {}", run.said());
     print!("validation, ");
     let said = run.end("-TERM");
-    assert!(said.contains("after 1 steps, saved") && job.steps() == 1, "{said}");
+    assert!(said.contains("after 1 step, saved") && job.steps() == 1, "{said}");
     assert_eq!(steps_of(&job.file("last.safetensors")), 1);
 }
 

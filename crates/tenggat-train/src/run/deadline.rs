@@ -1,4 +1,5 @@
-//! Moves the deadline of a run in progress: a small file in its folder, which the loop looks for and answers.
+//! What is asked of a run that is under way, above all another deadline: small files in its folder, which the
+//! loop looks for and answers.
 
 use std::fmt;
 use std::fs;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use tenggat_plan::{Budget, format_duration, parse_duration_s};
+use tenggat_runs::Request;
 
 use super::event::Event;
 
@@ -30,7 +32,7 @@ pub enum Move {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` does not say where to move the deadline; write +30m for later, -10m for earlier, or a time such \
-     as 2026-12-01T18:00:00+07:00"
+     as 18:00 or 2026-12-01T18:00:00+07:00"
 )]
 pub struct ParseMoveError(String);
 
@@ -45,7 +47,7 @@ impl FromStr for Move {
             Some((duration, factor)) => {
                 parse_duration_s(duration).map(|s| Move::By(factor * s)).map_err(|_| wrong())
             }
-            None => text.parse().map(Move::To).map_err(|_| wrong()),
+            None => crate::job::parse_local_moment(text).map(Move::To).map_err(|_| wrong()),
         }
     }
 }
@@ -82,36 +84,57 @@ pub fn is_pending(folder: &Path) -> bool {
 
 /// The loop's side: looks for requests about once a second.
 pub(super) struct Requests {
-    path: PathBuf,
+    folder: PathBuf,
     looked_s: f64,
+}
+
+/// What is asked for besides another deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub save: bool,
+    pub sample: bool,
+    pub stop: bool,
 }
 
 impl Requests {
     /// For a run that starts: what an earlier run left unanswered in the folder is removed.
     pub fn new(folder: &Path) -> Self {
-        let path = folder.join(REQUEST);
         // Most often there is nothing to remove.
-        let _ = fs::remove_file(&path);
-        Requests { path, looked_s: 0.0 }
+        let _ = fs::remove_file(folder.join(REQUEST));
+        for request in Request::ALL {
+            tenggat_runs::takes(folder, request);
+        }
+        Requests { folder: folder.to_path_buf(), looked_s: 0.0 }
     }
 
     /// Looks in another folder from now on: the run's was renamed.
     pub fn moved_to(&mut self, folder: &Path) {
-        self.path = folder.join(REQUEST);
+        self.folder = folder.to_path_buf();
     }
 
-    /// Answers a request if it is time to look and there is one: moves the deadline, removes the file, and
-    /// tells.
-    pub fn answer(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
+    /// Answers requests if it is time to look: moves the deadline and tells. Returns what else is asked for.
+    pub fn answer(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) -> Asked {
         if now_s - self.looked_s < LOOK_EVERY_S {
-            return;
+            return Asked::default();
         }
         self.looked_s = now_s;
-        let Ok(bytes) = fs::read(&self.path) else { return };
+        self.answer_move(budget, now_s, show);
+        let is_asked = |request| tenggat_runs::takes(&self.folder, request);
+        Asked {
+            save: is_asked(Request::Save),
+            sample: is_asked(Request::Sample),
+            stop: is_asked(Request::Stop),
+        }
+    }
+
+    /// Moves the deadline if that is asked for.
+    fn answer_move(&self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
+        let path = self.folder.join(REQUEST);
+        let Ok(bytes) = fs::read(&path) else { return };
         let text = String::from_utf8_lossy(&bytes);
         // A request that stays would be answered again and again.
-        if let Err(e) = fs::remove_file(&self.path) {
-            show(Event::Warning(format!("ignored the request in {}: {e}", self.path.display())));
+        if let Err(e) = fs::remove_file(&path) {
+            show(Event::Warning(format!("ignored the request in {}: {e}", path.display())));
             return;
         }
         let before_s = budget.deadline_s();
@@ -186,6 +209,23 @@ mod tests {
         request(other.path(), Move::By(50.0)).unwrap();
         assert_eq!(answers(&mut requests, &mut budget, 2.0).len(), 2);
         assert_eq!(budget.deadline_s(), Some(150.0));
+    }
+
+    #[test]
+    fn saves_samples_and_the_end_are_asked_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let ask = |request| tenggat_runs::ask(folder.path(), request).unwrap();
+        ask(Request::Stop);
+        let (mut budget, mut requests) = (budget(Some(100.0)), Requests::new(folder.path()));
+        let mut asked = |now_s| requests.answer(&mut budget, now_s, &mut |event| panic!("{event:?}"));
+        assert_eq!(asked(2.0), Asked::default(), "left by an earlier run");
+        ask(Request::Save);
+        ask(Request::Sample);
+        assert_eq!(asked(2.5), Asked::default(), "not yet time to look");
+        assert_eq!(asked(3.5), Asked { save: true, sample: true, stop: false });
+        ask(Request::Stop);
+        assert_eq!(asked(5.0), Asked { stop: true, ..Asked::default() });
+        assert_eq!(asked(7.0), Asked::default());
     }
 
     #[test]

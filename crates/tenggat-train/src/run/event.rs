@@ -11,6 +11,40 @@ use crate::measure::score::{HeldOutError, Scores};
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A process begins to work on the run.
+    Started {
+        /// The command: `train`, `task`, `demo` or `drive`.
+        program: &'static str,
+        /// Number of the process.
+        process: u32,
+        /// Version of the program.
+        version: &'static str,
+        /// Deadline on the clock of the process.
+        deadline_s: Option<f64>,
+    },
+    /// The process is about to end.
+    Ended {
+        /// How: `done`, `stopped` because somebody asked for it, or `failed`.
+        outcome: &'static str,
+        /// Updates in what is delivered.
+        steps: u64,
+        /// What went wrong.
+        error: Option<String>,
+    },
+    /// How far a phase is.
+    Progress {
+        /// Parts that are done.
+        done: u64,
+        /// All of them.
+        total: u64,
+    },
+    /// Memory in use.
+    Memory {
+        /// Bytes of the process.
+        host_bytes: Option<u64>,
+        /// Bytes of the device, if it has memory of its own.
+        device_bytes: Option<u64>,
+    },
     /// A phase begins.
     PhaseStarted(#[serde(serialize_with = "as_phase")] Phase),
     /// A phase is over, whether it succeeded or not.
@@ -116,6 +150,34 @@ pub struct Step {
     pub step_s: f64,
     /// Seconds until the deadline, if there is one.
     pub left_s: Option<f64>,
+    /// Moment on the run's clock at which the process is expected to end.
+    pub end_s: Option<f64>,
+}
+
+impl Event {
+    /// Its name, as in `docs/events.md`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Started { .. } => "started",
+            Event::Ended { .. } => "ended",
+            Event::Progress { .. } => "progress",
+            Event::Memory { .. } => "memory",
+            Event::PhaseStarted(_) => "phase_started",
+            Event::PhaseFinished { .. } => "phase_finished",
+            Event::Quantised { .. } => "quantised",
+            Event::Warning(_) => "warning",
+            Event::Data { .. } => "data",
+            Event::Resumed { .. } => "resumed",
+            Event::Done { .. } => "done",
+            Event::Forecast(_) => "forecast",
+            Event::DeadlineMoved { .. } => "deadline_moved",
+            Event::Step(_) => "step",
+            Event::Saved { .. } => "saved",
+            Event::Scored(_) => "scored",
+            Event::Contender(_) => "contender",
+            Event::Wrote { .. } => "wrote",
+        }
+    }
 }
 
 /// A phase as an object, so that other fields can be added.
@@ -159,7 +221,8 @@ mod tests {
         let error = HeldOutError { captioned: 0.25, empty: 0.5 };
         let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2 };
         let (loss, smoothed, lr, step_s) = (0.4, 0.5, 1e-4, 0.25);
-        let step = Step { done: 6, total: Some(48), loss, smoothed, lr, step_s, left_s: None };
+        let (left_s, end_s) = (None, Some(20.0));
+        let step = Step { done: 6, total: Some(48), loss, smoothed, lr, step_s, left_s, end_s };
         let forecast = Forecast {
             steps_done: 5,
             steps_total: Some(48),
@@ -192,6 +255,13 @@ mod tests {
             ("scored", Event::Scored(scores)),
             ("contender", Event::Contender(Contender { steps, error, is_best: true })),
             ("wrote", Event::Wrote { what: "loss curve", path }),
+            (
+                "started",
+                Event::Started { program: "train", process: 1234, version: "0.1.0", deadline_s: Some(300.0) },
+            ),
+            ("ended", Event::Ended { outcome: "done", steps, error: None }),
+            ("progress", Event::Progress { done: 3, total: 24 }),
+            ("memory", Event::Memory { host_bytes: Some(1), device_bytes: None }),
         ]
     }
 
@@ -212,6 +282,10 @@ mod tests {
             Event::Scored(_) => 11,
             Event::Contender(_) => 12,
             Event::Wrote { .. } => 13,
+            Event::Started { .. } => 14,
+            Event::Ended { .. } => 15,
+            Event::Progress { .. } => 16,
+            Event::Memory { .. } => 17,
         }
     }
 
@@ -246,7 +320,7 @@ mod tests {
         for (n, (name, event)) in all().into_iter().enumerate() {
             assert_eq!(place(&event), n);
             let value = serde_json::to_value(&event).unwrap();
-            assert_eq!(value["event"], name);
+            assert_eq!((&value["event"], event.name()), (&name.into(), name));
             let section = sections.remove(name).unwrap_or_else(|| panic!("{name} is not documented"));
             let example = section.split("```json\n").nth(1).unwrap().split('\n').next().unwrap();
             let mut example: Value = serde_json::from_str(example).unwrap();
@@ -273,7 +347,8 @@ mod tests {
     #[test]
     fn what_is_no_number_is_null_and_any_path_is_shown() {
         let (loss, lr) = (f64::NAN, f64::INFINITY);
-        let step = Step { done: 1, total: None, loss, smoothed: 1.0, lr, step_s: 1.0, left_s: None };
+        let (left_s, end_s) = (None, None);
+        let step = Step { done: 1, total: None, loss, smoothed: 1.0, lr, step_s: 1.0, left_s, end_s };
         let value = serde_json::to_value(Event::Step(step)).unwrap();
         assert!(["loss", "lr", "total", "left_s"].iter().all(|key| value[key].is_null()), "{value}");
         #[cfg(unix)]

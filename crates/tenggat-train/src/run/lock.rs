@@ -30,6 +30,9 @@ const BEAT: Duration = Duration::from_millis(200);
 const NOTE_BYTES: usize = 400;
 /// How often locking is tried again on a folder that is renamed meanwhile.
 const TRIES: usize = 10;
+/// Whoever looks whether a run is under way holds the lock for a moment: it is tried again so often, after so
+/// long.
+const LOOKED_AT: (usize, Duration) = (5, Duration::from_millis(20));
 
 /// Seconds since 1970.
 pub(super) fn unix_s() -> f64 {
@@ -159,7 +162,7 @@ impl RunLock {
                     return Ok(lock(None, None));
                 }
             };
-            match file.try_lock() {
+            match try_lock(&file) {
                 Ok(()) if is_at(&file, &path) => {
                     let before = Note::read(&file);
                     return Ok(lock(Some(Arc::new(file)), before));
@@ -314,6 +317,18 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Locks a file, also one that somebody is just looking at.
+fn try_lock(file: &File) -> std::result::Result<(), TryLockError> {
+    let (times, pause) = LOOKED_AT;
+    for _ in 1..times {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(pause),
+            done => return done,
+        }
+    }
+    file.try_lock()
+}
+
 /// Whether this name is that of the open file.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
@@ -382,6 +397,20 @@ mod tests {
         let before = lock.before().unwrap();
         assert!((5.0..35.0).contains(&before.spent_s()));
         assert!(before.is_of("job") && !before.is_of("another job") && before.delivered().is_none());
+    }
+
+    #[test]
+    fn whoever_looks_whether_a_run_is_under_way_keeps_none_from_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(acquire(folder.path()).unwrap());
+        let looking = File::open(folder.path().join(LOCK)).unwrap();
+        looking.try_lock_shared().unwrap();
+        let looked = std::thread::spawn(move || {
+            std::thread::sleep(LOOKED_AT.1);
+            looking.unlock().unwrap();
+        });
+        acquire(folder.path()).unwrap();
+        looked.join().unwrap();
     }
 
     #[test]

@@ -148,7 +148,11 @@ impl<'a> Sampling<'a> {
                 steps: prompt.steps,
             };
             let (mut before_s, mut time) = (self.clock.now_s(), PartTime::default());
+            let (mut done, total) =
+                (parts_before(&self.prompts, number), parts_before(&self.prompts, usize::MAX));
             let mut tick = || {
+                done += 1;
+                show(Event::Progress { done: done.min(total), total });
                 let now_s = self.clock.now_s();
                 time.observe(now_s - before_s);
                 before_s = now_s;
@@ -208,6 +212,11 @@ impl<'a> Sampling<'a> {
             PictureFormat::WebP => "webp",
         }
     }
+}
+
+/// Steps of the sampler for the prompts before this one.
+fn parts_before(prompts: &[(&Prompt, TextBatch, Option<TextBatch>)], number: usize) -> u64 {
+    prompts.iter().take(number).map(|(prompt, ..)| prompt.steps as u64).sum()
 }
 
 /// The adapter at another strength; `None` where it can be used as it is, or not at all.

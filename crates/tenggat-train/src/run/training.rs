@@ -101,7 +101,10 @@ impl Training<'_, '_> {
         while !self.time.stop.is_requested() {
             self.follow()?;
             let bucket = self.data.bucket(self.first_batch(self.time.budget.steps_done()));
-            self.answer_requests();
+            unless_interrupted(self.answer_requests())?;
+            if self.time.stop.is_requested() {
+                break;
+            }
             match self.time.budget.decide(self.time.now_s(), bucket) {
                 Decision::Finish(reason) => {
                     self.tell_end(reason);
@@ -117,15 +120,22 @@ impl Training<'_, '_> {
         Ok(None)
     }
 
-    /// Moves the deadline if somebody asked for it.
-    fn answer_requests(&mut self) {
+    /// Moves the deadline, saves, samples or stops if somebody asked for it.
+    fn answer_requests(&mut self) -> Result<()> {
         let Timeline { clock, show, stop, budget } = &mut self.time;
         let deadline_s = budget.deadline_s();
-        self.requests.answer(budget, clock.now_s(), show);
+        let asked = self.requests.answer(budget, clock.now_s(), show);
         if budget.deadline_s() != deadline_s {
             self.folder.lock().tell_deadline(budget.deadline_s().map(|s| s - clock.now_s()));
         }
         stop.set_has_deadline(budget.deadline_s().is_some());
+        if asked.save {
+            stop.save_now();
+        }
+        if asked.stop {
+            stop.request();
+        }
+        if asked.sample { self.sample_now() } else { Ok(()) }
     }
 
     /// One step and what follows from it.
@@ -317,12 +327,12 @@ impl Training<'_, '_> {
             }
         }
         let forecast = self.time.budget.forecast(ended_s);
-        let (total, left_s) = (forecast.steps_total, forecast.left_s);
+        let (total, left_s, end_s) = (forecast.steps_total, forecast.left_s, forecast.end_s);
         if done == FIRST_FORECAST {
             self.time.tell(Event::Forecast(forecast));
         }
         let (loss, smoothed) = (outcome.loss, self.trained.smoothed);
-        self.time.tell(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s }));
+        self.time.tell(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s, end_s }));
     }
 
     /// Measures the validation images if they are due and there is time.
@@ -352,6 +362,23 @@ impl Training<'_, '_> {
         };
         self.time.warn(format!("no samples at step {done}: {why}"));
         Ok(())
+    }
+
+    /// A round of samples that somebody asked for, if the end stays in time.
+    fn sample_now(&mut self) -> Result<()> {
+        let (began_s, done) = (self.time.now_s(), self.time.budget.steps_done());
+        let Some(sampling) = &self.sampling else {
+            self.time.warn("samples were asked for, and the job has no `sample.prompts`");
+            return Ok(());
+        };
+        if done == 0 || sampling.has_drawn(done) {
+            return Ok(());
+        }
+        if self.time.budget.allows_samples(began_s) == SampleVerdict::WouldEndangerTheEnd {
+            self.time.warn("samples were asked for, and the end of the training would not be in time");
+            return Ok(());
+        }
+        self.sample_round(began_s)
     }
 
     /// A round of samples, whose time counts from `began_s`.

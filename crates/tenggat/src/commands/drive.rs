@@ -11,12 +11,13 @@ use tenggat_drive::{
     CommandOptions, Driven, Event, Installation, Options, OtherJob, Pattern, Step, ToolkitJob, Wishes,
 };
 use tenggat_plan::WallClock;
-use tenggat_train::job::Limits;
+use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 use tenggat_train::run;
 
 use super::best;
 use crate::cli::Limit;
 use crate::device::Choice;
+use crate::events::News;
 use crate::hooks::{HookArgs, Hooks, Moment, Outcome, hooked};
 use crate::limit::{self, Limited};
 use crate::money::Money;
@@ -75,11 +76,12 @@ pub struct DriveLimit {
     /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
     pub budget: Option<String>,
-    /// Time by which the program must have ended (RFC 3339).
-    #[arg(long, value_name = "TIME")]
+    /// Time by which the program must have ended: 18:00, '2026-12-01 18:00' (both of this machine's time
+    /// zone), or with a zone 2026-12-01T18:00:00+07:00.
+    #[arg(long, value_name = "TIME", value_parser = parse_local_moment)]
     pub deadline: Option<jiff::Timestamp>,
-    /// When the budget began to run, if before the program started (RFC 3339).
-    #[arg(long, value_name = "TIME", requires = "budget")]
+    /// When the budget began to run, if before the program started; written as for --deadline.
+    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_past_moment)]
     pub clock_start: Option<jiff::Timestamp>,
     /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
@@ -127,7 +129,15 @@ fn drive_job(
         stop: &signals.stop,
         save: Some(&signals.save),
     };
-    with_hooks(args, &job.name, &limited, deadline_s, |show| {
+    let told = Told {
+        program: "drive",
+        run: &job.name,
+        folder: &job.folder,
+        limited: &limited,
+        deadline_s,
+        stop: &signals.stop,
+    };
+    with_hooks(args, &told, |show| {
         let mut moved_s = 0.0;
         let driven = tenggat_drive::drive(&job, &options, &mut |event| {
             if let Event::DeadlineMoved { by_s, .. } = &event {
@@ -150,7 +160,7 @@ fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyho
     })?;
     let limited = limited(args, &Wishes::default(), clock)?;
     let deadline_s = deadline(&limited)?;
-    let name = saves.base().display().to_string();
+    let (name, folder) = (saves.base().display().to_string(), saves.base().to_path_buf());
     let options = CommandOptions {
         command: args.command.clone(),
         saves,
@@ -159,7 +169,8 @@ fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyho
         margin_s: args.limit.margin,
         stop,
     };
-    with_hooks(args, &name, &limited, deadline_s, |show| Ok(tenggat_drive::follow(&options, show)?))
+    let told = Told { program: "drive", run: &name, folder: &folder, limited: &limited, deadline_s, stop };
+    with_hooks(args, &told, |show| Ok(tenggat_drive::follow(&options, show)?))
 }
 
 fn deadline(limited: &Limited) -> anyhow::Result<f64> {
@@ -169,31 +180,43 @@ fn deadline(limited: &Limited) -> anyhow::Result<f64> {
     )
 }
 
+/// A drive that is shown.
+pub struct Told<'a> {
+    /// The command.
+    pub program: &'static str,
+    /// The name of the run, and its folder.
+    pub run: &'a str,
+    pub folder: &'a Path,
+    pub limited: &'a Limited,
+    pub deadline_s: f64,
+    /// Whether the end was asked for.
+    pub stop: &'a AtomicBool,
+}
+
 /// Shows a drive, and notifies the webhook.
 fn with_hooks(
     args: &DriveArgs,
-    run: &str,
-    limited: &Limited,
-    deadline_s: f64,
+    told: &Told<'_>,
     drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
 ) -> anyhow::Result<()> {
     let body = |hooks: &mut Hooks| {
-        let driven = shown(limited, deadline_s, hooks, drive)?;
+        let driven = shown(told, hooks, drive)?;
         conclude(&driven);
         Ok(driven)
     };
-    hooked(&args.hooks, &args.money, run, limited, body, outcome).map(drop)
+    hooked(&args.hooks, &args.money, told.run, told.limited, body, outcome).map(drop)
 }
 
-/// Shows the news of a drive, and passes them on to hooks.
+/// Shows the news of a drive, keeps them in the folder of the run, and passes them on to hooks.
 pub fn shown(
-    limited: &Limited,
-    deadline_s: f64,
+    told: &Told<'_>,
     hooks: &mut Hooks,
     drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
 ) -> anyhow::Result<Driven> {
-    let mut screen = Screen::new(Progress::new(&limited.clock, Some(deadline_s)));
-    drive(&mut |event| {
+    let &Told { program, folder, limited, deadline_s, stop, .. } = told;
+    let news = News::new(limited.clock, None, folder, program, Some(deadline_s));
+    let mut screen = Screen::new(Progress::new(&limited.clock, Some(deadline_s)), news);
+    let driven = drive(&mut |event| {
         match &event {
             Event::Slowed(text) => hooks.tell(Moment::Slowed, None, text),
             Event::Saved { path, steps, .. } => hooks.saved(path, *steps),
@@ -201,7 +224,14 @@ pub fn shown(
             _ => {}
         }
         screen.show(event);
-    })
+    });
+    match &driven {
+        Ok(driven) => {
+            screen.news.end(if stop.load(Ordering::Relaxed) { "stopped" } else { "done" }, driven.steps);
+        }
+        Err(error) => screen.news.fail(folder, error),
+    }
+    driven
 }
 
 /// What hooks are told of the end of a drive.
@@ -290,12 +320,15 @@ pub fn listen() -> anyhow::Result<Signals> {
 /// Shows a drive's news as `train` shows its own.
 struct Screen {
     progress: Progress,
+    news: News,
     smoothed: Option<f64>,
+    /// The end on the run's clock, as forecast.
+    end_s: Option<f64>,
 }
 
 impl Screen {
-    fn new(progress: Progress) -> Self {
-        Screen { progress, smoothed: None }
+    fn new(progress: Progress, news: News) -> Self {
+        Screen { progress, news, smoothed: None, end_s: None }
     }
 
     fn show(&mut self, event: Event) {
@@ -303,17 +336,24 @@ impl Screen {
             Event::PhaseStarted(phase) => run::Event::PhaseStarted(phase),
             Event::PhaseFinished { phase, seconds } => run::Event::PhaseFinished { phase, seconds },
             Event::Warning(text) | Event::Slowed(text) => run::Event::Warning(text),
-            Event::Note(text) => return say!("{:<14} {text}", "note"),
+            Event::Note(text) => {
+                self.news.note(&text);
+                return say!("{:<14} {text}", "note");
+            }
             Event::Resumed { steps, spent_s, deadline_s } => {
                 run::Event::Resumed { steps, spent_before_s: spent_s, deadline_s: Some(deadline_s) }
             }
-            Event::Forecast(forecast) => run::Event::Forecast(forecast),
+            Event::Forecast(forecast) => {
+                self.end_s = forecast.end_s;
+                run::Event::Forecast(forecast)
+            }
             Event::DeadlineMoved { deadline_s, by_s } => {
                 run::Event::DeadlineMoved { deadline_s, by_s: Some(by_s) }
             }
             Event::Step(step) => run::Event::Step(self.step(&step)),
             Event::Saved { path, steps, .. } => run::Event::Saved { path, steps },
         };
+        self.news.tell(&told);
         self.progress.show(told);
     }
 
@@ -330,6 +370,7 @@ impl Screen {
             lr: step.lr.unwrap_or(f64::NAN),
             step_s: step.step_s,
             left_s: Some(step.left_s),
+            end_s: self.end_s,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::model::{locate_file, locate_unless};
 use crate::assets;
 use crate::cli;
 use crate::device::{self, Choice};
-use crate::events::EventLines;
+use crate::events::{EventLines, News};
 use crate::hooks::{Hooks, Outcome, hooked};
 use crate::limit::{self, Limited};
 use crate::output::{say, warning};
@@ -23,6 +23,8 @@ use crate::processor;
 use crate::progress::Progress;
 use crate::signals;
 use crate::threads;
+use crate::training_lines::Cadence;
+use crate::when::plural;
 
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
@@ -37,13 +39,16 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     }
     let events = args.events.map(|format| EventLines::new(limited.clock, format));
     let held_out = args.held_out.as_deref();
+    if let Some(port) = args.serve {
+        serve(&job, port);
+    }
     let body = |hooks: &mut Hooks| {
-        let start_over = args.start_over;
-        let setting = Setting { held_out, start_over, choice, stop: &stop, events, hooks };
+        let (start_over, program) = (args.start_over, "train");
+        let setting = Setting { held_out, start_over, choice, stop: &stop, events, hooks, program };
         let summary = run_job(&job, &limited, setting)?;
         show_interrupted(&job, &summary);
         if summary.steps > 0 || summary.lora.exists() {
-            say!("{:<14} {} ({} steps)", "LoRA", summary.lora.display(), summary.steps);
+            say!("{:<14} {} ({})", "LoRA", summary.lora.display(), plural(summary.steps, "step"));
         }
         Ok(summary)
     };
@@ -57,6 +62,16 @@ fn outcome(summary: &Summary) -> Outcome {
     Outcome { lora, ended: ended.into() }
 }
 
+/// Shows the run on a page. A page that cannot be shown is no reason not to train.
+fn serve(job: &Job, port: u16) {
+    let folder = job.folder.parent().unwrap_or(&job.folder);
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    // It ends with the process.
+    if let Err(error) = super::serve::begin(folder, address, port) {
+        warning!("{error:#}");
+    }
+}
+
 /// Tells a run that was asked to end how it stands, and how it goes on.
 pub fn show_interrupted(job: &Job, summary: &Summary) {
     if !summary.interrupted {
@@ -65,7 +80,9 @@ pub fn show_interrupted(job: &Job, summary: &Summary) {
     let next = if job.resume && summary.steps > 0 { "resumes from there" } else { "starts over" };
     match summary.steps {
         0 => say!("{:<14} before the first step; there is nothing to save", "interrupted"),
-        steps => say!("{:<14} after {steps} steps, saved; the same command {next}", "interrupted"),
+        steps => {
+            say!("{:<14} after {}, saved; the same command {next}", "interrupted", plural(steps, "step"))
+        }
     }
 }
 
@@ -169,11 +186,28 @@ pub struct Setting<'a> {
     pub events: Option<EventLines>,
     /// Whom to tell.
     pub hooks: &'a mut Hooks,
+    /// The command.
+    pub program: &'static str,
 }
 
 /// Runs a job with a display, stopping early but whole at an interrupt.
-pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Result<Summary> {
-    let Setting { held_out, start_over, choice, stop, mut events, hooks } = setting;
+pub fn run_job(job: &Job, limited: &Limited, mut setting: Setting<'_>) -> anyhow::Result<Summary> {
+    let (printed, stop) = (setting.events.take(), setting.stop);
+    let mut news = News::new(limited.clock, printed, &job.folder, setting.program, limited.deadline_s);
+    let done = run_told(job, limited, setting, &mut news);
+    match &done {
+        Ok(summary) => {
+            let is_stopped = summary.interrupted || stop.is_requested();
+            news.end(if is_stopped { "stopped" } else { "done" }, summary.steps);
+        }
+        Err(error) => news.fail(&job.folder, error),
+    }
+    done
+}
+
+/// [`run_job`], with its events told to programs.
+fn run_told(job: &Job, limited: &Limited, setting: Setting<'_>, news: &mut News) -> anyhow::Result<Summary> {
+    let Setting { held_out, start_over, choice, stop, hooks, .. } = setting;
     stop.set_has_deadline(limited.deadline_s.is_some());
     let mut job = job.clone();
     let model = match fetch(&mut job, stop.interrupt()) {
@@ -181,13 +215,17 @@ pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Re
         model => model?,
     };
     let device = device::open(choice)?;
+    news.watch(&device);
     let kept = assets::cache_folder()?;
     // Fails if --threads has started them already, which counts more.
     let _ = threads::start(job.limits.threads);
     // The built-in model is quantised sooner than it is read.
     let quantised = (job.model.name_or_path != assets::MINI).then_some(kept.as_path());
     let &Limited { ref clock, deadline_s, is_moment } = limited;
-    let mut progress = Progress::new(clock, deadline_s).weighting(job.held_out_weights);
+    let sample_every = if job.sample.enabled { job.sample.every } else { 0 };
+    let cadence = Cadence { save_every: job.save.every, sample_every };
+    let progress = Progress::new(clock, deadline_s).with_cadence(cadence);
+    let mut progress = progress.weighting(job.held_out_weights);
     let hub = hub::Options::from_env();
     if job.push.is_some() {
         // Told now, not after hours of training.
@@ -213,9 +251,7 @@ pub fn run_job(job: &Job, limited: &Limited, setting: Setting<'_>) -> anyhow::Re
             stop,
         };
         run::run(&job, &options, &mut |event| {
-            if let Some(events) = &mut events {
-                events.print(&event);
-            }
+            news.tell(&event);
             hooks.hear(&event);
             progress.show(event);
         })

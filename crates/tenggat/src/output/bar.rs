@@ -43,6 +43,12 @@ impl Bar {
         spinner
     }
 
+    /// Lines of text that are drawn over again.
+    pub fn lines() -> Self {
+        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self::with(None, style)
+    }
+
     fn with(length: Option<u64>, style: ProgressStyle) -> Self {
         let target = if super::terminal::shows_bars() {
             ProgressDrawTarget::term_like_with_hz(Box::new(Screen::default()), RATE)
@@ -75,9 +81,9 @@ impl Bar {
         self.bar.set_message(escape::line(text).into_owned());
     }
 
-    /// Leaves the bar on the screen, full.
-    pub fn finish(self) {
-        self.bar.finish();
+    /// Shows several lines.
+    pub fn set_lines(&self, text: &str) {
+        self.bar.set_message(escape::block(text).into_owned());
     }
 }
 

@@ -8,14 +8,17 @@ mod bar;
 mod escape;
 mod hooks;
 mod print;
+mod screen;
 mod sink;
 mod terminal;
 
 pub use bar::Bar;
 pub use hooks::{start_logging, tell_panics};
 pub use print::{
-    Closing, aside, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse, product,
+    Closing, aside, be_quiet, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse,
+    product,
 };
 pub(crate) use print::{note, say, warning};
+pub use screen::{bar_width, draws_on_stdout, is_unread, screen, sparkline, width};
 pub use sink::detach;
 pub use terminal::shows_bars;

@@ -20,6 +20,18 @@ pub fn leave_stdout_to_events() {
     FOR_EVENTS.store(true, Ordering::Relaxed);
 }
 
+/// Whether only warnings and failures are told, see [`be_quiet`].
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing is told but warnings, failures and what a command was called for.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
 /// Where people read.
 fn for_people() -> Stream {
     if FOR_EVENTS.load(Ordering::Relaxed) { Stream::Err } else { Stream::Out }
@@ -45,6 +57,9 @@ pub(crate) use warning;
 
 /// One line on standard output; see [`say!`].
 pub fn line(text: fmt::Arguments<'_>) {
+    if is_quiet() {
+        return;
+    }
     print(for_people(), &format!("{}\n", escape::line(&text.to_string())));
 }
 
@@ -105,7 +120,11 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 pub fn product(text: &str) -> anyhow::Result<()> {
     match sink::write_through(Stream::Out, text) {
         Err(e) if !is_gone(&e) => Err(e).context("the result cannot be written to standard output"),
-        _ => Ok(()),
+        Err(_) => {
+            super::screen::set_unread();
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 

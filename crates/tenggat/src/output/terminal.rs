@@ -7,7 +7,9 @@ use super::sink::Stream;
 /// Whether progress bars are seen; otherwise lines say how far the work is.
 #[expect(clippy::disallowed_methods, reason = "it writes nothing")]
 pub fn shows_bars() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    !super::print::is_quiet()
+        && std::io::stderr().is_terminal()
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Whether a stream is a terminal, and colours are wanted.

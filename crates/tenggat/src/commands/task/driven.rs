@@ -14,7 +14,7 @@ use tenggat_train::contest::{HoldOut, ModelType, Split};
 use tenggat_train::run::{LAST, Stop};
 
 use super::play::{Setup, delivered_rank, keys, prepare};
-use crate::commands::drive::{conclude, listen, shown};
+use crate::commands::drive::{Told, conclude, listen, shown};
 use crate::hooks::Hooks;
 use crate::output::{say, warning};
 
@@ -54,7 +54,15 @@ pub fn train(setup: &Setup<'_>, clock: WallClock, hooks: &mut Hooks) -> anyhow::
         stop: &signals.stop,
         save: Some(&signals.save),
     };
-    let driven = shown(&limited, deadline_s, hooks, |show| Ok(tenggat_drive::drive(&job, &options, show)?))?;
+    let told = Told {
+        program: "task",
+        run: &job.name,
+        folder: &job.folder,
+        limited: &limited,
+        deadline_s,
+        stop: &signals.stop,
+    };
+    let driven = shown(&told, hooks, |show| Ok(tenggat_drive::drive(&job, &options, show)?))?;
     conclude(&driven);
     // What is uploaded at the end is the LoRA; a task that was interrupted may be started again.
     if !signals.stop.load(Ordering::Relaxed) {

@@ -61,7 +61,7 @@ pub fn train(
         container::remove_state(output)?;
     }
     let limited = setup.limited(clock, setup.hours(pictures.pictures.0 + pictures.pictures.1));
-    let setting = Setting { held_out: None, start_over: false, choice, stop, events, hooks };
+    let setting = Setting { held_out: None, start_over: false, choice, stop, events, hooks, program: "task" };
     let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
     // What is uploaded at the end is the LoRA; a task that was interrupted may be started again.

@@ -1,0 +1,55 @@
+//! `tenggat serve`: a page to watch runs in a browser.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use tenggat_serve::{Options, Server, start};
+
+use super::status::folder;
+use crate::output::{say, warning};
+
+/// Where the page is unless told otherwise.
+pub const PORT: u16 = 8675;
+
+/// `tenggat serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Folder with runs, or of one run (default: `output` if there is one, else the present folder).
+    pub folder: Option<PathBuf>,
+    /// Port; 0 for any free one.
+    #[arg(long, default_value_t = PORT)]
+    pub port: u16,
+    /// Address to listen on. Any other than that of this machine alone lets the network look at the runs.
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub address: IpAddr,
+}
+
+/// Serves until the process is ended.
+pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let folder = folder(args.folder.as_deref())?;
+    if !args.address.is_loopback() {
+        warning!(
+            "whoever can reach {} sees the runs and their images; an SSH tunnel needs no --address",
+            args.address
+        );
+    }
+    let server = begin(&folder, args.address, args.port)?;
+    say!("Ctrl-C ends the page; the runs go on.");
+    server.wait();
+    Ok(())
+}
+
+/// Starts a server for these runs and says where.
+///
+/// # Errors
+/// The port is taken.
+pub fn begin(folder: &Path, address: IpAddr, port: u16) -> anyhow::Result<Server> {
+    let folder = folder.to_path_buf();
+    let server = start(&Options { folder, address, port })
+        .with_context(|| format!("cannot serve at {address}:{port}; give another --port, or 0 for any"))?;
+    say!("{:<14} {}", "page", server.url());
+    say!("{:<14} {}", "with control", server.url_with_token());
+    Ok(server)
+}
