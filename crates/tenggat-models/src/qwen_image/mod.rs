@@ -1,6 +1,7 @@
 //! The parts of Qwen-Image, each as in its diffusers or transformers class.
 
 mod denoise;
+pub mod geometry;
 pub mod layer;
 pub mod patchify;
 mod prompt;

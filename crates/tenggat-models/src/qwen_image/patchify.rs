@@ -5,10 +5,8 @@
 
 use tenggat_tensor::{Error as TensorError, Tensor};
 
+use super::geometry::PATCH;
 use crate::Result;
-
-/// Latents per token in each direction.
-pub const PATCH: usize = 2;
 
 /// Latents `[b, h, w, z]` → tokens `[b, (h/2)·(w/2), 4z]`; h and w even.
 ///

@@ -67,7 +67,7 @@ impl ModelDims {
 }
 
 /// Width of the sinusoid that the timestep embedding starts from.
-const SINUSOID: f64 = 256.0;
+pub(crate) const SINUSOID: f64 = 256.0;
 
 /// What one training step sees: one shape bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ mod step;
 mod work;
 
 pub use calibration::Calibration;
+pub(crate) use dims::SINUSOID;
 pub use dims::{ModelDims, StepShape};
 pub(crate) use fit::harm;
 pub use fit::{Change, Fit, Nearest, fit};

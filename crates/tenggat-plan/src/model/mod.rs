@@ -15,7 +15,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::ModelDims;
+use crate::cost::{ModelDims, SINUSOID};
 
 /// A diffusion transformer and what stands around it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,9 +150,6 @@ impl ModelProfile {
         rank as f64 * self.blocks.iter().map(extents).sum::<f64>()
     }
 }
-
-/// Width of the sinusoid that the timestep embedding starts from.
-const SINUSOID: f64 = 256.0;
 
 fn plain(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()

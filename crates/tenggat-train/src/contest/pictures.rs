@@ -3,12 +3,10 @@
 use std::path::Path;
 
 use image::RgbImage;
+use tenggat_models::qwen_image::geometry::TOKEN_PX;
 
 use crate::data::pictures::{self, Error, Filter, Result};
 use crate::measure::score::Picture;
-
-/// Sides are cut to multiples of this.
-const DIVISIBLE_BY: usize = 16;
 
 /// Every picture under a folder with the caption beside it, sorted by path: the long side made `long_side`
 /// (Lanczos), the middle cut to sides that are multiples of 16. Pictures are not turned by their EXIF
@@ -39,7 +37,7 @@ pub(super) fn scaled(path: &Path, long_side: usize) -> Result<((usize, usize), V
     let unusable = |reason: String| Error::Picture { path: path.into(), reason };
     let picture = pictures::as_stored(path)?.into_rgb8();
     let scaled = scaled_size(picture.width() as usize, picture.height() as usize, long_side);
-    let size = (scaled.0 / DIVISIBLE_BY * DIVISIBLE_BY, scaled.1 / DIVISIBLE_BY * DIVISIBLE_BY);
+    let size = (scaled.0 / TOKEN_PX * TOKEN_PX, scaled.1 / TOKEN_PX * TOKEN_PX);
     if size.0 == 0 || size.1 == 0 {
         return Err(unusable(format!("it is too long and narrow: {} x {} at that size", scaled.0, scaled.1)));
     }

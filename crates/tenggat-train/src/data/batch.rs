@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use tenggat_models::qwen_image::geometry::{self, LATENT_PX, LATENTS_PER_TOKEN, PATCH};
 use tenggat_models::qwen_image::transformer::{Positions, Transformer};
 use tenggat_models::qwen_image::{Scheduler, TextBatch};
 use tenggat_tensor::Tensor;
@@ -247,7 +248,8 @@ impl Prepared {
         for i in chosen {
             let own = self.masks.get(i);
             // A packed channel c holds the latent pixel c mod 4 of its patch.
-            let at = |e: usize| own.map_or(1.0, |mask| mask[e / channels * 4 + e % channels % 4]);
+            let part = |e: usize| e / channels * LATENTS_PER_TOKEN + e % channels % LATENTS_PER_TOKEN;
+            let at = |e: usize| own.map_or(1.0, |mask| mask[part(e)]);
             weights.extend((0..tokens * channels).map(at));
         }
         let mean = weights.iter().map(|&w| f64::from(w)).sum::<f64>() / weights.len().max(1) as f64;
@@ -262,24 +264,21 @@ fn size_of(item: &Item) -> (usize, usize) {
     (item.crop.width, item.crop.height)
 }
 
-/// Rows and columns of patches: a patch is 16 × 16 pixels.
+/// Rows and columns of patches.
 pub(crate) fn grid_of(item: &Item) -> Grid {
-    (item.crop.height / 16, item.crop.width / 16)
+    geometry::token_grid(size_of(item))
 }
-
-/// Pixels to a latent pixel, along each side.
-const PIXELS: usize = 8;
 
 /// Weights of the latent pixels of each patch, `[tokens, 4]`, from those of pixels: the nearest, as torch's
 /// `interpolate` takes it.
 fn packed_mask(weights: &[f32], width: usize) -> Vec<f32> {
     let height = weights.len() / width.max(1);
-    let (rows, columns) = (height / (2 * PIXELS), width / (2 * PIXELS));
+    let (rows, columns) = geometry::token_grid((width, height));
     let at = |token: usize, part: usize| {
-        let (y, x) = (2 * (token / columns) + part / 2, 2 * (token % columns) + part % 2);
-        weights[y * PIXELS * width + x * PIXELS]
+        let (y, x) = (PATCH * (token / columns) + part / PATCH, PATCH * (token % columns) + part % PATCH);
+        weights[y * LATENT_PX * width + x * LATENT_PX]
     };
-    (0..rows * columns).flat_map(|token| (0..4).map(move |part| at(token, part))).collect()
+    (0..rows * columns).flat_map(|token| (0..LATENTS_PER_TOKEN).map(move |part| at(token, part))).collect()
 }
 
 /// What a latent is made of.

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
+use tenggat_models::qwen_image::geometry::token_grid;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::qwen_image::vae::{self, Vae};
 use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
@@ -11,9 +12,6 @@ use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::guidance::Norm;
 
 use crate::step::noise;
-
-/// Pixels to a patch, along each side.
-const PATCH: usize = 16;
 
 /// What a picture is made with.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +66,7 @@ impl Generator<'_> {
         request: Request<'_>,
         on_step: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<Tensor>> {
-        let grid @ (rows, columns) = (request.height / PATCH, request.width / PATCH);
+        let grid @ (rows, columns) = token_grid((request.width, request.height));
         let channels = self.model.config().in_channels;
         let sigmas = self.scheduler.sigmas(request.steps.max(1), rows * columns);
         self.model.prepare(&sigmas)?;

@@ -2,6 +2,7 @@
 //! uninterrupted one would have drawn.
 
 use tenggat_models::qwen_image::Scheduler;
+use tenggat_models::qwen_image::geometry::LATENTS_PER_TOKEN;
 use tenggat_tensor::random::Philox;
 
 use crate::job::{Balance, Bell, TimestepType};
@@ -134,12 +135,11 @@ impl Draws {
     pub fn noise(&self, batch: u64, sample: usize, channels: usize, offset: f64, out: &mut [f32]) {
         self.random.normal(Self::stream(Purpose::Noise, batch, sample), out);
         if offset != 0.0 {
-            // Packed channel c holds latent channel c / 4.
-            let mut shift = vec![0.0; channels.div_ceil(4)];
+            let mut shift = vec![0.0; channels.div_ceil(LATENTS_PER_TOKEN)];
             self.random.normal(Self::stream(Purpose::NoiseOffset, batch, sample), &mut shift);
             for token in out.chunks_mut(channels) {
                 for (c, x) in token.iter_mut().enumerate() {
-                    *x += offset as f32 * shift[c / 4];
+                    *x += offset as f32 * shift[c / LATENTS_PER_TOKEN];
                 }
             }
         }

@@ -4,6 +4,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tenggat_gpu::Cuda;
+use tenggat_models::qwen_image::geometry::TOKEN_PX;
 use tenggat_models::qwen_image::transformer::{
     Config, LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
 };
@@ -287,7 +288,7 @@ fn chosen(args: &StepArgs, device: &Device) -> anyhow::Result<(StepBench, Fit)> 
     };
     let mut model = config(args)?;
     model.num_layers = args.layers.unwrap_or(model.num_layers);
-    let patches = args.resolution / 16;
+    let patches = args.resolution / TOKEN_PX;
     if args.fp8_products && !device.fp8_products() {
         warning!("--fp8-products has no effect: this device does not multiply 8-bit floats");
     }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use tenggat_models::qwen_image::geometry::TOKEN_PX;
 use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
@@ -65,7 +66,9 @@ fn parse_size(text: &str) -> anyhow::Result<(usize, usize)> {
     let parsed =
         text.split_once('x').and_then(|(w, h)| Some((w.parse::<usize>().ok()?, h.parse::<usize>().ok()?)));
     match parsed {
-        Some((w, h)) if w >= 16 && h >= 16 && w <= 8192 && h <= 8192 => Ok((w / 16 * 16, h / 16 * 16)),
+        Some((w, h)) if w.min(h) >= TOKEN_PX && w.max(h) <= 8192 => {
+            Ok((w / TOKEN_PX * TOKEN_PX, h / TOKEN_PX * TOKEN_PX))
+        }
         _ => bail!("--size {text}: expected WIDTHxHEIGHT with sides of 16 to 8192 pixels, such as 1024x768"),
     }
 }

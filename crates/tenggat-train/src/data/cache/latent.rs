@@ -4,15 +4,13 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use tenggat_models::qwen_image::geometry;
 
 use super::kept::{self, ENCODER, SOURCE};
 use super::{Settings, Unfit, Usage, name, source};
 use crate::data::pictures::Item;
 use crate::files::python_json;
 use crate::files::tensor_file::Entry;
-
-/// Pixels to a latent, along each side.
-const FACTOR: usize = 8;
 
 /// Name of the tensor.
 const KEY: &str = "latent";
@@ -134,7 +132,7 @@ fn read(
     let kept = kept::read(path, settings.encoder, Some(source))?;
     let tensors = SafeTensors::deserialize(&kept.bytes).map_err(|_| Unfit::Damaged)?;
     let (shape, values) = kept::values(&tensors, KEY).ok_or(Unfit::Damaged)?;
-    let (height, width) = (item.crop.height / FACTOR, item.crop.width / FACTOR);
+    let (height, width) = geometry::latent_grid((item.crop.width, item.crop.height));
     if shape != [channels, height, width] {
         return Err(Unfit::Missing);
     }

@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 use tenggat_models::Result;
+use tenggat_models::qwen_image::geometry::token_grid;
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch, patchify};
 use tenggat_tensor::{DType, Device, Tensor};
@@ -77,7 +78,7 @@ impl HeldOut {
                 digests: some.iter().map(Picture::digest).collect(),
                 pictures: tensor,
                 latents: latents.reshape(&[n, rows / n, channels])?,
-                grid: (height / 16, width / 16),
+                grid: token_grid(next.size),
                 captions: TextBatch::new(&text.encode_each(&captions)?.iter().collect::<Vec<_>>())?,
                 empty: TextBatch::new(&empty.iter().cycle().take(n).collect::<Vec<_>>())?,
             });

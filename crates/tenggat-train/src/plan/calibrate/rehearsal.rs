@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tenggat_models::qwen_image::TextBatch;
+use tenggat_models::qwen_image::geometry::{LATENTS_PER_TOKEN, PATCH};
 use tenggat_models::qwen_image::layer::{self, Layer};
 use tenggat_models::qwen_image::transformer::{
     Config, LoadOptions, Positions, Precision, Recompute, SINUSOID, Transformer,
@@ -22,8 +23,10 @@ use crate::step::optimiser::{Method, Optimiser};
 use crate::step::random::Level;
 use crate::step::{Batch, Trainer};
 
-/// Latent channels; a token has four times as many.
+/// Latent channels.
 const LATENT_CHANNELS: usize = 16;
+/// Channels of a token.
+const TOKEN_CHANNELS: usize = LATENTS_PER_TOKEN * LATENT_CHANNELS;
 
 /// A training step to be timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +62,7 @@ impl Rehearsal {
                 heads: self.heads as u64,
                 head_dim: self.head_dim as u64,
                 joint_dim: self.joint_dim as u64,
-                in_channels: 4 * LATENT_CHANNELS as u64,
+                in_channels: TOKEN_CHANNELS as u64,
                 ..ModelDims::QWEN_IMAGE
             },
             shape: StepShape {
@@ -105,8 +108,8 @@ impl Rehearsal {
         let part = self.head_dim / 8 * 2;
         let config = serde_json::json!({
             "num_layers": self.layers, "num_attention_heads": self.heads, "attention_head_dim": self.head_dim,
-            "joint_attention_dim": self.joint_dim, "in_channels": 4 * LATENT_CHANNELS,
-            "out_channels": LATENT_CHANNELS, "patch_size": 2,
+            "joint_attention_dim": self.joint_dim, "in_channels": TOKEN_CHANNELS,
+            "out_channels": LATENT_CHANNELS, "patch_size": PATCH,
             "axes_dims_rope": [self.head_dim - 2 * part, part, part],
         });
         let text = config.to_string();
@@ -160,7 +163,7 @@ impl Rehearsal {
     pub fn stage<'a>(&self, model: &'a Transformer) -> Result<Stage<'a>> {
         let device = model.device();
         let tokens = self.grid.0 * self.grid.1;
-        let shape = [self.batch * tokens, 4 * LATENT_CHANNELS];
+        let shape = [self.batch * tokens, TOKEN_CHANNELS];
         let lora = initial::initialise(model.lora_layout(self.rank, |_| true), 1, device, DType::F32)?;
         let optimiser = Optimiser::new(Method::default(), Some(1.0), &lora)?;
         let caption = normal(device, &[self.text_tokens, self.joint_dim], 2)?;
