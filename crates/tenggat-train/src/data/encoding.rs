@@ -83,8 +83,7 @@ impl Encoders<'_> {
         let packed = |latent: Option<Latent>| -> Result<Option<Tensor>> {
             let Some(latent) = latent else { return Ok(None) };
             let shape = [1, latent.height, latent.width, latent.channels];
-            let values = latent.to_channels_last();
-            let tensor = Tensor::from_f32(self.device, DType::F32, &values, &shape)?;
+            let tensor = Tensor::from_f32(self.device, DType::F32, &latent.values, &shape)?;
             let packed = patchify::pack(&tensor)?;
             let shape = packed.view().shape();
             Ok(Some(packed.reshape(&shape)?))
@@ -146,7 +145,8 @@ impl Encoders<'_> {
         };
         let values = latents.to_f32()?;
         let each = values.chunks_exact((h * w * channels).max(1));
-        Ok(each.map(|own| Latent::from_channels_last(h, w, channels, own)).collect())
+        let latent = |own: &[f32]| Latent { channels, height: h, width: w, values: own.to_vec() };
+        Ok(each.map(latent).collect())
     }
 }
 

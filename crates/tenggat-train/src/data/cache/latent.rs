@@ -24,28 +24,26 @@ pub struct Latent {
     pub height: usize,
     /// Width in latents.
     pub width: usize,
-    /// `[channels, height, width]`, as in the file.
+    /// `[height, width, channels]`.
     pub values: Vec<f32>,
 }
 
+/// `[height, width, channels]` → `[channels, height, width]`, as files have it.
+fn channels_first(values: &[f32], channels: usize) -> Vec<f32> {
+    let area = values.len() / channels.max(1);
+    (0..values.len()).map(|i| values[i % area * channels + i / area]).collect()
+}
+
+/// `[channels, height, width]` → `[height, width, channels]`.
+fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
+    let area = values.len() / channels.max(1);
+    (0..values.len()).map(|i| values[i % channels * area + i / channels]).collect()
+}
+
 impl Latent {
-    /// From `[height, width, channels]`.
-    pub fn from_channels_last(height: usize, width: usize, channels: usize, values: &[f32]) -> Latent {
-        let area = height * width;
-        let at = |i: usize| values[i % area * channels + i / area];
-        Latent { channels, height, width, values: (0..area * channels).map(at).collect() }
-    }
-
-    /// `[height, width, channels]`.
-    pub fn to_channels_last(&self) -> Vec<f32> {
-        let area = self.height * self.width;
-        let at = |i: usize| self.values[i % self.channels * area + i / self.channels];
-        (0..area * self.channels).map(at).collect()
-    }
-
     fn entry(&self, dtype: crate::job::SaveType) -> Entry<'static> {
         let shape = vec![self.channels, self.height, self.width];
-        Entry::floats(KEY.into(), shape, &self.values, dtype)
+        Entry::floats(KEY.into(), shape, &channels_first(&self.values, self.channels), dtype)
     }
 }
 
@@ -136,7 +134,7 @@ fn read(
     if shape != [channels, height, width] {
         return Err(Unfit::Missing);
     }
-    Ok((Latent { channels, height, width, values }, kept.is_ours))
+    Ok((Latent { channels, height, width, values: channels_last(&values, channels) }, kept.is_ours))
 }
 
 fn write(item: &Item, latent: &Latent, settings: Settings<'_>, source: Option<&str>, usage: &mut Usage) {
@@ -347,9 +345,9 @@ mod tests {
     #[test]
     fn channels_change_places_and_back() {
         let last: Vec<f32> = (0..2 * 3 * 4).map(|i| i as f32).collect();
-        let latent = Latent::from_channels_last(2, 3, 4, &last);
+        let first = channels_first(&last, 4);
         // Channel 1 of the second column of the first row.
-        assert_eq!((latent.values[6 + 1], last[4 + 1]), (5.0, 5.0));
-        assert_eq!(latent.to_channels_last(), last);
+        assert_eq!((first[6 + 1], last[4 + 1]), (5.0, 5.0));
+        assert_eq!(channels_last(&first, 4), last);
     }
 }
