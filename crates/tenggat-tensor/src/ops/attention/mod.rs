@@ -55,14 +55,23 @@ pub fn device_lens(key_lens: &[usize], to: &mut Tensor) -> Result<()> {
 }
 
 impl Layout<'_> {
-    fn check_shapes(&self, op: &'static str, q: [usize; 2]) -> Result<()> {
+    /// Checks the key lengths and the operands: `alike` have the shape of q, `lse` is `[b·tokens, h]`.
+    fn check_shapes(
+        &self,
+        op: &'static str,
+        q: [usize; 2],
+        alike: &[(&'static str, [usize; 2])],
+        lse: [usize; 2],
+    ) -> Result<()> {
         expect_shape(op, "rows of q", &[self.key_lens.len() * self.tokens], &[q[0]])?;
         expect_shape(op, "columns of q, by heads", &[q[1] / self.heads.max(1) * self.heads], &[q[1]])?;
         if let Some(&n) = self.key_lens.iter().find(|&&n| n == 0 || n > self.tokens) {
             return Err(Error::shape(op, "key length (1 to tokens)", &[self.tokens], &[n]));
         }
         let stored = self.device_lens.map_or(4 * self.key_lens.len(), Tensor::len);
-        expect_shape(op, "bytes of key lengths", &[4 * self.key_lens.len()], &[stored])
+        expect_shape(op, "bytes of key lengths", &[4 * self.key_lens.len()], &[stored])?;
+        alike.iter().try_for_each(|(what, shape)| expect_shape(op, what, &q, shape))?;
+        expect_shape(op, "log-sum-exp", &[q[0], self.heads], &lse)
     }
 }
 
@@ -79,11 +88,8 @@ pub fn forward(
     lse: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "attention forward";
-    layout.check_shapes(OP, q.shape())?;
-    for (what, shape) in [("k", k.shape()), ("v", v.shape()), ("o", o.shape())] {
-        expect_shape(OP, what, &q.shape(), &shape)?;
-    }
-    expect_shape(OP, "log-sum-exp", &[q.rows(), layout.heads], &lse.shape())?;
+    let alike = [("k", k.shape()), ("v", v.shape()), ("o", o.shape())];
+    layout.check_shapes(OP, q.shape(), &alike, lse.shape())?;
     if o.on_gpu() {
         return cuda::forward(OP, [q, k, v], layout, o, lse);
     }
@@ -134,15 +140,9 @@ pub fn backward(
 ) -> Result<()> {
     const OP: &str = "attention backward";
     let Saved { q, k, v, o, lse } = saved;
-    layout.check_shapes(OP, q.shape())?;
-    for (what, shape) in
-        [("k", k.shape()), ("v", v.shape()), ("o", o.shape()), ("do", d_o.shape()), ("dq", dq.shape())]
-            .into_iter()
-            .chain([("dk", dk.shape()), ("dv", dv.shape())])
-    {
-        expect_shape(OP, what, &q.shape(), &shape)?;
-    }
-    expect_shape(OP, "log-sum-exp", &[q.rows(), layout.heads], &lse.shape())?;
+    let saved_alike = [("k", k.shape()), ("v", v.shape()), ("o", o.shape())];
+    let gradients = [("do", d_o.shape()), ("dq", dq.shape()), ("dk", dk.shape()), ("dv", dv.shape())];
+    layout.check_shapes(OP, q.shape(), &[&saved_alike[..], &gradients[..]].concat(), lse.shape())?;
     if dq.on_gpu() {
         return cuda::backward(OP, saved, layout, d_o, [dq, dk, dv]);
     }

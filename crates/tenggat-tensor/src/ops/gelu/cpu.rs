@@ -1,9 +1,8 @@
-//! CPU GELU.
+//! GELU and its derivative, of one element.
 
-use rayon::prelude::*;
-
-use crate::cpu::{Mat, MatMut, Real, vectorised};
-use crate::ops::ROW_BLOCK;
+use super::cuda;
+use crate::cpu::Real;
+use crate::ops::activation::Activation;
 
 /// √(2/π).
 const SCALE: f64 = 0.797_884_560_802_865_4;
@@ -16,32 +15,21 @@ fn gate<T: Real>(x: T) -> T {
     T::ONE / (T::ONE + minus_two_u.exp())
 }
 
-pub fn forward<T: Real>(x: Mat<'_, T>, mut y: MatMut<'_, T>) {
-    y.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..block.rows {
-                    block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(y, &x)| *y = x * gate(x));
-                }
-            },
-        );
-    });
-}
+pub struct Gelu;
 
-pub fn backward<T: Real>(x: Mat<'_, T>, mut d: MatMut<'_, T>) {
-    d.par_blocks(ROW_BLOCK).for_each(|(first, mut block)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..block.rows {
-                    block.row_mut(i).iter_mut().zip(x.row(first + i)).for_each(|(d, &x)| {
-                        let s = gate(x);
-                        let slope = T::from_f64(2.0 * SCALE) + T::from_f64(6.0 * SCALE * CUBIC) * x * x;
-                        *d *= s + x * s * (T::ONE - s) * slope;
-                    });
-                }
-            },
-        );
-    });
+impl Activation for Gelu {
+    const FORWARD: (&'static str, tenggat_gpu::Kernel) = ("gelu forward", cuda::FORWARD);
+    const BACKWARD: (&'static str, tenggat_gpu::Kernel) = ("gelu backward", cuda::BACKWARD);
+
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        x * gate(x)
+    }
+
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        let s = gate(x);
+        let slope = T::from_f64(2.0 * SCALE) + T::from_f64(6.0 * SCALE * CUBIC) * x * x;
+        s + x * s * (T::ONE - s) * slope
+    }
 }

@@ -7,8 +7,7 @@
 mod cpu;
 pub(crate) mod cuda;
 
-use super::{activation, dispatch_real};
-use crate::error::expect_shape;
+use super::activation;
 use crate::{Result, View, ViewMut};
 
 /// `y = gelu(x)`, both `[m, n]`.
@@ -16,15 +15,7 @@ use crate::{Result, View, ViewMut};
 /// # Errors
 /// Shapes or types differ.
 pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
-    const OP: &str = "gelu forward";
-    expect_shape(OP, "y", &x.shape(), &y.shape())?;
-    if y.on_gpu() {
-        return activation::each(OP, cuda::FORWARD, x, y);
-    }
-    dispatch_real!(OP, y.dtype(), T => {
-        cpu::forward::<T>(x.cpu(OP)?, y.cpu(OP)?);
-        Ok(())
-    })
+    activation::forward::<cpu::Gelu>(x, y)
 }
 
 /// `d *= gelu'(x)`: turns the output gradient into the input gradient in place; both `[m, n]`.
@@ -32,15 +23,7 @@ pub fn forward(x: View<'_>, y: ViewMut<'_>) -> Result<()> {
 /// # Errors
 /// Shapes or types differ.
 pub fn backward(x: View<'_>, d: ViewMut<'_>) -> Result<()> {
-    const OP: &str = "gelu backward";
-    expect_shape(OP, "d", &x.shape(), &d.shape())?;
-    if d.on_gpu() {
-        return activation::each(OP, cuda::BACKWARD, x, d);
-    }
-    dispatch_real!(OP, d.dtype(), T => {
-        cpu::backward::<T>(x.cpu(OP)?, d.cpu(OP)?);
-        Ok(())
-    })
+    activation::backward::<cpu::Gelu>(x, d)
 }
 
 #[cfg(test)]
