@@ -19,4 +19,4 @@ mod tests;
 pub use layout::{Candidate, Group, Kind, Layout, Matrix, Module, factors};
 pub(crate) use parameters::Rounded;
 pub use parameters::{Gradients, Lora};
-pub(crate) use pass::{Adapter, Part};
+pub(crate) use pass::Adapter;

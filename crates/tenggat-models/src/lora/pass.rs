@@ -9,35 +9,22 @@ use super::low_rank::LowRank;
 use super::parameters::{Gradients, Lora, Parameters, Rounded};
 use crate::dropout::Dropout;
 
-/// An adapter in a pass through some layers.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Adapter<'a> {
-    lora: &'a Lora,
-    parameters: Parameters<'a>,
-}
-
-impl<'a> Adapter<'a> {
-    /// `rounded`: what [`Lora::rounded`] gave for these layers.
-    pub fn new(lora: &'a Lora, rounded: Option<&'a Rounded>) -> Self {
+impl Lora {
+    /// The adapter of a fused layer, if it has one. `rounded`: what [`Lora::rounded`] gave for this layer.
+    pub(crate) fn in_layer<'a>(&'a self, layer: usize, rounded: Option<&'a Rounded>) -> Option<Adapter<'a>> {
+        let group = self.layout.group(layer)?;
         let parameters = match rounded {
             Some(Rounded { first, parameters }) => Parameters { first: *first, there: parameters },
-            None => Parameters { first: 0, there: &lora.parameters },
+            None => Parameters { first: 0, there: &self.parameters },
         };
-        Adapter { lora, parameters }
-    }
-
-    /// The part of a fused layer.
-    pub fn part(self, layer: usize) -> Option<Part<'a>> {
-        let Adapter { lora, parameters } = self;
-        let group = lora.layout.group(layer)?;
-        let dropout = lora.dropout.as_ref().map(|dropout| (dropout, layer));
-        Some(Part { group, kind: lora.layout.kind, parameters, scale: lora.scale, dropout })
+        let dropout = self.dropout.as_ref().map(|dropout| (dropout, layer));
+        Some(Adapter { group, kind: self.layout.kind, parameters, scale: self.scale, dropout })
     }
 }
 
 /// The adapter of one fused linear layer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part<'a> {
+pub(crate) struct Adapter<'a> {
     group: &'a Group,
     kind: Kind,
     parameters: Parameters<'a>,
@@ -46,7 +33,7 @@ pub(crate) struct Part<'a> {
     dropout: Option<(&'a Dropout, usize)>,
 }
 
-impl Part<'_> {
+impl Adapter<'_> {
     /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or
     /// every member's `X·W₂ᵀ`, one after the other.
     pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
@@ -74,7 +61,7 @@ impl Part<'_> {
         }
     }
 
-    /// [`Part::forward`] on an output that holds nothing yet: all of it is written, for the layer's own
+    /// [`Adapter::forward`] on an output that holds nothing yet: all of it is written, for the layer's own
     /// product to be added. `None`, and `y` as it was, if this adapter can only be added.
     pub fn forward_first(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Option<Tensor>> {
         match self.kind {
@@ -85,7 +72,7 @@ impl Part<'_> {
         }
     }
 
-    /// [`Part::backward`] with a `dx` that holds nothing yet, likewise. Whether it did.
+    /// [`Adapter::backward`] with a `dx` that holds nothing yet, likewise. Whether it did.
     pub fn backward_first(
         &self,
         (x, ax, dy): (View<'_>, &Tensor, View<'_>),
@@ -106,10 +93,10 @@ impl Part<'_> {
         bias: Option<&Tensor>,
         y: ViewMut<'_>,
     ) -> Result<Option<Tensor>> {
-        self.joins().map(|part| part.forward_packed(x, weight, bias, y)).transpose()
+        self.joins().map(|adapter| adapter.forward_packed(x, weight, bias, y)).transpose()
     }
 
-    /// Backward of [`Part::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x,
+    /// Backward of [`Adapter::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x,
     /// which includes the frozen layer's share. Whether it did.
     pub fn backward_with(
         &self,
@@ -118,8 +105,8 @@ impl Part<'_> {
         gradients: &mut Gradients<'_>,
         dx: Option<ViewMut<'_>>,
     ) -> Result<bool> {
-        let Some(part) = self.joins() else { return Ok(false) };
-        part.backward_packed(x, ax, dy, weight, gradients, dx)?;
+        let Some(adapter) = self.joins() else { return Ok(false) };
+        adapter.backward_packed(x, ax, dy, weight, gradients, dx)?;
         Ok(true)
     }
 
@@ -133,7 +120,7 @@ impl Part<'_> {
     }
 
     fn low_rank(&self, rank: usize) -> LowRank<'_> {
-        let Part { group, parameters, scale, dropout, .. } = *self;
+        let Adapter { group, parameters, scale, dropout, .. } = *self;
         LowRank { group, rank, parameters, scale, dropout }
     }
 

@@ -64,7 +64,7 @@ fn kronecker_products_are_those_of_the_whole_matrices() {
     assert_eq!((module.a_shape, module.b_shape), ([2, 2], [2, 3]));
     let lora = Lora::new(layout, numbers(&[4 + 6], 1));
     let (x, mut y) = (numbers(&[1, 6], 2), Tensor::zeros(&Device::cpu(), DType::F64, &[1, 4]).unwrap());
-    Adapter::new(&lora, None).part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+    lora.in_layer(0, None).unwrap().forward(x.view(), y.view_mut()).unwrap();
     let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
     let (w1, w2) = p.split_at(4);
     for (row, got) in y.to_f64().unwrap().into_iter().enumerate() {
@@ -93,17 +93,17 @@ fn backward_is_the_derivative() {
             let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
             let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[5, 6]).unwrap();
             let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
-            Adapter::new(&lora, None).part(0).unwrap().forward(x.view(), y.view_mut()).unwrap();
+            lora.in_layer(0, None).unwrap().forward(x.view(), y.view_mut()).unwrap();
             let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
             weighed.map(|(y, d)| y * d).sum()
         };
         let mut buffer = Tensor::zeros(&Device::cpu(), DType::F64, &[lora.layout.len()]).unwrap();
         let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 6]).unwrap();
-        let part = Adapter::new(&lora, None).part(0).unwrap();
+        let adapter = lora.in_layer(0, None).unwrap();
         let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
-        let ax = part.forward(x.view(), y.view_mut()).unwrap();
+        let ax = adapter.forward(x.view(), y.view_mut()).unwrap();
         let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
-        part.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();
+        adapter.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();
         let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
         let check = |at: &[f64], got: Vec<f64>, loss: &dyn Fn(&[f64]) -> f64| {
             for (i, got) in got.into_iter().enumerate() {

@@ -5,7 +5,7 @@ use tenggat_tensor::{Device, Tensor, View, ViewMut};
 
 use super::recovery::Branch;
 use crate::Result;
-use crate::lora::{Gradients, Part};
+use crate::lora::{Adapter, Gradients};
 
 /// Weight `[out, in]`, bias `[out]`, and the recovery adapter's branch, if the weight has one.
 #[derive(Debug)]
@@ -27,17 +27,19 @@ impl Linear {
     /// # Errors
     /// The shapes do not fit, the device failed or is out of memory, or the weight cannot be read from its
     /// file.
-    pub fn forward(&self, x: View<'_>, adapter: Option<Part<'_>>) -> Result<(Tensor, Option<Tensor>)> {
+    pub fn forward(&self, x: View<'_>, adapter: Option<Adapter<'_>>) -> Result<(Tensor, Option<Tensor>)> {
         let mut y = Tensor::empty(&x.device(), x.dtype(), &[x.rows(), self.weight.shape()[0]])?;
-        if let (Weight::Packed(weight), None, Some(part)) = (&self.weight, &self.recovery, adapter)
-            && let Some(ax) = part.forward_with(x, weight, self.bias.as_ref(), y.view_mut())?
+        if let (Weight::Packed(weight), None, Some(adapter)) = (&self.weight, &self.recovery, adapter)
+            && let Some(ax) = adapter.forward_with(x, weight, self.bias.as_ref(), y.view_mut())?
         {
             return Ok((y, Some(ax)));
         }
         // A GPU's product reads what it adds to while it multiplies. A second pass over y would read and
         // write it.
         let ax = match adapter {
-            Some(part) if matches!(y.device(), Device::Cuda(_)) => part.forward_first(x, y.view_mut())?,
+            Some(adapter) if matches!(y.device(), Device::Cuda(_)) => {
+                adapter.forward_first(x, y.view_mut())?
+            }
             _ => None,
         };
         match ax {
@@ -48,7 +50,7 @@ impl Linear {
             branch.forward(x, y.view_mut())?;
         }
         let ax = match (ax, adapter) {
-            (None, Some(part)) => Some(part.forward(x, y.view_mut())?),
+            (None, Some(adapter)) => Some(adapter.forward(x, y.view_mut())?),
             (ax, _) => ax,
         };
         Ok((y, ax))
@@ -80,14 +82,14 @@ impl Linear {
         mut dx: ViewMut<'_>,
     ) -> Result<()> {
         if let (Weight::Packed(weight), None, Some(t)) = (&self.weight, &self.recovery, &mut adapter)
-            && t.part.backward_with((x, t.ax, dy), weight, t.gradients, Some(dx.reborrow()))?
+            && t.adapter.backward_with((x, t.ax, dy), weight, t.gradients, Some(dx.reborrow()))?
         {
             return Ok(());
         }
         // As in the forward pass.
         let is_done = match &mut adapter {
             Some(t) if matches!(dx.device(), Device::Cuda(_)) => {
-                t.part.backward_first((x, t.ax, dy), t.gradients, dx.reborrow())?
+                t.adapter.backward_first((x, t.ax, dy), t.gradients, dx.reborrow())?
             }
             _ => false,
         };
@@ -97,7 +99,7 @@ impl Linear {
             branch.backward(dy, dx.reborrow())?;
         }
         match adapter {
-            Some(t) if !is_done => Ok(t.part.backward(x, t.ax, dy, t.gradients, Some(dx))?),
+            Some(t) if !is_done => Ok(t.adapter.backward(x, t.ax, dy, t.gradients, Some(dx))?),
             _ => Ok(()),
         }
     }
@@ -105,7 +107,7 @@ impl Linear {
 
 /// What the adapter of one layer needs in the backward pass.
 pub(super) struct Trained<'a, 'g, 't> {
-    pub part: Part<'a>,
+    pub adapter: Adapter<'a>,
     /// `A·x` of the forward pass, `[m, r]`.
     pub ax: &'a Tensor,
     pub gradients: &'g mut Gradients<'t>,
@@ -119,10 +121,10 @@ impl Trained<'_, '_, '_> {
     /// As [`Linear::forward`].
     pub fn leaf(self, weight: Option<&Weight>, x: View<'_>, dy: View<'_>) -> Result<()> {
         if let Some(Weight::Packed(weight)) = weight
-            && self.part.backward_with((x, self.ax, dy), weight, self.gradients, None)?
+            && self.adapter.backward_with((x, self.ax, dy), weight, self.gradients, None)?
         {
             return Ok(());
         }
-        Ok(self.part.backward(x, self.ax, dy, self.gradients, None::<ViewMut<'_>>)?)
+        Ok(self.adapter.backward(x, self.ax, dy, self.gradients, None::<ViewMut<'_>>)?)
     }
 }

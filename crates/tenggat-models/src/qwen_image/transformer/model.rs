@@ -18,7 +18,7 @@ use super::precision::Precision;
 use super::recompute::{Recompute, Saved};
 use super::rope::Positions;
 use super::stream::{Pass, Stream, Trace};
-use crate::lora::{Adapter, Gradients, Kind, Layout, Lora, Rounded};
+use crate::lora::{Gradients, Kind, Layout, Lora, Rounded};
 use crate::qwen_image::layer::Layer;
 use crate::{Error, Interrupt, Result};
 
@@ -223,8 +223,7 @@ impl Transformer {
             let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
             self.prefetch(offloaded.flatten(), NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
-            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
-            let pass = Pass { block: i, conditioned: &conditioned, adapter };
+            let pass = Pass { block: i, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
             let (image_out, text_out, tape) =
                 block.forward(pass, &geometry, inputs.positions, image, text)?;
             // A backward pass begins with the last one.
@@ -302,8 +301,7 @@ impl Transformer {
             let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
             self.prefetch(before, NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
-            let adapter = lora.map(|lora| Adapter::new(lora, rounded.as_ref()));
-            let pass = Pass { block: i, conditioned: &conditioned, adapter };
+            let pass = Pass { block: i, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
             let tape = match saved {
                 Saved::All(tape) => tape,
                 Saved::Results { image, text, results } => {

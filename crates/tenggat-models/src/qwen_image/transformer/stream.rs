@@ -1,7 +1,7 @@
 //! One stream of a block (image or text): everything but the attention that joins the two.
 //!
 //! Shapes: `m = b·tokens` rows, `tokens` per sample and of this stream alone; `c` channels; `h` heads of `d`
-//! channels; `r` columns of a layer's `A·x`, see [`crate::lora::Part::forward`]. Dtypes as in `block.rs`;
+//! channels; `r` columns of a layer's `A·x`, see [`crate::lora::Adapter::forward`]. Dtypes as in `block.rs`;
 //! *wide* tensors are f32 where activations are bf16.
 //!
 //! `QwenImageTransformerBlock` of diffusers `transformer_qwenimage.py`. With the six parts of the modulation
@@ -20,7 +20,7 @@ use super::conditioned::Conditioned;
 use super::linear::{Linear, Trained};
 use super::modulation::Modulation;
 use crate::Result;
-use crate::lora::{Adapter, Gradients};
+use crate::lora::{Adapter, Gradients, Lora, Rounded};
 use crate::qwen_image::layer::Layer;
 
 /// Frozen weights of one stream.
@@ -69,13 +69,15 @@ pub(super) struct Pass<'a> {
     /// Number of the block.
     pub block: usize,
     pub conditioned: &'a Conditioned,
-    pub adapter: Option<Adapter<'a>>,
+    pub lora: Option<&'a Lora>,
+    /// The adapter's parameters of the block, where they are rounded.
+    pub rounded: Option<&'a Rounded>,
 }
 
 impl<'a> Pass<'a> {
-    /// The adapter's part in a layer of this block, if it has one.
-    fn part(&self, layer: Layer) -> Option<crate::lora::Part<'a>> {
-        self.adapter.and_then(|adapter| adapter.part(layer.number(self.block)))
+    /// The adapter of a layer of this block, if it has one.
+    fn adapter(&self, layer: Layer) -> Option<Adapter<'a>> {
+        self.lora?.in_layer(layer.number(self.block), self.rounded)
     }
 
     /// The adapter of a layer, with the `A·x` that its forward pass kept; `None` if it gets no gradient.
@@ -85,8 +87,8 @@ impl<'a> Pass<'a> {
         ax: &'a Option<Tensor>,
         gradients: &'g mut Option<Gradients<'t>>,
     ) -> Option<Trained<'a, 'g, 't>> {
-        match (self.part(layer), ax, gradients) {
-            (Some(part), Some(ax), Some(gradients)) => Some(Trained { part, ax, gradients }),
+        match (self.adapter(layer), ax, gradients) {
+            (Some(adapter), Some(ax), Some(gradients)) => Some(Trained { adapter, ax, gradients }),
             _ => None,
         }
     }
@@ -189,14 +191,14 @@ impl Stream {
     /// # Errors
     /// Streamed modulation has no table; the shapes do not fit, or the device failed.
     fn modulate(&self, pass: Pass<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let (conditioning, part) = (pass.conditioned.silu.view(), pass.part(self.layers.modulation));
+        let (conditioning, adapter) = (pass.conditioned.silu.view(), pass.adapter(self.layers.modulation));
         match (&self.modulation, &pass.conditioned.modulation) {
-            (Modulation::Resident(linear), _) => linear.forward(conditioning, part),
+            (Modulation::Resident(linear), _) => linear.forward(conditioning, adapter),
             (Modulation::Streamed(streamed), Some(all)) => {
                 let base = all.view().columns(streamed.columns.clone());
                 let mut y = all.empty_like(&base.shape())?;
                 copy::forward(base, y.view_mut())?;
-                let ax = part.map(|part| part.forward(conditioning, y.view_mut())).transpose()?;
+                let ax = adapter.map(|adapter| adapter.forward(conditioning, y.view_mut())).transpose()?;
                 Ok((y, ax))
             }
             (Modulation::Streamed(_), None) => {
@@ -231,7 +233,7 @@ impl Stream {
             normed.view_mut(),
             stats.view_mut(),
         )?;
-        let (qkv, qkv_ax) = self.qkv.forward(normed.view(), pass.part(self.layers.qkv))?;
+        let (qkv, qkv_ax) = self.qkv.forward(normed.view(), pass.adapter(self.layers.qkv))?;
         let mut rstd = x.empty_wide(&[x.shape()[0], 2 * segment.heads])?;
         let [q, k, v] = joint;
         rms_norm_rope::forward(
@@ -263,7 +265,7 @@ impl Stream {
         let x = &before.x;
         let p = parts(x.shape()[1]);
         let modulation = before.modulation.view();
-        let (attended, out_ax) = self.out.forward(attention, pass.part(self.layers.out))?;
+        let (attended, out_ax) = self.out.forward(attention, pass.adapter(self.layers.out))?;
         let mut x1 = x.empty_like(x.shape())?;
         gated_residual::forward(
             x.view(),
@@ -275,13 +277,13 @@ impl Stream {
         let (mut normed, mut stats) = (x.empty_like(x.shape())?, x.empty_wide(&[x.shape()[0], 2])?);
         let shift_scale = modulation.columns(p.shift_scale_2);
         layer_norm_modulate::forward(x1.view(), shift_scale, tokens, normed.view_mut(), stats.view_mut())?;
-        let (hidden_in, in_ax) = self.mlp_in.forward(normed.view(), pass.part(self.layers.mlp_in))?;
+        let (hidden_in, in_ax) = self.mlp_in.forward(normed.view(), pass.adapter(self.layers.mlp_in))?;
         let mut hidden = hidden_in.empty_like(hidden_in.shape())?;
         gelu::forward(hidden_in.view(), hidden.view_mut())?;
         let mlp = match known {
             Some(known) => known,
             None => {
-                let (y, ax) = self.mlp_out.forward(hidden.view(), pass.part(self.layers.mlp_out))?;
+                let (y, ax) = self.mlp_out.forward(hidden.view(), pass.adapter(self.layers.mlp_out))?;
                 MlpOutput { y, ax }
             }
         };
