@@ -45,7 +45,10 @@ fn steps(task: &str) -> Option<Vec<Step>> {
                 &["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
             ),
         ],
-        "quick" => vec![Step::cargo("quick tests", &["test", "--release", "--locked", "-p", "tenggat-plan"])],
+        "quick" => vec![Step::cargo(
+            "quick tests",
+            &["test", "--release", "--locked", "-p", "tenggat-job", "-p", "tenggat-plan"],
+        )],
         "test" => vec![Step::cargo("all tests", &["test", "--release", "--workspace", "--locked"])],
         "bench" => vec![Step::cargo("benchmarks", &["bench", "--locked", "-p", "tenggat-bench"])],
         // What is mutated and how long the tests have is in `.cargo/mutants.toml`.

@@ -151,7 +151,7 @@ mod tests {
         let folders = [first.path().to_owned(), second.path().to_owned()];
         let names = ["libtenggat-x.so.13", "libtenggat-x.so.12"];
         assert_eq!(preload_all(&names, &folders, &[]), [] as [PathBuf; 0]);
-        let Some(()) = library(first.path(), names[1]) else { return eprintln!("skipped: no C compiler") };
+        let Some(()) = library(first.path(), names[1]) else { return tenggat_skip::skipped("no C compiler") };
         assert_eq!(preload_all(&names, &folders, &[]), [first.path().join(names[1])]);
         library(second.path(), names[0]).unwrap();
         let both = [second.path().join(names[0]), first.path().join(names[1])];
@@ -165,7 +165,7 @@ mod tests {
     fn places_come_last_but_come() {
         let place = tempfile::tempdir().unwrap();
         let name = "libtenggat-place.so.1";
-        let Some(()) = library(place.path(), name) else { return eprintln!("skipped: no C compiler") };
+        let Some(()) = library(place.path(), name) else { return tenggat_skip::skipped("no C compiler") };
         assert_eq!(preload_all(&[name], &[], &[place.path().to_owned()]), [place.path().join(name)]);
     }
 
@@ -175,7 +175,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let names = ["libnvrtc.so.9913", "libnvrtc-builtins.so.9913.0", "libnvrtc-builtins.so.9912.8"];
         for name in names {
-            let Some(()) = library(folder.path(), name) else { return eprintln!("skipped: no C compiler") };
+            let Some(()) = library(folder.path(), name) else {
+                return tenggat_skip::skipped("no C compiler");
+            };
         }
         let loaded = preload_all(&names[..1], &[folder.path().to_owned()], &[]);
         assert_eq!(loaded, [names[1], names[0]].map(|name| folder.path().join(name)));

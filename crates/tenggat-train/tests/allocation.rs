@@ -111,7 +111,7 @@ fn warm_step(weights: DType) -> (usize, usize) {
 #[test]
 fn a_warm_step_allocates_no_buffer() {
     if !linear::packs(DType::F32) {
-        eprintln!("skipped: products of this processor are a library's, which has memory of its own");
+        tenggat_skip::skipped("products of this processor are a library's, which has memory of its own");
         return;
     }
     for weights in [DType::F32, DType::BF16].into_iter().filter(|&dtype| linear::packs(dtype)) {

@@ -78,7 +78,7 @@ mod tests {
             ("amx", Level::detected(Level::Amx) == Level::Amx),
         ] {
             if !there {
-                eprintln!("skipped: for this processor {name} is no difference, or too much");
+                tenggat_skip::skipped(format!("for this processor {name} is no difference, or too much"));
                 continue;
             }
             let mut tests = std::process::Command::new(std::env::current_exe().unwrap());

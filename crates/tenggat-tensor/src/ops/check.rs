@@ -131,11 +131,10 @@ pub fn emulated_gpu(memory_bytes: usize) -> Option<Device> {
 pub fn emulated(emulation: Emulation) -> Option<Device> {
     match Cuda::emulated_as(&emulation) {
         Ok(cuda) => Some(Device::Cuda(cuda)),
-        Err(e) if std::env::var_os("TENGGAT_REQUIRE_CXX").is_none() => {
-            eprintln!("skipped: {e}");
+        Err(e) => {
+            tenggat_skip::skipped_without_cxx(e);
             None
         }
-        Err(e) => panic!("{e}"),
     }
 }
 

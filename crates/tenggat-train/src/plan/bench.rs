@@ -375,8 +375,7 @@ mod tests {
     #[test]
     fn gpus_take_the_same_steps() {
         let Ok(gpu) = Device::emulated() else {
-            assert!(std::env::var_os("TENGGAT_REQUIRE_CXX").is_none(), "no C++ compiler");
-            eprintln!("skipped: no C++ compiler");
+            tenggat_skip::skipped_without_cxx("no C++ compiler");
             return;
         };
         let losses = |device: &Device, compute, adam_8bit| {

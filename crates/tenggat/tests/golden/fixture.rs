@@ -27,13 +27,7 @@ pub fn has_file(file: &str) -> bool {
     there
 }
 
-/// Straight to the terminal: the harness swallows the output of a test that passes.
-pub fn skip(reason: &str) {
-    use std::io::Write as _;
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let line = format!("skipped: {test}; {reason}\n");
-    std::io::stderr().write_all(line.as_bytes()).expect("standard error");
-}
+pub use tenggat_skip::skipped as skip;
 
 /// One safetensors file of the set.
 pub struct Golden {

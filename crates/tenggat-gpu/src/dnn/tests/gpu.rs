@@ -57,7 +57,7 @@ fn a_gpu_agrees_with_the_cpu() {
     let driver = unsafe { driver::sys::is_culib_present() };
     let context = if driver { CudaContext::new(0).ok() } else { None };
     let Some(context) = context.filter(|_| libraries()) else {
-        eprintln!("skipped: no GPU");
+        tenggat_skip::skipped("no GPU");
         return;
     };
     let device = Device(context.new_stream().unwrap());

@@ -40,7 +40,7 @@ fn libraries() -> bool {
 fn skip(reason: &str) -> bool {
     let required = env::var_os("TENGGAT_REQUIRE_CUDA_LIBRARIES").is_some_and(|value| value == "1");
     assert!(!required, "{reason}");
-    eprintln!("skipped: {reason}");
+    tenggat_skip::skipped(reason);
     false
 }
 
@@ -126,7 +126,7 @@ fn cudnn_accepts_both_graphs() {
 fn driverless() -> bool {
     match CARDS[0].target() {
         Err(Error::Status { status: sys::cudnnStatus_t::CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED, .. }) => {
-            eprintln!("skipped: this version of cuDNN needs a driver to load");
+            tenggat_skip::skipped("this version of cuDNN needs a driver to load");
             false
         }
         other => other.is_ok() || panic!("{other:?}"),

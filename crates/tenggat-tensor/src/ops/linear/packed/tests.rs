@@ -138,7 +138,9 @@ fn one_pass_agrees_with_separate_products() {
         (DType::BF16, true, splits(), 2e-6),
     ] {
         if !available {
-            eprintln!("skipped: no packed products of {dtype:?}, exact {exact}, on this processor");
+            tenggat_skip::skipped(format!(
+                "no packed products of {dtype:?}, exact {exact}, on this processor"
+            ));
             continue;
         }
         for case in Case::all() {
@@ -155,7 +157,7 @@ fn one_pass_agrees_with_separate_products() {
 #[test]
 fn any_thread_count_gives_the_same_bits() {
     if !f32::available() {
-        eprintln!("skipped: no packed products on this processor");
+        tenggat_skip::skipped("no packed products on this processor");
         return;
     }
     let case = Case { m: 320, input: 512, out: 700, rank: 16, members: vec![0..350, 352..700] };
