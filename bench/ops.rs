@@ -29,8 +29,8 @@ fn products(c: &mut Criterion) {
     let device = Device::cpu();
     let (x, y) = (randn(&device, &[TOKENS, C], 1), randn(&device, &[TOKENS, 4 * C], 2));
     let weight = randn(&device, &[4 * C, C], 3);
-    let narrow = linear::Weight::Dense(weight.to_dtype(DType::BF16).unwrap());
-    let wide = linear::Weight::Dense(weight);
+    let narrow = tenggat_tensor::weight::Weight::Dense(weight.to_dtype(DType::BF16).unwrap());
+    let wide = tenggat_tensor::weight::Weight::Dense(weight);
     let mut group = c.benchmark_group("products");
     group.throughput(Throughput::Elements((TOKENS * C * 4 * C) as u64));
     for (name, w) in [("f32 weight", &wide), ("bf16 weight", &narrow)] {

@@ -63,7 +63,7 @@ pub mod quantised {
     //! A file of quantised matrices; the first byte says of which format.
 
     use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, QuantisedFile, Weights};
-    use tenggat_tensor::ops::quantise::Format;
+    use tenggat_tensor::weight::Format;
     use tenggat_tensor::{DType, Device};
 
     use crate::scratch::Scratch;

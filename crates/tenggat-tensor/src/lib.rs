@@ -7,6 +7,7 @@ pub mod ops;
 pub mod random;
 mod storage;
 mod tensor;
+pub mod weight;
 
 pub use cpu::{Element, Real};
 pub use device::Device;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Precision, Recompute};
-use tenggat_tensor::ops::linear;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;
@@ -110,11 +109,12 @@ fn warm_step(weights: DType) -> (usize, usize) {
 
 #[test]
 fn a_warm_step_allocates_no_buffer() {
-    if !linear::packs(DType::F32) {
+    if !tenggat_tensor::weight::packs(DType::F32) {
         tenggat_skip::skipped("products of this processor are a library's, which has memory of its own");
         return;
     }
-    for weights in [DType::F32, DType::BF16].into_iter().filter(|&dtype| linear::packs(dtype)) {
+    for weights in [DType::F32, DType::BF16].into_iter().filter(|&dtype| tenggat_tensor::weight::packs(dtype))
+    {
         let (largest, total) = warm_step(weights);
         println!("{weights:?} weights: {total} bytes in all, the largest piece {largest}");
         // The smallest activation of the picture is [192, 128] in 32 bits: 98304 bytes. Shapes and lists are

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use tenggat_tensor::ops::gemm;
-use tenggat_tensor::ops::linear::{self, AdapterGradients, Packed, Write};
+use tenggat_tensor::ops::linear::Write;
+use tenggat_tensor::weight::{self, AdapterGradients, Packed};
 use tenggat_tensor::{Result, Tensor, View, ViewMut};
 
 use super::layout::{Group, Member};
@@ -29,13 +30,13 @@ impl LowRank<'_> {
     }
 
     /// The adapter in the form that packed layers take; `members` is filled with views of B.
-    fn adapter<'m>(&'m self, members: &'m mut Vec<(Range<usize>, View<'m>)>) -> Result<linear::Adapter<'m>> {
+    fn adapter<'m>(&'m self, members: &'m mut Vec<(Range<usize>, View<'m>)>) -> Result<weight::Adapter<'m>> {
         for member in &self.group.members {
             let b = self.parameters.matrix(member.b, member.columns.len(), self.rank)?;
             members.push((member.columns.clone(), b));
         }
         let a = self.parameters.matrix(self.group.a, self.stacked_rank(), self.group.input)?;
-        Ok(linear::Adapter { a, members, scale: self.scale })
+        Ok(weight::Adapter { a, members, scale: self.scale })
     }
 
     /// `y = W·x + bias + scale · B·(A·x)` in one pass; returns `A·x`.
@@ -70,7 +71,7 @@ impl LowRank<'_> {
         let len = self.stacked_rank() * self.group.input + outputs * self.rank;
         let all = gradients.buffer.matrix_mut(self.group.a, 1, len)?;
         let gradients = AdapterGradients { all, write: gradients.write };
-        let trained = linear::Trained { adapter, x, ax: ax.view(), gradients };
+        let trained = weight::Trained { adapter, x, ax: ax.view(), gradients };
         weight.backward(dy, Some(trained), dx.map(|dx| (Write::Replace, dx)))
     }
 

@@ -1,6 +1,7 @@
 //! An adapter in a pass through the model, layer by layer.
 
-use tenggat_tensor::ops::linear::{Packed, Write};
+use tenggat_tensor::ops::linear::Write;
+use tenggat_tensor::weight::Packed;
 use tenggat_tensor::{Result, Tensor, View, ViewMut};
 
 use super::kronecker::Kronecker;

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use tenggat_tensor::ops::linear::Weight;
-use tenggat_tensor::ops::quantise::{self, Bytes, Format, Parts, Quantised};
+use tenggat_tensor::weight::{self, Bytes, Format, Parts, Quantised, Weight};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::{Matrix, Part, Progress, QuantisedFile, Source, Weights};
@@ -120,7 +119,7 @@ impl Checkpoint {
     /// Quantises a matrix from the checkpoint, a few rows at a time.
     pub(super) fn quantise(&self, matrix: &Matrix, format: Format) -> Result<Parts<Vec<u8>>> {
         self.interrupt.check()?;
-        let mut out = quantise::part_bytes(format, matrix.output(), matrix.input).map(|n| vec![0u8; n]);
+        let mut out = weight::part_bytes(format, matrix.output(), matrix.input).map(|n| vec![0u8; n]);
         for (part, to) in matrix.placed() {
             self.quantise_part(matrix, part, format, to.start, &mut out)?;
         }
@@ -142,14 +141,14 @@ impl Checkpoint {
             let rows = &mut rows[..n * matrix.input];
             stored.read_bf16(from * matrix.input..(from + n) * matrix.input, rows)?;
             let at = to + from - part.rows.start;
-            let before = quantise::part_bytes(format, at, matrix.input);
-            let these = quantise::part_bytes(format, n, matrix.input);
+            let before = weight::part_bytes(format, at, matrix.input);
+            let these = weight::part_bytes(format, n, matrix.input);
             let to = Parts {
                 codes: &mut out.codes[before.codes..before.codes + these.codes],
                 scales: &mut out.scales[before.scales..before.scales + these.scales],
                 zero_points: &mut out.zero_points[before.zero_points..before.zero_points + these.zero_points],
             };
-            quantise::quantise_rows(format, rows, matrix.input, to)?;
+            weight::quantise_rows(format, rows, matrix.input, to)?;
         }
         Ok(())
     }

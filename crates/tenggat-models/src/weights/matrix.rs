@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::copy;
-use tenggat_tensor::ops::linear::Weight;
+use tenggat_tensor::weight::Weight;
 
 use crate::Result;
 

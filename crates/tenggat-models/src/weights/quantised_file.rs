@@ -14,7 +14,7 @@ use std::time::UNIX_EPOCH;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use tenggat_tensor::ops::quantise::{self, Bytes, Format, Parts, Quantised};
+use tenggat_tensor::weight::{self, Bytes, Format, Parts, Quantised};
 
 use super::{Checkpoint, Matrix, Weights};
 use crate::{Error, Result};
@@ -140,7 +140,7 @@ fn header(matrices: &[(&Matrix, Format)]) -> (Vec<u8>, u64) {
     );
     let mut at = 0usize;
     for (matrix, format) in matrices {
-        let bytes = quantise::part_bytes(*format, matrix.output(), matrix.input);
+        let bytes = weight::part_bytes(*format, matrix.output(), matrix.input);
         for ((name, dtype, shape), len) in
             arrays(matrix, *format).into_iter().zip([bytes.codes, bytes.scales, bytes.zero_points])
         {

@@ -2,8 +2,7 @@
 
 use half::bf16;
 use rayon::prelude::*;
-use tenggat_tensor::ops::linear::Weight;
-use tenggat_tensor::ops::quantise::{self, Bytes, Format, Quantised};
+use tenggat_tensor::weight::{self, Bytes, Format, Quantised, Weight};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::{Matrix, Source};
@@ -33,7 +32,7 @@ impl Source for Random {
         let shape = [matrix.output(), matrix.input];
         let seed = seed(matrix.key());
         if let Some(format) = self.format.filter(|format| format.fits(matrix.input)) {
-            let mut parts = quantise::part_bytes(format, shape[0], shape[1]).map(|n| vec![0u8; n]);
+            let mut parts = weight::part_bytes(format, shape[0], shape[1]).map(|n| vec![0u8; n]);
             fill(seed, &mut parts.codes);
             let (scale, zero_point) = scale(format, &mut parts.codes);
             parts.scales.as_chunks_mut::<2>().0.fill(bf16::from_f32(scale).to_le_bytes());

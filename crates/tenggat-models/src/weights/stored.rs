@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::Dtype;
 use tenggat_tensor::Element;
-use tenggat_tensor::ops::quantise::{NextUse, Owner};
+use tenggat_tensor::weight::{NextUse, Owner};
 
 use crate::{Error, Result};
 

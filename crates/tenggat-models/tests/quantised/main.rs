@@ -13,7 +13,7 @@ use tenggat_models::qwen_image::transformer::{
     LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::{Matrix, Quantisation, Weights};
-use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device, Tensor};
 
 fn quantisation(format: Format, recovery: Option<&Path>, cache: Option<&Path>) -> Quantisation {

@@ -12,8 +12,9 @@ use tenggat_models::qwen_image::transformer::{
     Config, Inputs, LoadOptions, Positions, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
-use tenggat_tensor::ops::linear::{Weight, Write};
+use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::random::Philox;
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{DType, Device, Tensor};
 
 pub fn folder() -> PathBuf {

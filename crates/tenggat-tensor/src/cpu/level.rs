@@ -82,7 +82,7 @@ mod tests {
                 continue;
             }
             let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
-            let output = tests.arg("ops::").env(VARIABLE, name).output().unwrap();
+            let output = tests.args(["ops::", "weight::"]).env(VARIABLE, name).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success() && !text.contains(" 0 passed"), "{name}:\n{text}");
         }

@@ -91,7 +91,7 @@ impl Device {
         }
     }
 
-    /// Whether it multiplies 8-bit floats faster than wider ones ([`Fp8`](crate::ops::quantise::Fp8)).
+    /// Whether it multiplies 8-bit floats faster than wider ones ([`Fp8`](crate::weight::Fp8)).
     pub fn fp8_products(&self) -> bool {
         match self {
             Device::Cpu(_) => false,

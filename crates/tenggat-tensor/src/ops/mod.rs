@@ -26,13 +26,13 @@ pub mod linear;
 pub mod lion;
 pub mod loss;
 pub mod prodigy;
-pub mod quantise;
 pub mod rms_norm;
 pub mod rms_norm_rope;
 pub mod rotary;
 pub mod scale_shift;
 pub mod silu;
 pub mod swiglu;
+mod write;
 
 #[cfg(test)]
 pub(crate) mod check;
@@ -74,7 +74,7 @@ pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &lion::cuda::MODULE,
     &loss::cuda::MODULE,
     &prodigy::cuda::MODULE,
-    &quantise::cuda::MODULE,
+    &crate::weight::quantised::cuda::MODULE,
     &rms_norm::cuda::MODULE,
     &rms_norm_rope::cuda::MODULE,
     &rotary::cuda::MODULE,

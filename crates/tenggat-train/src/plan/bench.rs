@@ -17,8 +17,8 @@ use tenggat_plan::{
     Clock, Modulation, Optimiser as PlannedOptimiser, Precision as Planned, StepConfig, StepShape,
 };
 use tenggat_tensor::ops::gemm;
-use tenggat_tensor::ops::quantise::Format;
 use tenggat_tensor::random::Philox;
+use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::lora::initial;

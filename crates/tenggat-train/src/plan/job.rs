@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use tenggat_models::Result;
+use tenggat_models::qwen_image::layer::Layer;
 use tenggat_models::qwen_image::text_encoder::Config as TextConfig;
 use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::qwen_image::vae::VaeConfig;
@@ -12,7 +13,7 @@ use tenggat_plan::{
     BucketShape, Elsewhere, ModelDims, ModelProfile, Optimiser as PlannedOptimiser, PlanJob, Precision,
     SampleJob, SamplePicture, Surroundings, Targets, ValidationJob, ValidationPlan,
 };
-use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::weight::Format;
 
 use crate::data::pictures::{self, Batches, Item};
 use crate::job::{FirstRound, Job, Network, NetworkKind, Optimiser, Qtype};
@@ -251,12 +252,12 @@ fn targets(network: &Network) -> Option<Targets> {
         return None;
     }
     let kinds = [
-        ("img_mod.1", Targets::All),
-        ("img_mlp.net.2", Targets::AttentionAndMlp),
-        ("attn.add_q_proj", Targets::Attention),
+        (Layer::ImgMod, Targets::All),
+        (Layer::ImgMlpOut, Targets::AttentionAndMlp),
+        (Layer::TxtQkv, Targets::Attention),
     ];
-    let trained = |layer: &str| network.trains(&format!("transformer_blocks.0.{layer}"));
-    Some(kinds.into_iter().find(|(layer, _)| trained(layer)).map_or(Targets::ImageAttention, |(_, t)| t))
+    let trained = |layer: Layer| network.trains(&format!("transformer_blocks.0.{}", layer.modules()[0]));
+    Some(kinds.into_iter().find(|&(layer, _)| trained(layer)).map_or(Targets::ImageAttention, |(_, t)| t))
 }
 
 /// The job's sample pictures, each as it is drawn.

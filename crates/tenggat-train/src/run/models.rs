@@ -9,8 +9,7 @@ use tenggat_models::qwen_image::transformer::{
 use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
 use tenggat_models::weights::Quantisation;
-use tenggat_tensor::DType;
-use tenggat_tensor::ops::linear;
+use tenggat_tensor::{DType, weight};
 
 use super::event::Event;
 use super::options::Options;
@@ -58,7 +57,7 @@ pub(super) fn load(
     let base = job.model.quantisation.map(|format| stored(format, recovery));
     // Beside quantised matrices the others stay in bf16: they are small or keep what a recovery adapter was
     // made for. Elsewhere 32-bit products are the faster ones.
-    let bf16_products = job.train.bf16 && linear::packs(DType::BF16);
+    let bf16_products = job.train.bf16 && weight::packs(DType::BF16);
     let text = job.model.text_quantisation.map(|format| stored(format, None));
     let weights = folder.join("transformer");
     let precision = Precision::on(device, base.is_some() || bf16_products);

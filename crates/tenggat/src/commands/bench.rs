@@ -10,7 +10,7 @@ use tenggat_models::qwen_image::transformer::{
 };
 use tenggat_models::weights::Quantisation;
 use tenggat_plan::{Clock, Fit, MemoryPart, MemoryPlan, Modulation, StepConfig, WallClock, fit};
-use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::plan::bench::{Measured, News, StepBench, StepTime, product_flops_per_s};
 use tenggat_train::plan::calibrate::timing::median;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::weights::Quantisation;
-use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::weight::Format;
 
 use super::model::{locate_file, locate_unless};
 use crate::assets;

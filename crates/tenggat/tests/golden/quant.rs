@@ -1,8 +1,8 @@
 //! `quant`: quantised formats against ai-toolkit, optimum-quanto and torchao.
 
 use half::bf16;
-use tenggat_tensor::ops::linear::{self, Weight};
-use tenggat_tensor::ops::quantise::{Format, Quantised};
+use tenggat_tensor::ops::linear;
+use tenggat_tensor::weight::{Format, Quantised, Weight};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use crate::fixture::{Golden, assert_close, assert_close_l2};

@@ -1,7 +1,8 @@
 //! One decoder layer.
 
-use tenggat_tensor::ops::linear::{self, Weight};
+use tenggat_tensor::ops::linear;
 use tenggat_tensor::ops::{causal_attention, copy, rms_norm, rotary, swiglu};
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{Tensor, View, ViewMut};
 
 use super::Config;

@@ -1,6 +1,7 @@
 //! A frozen linear layer with its adapter.
 
-use tenggat_tensor::ops::linear::{self, Weight, Write};
+use tenggat_tensor::ops::linear::{self, Write};
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{Device, Tensor, View, ViewMut};
 
 use super::recovery::Branch;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tenggat_tensor::ops::copy;
-use tenggat_tensor::ops::linear::Weight;
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{DType, Device};
 
 use super::block::Block;

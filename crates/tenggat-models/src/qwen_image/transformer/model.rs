@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use tenggat_tensor::ops::quantise::NextUse;
 use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
+use tenggat_tensor::weight::NextUse;
 use tenggat_tensor::{Device, Tensor};
 
 use super::block::{Block, Geometry};

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use half::bf16;
 use tenggat_tensor::ops::kronecker;
-use tenggat_tensor::ops::linear::{self, Weight, Write};
+use tenggat_tensor::ops::linear::{self, Write};
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{DType, Device, Tensor, View, ViewMut};
 
 use crate::qwen_image::layer;

@@ -11,9 +11,9 @@
 
 use std::ops::Range;
 
-use tenggat_tensor::ops::quantise::NextUse;
 use tenggat_tensor::ops::rms_norm_rope::{self, Segment};
 use tenggat_tensor::ops::{copy, gated_residual, gelu, layer_norm_modulate};
+use tenggat_tensor::weight::NextUse;
 use tenggat_tensor::{Tensor, View, ViewMut};
 
 use super::conditioned::Conditioned;

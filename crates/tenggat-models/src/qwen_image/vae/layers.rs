@@ -5,8 +5,9 @@
 //! picture. Activations are tensors `[b, h, w, c]`.
 
 use tenggat_tensor::ops::conv2d::{self, Filter, Pictures, Resample};
-use tenggat_tensor::ops::linear::{self, Weight, Write};
+use tenggat_tensor::ops::linear::{self, Write};
 use tenggat_tensor::ops::{attention, copy, rms_norm};
+use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{DType, Device, Tensor, View};
 
 use crate::Result;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::Write;
 use crate::cpu::{Mat, MatMut, Real, vectorised};
 use crate::ops::gemm::{Operand, Shared, kernel};
-use crate::ops::quantise::Quantised;
+use crate::weight::Quantised;
 
 /// Fewest and most outputs (forward) or inputs (backward) that a task takes: multiples of the micro-kernels'
 /// edges, and for the inputs of the groups of quantised formats.

@@ -3,167 +3,13 @@
 //! Forward: `y = x · Wᵀ + bias (+ y)`. Backward: `dx = dy · W (+ dx)`.
 
 mod cpu;
-mod packed;
 
-pub use packed::{Adapter, AdapterGradients, Packed, Trained, packs};
+pub use super::write::Write;
 
-use super::quantise::{Fp8, NextUse, Quantised, Resident};
 use super::{dispatch_real, gemm};
 use crate::error::expect_shape;
-use crate::{DType, Device, Error, Result, Tensor, View, ViewMut};
-
-/// A frozen weight as it is stored.
-#[derive(Debug)]
-pub enum Weight {
-    /// `[out, in]` in the computing type, or in bf16 and widened part by part as it is used.
-    Dense(Tensor),
-    /// `[out, in]` in 2 to 8 bits in host memory or in a file, dequantised part by part as it is used.
-    Quantised(Quantised),
-    /// In the order in which the processor multiplies it.
-    Packed(Packed),
-    /// `[out, in]` in 2 to 8 bits for a GPU, in its memory or copied there for each use, dequantised whole as
-    /// it is used.
-    Resident(Box<Resident>),
-    /// `[out, in]` in 8-bit floats in a GPU's memory, which its tensor cores multiply as they are. Products
-    /// round their other operand to 8-bit floats too.
-    Fp8(Box<Fp8>),
-}
-
-impl Weight {
-    /// The weight packed, if this processor multiplies packed ones of its type faster. Products of a bf16
-    /// weight then round their other operand to bf16 too, which not every caller wants: with `exact` they
-    /// stay as they are.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn packed(self, exact: bool) -> Result<Self> {
-        match self {
-            Weight::Dense(w) => Ok(Packed::pack(&w, exact)?.map_or(Weight::Dense(w), Weight::Packed)),
-            other => Ok(other),
-        }
-    }
-
-    /// The weight in the device's memory. Nothing changes on the CPU.
-    ///
-    /// # Errors
-    /// Out of device memory.
-    pub fn into_device(self, device: &Device) -> Result<Self> {
-        match (self, device) {
-            (Weight::Dense(w), _) => Ok(Weight::Dense(w.into_device(device)?)),
-            (Weight::Quantised(w), Device::Cuda(_)) => {
-                Ok(Weight::Resident(Box::new(Resident::new(&w, device)?)))
-            }
-            (other, _) => Ok(other),
-        }
-    }
-
-    /// The weight for a device that does not keep it: a quantised one stays with the host, and a GPU copies
-    /// it for each use. Others, and all on a CPU, as [`Weight::into_device`].
-    ///
-    /// # Errors
-    /// Out of device memory.
-    pub fn lent_to(self, device: &Device) -> Result<Self> {
-        match (self, device) {
-            (Weight::Quantised(w), Device::Cuda(_)) => {
-                Ok(Weight::Resident(Box::new(Resident::away(w, device))))
-            }
-            (other, _) => other.into_device(device),
-        }
-    }
-
-    /// The weight as a GPU multiplies 8-bit floats, where it lies in the memory of one that does and its
-    /// shape allows it; else as it is. Takes 2 bytes per weight in place of what it took before.
-    ///
-    /// # Errors
-    /// Out of device memory.
-    pub fn into_fp8(self) -> Result<Self> {
-        let device = match &self {
-            Weight::Dense(w) => w.device(),
-            Weight::Resident(w) => w.device(),
-            Weight::Quantised(_) | Weight::Packed(_) | Weight::Fp8(_) => return Ok(self),
-        };
-        if !device.fp8_products() || !Fp8::fits(self.shape()) {
-            return Ok(self);
-        }
-        Ok(match self {
-            Weight::Dense(w) => Weight::Fp8(Box::new(Fp8::from_dense(&w)?)),
-            Weight::Resident(w) => Weight::Fp8(Box::new(Fp8::from_resident(*w)?)),
-            other => other,
-        })
-    }
-
-    /// `[out, in]`.
-    pub fn shape(&self) -> [usize; 2] {
-        match self {
-            Weight::Resident(w) => w.shape(),
-            Weight::Fp8(w) => w.shape(),
-            Weight::Dense(w) => [w.shape()[0], w.shape()[1]],
-            Weight::Quantised(w) => w.shape(),
-            Weight::Packed(w) => w.shape(),
-        }
-    }
-
-    /// Tells whoever holds it that it is read soon, or not for a while. Only quantised weights can lie in a
-    /// file.
-    pub fn prefetch(&self, next: NextUse) {
-        match self {
-            Weight::Quantised(w) => w.prefetch(next),
-            Weight::Resident(w) => w.prefetch(next),
-            Weight::Dense(_) | Weight::Packed(_) | Weight::Fp8(_) => {}
-        }
-    }
-
-    /// Gives the GPU back the memory of a weight that lies in a file too and is copied for every use from now
-    /// on. Whether that made room.
-    pub fn release(&self) -> bool {
-        if let Weight::Resident(w) = self { w.release() } else { false }
-    }
-
-    /// Bytes of storage.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Weight::Dense(w) => w.len() * w.dtype().bytes(),
-            Weight::Quantised(w) => w.bytes(),
-            Weight::Packed(w) => w.bytes(),
-            Weight::Resident(w) => w.bytes(),
-            Weight::Fp8(w) => w.bytes(),
-        }
-    }
-
-    /// The weights that a GPU multiplies by, if they are not stored so: `[out, in]` in the computing type.
-    fn scratch(&self, dtype: DType) -> Result<Option<Tensor>> {
-        match self {
-            Weight::Resident(w) => Ok(Some(w.to_dense(dtype)?)),
-            Weight::Fp8(w) => Ok(Some(w.to_dense(dtype)?)),
-            Weight::Dense(w) if w.dtype() != dtype => Ok(Some(w.to_dtype(dtype)?)),
-            _ => Ok(None),
-        }
-    }
-
-    /// The matrix itself, where it is one.
-    fn dense(&self, op: &'static str) -> Result<&Tensor> {
-        match self {
-            Weight::Dense(w) => Ok(w),
-            _ => Err(Error::Place { op, expected: "a GPU", got: "host memory" }),
-        }
-    }
-}
-
-/// What happens to the values that the output already has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Write {
-    /// They are overwritten, and never read.
-    Replace,
-    /// The result is added to them.
-    Add,
-}
-
-impl Write {
-    /// As the `beta` of a matrix product.
-    pub fn beta(self) -> f64 {
-        if self == Write::Replace { 0.0 } else { 1.0 }
-    }
-}
+use crate::weight::Weight;
+use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 /// `y = x · Wᵀ + bias`; x: `[m, in]`, w: `[out, in]`, bias: `[out]`, y: `[m, out]`.
 ///
@@ -171,7 +17,7 @@ impl Write {
 /// Shapes do not fit, or types differ.
 pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear forward";
-    expect(OP, x, w, bias, &y)?;
+    check_shapes(OP, x, w, bias, &y)?;
     if let Weight::Packed(w) = w {
         return w.forward(x, bias, None, Write::Replace, y);
     }
@@ -193,11 +39,17 @@ pub fn forward(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -
 /// Shapes do not fit, types differ, or y is not on a GPU.
 pub fn forward_onto(x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear forward onto";
-    expect(OP, x, w, bias, &y)?;
+    check_shapes(OP, x, w, bias, &y)?;
     on_gpu(OP, x, w, bias, Write::Add, y)
 }
 
-fn expect(op: &'static str, x: View<'_>, w: &Weight, bias: Option<&Tensor>, y: &ViewMut<'_>) -> Result<()> {
+fn check_shapes(
+    op: &'static str,
+    x: View<'_>,
+    w: &Weight,
+    bias: Option<&Tensor>,
+    y: &ViewMut<'_>,
+) -> Result<()> {
     let [out, input] = w.shape();
     expect_shape(op, "x columns", &[input], &[x.cols()])?;
     expect_shape(op, "y", &[x.rows(), out], &y.shape())?;
@@ -232,7 +84,7 @@ fn on_gpu(
 /// Shapes do not fit, or types differ.
 pub fn accumulate(x: View<'_>, w: &Weight, y: ViewMut<'_>) -> Result<()> {
     const OP: &str = "linear accumulate";
-    expect(OP, x, w, None, &y)?;
+    check_shapes(OP, x, w, None, &y)?;
     product(OP, x, w, Write::Add, y)
 }
 
@@ -309,6 +161,8 @@ fn check_bf16(op: &'static str, dtype: DType) -> Result<()> {
 mod tests {
     use super::super::check::*;
     use super::*;
+    use crate::Device;
+    use crate::weight::Quantised;
 
     /// L = Σ y∘dy, y = x Wᵀ + b: dL/dx = dy W.
     #[test]

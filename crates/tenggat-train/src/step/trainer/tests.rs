@@ -1,5 +1,5 @@
 use tenggat_models::qwen_image::transformer::{Config, Recompute};
-use tenggat_tensor::ops::quantise::Format;
+use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device};
 
 use super::*;

@@ -244,8 +244,8 @@ fn round_bf16(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::randn;
     use super::*;
+    use crate::ops::check::randn;
 
     fn all_formats() -> Vec<Format> {
         let mut all = vec![Format::QFloat8, Format::Float8, Format::QInt8, Format::Int8];

@@ -9,13 +9,13 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::Write;
 use crate::cpu::{Mat, MatMut, Real};
 use crate::error::expect_shape;
 use crate::ops::gemm::strips::{
     Extra, Job, Lane, Parts, Scratch, Strips, Target, WIDTH, pack_transposed, packed_len, run_all, splits,
 };
 use crate::ops::gemm::{self, Operand};
+use crate::ops::linear::Write;
 use crate::{DType, Element, Error, Result, Tensor, View, ViewMut};
 
 /// A weight `[out, in]` in the order in which this processor multiplies it: as large as it was, but for the

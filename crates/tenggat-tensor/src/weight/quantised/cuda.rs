@@ -242,8 +242,8 @@ fn launch_dequantise(kernel: Kernel, [codes, scales, zero_points]: [u64; 3], to:
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::check::{self, gpu, randn};
     use super::*;
+    use crate::ops::check::{self, gpu, randn};
 
     /// The GPU's weights are the CPU's, bit for bit, in rows that are whole packs and rows that are not.
     #[test]

@@ -6,7 +6,8 @@ use super::super::Quantised;
 use super::*;
 use crate::Device;
 use crate::ops::check::{gpu, open_gpu_without, randn};
-use crate::ops::linear::{self, Weight};
+use crate::ops::linear;
+use crate::weight::Weight;
 
 /// The nearest code, found by trying all.
 fn nearest(x: f32) -> u8 {
