@@ -1,7 +1,7 @@
 //! How tests say that they cannot run here.
 //!
-//! The test harness hides what a passing test prints, so a skipped test would look like one that passed. These
-//! functions write straight to standard error, which the harness leaves alone.
+//! The test harness hides what a passing test prints, so a skipped test would look like one that passed.
+//! These functions write straight to standard error, which the harness leaves alone.
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -10,6 +10,7 @@ use std::io::Write as _;
 const CXX: &str = "TENGGAT_REQUIRE_CXX";
 
 /// Says that the present test is skipped, and why.
+#[expect(clippy::disallowed_methods, reason = "what the harness does not hide")]
 pub fn skipped(reason: impl Display) {
     let thread = std::thread::current();
     let line = format!("skipped: {}; {reason}\n", thread.name().unwrap_or("a test"));

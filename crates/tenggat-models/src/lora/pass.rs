@@ -97,8 +97,8 @@ impl Adapter<'_> {
         self.joins().map(|adapter| adapter.forward_packed(x, weight, bias, y)).transpose()
     }
 
-    /// Backward of [`Adapter::forward_with`]: writes dA and dB and, if there is room for it, the gradient of x,
-    /// which includes the frozen layer's share. Whether it did.
+    /// Backward of [`Adapter::forward_with`]: writes dA and dB and, if there is room for it, the gradient of
+    /// x, which includes the frozen layer's share. Whether it did.
     pub fn backward_with(
         &self,
         (x, ax, dy): (View<'_>, &Tensor, View<'_>),

@@ -1,5 +1,5 @@
-//! How pixels, latents and tokens of Qwen-Image relate. `VaeConfig` and `Config` are read from files; that the
-//! published ones agree with these numbers is tested below.
+//! How pixels, latents and tokens of Qwen-Image relate. `VaeConfig` and `Config` are read from files; a test
+//! below holds the published ones against these numbers.
 
 /// Pixels to a latent, along each side.
 pub const LATENT_PX: usize = 8;
