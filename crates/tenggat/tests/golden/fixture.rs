@@ -22,7 +22,7 @@ pub fn has_file(file: &str) -> bool {
         panic!("{} is missing", folder().join(file).display());
     }
     if !there {
-        skip(&format!("the set has no {file}"));
+        skip(format!("the set has no {file}"));
     }
     there
 }

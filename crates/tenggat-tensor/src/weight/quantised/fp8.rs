@@ -4,7 +4,7 @@
 //! as well, a row (token) at a time: `r = max|x[t, ·]| / 448`, `q = e4m3(x · 448 / max|x[t, ·]|)`. Then
 //! - forward `y[t, o] = r[t] · s[o] · Σᵢ q[t, i] · c[o, i] (+ bias)`;
 //! - backward `dx[t, i] = r[t] · Σₒ q[t, o] · c[o, i]`, where `q` and `r` are those of `dy[t, o] · s[o]`: the
-//! scales lie on the axis of the sums.
+//!   scales lie on the axis of the sums.
 //!
 //! Hopper's products take the scales; elsewhere `Σᵢ q[t, i] · c[o, i]` is rounded to the type of the result
 //! and scaled in a pass of its own.
