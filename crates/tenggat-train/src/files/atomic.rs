@@ -20,7 +20,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Copies a file.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
     write_with(to, |file| io::copy(&mut source, file).map(drop))
@@ -29,7 +29,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 /// Writes a file with what `fill` puts out.
 ///
 /// # Errors
-/// As [`write`], or what `fill` returns.
+/// As [`write()`], or what `fill` returns.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     replace(path, None, fill)
 }
@@ -83,7 +83,7 @@ fn replace(
 /// with each other.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn link(from: &Path, to: &Path) -> io::Result<()> {
     let folder = folder_of(to);
     let name = to.file_name().unwrap_or_default().to_string_lossy();

@@ -1,5 +1,5 @@
-//! A run from job to LoRA: load → cache → score → train → save → score → report. [`phases`] is the way as a
-//! whole.
+//! A run from job to LoRA: load → cache → score → train → save → score → report, each a method in `phases.rs`
+//! or `finish.rs`.
 #![warn(clippy::too_many_lines)]
 
 mod checkpoint;

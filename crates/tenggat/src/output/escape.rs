@@ -16,7 +16,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, |_| false, |c, shown| shown.extend(c.escape_default()))
 }
 
-/// Lines of our own making, such as a table or an excerpt of a job: as [`line`], but line breaks and tabs
+/// Lines of our own making, such as a table or an excerpt of a job: as [`line()`], but line breaks and tabs
 /// stay.
 pub fn block(text: &str) -> Cow<'_, str> {
     replaced(text, |c| matches!(c, '\n' | '\t'), |c, shown| shown.extend(c.escape_default()))

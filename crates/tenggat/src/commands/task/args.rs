@@ -18,26 +18,27 @@ pub struct TaskArgs {
     /// Name of the task.
     #[arg(long)]
     pub task_id: String,
-    /// Model: org/name, looked for as <cache-root>/models/org--name; a folder; or `mini`.
+    /// Model: org/name, looked for as `<cache-root>/models/org--name`; a folder; or `mini`.
     #[arg(long)]
     pub model: String,
-    /// Archive of images; <cache-root>/datasets/<task>_tourn.zip is tried first.
+    /// Archive of images; `<cache-root>/datasets/<task>_tourn.zip` is tried first.
     #[arg(long)]
     pub dataset_zip: String,
     /// Kind of model: flux, z-image, qwen-image, ideogram4 or krea2. qwen-image is trained by tenggat, the
     /// others by ai-toolkit, which tenggat drives.
     #[arg(long)]
     pub model_type: ModelType,
-    /// Folder of the results: <checkpoints-root>/<task>/<this>.
+    /// Folder of the results: `<checkpoints-root>/<task>/<this>`.
     #[arg(long)]
     pub expected_repo_name: String,
-    /// Hours from the start of the container to its end; 0 is taken for what the rule gives so many pictures.
+    /// Hours from the start of the container to its end; 0 means what the contest's rule gives for that many
+    /// images.
     #[arg(long, value_name = "HOURS", allow_negative_numbers = true, value_parser = number(0.0, 1000.0))]
     pub hours_to_complete: f64,
     /// Word that stands for the new concept.
     #[arg(long)]
     pub trigger_word: Option<String>,
-    /// Try everything that the task needs and train nothing: model, pictures, output folder, disk, trainer,
+    /// Try everything that the task needs and train nothing: model, images, output folder, disk, trainer,
     /// hours. Says what would go wrong; the exit code is 1 if something would.
     #[arg(long)]
     pub rehearse: bool,
