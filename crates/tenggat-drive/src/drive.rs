@@ -139,7 +139,7 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
 /// What is returned at the end of a flight.
 fn conclude(lora: PathBuf, summary: Summary, log: &str) -> Result<Driven> {
     if summary.steps == 0 {
-        let what = format!("no LoRA came of it: {}; the trainer's log is {log}", summary.ended);
+        let what = format!("it left no LoRA: {}; the trainer's log is {log}", summary.ended);
         return Err(Error::NothingDelivered(what));
     }
     let Summary { steps, ended, as_planned, sessions, .. } = summary;
@@ -149,12 +149,12 @@ fn conclude(lora: PathBuf, summary: Summary, log: &str) -> Result<Driven> {
 /// A run that has nothing left to do.
 fn already(last: &Path, steps: u64, is_done: bool) -> Result<Driven> {
     let ended = if is_done {
-        "its steps were done before; give more `steps`, or --fill, or --start-over".to_string()
+        "its steps are already done; give more `steps`, --fill or --start-over".to_string()
     } else {
-        "its budget was spent before; give a longer one to go on, or --start-over".to_string()
+        "its budget is already spent; give a longer one to resume, or --start-over".to_string()
     };
     if steps == 0 {
-        return Err(Error::NothingDelivered(format!("no LoRA came of it: {ended}")));
+        return Err(Error::NothingDelivered(format!("it left no LoRA: {ended}")));
     }
     Ok(Driven { lora: last.into(), steps, ended, as_planned: true, sessions: 0 })
 }
@@ -178,8 +178,9 @@ fn open(
     if other || earlier.is_some() || holds_results(folder) {
         drop(home);
         let aside = state::move_aside(folder)?;
-        let why = if options.start_over { "as asked" } else { "the job would train otherwise than before" };
-        show(Event::Warning(format!("earlier results are now in {}: {why}", aside.display())));
+        let why =
+            if options.start_over { "as asked" } else { "the job changed in a way that changes training" };
+        show(Event::Warning(format!("earlier results were moved to {}: {why}", aside.display())));
         return Ok((Home::open(folder)?, None));
     }
     Ok((home, None))

@@ -43,7 +43,7 @@ pub enum Error {
         advice: &'static str,
     },
     /// Another process drives a run in the same folder.
-    #[error("another `tenggat drive` is at work in {}; wait for it, or give this run another name", .0.display())]
+    #[error("another `tenggat drive` is running in {}; wait for it, or give this run another name", .0.display())]
     Locked(PathBuf),
     /// The budget cannot be kept by any run.
     #[error(transparent)]

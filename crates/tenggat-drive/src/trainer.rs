@@ -77,19 +77,18 @@ impl Trouble {
         match self {
             Trouble::None => "the trainer ended by itself",
             Trouble::OutOfMemory => {
-                "the trainer ran out of GPU memory; a smaller batch, a smaller resolution or a quantised model needs less \
-                 (`on_out_of_memory` in the job says what may be tried)"
+                "the trainer ran out of GPU memory; a smaller batch, a smaller resolution or a quantised \
+                 model needs less (`on_out_of_memory` in the job says what may be tried)"
             }
             Trouble::Killed => {
-                "the trainer was killed from outside; most often the machine ran out of main memory (`dmesg` tells)"
+                "the trainer was killed from outside; most often the machine ran out of main memory (see \
+                 `dmesg`)"
             }
             Trouble::DiskFull => "the disk is full; remove old saves or give `training_folder` another disk",
             Trouble::Driver => {
                 "the GPU's driver reported an error; if it happens again, the card or its driver is at fault"
             }
-            Trouble::NotFinite => {
-                "the training reached numbers that are none (NaN); a lower learning rate helps most often"
-            }
+            Trouble::NotFinite => "the training reached NaN; a lower learning rate usually helps",
             Trouble::Error => "the trainer stopped with an error",
         }
     }

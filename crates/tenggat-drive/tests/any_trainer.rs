@@ -54,7 +54,7 @@ impl Ran {
 fn a_trainer_that_is_done_in_time_is_let_end() {
     let ran = run(60.0, "--max_train_steps 40 --step_s 0.02");
     let driven = ran.driven.as_ref().unwrap();
-    assert!(driven.as_planned && driven.ended.contains("did its steps"), "{driven:?}");
+    assert!(driven.as_planned && driven.ended.contains("finished its steps"), "{driven:?}");
     assert_eq!((driven.steps, ran.published()), (40, 40));
     assert!(ran.folder.path().join("out/metrics.jsonl").is_file());
 }

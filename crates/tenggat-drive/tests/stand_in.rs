@@ -126,7 +126,7 @@ fn steps_that_are_asked_for_end_the_drive() {
     // Again: there is nothing left to do, and nothing is started.
     let (again, _, _) = scene.drive(&job, 60.0);
     let again = again.unwrap();
-    assert!(again.sessions == 0 && again.ended.contains("done before"), "{again:?}");
+    assert!(again.sessions == 0 && again.ended.contains("already done"), "{again:?}");
     // More steps go on where it stood.
     let job = scene.job(json!({"step_s": 0.01}), json!({"train": {"steps": 60, "lr_scheduler": "cosine"}}));
     let (more, events, _) = scene.drive(&job, 60.0);
@@ -184,7 +184,7 @@ fn a_resume_at_zero_never_replaces_more_by_less() {
         .filter_map(|e| if let Event::Saved { steps, .. } = e { Some(*steps) } else { None })
         .collect();
     assert!(saved.windows(2).all(|w| w[0] < w[1]), "{saved:?}");
-    assert!(warnings(&events).contains("not trusted"), "{}", warnings(&events));
+    assert!(warnings(&events).contains("the published LoRA stays"), "{}", warnings(&events));
 }
 
 #[test]

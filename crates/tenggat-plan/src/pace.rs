@@ -50,7 +50,7 @@ impl Pace {
 impl fmt::Display for Slowdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Slowdown { step_s, factor } = self;
-        write!(f, "a step takes {step_s:.2} s now, {factor:.1} times as long as in the beginning")
+        write!(f, "a step takes {step_s:.2} s now, {factor:.1} times as long as at the beginning")
     }
 }
 

@@ -87,7 +87,7 @@ Signals:
     Drive(DriveArgs),
     /// Check a job without running it: data sets, images, model, plan.
     #[command(after_help = "\
-The exit code is 0 if `tenggat train` can run the job; pictures that are left out are warnings.
+The exit code is 0 if `tenggat train` can run the job; images that are left out are warnings.
 
 Example:
   tenggat check my_job.yaml")]

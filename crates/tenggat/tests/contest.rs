@@ -164,7 +164,7 @@ fn whatever_is_missing_there_is_a_lora_and_it_is_named() {
     let container = Container::new("krea2", "krea/Krea-2-Raw");
     fs::remove_dir_all(container.root.path().join("ai-toolkit")).unwrap();
     let said = text(&container.play(12.0, &json!({}), &[]));
-    assert!(said.contains("ai-toolkit is not to be found") && container.last().is_file(), "{said}");
+    assert!(said.contains("was not found in") && container.last().is_file(), "{said}");
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn the_best_of_the_saves_is_delivered() {
     assert_eq!(newest.steps, Some(60), "the others are kept");
     // Again: there is nothing to do, and nothing is measured or replaced.
     let said = text(&scene.command(&["--budget", "10m"]).output().unwrap());
-    assert!(said.contains("done before") && !said.contains("held-out error"), "{said}");
+    assert!(said.contains("already done") && !said.contains("held-out error"), "{said}");
 }
 
 #[test]

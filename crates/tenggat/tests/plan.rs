@@ -77,7 +77,7 @@ fn the_notes_job_is_planned_for_all_gpus_in_a_tenth_of_a_second() {
         }
         assert!(text.contains("at 1024×1024") && text.contains("mean step"), "{text}");
         assert!(text.contains("rank 128, uint3 with recovery adapter"), "{text}");
-        assert!(text.contains("planned as 20 square pictures"), "{text}");
+        assert!(text.contains("planned as 20 square images"), "{text}");
     }
     if !cfg!(debug_assertions) {
         assert!(fastest < Duration::from_millis(100), "{fastest:?}");

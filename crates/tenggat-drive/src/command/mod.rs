@@ -140,9 +140,9 @@ pub fn follow(options: &CommandOptions<'_>, show: &mut dyn FnMut(Event)) -> Resu
 
 fn greeting(profile: &Profile) -> String {
     let how = if profile.saves_on_interrupt {
-        "it saves when it is interrupted, and is so in time"
+        "it saves when interrupted, and will be interrupted in time"
     } else {
-        "it cannot be asked to save: of its own saves, the last one before the deadline counts"
+        "it cannot be asked to save: the last of its own saves before the deadline counts"
     };
     format!("the trainer is {}; {how}", profile.name)
 }
@@ -324,7 +324,7 @@ impl Follower<'_> {
         if late && saved && self.measured >= 5 {
             let left = format_duration(self.deadline_s - now_s);
             let why =
-                format!("its next save, at step {next}, would come too late; {left} of the budget are left");
+                format!("its next save, at step {next}, would come too late; {left} of the budget is left");
             self.end(why, true, now_s);
         }
     }
@@ -343,8 +343,8 @@ impl Follower<'_> {
         let fit =
             self.save_every.map_or(fit, |every| (fit / every.max(1) * every.max(1)).max(every.min(fit)));
         (self.show)(Event::Warning(format!(
-            "{total} steps would take {} in all and the budget is {}: {option} {fit} would fit, with its learning rate at its \
-             end",
+            "{total} steps would take {} and the budget is {}: {option} {fit} would fit, and the learning \
+             rate would reach its end",
             format_duration(needed_s),
             format_duration(self.deadline_s)
         )));
@@ -360,8 +360,8 @@ impl Follower<'_> {
         let clues = if self.kill_s() - now_s > 10.0 { gpu::clues() } else { Vec::new() };
         let clues: String = clues.iter().map(|clue| format!("; {clue}")).collect();
         (self.show)(Event::Slowed(format!(
-            "no step for {silent_s:.1} s, where one takes {mean_s:.2} s (a save, sample pictures, or a trainer that \
-             hangs){clues}"
+            "no step for {silent_s:.1} s, though one takes {mean_s:.2} s (a save, samples, or a hung \
+             trainer){clues}"
         )));
     }
 
@@ -416,7 +416,7 @@ impl Follower<'_> {
         }
         let (ended, as_planned) = match (self.ending.take(), success) {
             (Some(ending), _) => (ending.why, ending.as_planned),
-            (None, Some(true)) => ("the trainer did its steps".into(), true),
+            (None, Some(true)) => ("the trainer finished its steps".into(), true),
             (None, Some(false)) => {
                 let (trouble, words) = self.tail.trouble();
                 let said = if trouble == Trouble::None { String::new() } else { format!(": {words}") };
@@ -425,7 +425,7 @@ impl Follower<'_> {
             (None, None) => ("the deadline came before the trainer saved again".into(), false),
         };
         if !lora::check(&self.last).is_ok_and(|_| self.published.is_some()) {
-            return Err(Error::NothingDelivered(format!("no whole save came of it: {ended}")));
+            return Err(Error::NothingDelivered(format!("it left no whole save: {ended}")));
         }
         Ok(Driven { lora: self.last.clone(), steps: self.published_steps, ended, as_planned, sessions: 1 })
     }

@@ -37,7 +37,7 @@ pub enum NotWhole {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// Fewer or more bytes than its header tells: it is being written, or writing it was cut off.
-    #[error("its header tells of {promised} bytes and {found} are there")]
+    #[error("its header promises {promised} bytes, but the file has {found}")]
     Length {
         /// Bytes that the header asks for.
         promised: u64,
@@ -45,13 +45,13 @@ pub enum NotWhole {
         found: u64,
     },
     /// No safetensors header.
-    #[error("it is no safetensors file ({0})")]
+    #[error("it is not a safetensors file ({0})")]
     Header(String),
     /// No tensor at all.
     #[error("it holds no tensor")]
     Empty,
     /// A number that is none.
-    #[error("tensor `{0}` holds numbers that are infinite or none (NaN)")]
+    #[error("tensor `{0}` holds numbers that are infinite or NaN")]
     NotFinite(String),
     /// It does not fit the model that it is for.
     #[error("{0}")]

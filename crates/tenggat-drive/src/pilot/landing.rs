@@ -28,14 +28,14 @@ impl<T: Trainer> Pilot<'_, T> {
     pub(super) fn steer(&mut self, flight: &mut Flight, look: &Look, now_s: f64) {
         if !self.resumes && !self.catches_up(flight, now_s) {
             let why = format!(
-                "the trainer did not go on from step {}, and the time left is too short for as many",
+                "the trainer did not resume from step {}, and the time left is too short for that many steps",
                 self.delivered
             );
             return self.begin_landing(flight, look, now_s, Next::Done(false, why));
         }
         if self.is_last_step(flight, now_s) {
             let why = match self.plan.asked() {
-                Some(asked) => format!("the time allows no more of the {asked} steps"),
+                Some(asked) => format!("no more of the {asked} steps fit"),
                 None => "the budget is spent".into(),
             };
             return self.begin_landing(flight, look, now_s, Next::Done(true, why));
@@ -44,7 +44,7 @@ impl<T: Trainer> Pilot<'_, T> {
             match self.follow(flight, &mut wish, look, now_s) {
                 Progress::Waiting => flight.wish = Some(wish),
                 Progress::Done => {}
-                Progress::Failed => self.warn("a save that was asked for did not come; training goes on"),
+                Progress::Failed => self.warn("the trainer did not save when asked; training continues"),
             }
             return;
         }
@@ -112,12 +112,12 @@ impl<T: Trainer> Pilot<'_, T> {
         let restart_s = self.restart_s();
         if self.resumes && spare_s > 2.0 * restart_s + 10.0 * flight.mean_s(now_s).unwrap_or(0.0) {
             self.no_samples = true;
-            self.note("sample pictures are left out from here: the next round would not leave time to save");
+            self.note("samples are skipped from now on: the next round would leave no time to save");
             let fit = self.fit_after_restart(flight, now_s);
             let session = self.next_session(flight.step, self.plan.steps_for(fit));
             return self.begin_landing(flight, look, now_s, Next::Again(session));
         }
-        let why = "the next round of sample pictures would not have left time to save".into();
+        let why = "the next round of samples would have left no time to save".into();
         self.begin_landing(flight, look, now_s, Next::Done(true, why));
     }
 
@@ -182,7 +182,7 @@ impl<T: Trainer> Pilot<'_, T> {
             return None;
         }
         self.note(format!(
-            "the trainer was given {given} steps and about {wanted} fit; it saves and starts again with {steps}"
+            "the trainer was given {given} steps and about {wanted} fit; it saves and restarts with {steps}"
         ));
         Some(steps)
     }
@@ -214,7 +214,7 @@ impl<T: Trainer> Pilot<'_, T> {
         if let Some(mut wish) = landing.wish.take() {
             match self.follow(flight, &mut wish, look, now_s) {
                 Progress::Waiting if self.waits_in_vain(flight, &landing, &wish, now_s) => {
-                    self.warn("the trainer does not answer; it is started again from its last whole LoRA");
+                    self.warn("the trainer does not respond; it is restarted from its last whole LoRA");
                     self.ask_stop(&mut landing, now_s);
                 }
                 Progress::Waiting => landing.wish = Some(wish),
@@ -223,7 +223,7 @@ impl<T: Trainer> Pilot<'_, T> {
                     self.ask_stop(&mut landing, now_s);
                 }
                 Progress::Failed => {
-                    self.warn("the last save did not come; the newest whole LoRA is an earlier one");
+                    self.warn("the last save did not arrive; the newest whole LoRA is an earlier one");
                     self.ask_stop(&mut landing, now_s);
                 }
             }
@@ -301,7 +301,7 @@ impl<T: Trainer> Pilot<'_, T> {
             Next::Again(session) => {
                 let left_s = self.kill_s() - now_s - self.restart_s();
                 if left_s <= 3.0 * self.known.step_s.unwrap_or(0.0) {
-                    return Next::Done(true, "no time was left for another start".into());
+                    return Next::Done(true, "no time was left for a restart".into());
                 }
                 Next::Again(crate::trainer::Session { from: self.delivered, ..session })
             }
@@ -314,7 +314,7 @@ impl<T: Trainer> Pilot<'_, T> {
         if self.delivered < given.min(flight.step) {
             return Next::Done(
                 false,
-                format!("the trainer did its {given} steps, but left no whole file of the last ones"),
+                format!("the trainer finished its {given} steps, but left no whole file of the last ones"),
             );
         }
         if self.plan.asked().is_some_and(|asked| given >= asked) {
@@ -324,10 +324,12 @@ impl<T: Trainer> Pilot<'_, T> {
         let more = self.known.step_s.map_or(0, |step_s| (spare_s / step_s).max(0.0) as u64);
         let much = self.deadline_s - now_s > LEFT_OVER * self.deadline_s;
         if self.resumes && more >= MORE_LEAST && (much || spare_s > 0.5 * self.restart_s()) {
-            self.note(format!("the trainer did its {given} steps early; it goes on with about {more} more"));
+            self.note(format!(
+                "the trainer finished its {given} steps early; it continues with about {more} more"
+            ));
             let steps = self.plan.steps_for(Some(self.delivered + more));
             return Next::Again(self.next_session(self.delivered, steps));
         }
-        Next::Done(true, format!("the trainer did its {given} steps"))
+        Next::Done(true, format!("the trainer finished its {given} steps"))
     }
 }

@@ -245,7 +245,7 @@ impl<T: Trainer> Pilot<'_, T> {
         match landed {
             Some(landing) if landing.is_saved() && self.delivered > 0 => match landing.next {
                 Next::Done(as_planned, why) => Next::Done(as_planned, why),
-                Next::Again(_) => Next::Done(true, "no time was left for another start".into()),
+                Next::Again(_) => Next::Done(true, "no time was left for a restart".into()),
             },
             _ if self.delivered > 0 && self.delivered >= flight.step => {
                 Next::Done(true, format!("{} steps are done", self.delivered))

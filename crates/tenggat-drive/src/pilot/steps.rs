@@ -89,8 +89,8 @@ impl<T: Trainer> Pilot<'_, T> {
         }
         self.resumes = false;
         self.warn(format!(
-            "the trainer began at step {step} although it was given {from} trained steps; that is not trusted: what is \
-             published stays until this run has more steps than it"
+            "the trainer began at step {step} although it was given a LoRA of {from} steps; the published \
+             LoRA stays until this run has more steps"
         ));
         flight.step = step;
         let mut session = self.session.clone();

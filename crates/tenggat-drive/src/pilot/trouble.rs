@@ -33,14 +33,14 @@ impl<T: Trainer> Pilot<'_, T> {
         if flight.stall_told == 0 && running_s > stall_s {
             flight.stall_told = 1;
             let text = match self.known.step_s {
-                Some(step_s) => format!("no step for {running_s:.1} s, where one takes {step_s:.2} s"),
+                Some(step_s) => format!("no step for {running_s:.1} s, though one takes {step_s:.2} s"),
                 None => format!("no step yet, {running_s:.1} s after the training began"),
             };
             self.slowed(&text);
         }
         if flight.stall_told == 1 && running_s > STALLS_TO_RESTART * stall_s && self.may_restart(now_s) {
             flight.stall_told = 2;
-            self.note("the trainer hangs; it is ended and started again from its last whole LoRA");
+            self.note("the trainer hangs; it is ended and restarted from its last whole LoRA");
             let steps = self.steps_after_loss(now_s);
             self.fruitless += 1;
             // It will not save, for it hangs; and with the wish to stop set it does not begin to.
@@ -123,7 +123,7 @@ impl<T: Trainer> Pilot<'_, T> {
             String::new()
         };
         self.warn(format!(
-            "{said}; {lost} steps are lost, and it is started again from step {}{shrunk}",
+            "{said}; {lost} steps are lost, and it is restarted from step {}{shrunk}",
             self.delivered
         ));
         let steps = self.steps_after_loss(now_s).max(self.delivered + 1);

@@ -101,15 +101,16 @@ impl ToolkitJob {
         tree["config"]["name"] = document.name().into();
         let processes = tree["config"]["process"].as_array().map_or(0, Vec::len);
         if processes != 1 {
-            let message = format!("a drive runs one process and here are {processes}; make a file of each");
+            let message =
+                format!("a drive runs one process, and this job has {processes}; write one file for each");
             return Err(document.error(&["config", "process"], message));
         }
         let process = &tree["config"]["process"][0];
         let kind = process["type"].as_str().unwrap_or_default();
         if !TYPES.contains(&kind) {
             let message = format!(
-                "`{kind}` cannot be driven through ai-toolkit's control channel, only {}; use `tenggat drive … -- python run.py \
-                 JOB` instead",
+                "`{kind}` cannot be driven through ai-toolkit's control channel, only {}; use `tenggat drive \
+                 … -- python run.py JOB` instead",
                 TYPES.join(", ")
             );
             return Err(document.error(&["config", "process", "0", "type"], message));
@@ -156,8 +157,8 @@ impl ToolkitJob {
     fn look_for_doubtful_keys(&mut self) {
         if self.process()["save"]["push_to_hub"] == true {
             self.warnings.push(
-                "`push_to_hub` is left out: an upload of unknown length would endanger the deadline; `--then` can do it \
-                 afterwards"
+                "`push_to_hub` is skipped: an upload of unknown length would endanger the deadline; `--then` \
+                 can do it afterwards"
                     .into(),
             );
         }

@@ -56,7 +56,8 @@ impl Installation {
         let Some(folder) = places.iter().find(is_it) else {
             let looked: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
             return Err(format!(
-                "ai-toolkit is not to be found (a folder with `run.py` and `toolkit`) in {}; name it with --trainer-dir",
+                "ai-toolkit (a folder with `run.py` and `toolkit`) was not found in {}; name it with \
+                 --trainer-dir",
                 looked.join(", ")
             ));
         };

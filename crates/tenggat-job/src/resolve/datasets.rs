@@ -45,7 +45,7 @@ impl Resolver<'_> {
         let here = format!("{PROCESS}.datasets[{index}]");
         let at = |key: &str| format!("{here}.{key}");
         let path = raw.dataset_path.or(raw.folder_path).filter(|p| !p.is_empty()).unwrap_or_else(|| {
-            self.wrong(&at("folder_path"), "no `folder_path`; name the folder of the pictures");
+            self.wrong(&at("folder_path"), "no `folder_path`; name the folder of the images");
             String::new()
         });
         let extension = raw.caption_type.or(raw.caption_ext).unwrap_or_else(|| "txt".into());

@@ -151,7 +151,7 @@ impl Resolver<'_> {
             }
         }
         if items.is_empty() {
-            self.warn(&here, "without pictures in `validation_items` nothing is measured");
+            self.warn(&here, "without images in `validation_items` nothing is measured");
             return None;
         }
         let sigmas = raw.validation_sigmas.unwrap_or_else(|| vec![1.0, 0.75, 0.5, 0.25]);

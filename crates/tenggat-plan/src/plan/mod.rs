@@ -99,7 +99,7 @@ pub struct PlanOptions {
 pub enum PlanError {
     /// No bucket.
     #[error(
-        "the job has no pictures, so there is no step to plan; check `folder_path` and `resolution` of its \
+        "the job has no images, so there is no step to plan; check `folder_path` and `resolution` of its \
          data sets"
     )]
     NoBuckets,

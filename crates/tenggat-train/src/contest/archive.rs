@@ -90,7 +90,7 @@ fn take(entry: &mut dyn Read, most: u64, to: &Path) -> Result<std::result::Resul
         };
         bytes += n as u64;
         if bytes > most {
-            return Ok(Err("it is too large to be a picture or a caption".into()));
+            return Ok(Err("it is too large to be an image or a caption".into()));
         }
         out.write_all(&chunk[..n]).map_err(cannot_write)?;
     }

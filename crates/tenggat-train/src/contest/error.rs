@@ -38,7 +38,7 @@ pub enum Error {
         reason: String,
     },
     /// There is no picture.
-    #[error("{} holds no usable picture{}", folder.display(), bad.first().map_or(String::new(), |b| format!(": \
+    #[error("{} holds no usable image{}", folder.display(), bad.first().map_or(String::new(), |b| format!(": \
         {b}")))]
     NoPictures {
         /// Where they should be.

@@ -162,7 +162,7 @@ impl Prepared {
 
     fn latent(&self, item: usize) -> Result<&Tensor> {
         let latent = self.latents_of.get(item).and_then(|&i| self.latents.get(i)?.as_ref());
-        latent.ok_or_else(|| Error::Job(format!("picture {item} was not encoded")))
+        latent.ok_or_else(|| Error::Job(format!("image {item} was not encoded")))
     }
 
     /// The level of a sample, its loss weighted as its data set wants it.

@@ -141,7 +141,7 @@ impl Encoders<'_> {
         let pictures = Tensor::from_f32(self.device, DType::F32, pixels, &[n, height, width, 3])?;
         let latents = self.vae.normalise(&self.vae.encode(&pictures)?.mode()?)?;
         let &[_, h, w, channels] = latents.shape() else {
-            return Err(Error::Job("the VAE's latents are no pictures".into()));
+            return Err(Error::Job("the VAE's latents are not images".into()));
         };
         let values = latents.to_f32()?;
         let each = values.chunks_exact((h * w * channels).max(1));

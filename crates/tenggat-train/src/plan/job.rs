@@ -122,7 +122,7 @@ pub fn plan_job(job: &Job, facts: &ModelFacts, unquantised: Precision) -> Planne
     let (buckets, text_tokens) = match pictures::load(&job.datasets, job.compat, job.seed) {
         Ok(loaded) => shapes(job, &loaded.items, facts),
         Err(e) => {
-            notes.push(format!("{e}; planned as {UNKNOWN_PICTURES} square pictures per data set"));
+            notes.push(format!("{e}; planned as {UNKNOWN_PICTURES} square images per data set"));
             (squares(job), UNKNOWN_TOKENS)
         }
     };

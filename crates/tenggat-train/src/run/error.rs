@@ -44,7 +44,7 @@ pub enum Error {
     /// The training diverged.
     #[error(
         "step {step}: the loss has not been a number for {times} steps in a row; \
-         lower the learning rate ({lr:e}) or look at the pictures of the last batches"
+         lower the learning rate ({lr:e}) or look at the images of the last batches"
     )]
     Diverged {
         /// The step it was given up at.

@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         let held_out = options.held_out.or(job.held_out.as_deref());
         if job.save.deliver == Deliver::Best && held_out.is_none() {
             let text =
-                "`deliver: best` needs pictures to measure on; name their folder as `held_out`, beside it";
+                "`deliver: best` needs images to measure on; name their folder as `held_out`, beside it";
             return Err(Error::Job(text.into()));
         }
         let mut lora = first_lora(job, options.model, options.device, time.show)?;
@@ -226,7 +226,7 @@ impl<'a> Run<'a> {
             let (validation, broken) =
                 Validation::new(run.job.train.validation.as_ref(), models.judge(), &encoders)?;
             for bad in broken {
-                run.time.warn(format!("left out of the validation pictures: {}", bad.error));
+                run.time.warn(format!("left out of the validation images: {}", bad.error));
             }
             Ok(Encoded { data, held, validation, sampling })
         })?;
@@ -256,7 +256,7 @@ impl<'a> Run<'a> {
         let Some(path) = self.held_out else { return Ok(None) };
         let (pictures, broken) = images::load(path, self.job, encoders)?;
         for bad in broken {
-            self.time.warn(format!("left out of the held-out pictures: {}", bad.error));
+            self.time.warn(format!("left out of the held-out images: {}", bad.error));
         }
         Ok(Some(pictures))
     }
@@ -304,7 +304,7 @@ impl<'a> Run<'a> {
         match &choice {
             Some(choice) => self.time.tell(Event::Contender(choice.first_and_best().0)),
             None => self.time.warn(
-                "measuring the held-out pictures takes too much of the budget; the newest LoRA is delivered",
+                "measuring the held-out images takes too much of the budget; the newest LoRA is delivered",
             ),
         }
         Ok(choice)
@@ -345,7 +345,7 @@ impl<'a> Run<'a> {
             let mut may_go_on = |_| until_s.is_none_or(|until_s| clock.now_s() < until_s);
             let round = sampling.round(&run.lora, steps, &run.folder, &mut may_go_on, run.time.show);
             if run.time.unless_of_a_file(round)? == Some(false) {
-                run.time.warn("the first sample pictures would take too much of the budget");
+                run.time.warn("the first samples would take too much of the budget");
             }
             Ok(())
         })

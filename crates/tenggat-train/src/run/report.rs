@@ -33,8 +33,9 @@ pub(super) fn write(
     if !rows.is_empty() {
         let path = folder.file("sheet.png");
         let sheet = Sheet {
-            title: &format!("{name}: pictures that were not trained on"),
-            subtitle: "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are errors.",
+            title: &format!("{name}: images that were not trained on"),
+            subtitle: "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are \
+                errors.",
             columns: &["truth", "bare model", "with the LoRA"],
             rows: &rows,
         };

@@ -41,14 +41,15 @@ pub fn choosing(job: &ToolkitJob, deadline_s: f64) -> anyhow::Result<Option<Choo
         return Ok(None);
     }
     let held_out = job.wishes.held_out.as_deref().context(
-        "`tenggat.deliver: best` needs pictures to measure on; name their folder as `held_out`, beside it",
+        "`tenggat.deliver: best` needs images to measure on; name their folder as `held_out`, beside it",
     )?;
     let weights = job.wishes.held_out_weights.as_deref().map(str::parse).transpose();
     let weights =
         weights.map_err(|e: String| anyhow::anyhow!("the job's `tenggat.held_out_weights`: {e}"))?;
     if job.arch() != tenggat_train::job::ARCH {
         warning!(
-            "`deliver: best` is for `arch: {}`, which tenggat can measure; of `{}` the newest LoRA is delivered",
+            "`deliver: best` is for `arch: {}`, which tenggat can measure; of `{}` the newest LoRA is \
+             delivered",
             tenggat_train::job::ARCH,
             job.arch()
         );

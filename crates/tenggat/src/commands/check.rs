@@ -160,7 +160,7 @@ fn model(name: &str, found: &mut Findings) -> bool {
         Err(e) => Err(format!("{e:#}")),
     };
     match whole {
-        Ok(()) => line("model", &format!("{name}, whole")),
+        Ok(()) => line("model", &format!("{name}, complete")),
         Err(e) => {
             found.problem(e);
             line("model", &format!("{name} cannot be used"));
@@ -231,7 +231,7 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
         n => format!("{n} sizes from {} to {}", sizes[0], sizes[n - 1]),
     };
     let count = pictures.len();
-    format!("{path}: {count} pictures, {} entries an epoch, {shown}", whole.len())
+    format!("{path}: {count} images, {} entries an epoch, {shown}", whole.len())
 }
 
 /// Whether the folder of the results, or the nearest folder above it that exists, can be written to.

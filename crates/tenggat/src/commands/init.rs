@@ -47,7 +47,7 @@ pub fn init(args: &InitArgs) -> anyhow::Result<()> {
     remarks.iter().for_each(|remark| warning!("{remark}"));
     tenggat_train::files::atomic::write(&out, text.as_bytes()).with_context(|| out.display().to_string())?;
     let pictures: BTreeSet<&Path> = items.iter().map(|item| item.path.as_path()).collect();
-    say!("{}: {} pictures; try `tenggat check {0}`", out.display(), pictures.len());
+    say!("{}: {} images; try `tenggat check {0}`", out.display(), pictures.len());
     Ok(())
 }
 

@@ -137,7 +137,7 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
 fn table(report: &Report<'_>) -> String {
     let header = ["bare", "LoRA", "change", "± (of the mean)"];
     let [bare, lora, change, error] = header;
-    let title = format!("error on {} test pictures; lower is better", report.pictures);
+    let title = format!("error on {} test images; lower is better", report.pictures);
     let mut text = format!("{title:<44} {bare:>9} {lora:>9} {change:>9}  {error}\n");
     let of = |e: &Option<Evaluation>, picture: bool| {
         let evaluation = e.as_ref()?;
@@ -165,7 +165,7 @@ fn table(report: &Report<'_>) -> String {
         row(&format!("{name}, {captioned} captioned + {empty} empty"), |m| m.total, true);
         row("  captioned", |m| m.captioned, false);
         row("  empty prompt", |m| m.empty, false);
-        row("  deviation from picture to picture", |m| m.deviation, false);
+        row("  deviation from image to image", |m| m.deviation, false);
     }
     text
 }

@@ -82,7 +82,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A data-set list that cannot be understood.
-    #[error("{} is neither a folder nor a list of pictures (a JSON object from path to {{\"caption\": …}}): \
+    #[error("{} is neither a folder nor a list of images (a JSON object from path to {{\"caption\": …}}): \
         {reason}", path.display())]
     List {
         /// The file.
@@ -91,7 +91,7 @@ pub enum Error {
         reason: String,
     },
     /// A data set without a usable picture.
-    #[error("{} has no usable picture (jpg, png, webp, gif, tiff or bmp){}; check `folder_path`", path.display(), unusable(bad))]
+    #[error("{} has no usable image (jpg, png, webp, gif, tiff or bmp){}; check `folder_path`", path.display(), unusable(bad))]
     Empty {
         /// The folder or list.
         path: PathBuf,

@@ -87,10 +87,7 @@ fn bad_pictures_are_left_out_and_listed() {
 fn an_empty_set_is_an_error_that_names_the_folder() {
     let folder = folder(&[]);
     let error = load(&[set(folder.path())], Compat::default(), 1).unwrap_err().to_string();
-    assert!(
-        error.contains(folder.path().to_str().unwrap()) && error.contains("no usable picture"),
-        "{error}"
-    );
+    assert!(error.contains(folder.path().to_str().unwrap()) && error.contains("no usable image"), "{error}");
     std::fs::write(folder.path().join("bad.jpg"), "no picture").unwrap();
     let error = load(&[set(folder.path())], Compat::default(), 1).unwrap_err().to_string();
     assert!(error.contains("1 found") && error.contains("bad.jpg"), "{error}");

@@ -54,7 +54,8 @@ pub fn of_another_model(text: &str) -> Option<(PlanJob, String, Vec<String>)> {
     }
     for_others(text, &mut job);
     let notes = vec![format!(
-        "{} is planned by its profile, as {UNKNOWN_PICTURES} square pictures per data set; tenggat itself does not train it",
+        "{} is planned by its profile, as {UNKNOWN_PICTURES} square images per data set; tenggat itself does \
+         not train it",
         profile.name
     )];
     Some((job, name, notes))
