@@ -8,8 +8,8 @@
 //! ```
 //!
 //! `run` takes `--budgets 15,30` (seconds), `--ways 1,2` (lines of the table), `--threads 1`, `--share 1/2`
-//! (every second run, for two at a time with half the threads each) and goes on with a file that is there.
-//! `TENGGAT` names the program.
+//! (every second run, for two at a time with half the threads each) and continues an existing file. `TENGGAT`
+//! names the program.
 #![allow(clippy::print_stdout, reason = "what it measured is its output")]
 
 use std::collections::BTreeMap;

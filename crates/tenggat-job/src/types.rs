@@ -227,7 +227,7 @@ pub struct Train {
     pub noise_offset: f64,
     /// Decay of averaged weights, if wanted.
     pub ema_decay: Option<f64>,
-    /// Which blocks compute their activations again rather than keep them.
+    /// Which blocks recompute their activations rather than keep them.
     pub recompute: Recompute,
     /// Whether products with frozen weights may be in bf16, as `dtype: bf16` says. The LoRA is trained in 32
     /// bits.

@@ -80,10 +80,10 @@ pub enum Loss {
 /// What becomes of the activations that the backward pass needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recompute {
-    /// As many blocks keep theirs as fit into memory; the others compute them again.
+    /// As many blocks keep theirs as fit into memory; the others recompute them.
     #[default]
     Auto,
-    /// Every block computes its own again.
+    /// Every block recomputes its own.
     Always,
     /// Every block keeps its own.
     Never,

@@ -31,7 +31,7 @@ pub struct LargestBucket {
     pub step_s: f64,
     /// The same by kind of work, kernel gaps included.
     pub step_s_by_class: BTreeMap<OpClass, f64>,
-    /// TFLOP of a step in it, with what is computed again.
+    /// TFLOP of a step in it, recomputation included.
     pub step_tflop: f64,
 }
 

@@ -85,7 +85,7 @@ pub struct Elsewhere {
     pub targets: Option<Targets>,
     /// Whether to compile.
     pub compiled: Option<bool>,
-    /// Whether blocks are computed again in the backward pass.
+    /// Whether blocks are recomputed in the backward pass.
     pub checkpointed: Option<bool>,
     /// Blocks that are fetched from the host in every pass.
     pub swapped_blocks: u64,

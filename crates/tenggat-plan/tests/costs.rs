@@ -142,7 +142,7 @@ fn the_table_of_modulation_grows_with_all_that_is_drawn_ahead() {
     assert_eq!(StepConfig { accumulation: 1000, ..config() }.modulation_steps(), 1);
 }
 
-/// What is kept, what is computed again, and the block at work; the last is there only if any block computes
+/// What is kept, what is recomputed, and the current block; the last is there only if any block computes
 /// again.
 #[test]
 fn activations_by_what_a_block_keeps() {

@@ -181,7 +181,7 @@ fn a_driven_task_that_is_started_again_goes_on_and_never_delivers_less() {
     child.kill().unwrap();
     child.wait().unwrap();
     let before = steps();
-    // Another learning rate is another job: the LoRA that was delivered is gone on with all the same.
+    // Another learning rate is another job: training resumes from the delivered LoRA all the same.
     let said = text(&container.play(14.0, &habits, &["--lr", "2e-4"]));
     assert!(steps() > before, "{before} {}: {said}", steps());
     assert_eq!(names(container.output().parent().unwrap()), ["repo"], "{said}");

@@ -1,4 +1,4 @@
-//! Runs that are cut off and gone on with, from outside: real processes, real kills.
+//! Runs that are interrupted and resumed, seen from outside: real processes, real kills.
 #![cfg(unix)]
 #![allow(clippy::print_stdout, reason = "tests say what they found")]
 

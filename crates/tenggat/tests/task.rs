@@ -354,7 +354,7 @@ fn a_task_that_is_started_again_never_delivers_less() {
     // No time for anything.
     container.play(1.2, &[]);
     assert!(container.steps().unwrap() >= before);
-    // Without its state, and with a job that changed: the weights are gone on with.
+    // Without its checkpoint, and with a changed job, training resumes from the weights.
     for more in [&[][..], &["--lr", "1e-4"], &["--rank", "4"]] {
         let _ = fs::remove_file(container.output().join("resume.state"));
         let said = container.play(18.0, more);

@@ -320,7 +320,7 @@ fn dropout_and_a_largest_loss_change_the_training_and_keep_its_bytes() {
         let own = format!("{alpha}, {kind}");
         let dropped = run(alpha, &own, "64GB");
         assert!(plain != dropped, "{kind}");
-        // Blocks that compute their activations again drop the same ones.
+        // Blocks that recompute their activations drop the same ones.
         assert!(dropped == run(alpha, &own, "100MB"), "{kind}: not the same when computed again");
     }
     assert!(plain == run("steps: 4", "steps: 4, max_loss: 100", "64GB"));

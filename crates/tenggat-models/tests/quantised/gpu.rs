@@ -39,8 +39,8 @@ fn load(
     Transformer::load_with(&folder(), device, precision, options).unwrap()
 }
 
-/// Predictions and all gradients, with some blocks computed again and modulation in the step or outside of
-/// it. The limit in f32 is that of the CPU; in bf16 each of about ten results in a row is rounded to 8 bits,
+/// Predictions and all gradients, with some blocks recomputed and modulation in the step or outside of it.
+/// The limit in f32 is that of the CPU; in bf16 each of about ten results in a row is rounded to 8 bits,
 /// forward and backward.
 #[test]
 fn predictions_and_gradients_are_the_cpus() {

@@ -20,7 +20,7 @@ pub enum Decision {
     },
     /// Write `last.safetensors`, report it with [`Budget::observe_save`], and ask again.
     SaveLast,
-    /// Train no further; go on with the tail phases that [`Budget::allows`].
+    /// Stop training and continue with the tail phases that [`Budget::allows`].
     Finish(FinishReason),
 }
 

@@ -27,7 +27,7 @@ pub enum MemoryPart {
     ModulationTable,
     /// Activations of the blocks that keep them, or some of them.
     KeptActivations,
-    /// Inputs of the blocks that compute again.
+    /// Inputs of the blocks that recompute.
     BlockInputs,
     /// The block at work: its activations if it computes again, and gradients on their way.
     BlockAtWork,
@@ -135,7 +135,7 @@ impl StepConfig {
         self.shape.rows() * (values * self.activation_bytes + 4.0 * statistics)
     }
 
-    /// Bytes of the results that a block keeps which computes the rest again: those of the attention and the
+    /// Bytes of the results that a block keeps when it recomputes the rest: those of the attention and the
     /// MLP, with what their backward passes need.
     fn result_bytes_per_block(&self) -> f64 {
         let values = RESULT_WIDTHS * self.dims.width() + self.rank as f64;

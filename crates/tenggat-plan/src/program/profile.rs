@@ -71,7 +71,7 @@ pub struct ProgramProfile {
     pub elementwise: f64,
     /// Whether it compiles.
     pub compiles: Compiles,
-    /// Whether blocks are computed again in the backward pass unless the job says otherwise.
+    /// Whether blocks are recomputed in the backward pass unless the job says otherwise.
     pub checkpoints: bool,
     /// Blocks from the host.
     pub swap: Swap,

@@ -62,7 +62,7 @@ pub struct ProgramStep<'a> {
     pub accumulation: u64,
     /// Whether `torch.compile` is on.
     pub compiled: bool,
-    /// Whether blocks are computed again in the backward pass.
+    /// Whether blocks are recomputed in the backward pass.
     pub checkpointed: bool,
     /// Blocks that are brought from the host for every pass.
     pub swapped_blocks: u64,

@@ -73,7 +73,7 @@ pub struct Row {
     pub text_tokens: Option<u64>,
     /// Whether it was compiled: `yes` or `no`.
     pub compiled: String,
-    /// Whether blocks were computed again: `yes` or `no`.
+    /// Whether blocks were recomputed: `yes` or `no`.
     pub checkpointed: String,
     /// Blocks fetched from the host.
     pub swapped_blocks: Option<u64>,

@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    /// What is kept and what is computed again, inside the step or ahead of it, does not change what a step
+    /// What is kept and what is recomputed, inside the step or before it, does not change what a step
     /// computes.
     #[test]
     fn losses_do_not_depend_on_what_is_kept() {

@@ -148,7 +148,7 @@ struct Report {
     text_tokens: usize,
     batch: usize,
     kept_blocks: u64,
-    /// Blocks that keep the results of attention and MLP and compute the rest again.
+    /// Blocks that keep the results of attention and MLP and recompute the rest.
     result_blocks: u64,
     /// Steps whose modulation is worked out together; null if its matrices are resident.
     steps_ahead: Option<usize>,

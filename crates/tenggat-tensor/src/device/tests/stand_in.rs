@@ -173,7 +173,7 @@ fn all_memory_is_given_back() {
         assert!(graph.replay().unwrap());
         y.to_f64().unwrap();
         assert!(context.mem_get_info().unwrap().0 < before.0);
-        // The last that has the device lets go of it where it never was the thread's own.
+        // The last owner of the device drops it on a thread where it was never current.
         std::thread::spawn(move || drop((x, y, graph, device))).join().unwrap();
     }
     assert_eq!(context.mem_get_info().unwrap(), before);

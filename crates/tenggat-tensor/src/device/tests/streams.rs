@@ -9,7 +9,7 @@ fn number(device: &Device, value: f64) -> Tensor {
     Tensor::from_f64(device, DType::F32, &[value], &[1, 1]).unwrap()
 }
 
-/// `x + 1`, by way of tensors that are let go of, and of the library of products.
+/// `x + 1`, by way of tensors that are freed at once, and of the library of products.
 fn next(x: &Tensor) -> Result<Tensor, Error> {
     let (mut one, mut more, mut sum) =
         (x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?, x.empty_like(&[1, 1])?);

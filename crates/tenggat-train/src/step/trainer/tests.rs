@@ -70,8 +70,8 @@ fn course(device: &Device, bench: &StepBench, objective: Objective, captures: bo
     (Course { losses, norms, parameters }, trainer.captured_passes())
 }
 
-/// Captured passes come to the same, to the bit: other noise, levels and modulation, gradients that replace
-/// and that are added, an adapter that changes.
+/// Captured passes give the same results, to the bit: other noise, levels and modulation, gradients that
+/// replace and that are added, an adapter that changes.
 #[test]
 fn captured_steps_are_the_same_steps() {
     let Some(device) = gpu(usize::MAX) else { return };
