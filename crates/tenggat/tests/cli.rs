@@ -221,6 +221,8 @@ fn init_writes_a_job_that_check_accepts_and_spares_what_is_there() {
     let init = ["init", "my pictures", "--model", "mini", "--trigger", "b3ll: x"];
     let (fine, said) = run(&init);
     assert!(fine && said.contains("my pictures.yaml"), "{said}");
+    let written = fs::read_to_string(folder.path().join("my pictures.yaml")).unwrap();
+    assert!(written.contains("log_dir: output/logs"), "{written}");
     let (fine, said) = run(&["check", "my pictures.yaml"]);
     assert!(fine && said.contains("ok, 0 warnings"), "{said}");
     let (fine, said) = run(&init);

@@ -73,6 +73,7 @@ config:
   process:
     - type: sd_trainer
       training_folder: output           # results go to output/<name>
+      log_dir: output/logs              # curves for TensorBoard: tensorboard --logdir output/logs
 {trigger}      training_seed: 42
       network:
         type: lora
