@@ -1,7 +1,9 @@
 //! What devices promise, tried with ops.
 
+mod arguments;
 mod graphs;
 mod kernels;
+mod long;
 mod prefetch;
 mod products;
 #[cfg(target_os = "linux")]
