@@ -20,16 +20,42 @@ const LIBRARIES: [&[&str]; 4] = [
 
 /// Loads the libraries and returns what was loaded: a path, or the bare name where the system found the file.
 ///
-/// Of each, the newest major version is what the bindings use. Older ones are loaded beside it, each with its
-/// parts: a cuDNN that was built for another CUDA asks for the compiler of its own.
+/// Of each, the newest major version that the driver runs is what the bindings use: an older driver refuses
+/// what a newer compiler made, so newer ones are loaded only where there is no other. Older ones are loaded
+/// beside it, each with its parts: a cuDNN that was built for another CUDA asks for the compiler of its own.
 ///
 /// Each is taken from the first place that has it: `folders`, the system's own path, a toolkit (`CUDA_HOME`,
 /// `/usr/local/cuda`), the Python packages of an environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, next to the
 /// `bin` folders on `PATH`). One that is nowhere, or that does not load, is left out: whoever needs it says
 /// so.
 pub fn preload(folders: &[PathBuf]) -> Vec<PathBuf> {
-    let places = places();
-    LIBRARIES.into_iter().flat_map(|names| preload_all(names, folders, &places)).collect()
+    let (places, driver) = (places(), driver_major());
+    let load = |names: &[&str]| preload_all(names, folders, &places);
+    let loaded = LIBRARIES.into_iter().map(|names| {
+        let [fit, too_new] = for_driver(names, driver);
+        Some(load(&fit)).filter(|loaded| !loaded.is_empty()).unwrap_or_else(|| load(&too_new))
+    });
+    loaded.flatten().collect()
+}
+
+/// Major version of CUDA that the driver runs; `None` without one.
+fn driver_major() -> Option<u32> {
+    if !driver_is_there() {
+        return None;
+    }
+    let mut version = 0;
+    // SAFETY: the driver is there, and writes one number.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
+    u32::try_from(version / 1000).ok().filter(|&major| major > 0)
+}
+
+/// The names of a library that a driver runs, and those that are too new for it. Only names of libraries that
+/// come in several versions end in that of CUDA.
+fn for_driver<'a>(names: &[&'a str], driver: Option<u32>) -> [Vec<&'a str>; 2] {
+    let major = |name: &str| name.rsplit('.').next().and_then(|major| major.parse::<u32>().ok());
+    let fits = |name: &&str| names.len() == 1 || driver.zip(major(name)).is_none_or(|(most, is)| is <= most);
+    let (fit, too_new) = names.iter().partition(|name| fits(name));
+    [fit, too_new]
 }
 
 /// Loads a library in every version that is found, the first for all to see.
@@ -158,6 +184,18 @@ mod tests {
         assert_eq!(preload_all(&names, &folders, &[]), both);
         library(first.path(), names[0]).unwrap();
         assert_eq!(preload_all(&names, &folders, &[])[0], first.path().join(names[0]));
+    }
+
+    /// A driver of CUDA 12 refuses what the compiler of 13 made; one of 13 runs both.
+    #[test]
+    fn libraries_are_no_newer_than_the_driver() {
+        let [compiler, dnn] = [LIBRARIES[1], LIBRARIES[3]];
+        for driver in [None, Some(13), Some(14)] {
+            assert_eq!(for_driver(compiler, driver), [compiler.to_vec(), vec![]]);
+        }
+        let old = [vec!["libnvrtc.so.12"], vec!["libnvrtc.so.13"]];
+        assert_eq!(for_driver(compiler, Some(12)), old);
+        assert_eq!(for_driver(dnn, Some(8)), [dnn.to_vec(), vec![]]);
     }
 
     /// Places are looked in where folders and the system have nothing.
