@@ -359,7 +359,9 @@ API Status cublasLtMatmulAlgoGetHeuristic(
     *found = 0;
     Product p{};
     if (const Status error = describe(description, a, b, c, d, p)) return error;
-    if (fault("products")) return NOT_SUPPORTED;
+    static std::atomic<unsigned> questions;
+    if (fault("products") || fault("product", questions)) return NOT_SUPPORTED;
+    if (fault("scales") && p.has_outer_scales) return NOT_SUPPORTED;
     if (fault("captured-questions") && standInIsCapturing()) return EXECUTION_FAILED;
     const uint32_t* alignments = preference->alignments;
     const Layout* layouts[4] = {a, b, c, d};

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "faults.hpp"
 #include "state.hpp"
 
 static const size_t PAGE = sysconf(_SC_PAGESIZE);
@@ -79,6 +80,8 @@ API Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     if (entry.failure) return entry.failure;
     if (!address || !bytes) return INVALID_VALUE;
     if (const Result error = check_unsafe_call()) return error;
+    static std::atomic<unsigned> allocations;
+    if (fault("allocation", allocations)) return OUT_OF_MEMORY;
     const size_t taken = round_up(bytes, ALIGNMENT), pages = round_up(taken, PAGE);
     if (taken > total_bytes() - driver.used) return OUT_OF_MEMORY;
     void* data = mmap(nullptr, pages + PAGE, PROT_NONE, RESERVED, -1, 0);

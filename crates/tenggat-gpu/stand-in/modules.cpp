@@ -9,8 +9,9 @@
 #include <regex>
 #include <set>
 
-#include "state.hpp"
+#include "faults.hpp"
 #include "image.hpp"
+#include "state.hpp"
 
 struct Module {
     ~Module() { driver.used -= source.size(); }
@@ -180,6 +181,8 @@ API Result cuLaunchKernel(
     if (grid_x > INT32_MAX || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
     if (uint64_t(block_x) * block_y * block_z > 1024 || shared > function->most_shared) return INVALID_VALUE;
     if (!arguments || !arguments[0]) return INVALID_VALUE;
+    static std::atomic<unsigned> launches;
+    if (fault("launch", launches)) return LAUNCH_FAILED;
     if (extra || block_y > 1 || block_z > 1) return NOT_SUPPORTED;
     const auto* from = (const char*)arguments[0];
     // Vectors of bytes lie where operator new puts them, at multiples of 16.

@@ -124,3 +124,77 @@ fn a_job_on_a_gpu_has_the_losses_of_the_cpu() {
         assert_near(&train(folders[3].path(), "cuda", &offloaded, libraries), &expected);
     }
 }
+
+/// Losses of a few steps of a small model on the stand-ins with a fault, or what was said in their place.
+#[cfg(target_os = "linux")]
+fn steps(libraries: &Path, fault: &str) -> Result<Vec<f64>, String> {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/mini/model");
+    let cache = tempfile::tempdir().unwrap();
+    let out = tenggat()
+        .args([
+            "--device",
+            "cuda",
+            "bench",
+            "step",
+            "--random-weights",
+            "--layers",
+            "1",
+            "--resolution",
+            "64",
+        ])
+        .args(["--text-tokens", "8", "--rank", "4", "--warm-up", "0", "--steps", "3", "--json-lines"])
+        .arg("--model")
+        .arg(model)
+        .env("LD_LIBRARY_PATH", libraries)
+        .env("TENGGAT_STAND_IN_FAULTS", fault)
+        .env("TENGGAT_CACHE", cache.path())
+        .env("TENGGAT_WITHOUT", "check")
+        .output()
+        .unwrap();
+    let [told, said] = [&out.stdout, &out.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(!said.contains("panicked") && out.status.code().is_some(), "{fault}: {said}");
+    let loss = |line: &str| line.split_once("\"loss\":")?.1.split([',', '}']).next()?.parse().ok();
+    match out.status.success() {
+        true => Ok(told.lines().filter_map(loss).collect()),
+        false => Err(said),
+    }
+}
+
+/// Whatever a library fails at, a run comes to what it comes to without the fault, or says what failed.
+#[cfg(target_os = "linux")]
+#[test]
+fn faults_of_libraries_end_in_right_losses_or_in_a_clear_error() {
+    if !possible() {
+        return;
+    }
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tenggat-gpu/stand-in/build.sh");
+    let built = Command::new("sh").arg(build).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let libraries = String::from_utf8(built.stdout).unwrap();
+    let libraries = Path::new(libraries.trim());
+    let expected = steps(libraries, "").unwrap();
+    assert!(expected.len() == 3 && expected.iter().all(|loss| loss.is_finite()), "{expected:?}");
+    // Products and attention of our own kernels, other ways, and no graphs: sums in another order.
+    for fault in
+        ["product:2", "product:9", "first-ways", "captured-questions", "captures", "dnn-plans,product:5"]
+    {
+        let got = steps(libraries, fault).unwrap_or_else(|said| panic!("{fault}: {said}"));
+        assert_eq!(got.len(), 3, "{fault}");
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got / expected - 1.0).abs() < 1e-2, "{fault}: {got} {expected}");
+        }
+    }
+    // Memory that is not there is found elsewhere, or the error says so; a kernel that fails ends the run.
+    for (fault, word) in [
+        ("allocation:1", "memory"),
+        ("allocation:12", "memory"),
+        ("allocation:40", "memory"),
+        ("launch:30", "kernel"),
+        ("dnn-execution,launch:200", "kernel"),
+    ] {
+        match steps(libraries, fault) {
+            Ok(got) => assert_eq!(got, expected, "{fault}"),
+            Err(said) => assert!(said.to_lowercase().contains(word), "{fault}: {said}"),
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::{self, sys as lt};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
+use crate::ops::linear::{self, Weight, Write};
 use crate::ops::{attention, check, gelu, gemm};
 use crate::{DType, Device, Tensor};
 
@@ -18,8 +19,9 @@ const STAND_IN: &str = "TENGGAT_STAND_IN";
 /// Variable that names faults of the stand-ins, see `stand-in/faults.hpp`.
 const FAULTS: &str = "TENGGAT_STAND_IN_FAULTS";
 /// Faults, and tests that pass all the same.
-const FAULTY: [(&str, &[&str]); 5] = [
+const FAULTY: [(&str, &[&str]); 6] = [
     ("products", &["ops::gemm::tests::gpus_agree"]),
+    ("scales", &["cards_without_scales"]),
     ("first-ways", &["ops::gemm::tests::gpus_agree"]),
     ("captured-questions", &["streams_apart"]),
     ("dnn-plans", &["ops::attention::tests::gpus_agree"]),
@@ -90,7 +92,9 @@ fn faulty_libraries_are_noted() {
             product().unwrap();
             assert!(!cuda.notes().iter().any(|note| note.contains("slow kernel")), "another way is there");
         }
+        "scales" => scales_follow_products(&device),
         "captured-questions" => {
+            fp8_is_refused_in_captures_alone(&device);
             let error = cuda.capture(product).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains("new while work is captured"), "{error}");
             let y = product().expect("what was refused in a capture is not refused for good");
@@ -127,6 +131,43 @@ fn faulty_libraries_are_noted() {
         }
         other => panic!("unknown fault {other}"),
     }
+}
+
+/// A layer in 8-bit floats on a device, and what it is given.
+fn fp8_layer(device: &Device) -> (Weight, Tensor) {
+    let weight = Weight::Dense(check::randn(DType::BF16, &[48, 128], 3)).into_device(device).unwrap();
+    let x = check::randn(DType::BF16, &[32, 128], 4).into_device(device).unwrap();
+    (weight.into_fp8().unwrap(), x)
+}
+
+fn forward(x: &Tensor, weight: &Weight) -> Result<Tensor, crate::Error> {
+    let mut y = x.empty_like(&[32, 48])?;
+    linear::forward(x.view(), weight, None, y.view_mut())?;
+    Ok(y)
+}
+
+/// Where the library takes no scales, they are applied behind the product, and nothing falls back to bf16.
+fn scales_follow_products(device: &Device) {
+    let (weight, x) = fp8_layer(device);
+    let Weight::Fp8(fp8) = &weight else { panic!("not in 8-bit floats") };
+    let mut y = x.empty_like(&[32, 48]).unwrap();
+    assert!(device.fp8_products());
+    assert!(fp8.forward(x.view(), None, Write::Replace, y.view_mut()).unwrap(), "it fell back");
+    assert_eq!(forward(&x, &weight).unwrap().to_f64().unwrap(), y.to_f64().unwrap());
+}
+
+/// What the library would not say of a product of 8-bit floats while work was captured, it is asked again.
+fn fp8_is_refused_in_captures_alone(device: &Device) {
+    let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+    let (weight, x) = fp8_layer(device);
+    let captured = cuda.capture(|| forward(&x, &weight)).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(captured.contains("new while work is captured"), "{captured}");
+    let Weight::Fp8(fp8) = &weight else { panic!("not in 8-bit floats") };
+    let mut y = x.empty_like(&[32, 48]).unwrap();
+    assert!(fp8.forward(x.view(), None, Write::Replace, y.view_mut()).unwrap(), "refused for good");
+    let (again, graph) = cuda.capture(|| forward(&x, &weight)).unwrap();
+    assert!(graph.replay().unwrap());
+    assert_eq!(again.to_f64().unwrap(), y.to_f64().unwrap());
 }
 
 /// Where cuDNN is not installed, long attention is an error that says what to do.
