@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::handle::pack;
+use super::super::handle::{pack, version};
 use super::super::plan::{Kept, Pass, Plan, Plans};
 use super::super::{Backward, Forward, Shape};
 use super::{
@@ -16,6 +16,8 @@ use super::{
 
 /// Variable that tells a child process of the test where the stand-in for the driver is.
 const STUB: &str = "TENGGAT_STUB_DRIVER";
+/// The version of cuDNN whose kernels are known, and what they are called.
+const KNOWN: (usize, &str) = (91_900, include_str!("kernels.txt"));
 
 /// Makes plans, which compiles kernels but runs none. cuDNN wants a driver for that, so a child process gets
 /// one that does nothing.
@@ -66,6 +68,7 @@ fn plans_with(stub: &Path) {
     refused_operations_are_named();
     let qwen = Shape::separate(2, 4300, 24, 128);
     let few = [qwen, Shape::packed(1, 4173, 24, 128), mixed(2, 1031, 4, 64)];
+    let mut chosen = Vec::new();
     for card in CARDS {
         let target = card.target().unwrap();
         for (shape, pass) in few.into_iter().flat_map(|shape| PASSES.map(|pass| (shape, pass))) {
@@ -77,16 +80,11 @@ fn plans_with(stub: &Path) {
             let restored = Plan::restore(&json, &target).unwrap();
             assert_eq!(restored.json().unwrap(), json);
             assert_eq!(restored.workspace_bytes, plan.workspace_bytes);
-            eprintln!(
-                "{}: {pass:?} {}x{}x{}x{}: workspace {} B, plan {} B",
-                card.name,
-                shape.batch,
-                shape.tokens,
-                shape.heads,
-                shape.head_dim,
-                plan.workspace_bytes,
-                json.len()
-            );
+            let Shape { batch, tokens, heads, head_dim, .. } = shape;
+            let kernels = kernels(&json).join(", ");
+            let line = format!("{}: {pass:?} {batch}x{tokens}x{heads}x{head_dim}: {kernels}", card.name);
+            eprintln!("{line}: workspace {} B, plan {} B", plan.workspace_bytes, json.len());
+            chosen.push(line);
             // On 9.0 and 10.x kernels ask for next to nothing; on others for another accumulator and a little
             // more.
             let asks = card.version < 900 || card.version >= 1200;
@@ -99,8 +97,21 @@ fn plans_with(stub: &Path) {
             );
         }
     }
+    let (version_known, known) = KNOWN;
+    // Another version may choose others, which the output shows.
+    if version().unwrap() == version_known {
+        let known: Vec<_> = known.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(chosen, known);
+    }
     files_keep_plans(of_version(900), mixed(1, 128, 4, 64));
     packs_are_accepted();
+}
+
+/// Names of a plan's kernels, without the beginning that all have.
+fn kernels(json: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(json);
+    let named = text.split("\"kernelName\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    named.map(|name| name.trim_start_matches("cudnn_generated_fort_native_").to_owned()).collect()
 }
 
 /// A plan is read from its file, and made anew from a file that is damaged.
