@@ -1,4 +1,6 @@
 """Tests of scripts/gpu-check and scripts/gpu-pack on a machine without a card: python3 scripts/gpu_check_test.py"""
+import importlib.machinery
+import importlib.util
 import json
 import lzma
 import os
@@ -136,7 +138,31 @@ class GpuCheck(unittest.TestCase):
         self.assertIn("unknown peer", told)
 
 
+def script(name):
+    """A script as a module."""
+    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), str(SCRIPTS / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
 class GpuPack(unittest.TestCase):
+    def test_files_of_the_tree_do_not_travel_twice(self):
+        model = (SCRIPTS.parent / "assets/mini/model/vae/diffusion_pytorch_model.safetensors").read_bytes()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            program, packed = folder / "program", folder / "pack" / "program.xz"
+            program.write_bytes(b"before" + model + b"behind")
+            packed.parent.mkdir()
+            self.assertEqual(script("gpu-pack").pack(program, packed), len(model) + 12)
+            self.assertLess(packed.stat().st_size, len(model) // 100)
+            whole = script("gpu-check").unpack(packed.parent, folder / "pack")["program"]
+            self.assertEqual(whole.read_bytes(), program.read_bytes())
+            # Packed from another tree, it is not run.
+            about = packed.with_suffix(".json")
+            about.write_text(about.read_text().replace("vae/", "transformer/"))
+            self.assertEqual(script("gpu-check").unpack(packed.parent, folder), {})
+
     def test_what_is_packed_is_weighed(self):
         with tempfile.TemporaryDirectory() as out:
             for name in ("program", "gpu-tests"):

@@ -42,7 +42,7 @@ impl MeasuredRates {
     /// # Errors
     /// Out of memory, or the device failed.
     pub fn measure(device: &Device, clock: &dyn Clock) -> Result<Self> {
-        let product_flop = product_flops_per_s(device, clock)?;
+        let product_flop = product_flops_per_s(device, clock, HEADS * CHANNELS)?;
         let [attention_forward_flop, attention_backward_flop] = attention_rates(device, clock)?;
         let from = Tensor::zeros(device, DType::U8, &[COPIED / 4096, 4096])?;
         let mut to = from.duplicate()?;

@@ -31,8 +31,9 @@ use crate::step::{Batch, Part, Trainer};
 const LR: f64 = 1e-4;
 /// Rows, columns and inner extent of the product that tells how fast products can be.
 const PRODUCT: [usize; 3] = [512, 3072, 3072];
-/// The same on a GPU, which needs more work to show its rate.
-const GPU_PRODUCT: [usize; 3] = [4096, 12288, 3072];
+/// Rows of the same on a GPU, which needs more work to show its rate. Columns and inner extent are those of
+/// the model's widest linear.
+const GPU_ROWS: usize = 4096;
 /// How often that product is timed, after a first one; the fastest counts.
 const PRODUCT_RUNS: usize = 5;
 
@@ -266,12 +267,15 @@ fn level(step: usize, sample: usize) -> f64 {
 }
 
 /// FLOP/s of a large product of dense matrices of the device's own type, now: what other rates are compared
-/// with.
+/// with. On a GPU it is that of `channels` by four times as many, as in a model of that width.
 ///
 /// # Errors
 /// The device failed.
-pub fn product_flops_per_s(device: &Device, clock: &dyn Clock) -> Result<f64> {
-    let [m, n, k] = if let Device::Cpu(_) = device { PRODUCT } else { GPU_PRODUCT };
+pub fn product_flops_per_s(device: &Device, clock: &dyn Clock, channels: usize) -> Result<f64> {
+    let [m, n, k] = match device {
+        Device::Cpu(_) => PRODUCT,
+        Device::Cuda(_) => [GPU_ROWS, 4 * channels, channels],
+    };
     let dtype = device.activations();
     let number =
         |shape: &[usize], seed| -> Result<Tensor> { Ok(normal(device, shape, seed)?.to_dtype(dtype)?) };

@@ -225,7 +225,7 @@ fn step(args: &StepArgs, choice: Choice) -> anyhow::Result<()> {
     let device = device::open(choice)?;
     let (bench, fit) = chosen(args, &device)?;
     let clock = WallClock::start();
-    let product = product_flops_per_s(&device, &clock)?;
+    let product = product_flops_per_s(&device, &clock, bench.model.inner())?;
     let until_s = args.seconds.map(|seconds| clock.now_s() + seconds);
     let bar = Bar::spinner();
     bar.set_message("weights");
