@@ -223,6 +223,9 @@ fn takers() -> Vec<(PathBuf, Vec<String>)> {
                 .map(|file| (file, vec![name.clone()])),
         );
     }
+    for file in ["cuda.rs", "fp8.rs"] {
+        all.push((sources().join("weight/quantised").join(file), vec!["quantise".into()]));
+    }
     all.push((ops.join("columns/mod.rs"), vec!["gated_residual".into(), "layer_norm_modulate".into()]));
     all.push((sources().join("../../tenggat-gpu/src/blas/fallback.rs"), vec!["product".into()]));
     all.sort();

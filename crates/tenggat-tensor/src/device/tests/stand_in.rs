@@ -10,8 +10,9 @@ use std::sync::Arc;
 use cudarc::cublaslt::{self, sys as lt};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
-use crate::ops::linear::{self, Weight, Write};
+use crate::ops::linear::{self, Write};
 use crate::ops::{attention, check, gelu, gemm};
+use crate::weight::Weight;
 use crate::{DType, Device, Tensor};
 
 /// Variable that tells tests in a child process that the libraries are stand-ins.
