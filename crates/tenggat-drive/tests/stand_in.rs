@@ -326,8 +326,8 @@ fn random(seed: u64) -> (Scene, Value, Value, f64, Option<f64>) {
 }
 
 /// One random drive; returns its end as a share of the budget if it should have used all of it, and whether
-/// it did as far as steps allow: what is left is less than a twentieth of the budget, or than one more step, its
-/// save, which may take twice as long as usual, and the trainer's end would take.
+/// it did as far as steps allow: what is left is less than a twentieth of the budget, or than one more step,
+/// its save, which may take twice as long as usual, and the trainer's end would take.
 fn random_drive(seed: u64) -> Option<(f64, bool)> {
     let (scene, habits, more, budget_s, kill) = random(seed);
     let job = scene.job(habits.clone(), more.clone());

@@ -1,4 +1,4 @@
-//! `events.jsonl`: the news of a run, kept in its folder for whoever watches. `docs/events.md` has the schema.
+//! `events.jsonl`: the events of a run, kept in its folder for viewers; `docs/events.md` has the schema.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

@@ -1,5 +1,5 @@
-//! The news of a run for programs: lines of JSON on standard output if asked for, and in the folder of the run
-//! always. Their schema is in `docs/events.md`.
+//! The news of a run for programs: lines of JSON, always in the folder of the run, and on standard output if
+//! wanted. Their schema is in `docs/events.md`.
 
 use std::path::Path;
 

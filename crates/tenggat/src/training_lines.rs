@@ -1,4 +1,4 @@
-//! What the terminal shows of the training: three lines that are drawn over again, or now and then a plain one.
+//! What the terminal shows of the training: three lines that are redrawn, or a plain one now and then.
 
 use std::time::{Duration, Instant};
 

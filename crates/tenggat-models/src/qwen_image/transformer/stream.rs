@@ -302,8 +302,8 @@ impl Stream {
     }
 
     /// Backward of [`Stream::output`] and [`Stream::after`], from `dout`, the gradient of the output,
-    /// `[m, c]`; its memory is reused for [`Between::dx`]. Writes the gradient of o, this stream's rows of the
-    /// attention output, to `d_attention`, `[m, c]`, and the adapter's into `gradients`.
+    /// `[m, c]`; its memory is reused for [`Between::dx`]. Writes the gradient of o, this stream's rows of
+    /// the attention output, to `d_attention`, `[m, c]`, and the adapter's into `gradients`.
     ///
     /// # Errors
     /// As [`Stream::before`].
