@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use tenggat_train::job::{parse_local_moment, parse_past_moment};
 
 use crate::commands::{
     BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs,
@@ -13,6 +12,7 @@ use crate::commands::{
 use crate::device;
 use crate::events;
 use crate::hooks::HookArgs;
+use crate::limit::Limit;
 use crate::money::Money;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
 
@@ -187,30 +187,6 @@ Examples:
         /// The shell.
         shell: Shell,
     },
-}
-
-/// When a run must have ended.
-#[derive(Debug, Args)]
-pub struct Limit {
-    /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
-    #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
-    pub budget: Option<String>,
-    /// Time by which the program must have ended: 18:00, '2026-12-01 18:00' (both of this machine's time
-    /// zone), or with a zone 2026-12-01T18:00:00+07:00.
-    #[arg(long, value_name = "TIME", value_parser = parse_local_moment)]
-    pub deadline: Option<jiff::Timestamp>,
-    /// When the budget began to run, if before the program started; written as for --deadline.
-    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_past_moment)]
-    pub clock_start: Option<jiff::Timestamp>,
-    /// Use the whole budget, even if the job's steps are done earlier.
-    #[arg(long)]
-    pub fill: bool,
-    /// Time kept free before the end; the run normally works this out: 2s.
-    #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
-    pub margin: Option<f64>,
-    /// Memory that may be used; blocks that do not fit recompute their activations: 24GB, 22.5GiB.
-    #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
-    pub memory_limit: Option<f64>,
 }
 
 #[derive(Debug, Args)]

@@ -3,11 +3,34 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use tenggat_plan::{Clock, WallClock};
-use tenggat_train::job::Limits;
+use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 
-use crate::cli::Limit;
+/// When a run must have ended.
+#[derive(Debug, Args)]
+pub struct Limit {
+    /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
+    #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
+    pub budget: Option<String>,
+    /// Time by which the program must have ended: 18:00, '2026-12-01 18:00' (both of this machine's time
+    /// zone), or with a zone 2026-12-01T18:00:00+07:00.
+    #[arg(long, value_name = "TIME", value_parser = parse_local_moment)]
+    pub deadline: Option<Timestamp>,
+    /// When the budget began to run, if before the program started; written as for --deadline.
+    #[arg(long, value_name = "TIME", requires = "budget", value_parser = parse_past_moment)]
+    pub clock_start: Option<Timestamp>,
+    /// Use the whole budget, even if the job's steps are done earlier.
+    #[arg(long)]
+    pub fill: bool,
+    /// Time kept free before the end; the run normally works this out: 2s.
+    #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
+    pub margin: Option<f64>,
+    /// Memory that may be used; blocks that do not fit recompute their activations: 24GB, 22.5GiB.
+    #[arg(long, value_name = "MEMORY", value_parser = tenggat_plan::parse_bytes)]
+    pub memory_limit: Option<f64>,
+}
 
 /// A clock and the deadline on it.
 pub struct Limited {

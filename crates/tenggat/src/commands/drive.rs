@@ -15,11 +15,10 @@ use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 use tenggat_train::run;
 
 use super::best;
-use crate::cli::Limit;
 use crate::device::Choice;
 use crate::events::News;
 use crate::hooks::{HookArgs, Hooks, Moment, Outcome, hooked};
-use crate::limit::{self, Limited};
+use crate::limit::{self, Limit, Limited};
 use crate::money::Money;
 use crate::output::{say, warning};
 use crate::progress::Progress;

@@ -13,7 +13,7 @@ use tenggat_train::contest::work::Work;
 use tenggat_train::contest::{HoldOut, ModelType, Split};
 use tenggat_train::run::{LAST, Stop};
 
-use super::play::{Setup, delivered_rank, keys, prepare};
+use super::setup::{Setup, delivered_rank, keys, prepare};
 use crate::commands::drive::{Told, conclude, listen, shown};
 use crate::hooks::Hooks;
 use crate::output::{say, warning};

@@ -6,6 +6,7 @@ mod own;
 mod play;
 mod preset;
 mod rehearse;
+mod setup;
 
 pub use args::TaskArgs;
 pub use play::task;

@@ -7,8 +7,8 @@ use tenggat_train::contest::{HoldOut, Split};
 use tenggat_train::job::{self, Job};
 use tenggat_train::run::{self, Stop};
 
-use super::play::{Setup, delivered_rank, prepare};
 use super::preset::{Choices, JobMaker, quantised};
+use super::setup::{Setup, delivered_rank, prepare};
 use crate::assets;
 use crate::commands::train::{Setting, run_job, show_interrupted, show_warnings};
 use crate::device::Choice;

@@ -15,8 +15,8 @@ use tenggat_train::contest::work::Work;
 use tenggat_train::contest::{HoldOut, Split};
 use tenggat_train::run::Stop;
 
-use super::play::{Setup, keys, prepare};
 use super::preset::{Choices, JobMaker, quantised};
+use super::setup::{Setup, keys, prepare, side};
 use super::{TaskArgs, driven};
 use crate::assets;
 use crate::device::{self, Choice};
@@ -103,7 +103,7 @@ pub fn rehearse(
         kind,
         model: model.clone().unwrap_or_default(),
         archive: archive.clone().unwrap_or_default(),
-        side: super::play::side(args),
+        side: side(args),
         output,
     };
     if model.is_some() {
