@@ -60,7 +60,7 @@ fn captions_and_images_that_are_left_out_are_told_before_training() {
         let output = tenggat().arg(command).arg(&path).output().unwrap();
         let said = text(&output);
         assert!(output.status.success(), "{said}");
-        for part in ["beside fox.png lies fox.caption", "asks for fox.txt", "(heic): IMG_1.HEIC"] {
+        for part in ["fox.png has fox.caption beside it", "asks for fox.txt", "(heic): IMG_1.HEIC"] {
             assert!(said.contains(part), "{command}: {part}: {said}");
         }
     }
