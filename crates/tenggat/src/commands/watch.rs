@@ -1,4 +1,4 @@
-//! `tenggat watch`: [`status`](super::status), again and again.
+//! `tenggat watch`: [`status`](mod@super::status), again and again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
