@@ -38,3 +38,9 @@ pub(crate) fn error(status: StatusCode, text: &str) -> Response<Body> {
 pub(crate) fn missing(what: &str) -> Response<Body> {
     error(StatusCode::NOT_FOUND, &format!("there is no such {what}"))
 }
+
+/// Does work that reads files where it holds up nobody.
+pub(crate) async fn aside(work: impl FnOnce() -> Response<Body> + Send + 'static) -> Response<Body> {
+    let failed = || error(StatusCode::INTERNAL_SERVER_ERROR, "this cannot be answered");
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| failed())
+}

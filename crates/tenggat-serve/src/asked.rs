@@ -8,8 +8,8 @@ use axum::http::{Response, StatusCode};
 use serde::Deserialize;
 use tenggat_runs::{Request, State as RunState, ask as leave, ask_move};
 
-use crate::answer;
-use crate::routes::{Site, aside};
+use crate::answer::{self, aside};
+use crate::site::Site;
 
 #[derive(Deserialize)]
 struct Ask {

@@ -8,6 +8,7 @@ mod page;
 mod routes;
 mod runs;
 mod server;
+mod site;
 mod stream;
 
 pub use server::{Options, Server, start};

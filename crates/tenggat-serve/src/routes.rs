@@ -1,7 +1,6 @@
 //! What is asked by `GET`, and the way of every request.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -14,23 +13,17 @@ use serde::Serialize;
 use tenggat_job::{Given, given};
 use tenggat_runs::{Checkpoint, Curve, History, Sample, checkpoints, config, file_in, samples, thin};
 
+use crate::answer::aside;
 use crate::asked;
-use crate::guard::{self, Token};
-use crate::runs::{Listed, Runs};
+use crate::guard;
+use crate::runs::Listed;
+use crate::site::Site;
 use crate::{answer, numbers, page, stream};
 
 /// Most points of a curve that a browser may ask for.
 const MOST_POINTS: usize = 20_000;
 /// Largest body of a request, bytes.
 const MOST_BODY: usize = 1 << 20;
-
-/// What is served.
-#[derive(Debug)]
-pub(crate) struct Site {
-    pub runs: Runs,
-    pub token: Token,
-    pub address: SocketAddr,
-}
 
 type Shared = State<Arc<Site>>;
 type Asked = Query<HashMap<String, String>>;
@@ -79,12 +72,6 @@ async fn guarded(State(site): Shared, request: Request, next: Next) -> Response<
         return answer::error(StatusCode::FORBIDDEN, why);
     }
     next.run(request).await
-}
-
-/// Does work that reads files where it holds up nobody.
-pub(crate) async fn aside(work: impl FnOnce() -> Response<Body> + Send + 'static) -> Response<Body> {
-    let failed = || answer::error(StatusCode::INTERNAL_SERVER_ERROR, "this cannot be answered");
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| failed())
 }
 
 fn text<'a>(asked: &'a HashMap<String, String>, name: &str) -> &'a str {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::guard::Token;
-use crate::routes::{self, Site};
+use crate::routes;
 use crate::runs::Runs;
+use crate::site::Site;
 
 /// What is served, and where.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::routes::Site;
+use crate::site::Site;
 
 /// Time between two looks for news.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@ mod bar;
 mod escape;
 mod hooks;
 mod print;
+mod quiet;
 mod screen;
 mod sink;
 mod terminal;
@@ -15,10 +16,10 @@ mod terminal;
 pub use bar::Bar;
 pub use hooks::{start_logging, tell_panics};
 pub use print::{
-    Closing, aside, be_quiet, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse,
-    product,
+    Closing, aside, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse, product,
 };
 pub(crate) use print::{note, say, warning};
+pub use quiet::be_quiet;
 pub use screen::{bar_width, draws_on_stdout, is_unread, screen, sparkline, width};
 pub use sink::detach;
 pub use terminal::shows_bars;

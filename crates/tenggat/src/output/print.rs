@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use serde::Serialize;
 
+use super::quiet::is_quiet;
 use super::sink::{self, Stream, Worth};
 use super::terminal::has_colours;
 use super::{bar, escape};
@@ -18,18 +19,6 @@ static FOR_EVENTS: AtomicBool = AtomicBool::new(false);
 /// From here on standard output has nothing but [`event`]s; what people read goes to standard error.
 pub fn leave_stdout_to_events() {
     FOR_EVENTS.store(true, Ordering::Relaxed);
-}
-
-/// Whether only warnings and failures are told, see [`be_quiet`].
-static QUIET: AtomicBool = AtomicBool::new(false);
-
-/// From here on nothing is told but warnings, failures and what a command was called for.
-pub fn be_quiet() {
-    QUIET.store(true, Ordering::Relaxed);
-}
-
-pub(super) fn is_quiet() -> bool {
-    QUIET.load(Ordering::Relaxed)
 }
 
 /// Where people read.

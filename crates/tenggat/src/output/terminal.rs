@@ -7,7 +7,7 @@ use super::sink::Stream;
 /// Whether progress bars are seen; otherwise lines say how far the work is.
 #[expect(clippy::disallowed_methods, reason = "it writes nothing")]
 pub fn shows_bars() -> bool {
-    !super::print::is_quiet()
+    !super::quiet::is_quiet()
         && std::io::stderr().is_terminal()
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
