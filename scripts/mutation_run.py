@@ -218,8 +218,10 @@ class Run:
         line = rng.choice(lines)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(len(line))
-            changed = rng.choice([lambda: spoil(rng, line[at].encode()), lambda: rng.choice(PIECES[:20]),
-                                  lambda: str(rng.choice(NUMBERS)).encode(), lambda: b"-" + line[at].encode()])()
+            # A word that was spoilt before may be no UTF-8.
+            word = os.fsencode(line[at])
+            changed = rng.choice([lambda: spoil(rng, word), lambda: rng.choice(PIECES[:20]),
+                                  lambda: str(rng.choice(NUMBERS)).encode(), lambda: b"-" + word])()
             # Threads without end are another matter, and a NUL can be in no argument.
             line = [*line[:at], os.fsdecode(changed.replace(b"\0", b"")), *line[at + 1:]]
         return line

@@ -91,7 +91,7 @@ fn set_layout<T>(
     what: sys::cublasLtMatrixLayoutAttribute_t,
     value: &T,
 ) -> Result<()> {
-    // SAFETY: the library copies so many bytes from the value.
+    // SAFETY: the library copies `size_of::<T>()` bytes, all of them from the value.
     unsafe {
         let value = std::ptr::from_ref(value);
         result::set_matrix_layout_attribute(layout, what, value.cast(), size_of::<T>())
