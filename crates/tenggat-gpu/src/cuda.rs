@@ -298,8 +298,8 @@ impl Cuda {
         }
     }
 
-    /// Queues a matrix product, or a batch of them. What cuBLASLt has no way of computing, our own kernel
-    /// computes, slowly.
+    /// Queues a matrix product, or a batch of them. A batch that cuBLASLt has no way of computing is computed
+    /// one product after another; what it has no way of computing at all, our own kernel computes, slowly.
     ///
     /// # Errors
     /// The library failed; it has no way of computing a product of 8-bit floats; it was not asked about this
@@ -311,6 +311,7 @@ impl Cuda {
         match &self.backend {
             Backend::Gpu(gpu) => match gpu.product(self.stream(), product)? {
                 None => Ok(()),
+                Some(_) if product.batch.count > 1 => product.each().try_for_each(|one| self.product(one)),
                 Some(why) => {
                     self.note(format!("some products are computed by a slow kernel: {why}"));
                     self.product_by_kernel(product)
