@@ -43,7 +43,8 @@ pub(crate) fn product(
     })?)
 }
 
-/// `n` products of parts of these matrices, in one batch.
+/// `n` products of parts of these matrices, in one batch; `parts` has the cut and the shape of those of a, b
+/// and c.
 #[allow(clippy::too_many_arguments)] // those of `product`, and how operands are cut
 pub(super) fn parts(
     op: &'static str,
@@ -53,20 +54,19 @@ pub(super) fn parts(
     (b, b_transposed): (View<'_>, bool),
     beta: f64,
     c: ViewMut<'_>,
-    cuts: [Cut; 3],
+    parts: [(Cut, [usize; 2]); 3],
 ) -> Result<()> {
     let (cuda, mat) = c.cuda(op)?;
     let (a_factor, b_factor) = (factor(op, a, a_transposed)?, factor(op, b, b_transposed)?);
-    let [a_part, b_part, [rows, cols]] =
-        [cuts[0].part(n, a.shape()), cuts[1].part(n, b.shape()), cuts[2].part(n, c.shape())];
-    let step = |cut: Cut, part: [usize; 2], stride: usize| match cut {
+    let [(_, a_part), _, (_, [rows, cols])] = parts;
+    let step = |(cut, part): (Cut, [usize; 2]), stride: usize| match cut {
         Cut::Rows => part[0] * stride,
         Cut::Columns => part[1],
     };
     let steps = [
-        step(cuts[0], a_part, a_factor.stride),
-        step(cuts[1], b_part, b_factor.stride),
-        step(cuts[2], [rows, cols], mat.stride as usize),
+        step(parts[0], a_factor.stride),
+        step(parts[1], b_factor.stride),
+        step(parts[2], mat.stride as usize),
     ];
     Ok(cuda.product(Product {
         batch: Batch { count: n, steps },

@@ -124,7 +124,8 @@ fn parts(
     if n > 1 && c.on_gpu() {
         let shapes = [cuts[0].part(n, a.shape()), cuts[1].part(n, b.shape()), cuts[2].part(n, c.shape())];
         expect_product(op, (shapes[0], a_transposed), (shapes[1], b_transposed), shapes[2])?;
-        return cuda::parts(op, n, alpha, (a, a_transposed), (b, b_transposed), beta, c, cuts);
+        let parts = [0, 1, 2].map(|i| (cuts[i], shapes[i]));
+        return cuda::parts(op, n, alpha, (a, a_transposed), (b, b_transposed), beta, c, parts);
     }
     (0..n).try_for_each(|i| {
         let to = cuts[2].of_mut(n, i, c.reborrow());
