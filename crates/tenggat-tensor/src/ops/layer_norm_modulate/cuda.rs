@@ -19,9 +19,12 @@ const BACKWARD: Kernel = Kernel::new(&MODULE, "layer_norm_backward");
 const PIECES: [usize; 2] = [2, 8];
 /// Most threads of a block, as the kernels are told (`__launch_bounds__`).
 const MOST_THREADS: usize = 512;
-/// Tokens that a block of the backward pass goes over. At 4096 there are two blocks for each unit of the
-/// largest cards, and partial sums are a sixteenth of the rows.
-const CHUNK: usize = 16;
+/// Tokens that a block of the backward pass goes over: one where nothing is summed over them; otherwise more
+/// for longer inputs, so that at least 256 blocks share the work of any but the shortest, and partial sums are
+/// a sixteenth of the rows of 4096. By tokens alone: sums do not depend on the card.
+fn chunk(tokens: usize, sums: bool) -> usize {
+    if sums { (tokens / 256).clamp(1, 16) } else { 1 }
+}
 
 /// Mirrors `Forward`.
 #[derive(Clone, Copy)]
@@ -106,7 +109,8 @@ pub fn backward(
     let (x, modulation, stats, dy) =
         (x.cuda(op)?.1, modulation.cuda(op)?.1, stats.cuda(op)?.1, dy.cuda(op)?.1);
     let (vectorised, threads) = cut(op, dtype, &[x, modulation, dy, dx])?;
-    let shape = Shape { samples: modulation.rows as usize, tokens, cols, chunk: CHUNK };
+    let chunk = chunk(tokens, dmodulation.is_some());
+    let shape = Shape { samples: modulation.rows as usize, tokens, cols, chunk };
     let columns = Columns::new(&cuda, shape, if dmodulation.is_some() { 2 } else { 0 })?;
     let args = Backward { x, modulation, stats, dy, dx, parts: columns.parts()?, inverse: inverse(x.cols) };
     cuda.launch(BACKWARD.vectorised(vectorised), &[dtype], columns.whole_rows(threads), args)?;
