@@ -3,7 +3,7 @@
 
     TENGGAT_CUDA_LIBRARIES=... bench/gpu_instructions.py --cuobjdump PATH [--arch sm_90a] KERNEL...
 
-A KERNEL is a name of `crates/tenggat-tensor/src/ops`, such as `widen_uint3_bf16` or `gelu_*_vec_bf16`. NVRTC
+A KERNEL is a name of `crates/tenggat-tensor/src`, such as `widen_uint3_bf16` or `gelu_*_vec_bf16`. NVRTC
 comes with `pip install nvidia-cuda-nvrtc`, cuobjdump with `nvidia-cuda-cuobjdump` and `nvidia-cuda-nvdisasm`.
 No GPU is needed, and none is measured: instructions are counted as they stand, each branch and each turn of a
 loop once.
@@ -20,13 +20,13 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPS = ROOT / "crates/tenggat-tensor/src/ops"
+SOURCES = ROOT / "crates/tenggat-tensor/src"
 COMMON = ROOT / "crates/tenggat-gpu/src/kernels/common.cuh"
 
 
 def sources():
-    """Each op's kernels by the op's name: the files that its `cuda.rs` or `mod.rs` names, in that order."""
-    for folder in sorted(path.parent for path in OPS.glob("*/op.cu")):
+    """Each module's kernels by its folder's name: the files that its `cuda.rs` or `mod.rs` names, in that order."""
+    for folder in sorted(path.parent for path in SOURCES.rglob("op.cu")):
         for rust in (folder / "cuda.rs", folder / "mod.rs"):
             text = rust.read_text() if rust.exists() else ""
             if files := re.findall(r'include_str!\("([^"]+)"\)', text):

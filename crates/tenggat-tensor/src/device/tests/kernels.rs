@@ -15,8 +15,8 @@ const BUDGETED: &str = "sm_90a";
 /// Most instructions of kernels, all branches and what fills the last line of code counted, by NVRTC 13.0.88
 /// and a twentieth more.
 const BUDGET: [(&str, usize); 14] = [
-    ("rms_norm_rope_forward_bf16", 714),
-    ("rms_norm_rope_backward_bf16", 722),
+    ("rms_norm_rope_forward_vec_bf16", 714),
+    ("rms_norm_rope_backward_vec_bf16", 722),
     ("gelu_forward_vec_bf16", 294),
     ("gelu_backward_vec_bf16", 369),
     ("layer_norm_forward_vec_bf16", 411),

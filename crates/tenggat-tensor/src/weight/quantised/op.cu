@@ -54,7 +54,7 @@ DEVICE float float8(uint32_t word, int k) {
 DEVICE float rounded_for(const float*, float x) { return rounded(x); }
 DEVICE float rounded_for(const bf16*, float x) { return x; }
 
-// uintN: groups of 64 codes of N bits in shards of 4, 2 and 1 bits, lowest bits first; see `quantise/uint.rs`. Codes number
+// uintN: groups of 64 codes of N bits in shards of 4, 2 and 1 bits, lowest bits first; see `uint.rs`. Codes number
 // 8 * piece and on of a group, a byte each.
 template <int N>
 DEVICE void unpack(uint32_t (&codes)[2], const uint8_t* group, int piece) {
