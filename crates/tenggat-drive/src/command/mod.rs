@@ -160,7 +160,8 @@ fn start(options: &CommandOptions<'_>, log: &Path) -> Result<Process> {
 }
 
 fn budget(options: &CommandOptions<'_>) -> BudgetConfig {
-    let save_s = (0.005 * options.deadline_s).clamp(0.05, 5.0);
+    // Nobody has seen a save yet; a quarter of a second is little even for a short run on a busy machine.
+    let save_s = (0.005 * options.deadline_s).clamp(0.25, 5.0);
     BudgetConfig {
         deadline_s: Some(options.deadline_s),
         margin_s: options.margin_s,
