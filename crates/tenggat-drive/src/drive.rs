@@ -98,8 +98,9 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
     let deadline_s = options.deadline_s;
     let asked = job.steps.filter(|_| !options.fill);
     let is_done = asked.is_some_and(|asked| resume >= asked);
+    let delivered = publish_if_new(&saves, &last, resume, options.model.as_deref(), show);
     if is_done || deadline_s - clock.now_s() < 0.02 * deadline_s {
-        return already(&last, resume, is_done);
+        return already(&last, delivered, is_done);
     }
     if resume > 0 || before_s > 0.0 {
         show(Event::Resumed { steps: resume, spent_s: clock.now_s(), deadline_s });
@@ -114,6 +115,7 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
         sample_from: job.sample_from,
         shrinks: job.wishes.on_out_of_memory.len(),
         resume,
+        delivered,
         known: earlier.as_ref().map_or(Known::default(), |state| state.known),
     };
     let metrics = Metrics::resume(&job.folder.join("metrics.jsonl"), resume);
@@ -126,7 +128,6 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
         save: options.save,
         stop: options.stop,
     };
-    desk.publish_if_new(&saves, &last, resume);
     let mut trainer = AiToolkit::new(options.installation.clone(), job.clone(), &home, &clock);
     trainer.fits(options.model.clone());
     let summary = pilot::fly(&mut trainer, plan, &mut desk, options.stop)?;
@@ -191,6 +192,32 @@ fn holds_results(folder: &Path) -> bool {
     entries.into_iter().any(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
 }
 
+/// A run that goes on from saves of an earlier one publishes the best of them before it begins. Returns the
+/// updates in the published LoRA.
+fn publish_if_new(
+    saves: &Saves,
+    last: &Path,
+    resume: u64,
+    model: Option<&ModelKeys>,
+    show: &mut dyn FnMut(Event),
+) -> u64 {
+    let published = lora::peek(last).ok().and_then(|checked| checked.steps).unwrap_or(0);
+    if published >= resume {
+        return published;
+    }
+    let from = saves.numbered(resume);
+    match lora::publish_fitting(&from, last, model) {
+        Ok(_) => {
+            show(Event::Saved { path: last.into(), steps: resume, seconds: 0.0 });
+            resume
+        }
+        Err(e) => {
+            show(Event::Warning(format!("{} is not published: {e}", from.display())));
+            published
+        }
+    }
+}
+
 /// Where news goes and orders come from.
 struct Desk<'a, 'b> {
     home: &'a Home,
@@ -203,17 +230,6 @@ struct Desk<'a, 'b> {
 }
 
 impl Desk<'_, '_> {
-    /// A run that goes on from saves of an earlier one publishes the best of them before it begins.
-    fn publish_if_new(&mut self, saves: &Saves, last: &Path, resume: u64) {
-        let published = lora::peek(last).ok().and_then(|checked| checked.steps);
-        if resume > 0 && published.is_none_or(|steps| steps < resume) {
-            let from = saves.numbered(resume);
-            if lora::publish(&from, last).is_ok() {
-                (self.show)(Event::Saved { path: last.into(), steps: resume, seconds: 0.0 });
-            }
-        }
-    }
-
     fn write(&mut self, state: &State) {
         if let Err(e) = self.home.keep(state) {
             (self.show)(Event::Warning(e.to_string()));

@@ -26,6 +26,7 @@ fn plan(script: &Script) -> Plan {
         sample_from: 0,
         shrinks: 1,
         resume: 0,
+        delivered: 0,
         known: Known::default(),
     }
 }

@@ -8,13 +8,15 @@ mod pulse;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dice::Dice;
 use pulse::Pulse;
 use serde_json::{Value, json};
-use tenggat_drive::{Driven, Error, Event, Installation, Options, OtherJob, ToolkitJob, drive, lora};
+use tenggat_drive::lora::{self, ModelKeys};
+use tenggat_drive::{Driven, Error, Event, Installation, Options, OtherJob, ToolkitJob, drive};
 use tenggat_plan::{Clock, WallClock};
 
 fn stand_in() -> Installation {
@@ -59,6 +61,16 @@ impl Scene {
     }
 
     fn drive(&self, job: &ToolkitJob, budget_s: f64) -> (Result<Driven, Error>, Vec<Event>, f64) {
+        self.drive_for(None, job, budget_s)
+    }
+
+    /// Publishes only what fits this model.
+    fn drive_for(
+        &self,
+        model: Option<Arc<ModelKeys>>,
+        job: &ToolkitJob,
+        budget_s: f64,
+    ) -> (Result<Driven, Error>, Vec<Event>, f64) {
         let (clock, stop) = (WallClock::start(), AtomicBool::new(false));
         let options = Options {
             installation: stand_in(),
@@ -69,7 +81,7 @@ impl Scene {
             margin_s: None,
             start_over: false,
             other_job: OtherJob::MoveAside,
-            model: None,
+            model,
             stop: &stop,
             save: None,
         };
@@ -133,6 +145,23 @@ fn steps_that_are_asked_for_end_the_drive() {
     assert_eq!(more.unwrap().steps, 60);
     assert!(events.iter().any(|e| matches!(e, Event::Resumed { steps: 40, .. })));
     assert!(scene.run().join("fox_000000040.safetensors").is_file(), "the finished file is kept");
+}
+
+#[test]
+fn a_restart_publishes_no_lora_that_its_model_refuses() {
+    let scene = Scene::new();
+    let job = |steps: u64| scene.job(json!({"step_s": 0.01}), json!({"train": {"steps": steps}}));
+    scene.drive(&job(20), 60.0).0.unwrap();
+    // As a killed drive leaves it whose saves were refused: this model has no layers at all.
+    std::fs::remove_file(scene.last()).unwrap();
+    let model = Some(Arc::new(ModelKeys::default()));
+    for steps in [20, 30] {
+        let (driven, events, _) = scene.drive_for(model.clone(), &job(steps), 60.0);
+        let said = warnings(&events);
+        assert!(said.contains("_000000020.safetensors is not published: 1 of its 1 keys fit no"), "{said}");
+        assert!(matches!(driven, Err(Error::NothingDelivered(_))), "{driven:?}");
+        assert!(!scene.last().exists() && !events.iter().any(|e| matches!(e, Event::Saved { .. })));
+    }
 }
 
 #[test]

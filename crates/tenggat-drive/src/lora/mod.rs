@@ -6,8 +6,8 @@ mod publish;
 
 pub use check::{Checked, NotWhole, check, peek};
 pub use keys::{ModelKeys, Unfit};
-pub use publish::publish;
 pub(crate) use publish::sweep;
+pub use publish::{publish, publish_fitting};
 
 /// Name of the file that always holds the newest whole LoRA.
 pub const LAST: &str = "last.safetensors";

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::check::{Checked, NotWhole, check_into};
+use super::check::{Checked, NotWhole, check_into, peek};
+use super::keys::ModelKeys;
 
 /// Start of the names of unfinished copies.
 const PREFIX: &str = ".tenggat-unfinished-";
@@ -36,6 +37,18 @@ pub fn publish(from: &Path, to: &Path) -> Result<Checked, NotWhole> {
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
     Ok(checked)
+}
+
+/// [`publish`], unless keys of the LoRA fit no layer of this model.
+///
+/// # Errors
+/// As [`publish`], and [`NotWhole::Unfit`].
+pub fn publish_fitting(from: &Path, to: &Path, model: Option<&ModelKeys>) -> Result<Checked, NotWhole> {
+    // A file that is still being written has no header to hold against anything.
+    if let (Ok(_), Some(model)) = (peek(from), model) {
+        model.check(from).map_err(|e| NotWhole::Unfit(e.to_string()))?;
+    }
+    publish(from, to)
 }
 
 /// Removes unfinished copies that a killed process left in a folder.

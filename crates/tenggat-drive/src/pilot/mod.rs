@@ -139,7 +139,7 @@ pub fn fly<T: Trainer>(
     let session = plan.first_session();
     let mut pilot = Pilot {
         deadline_s: plan.deadline_s,
-        delivered: plan.resume,
+        delivered: plan.delivered,
         known: plan.known,
         corrections: 0,
         fruitless: 0,

@@ -53,6 +53,9 @@ pub struct Plan {
     pub shrinks: usize,
     /// Updates in the LoRA that is resumed from; 0 for a fresh start.
     pub resume: u64,
+    /// Updates in the published LoRA: fewer than in the one that is resumed from if that does not fit its
+    /// model.
+    pub delivered: u64,
     /// What is known from earlier drives.
     pub known: Known,
 }
@@ -154,6 +157,7 @@ mod tests {
             sample_from: 0,
             shrinks: 0,
             resume: 0,
+            delivered: 0,
             known: Known::default(),
         }
     }

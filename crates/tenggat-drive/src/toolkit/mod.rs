@@ -108,13 +108,7 @@ impl Publication {
     fn begin(save: Save, to: PathBuf, model: Option<Arc<ModelKeys>>) -> Self {
         let (sender, done) = mpsc::channel();
         let from = save.path.clone();
-        let publish = move || {
-            // A file that is still being written has no header to hold against anything.
-            if let (Ok(_), Some(model)) = (lora::peek(&from), model) {
-                model.check(&from).map_err(|e| NotWhole::Unfit(e.to_string()))?;
-            }
-            lora::publish(&from, &to)
-        };
+        let publish = move || lora::publish_fitting(&from, &to, model.as_deref());
         std::thread::spawn(move || sender.send(publish()));
         Publication { save, began: Instant::now(), done }
     }
