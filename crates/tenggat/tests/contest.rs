@@ -154,6 +154,38 @@ fn a_lora_with_keys_that_fit_no_layer_is_not_delivered() {
 }
 
 #[test]
+fn a_preset_that_delivers_elsewhere_is_refused_and_nothing_there_is_removed() {
+    let container = Container::new("krea2", "krea/Krea-2-Raw");
+    let elsewhere = container.root.path().join("elsewhere");
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/contest/driven.yaml");
+    let text_of_preset = fs::read_to_string(built_in).unwrap();
+    assert!(text_of_preset.contains("training_folder: ${OUT}"));
+    let folder = format!("training_folder: {}", elsewhere.display());
+    let preset = container.root.path().join("preset.yaml");
+    fs::write(&preset, text_of_preset.replace("training_folder: ${OUT}", &folder)).unwrap();
+    fs::create_dir_all(elsewhere.join("repo")).unwrap();
+    fs::write(elsewhere.join("repo/thesis.txt"), "mine").unwrap();
+    let habits = json!({"step_s": 0.05, "loras": [[0, container.fitting()]]});
+    let good = python(container.root.path(), "echo 2.13.0 True");
+    let preset = preset.to_str().unwrap();
+    let rehearsal = container.play(
+        1800.0,
+        &habits,
+        &["--rehearse", "--python", good.to_str().unwrap(), "--preset", preset],
+    );
+    let output = container.play(14.0, &habits, &["--preset", preset]);
+    for said in [text(&rehearsal), text(&output)] {
+        assert!(
+            said.contains("its results would go to") && said.contains("training_folder: ${OUT}"),
+            "{said}"
+        );
+    }
+    assert_eq!((rehearsal.status.code(), output.status.code()), (Some(1), Some(0)));
+    assert_eq!(names(&elsewhere.join("repo")), ["thesis.txt"]);
+    assert_eq!(lora::check(&container.last()).unwrap().steps, Some(0));
+}
+
+#[test]
 fn whatever_is_missing_there_is_a_lora_and_it_is_named() {
     let container = Container::new("krea2", "krea/Krea-2-Raw");
     fs::remove_dir(container.cache("hf_cache/Qwen--Qwen3-VL-4B-Instruct")).unwrap();

@@ -116,7 +116,7 @@ fn deliver_unchanging(output: &Path, model: &ModelKeys) -> anyhow::Result<()> {
 /// The job that ai-toolkit is given.
 ///
 /// # Errors
-/// The preset cannot be read or makes no sense, or the work folder cannot be written to.
+/// The preset cannot be read, makes no sense or delivers elsewhere, or the work folder cannot be written to.
 pub fn job(setup: &Setup<'_>, work: &Work, pictures: &Split) -> anyhow::Result<ToolkitJob> {
     let preset = match &setup.args.preset {
         Some(path) => path.clone(),
@@ -130,7 +130,17 @@ pub fn job(setup: &Setup<'_>, work: &Work, pictures: &Split) -> anyhow::Result<T
     let lr = setup.args.lr.unwrap_or(LR);
     say!("{:<14} rank {rank}, batch 1, learning rate {lr:.1e}, trained by ai-toolkit", "choices");
     let variable = |name: &str| value(setup, pictures, (rank, lr), name);
-    Ok(ToolkitJob::read(&preset, None, &variable)?)
+    let job = ToolkitJob::read(&preset, None, &variable)?;
+    // What is not delivered is removed from there at the end.
+    anyhow::ensure!(
+        job.folder == setup.output,
+        "{}: its results would go to {}, and the contest takes them from {}; write `name: ${{REPOSITORY}}` and \
+         `training_folder: ${{OUT}}`",
+        preset.display(),
+        job.folder.display(),
+        setup.output.display()
+    );
+    Ok(job)
 }
 
 /// Values of the preset's variables, quoted as YAML.
