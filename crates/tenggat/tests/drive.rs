@@ -168,6 +168,24 @@ fn extend_moves_the_deadline_of_any_trainer() {
 }
 
 #[test]
+fn the_first_term_after_another_wish_to_end_does_not_cut_the_save_short() {
+    let scene = Scene::new(json!({"step_s": 0.05, "save_s": 2.0}), json!({}));
+    let mut child = scene.start(&["--budget", "30m"]);
+    let metrics = scene.run().join("metrics.jsonl");
+    let began = Instant::now();
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(began.elapsed().as_secs() < 60, "no steps");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&child, "-XCPU");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none() && scene.steps().is_none(), "it is still saving");
+    signal(&child, "-TERM");
+    assert!(ends(&mut child, Duration::from_secs(30)).success());
+    assert!(scene.steps().unwrap() >= 3);
+}
+
+#[test]
 fn a_drive_outlives_its_terminal_saves_when_asked_and_ends_when_asked() {
     let scene = Scene::new(json!({"step_s": 0.05}), json!({}));
     let mut child = scene.start(&["--budget", "30m"]);

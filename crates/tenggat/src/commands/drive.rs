@@ -298,7 +298,11 @@ pub fn listen() -> anyhow::Result<Signals> {
     let ask = |signal, flag: &Arc<AtomicBool>| signal_hook::flag::register(signal, Arc::clone(flag));
     let register = || {
         for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&signals.stop))?;
+    // A flag of its own: the page and SIGXCPU ask for the end, too, and the first interrupt after that is no
+    // second one.
+    let again = Arc::new(AtomicBool::new(false));
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&again))?;
+            ask(signal, &again)?;
             ask(signal, &signals.stop)?;
         }
         #[cfg(unix)]
