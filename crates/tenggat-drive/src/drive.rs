@@ -103,7 +103,7 @@ pub fn drive(job: &ToolkitJob, options: &Options<'_>, show: &mut dyn FnMut(Event
         return already(&last, delivered, is_done);
     }
     if resume > 0 || before_s > 0.0 {
-        show(Event::Resumed { steps: resume, spent_s: clock.now_s(), deadline_s });
+        show(Event::Resumed { steps: resume, spent_before_s: before_s, deadline_s });
     }
     let plan = Plan {
         deadline_s,

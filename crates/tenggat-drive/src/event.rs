@@ -26,8 +26,8 @@ pub enum Event {
     Resumed {
         /// Updates in the LoRA that it resumes from.
         steps: u64,
-        /// Seconds of the budget that are spent.
-        spent_s: f64,
+        /// Seconds of the budget that earlier drives have spent: the run's clock is ahead by so many.
+        spent_before_s: f64,
         /// Deadline on the run's clock.
         deadline_s: f64,
     },

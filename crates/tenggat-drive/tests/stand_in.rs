@@ -304,9 +304,9 @@ fn a_killed_drive_leaves_a_whole_lora_and_goes_on_inside_what_is_left() {
     let driven = driven.unwrap();
     assert!(driven.steps > before && driven.steps == scene.published());
     // Some of the time is spent: the last mark is at most two seconds old.
-    let spent = events
-        .iter()
-        .find_map(|e| if let Event::Resumed { spent_s, .. } = e { Some(*spent_s) } else { None });
+    let spent = events.iter().find_map(|e| {
+        if let Event::Resumed { spent_before_s, .. } = e { Some(*spent_before_s) } else { None }
+    });
     let spent_s = spent.expect("it goes on");
     assert!(spent_s > 0.5 && end_s + spent_s <= 8.1, "{spent_s} + {end_s}");
 }

@@ -14,7 +14,7 @@ use tenggat_plan::WallClock;
 use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 use tenggat_train::run;
 
-use super::best;
+use super::best::{self, Until};
 use crate::device::Choice;
 use crate::events::News;
 use crate::hooks::{HookArgs, Hooks, Moment, Outcome, hooked};
@@ -137,16 +137,19 @@ fn drive_job(
         stop: &signals.stop,
     };
     with_hooks(args, &told, |show| {
-        let mut moved_s = 0.0;
+        // The deadline on the clock of this process, which the one that resumes is ahead of.
+        let mut until = Until { clock: limited.clock, deadline_s, stop: &signals.stop };
         let driven = tenggat_drive::drive(&job, &options, &mut |event| {
-            if let Event::DeadlineMoved { by_s, .. } = &event {
-                moved_s += by_s;
+            match &event {
+                Event::DeadlineMoved { by_s, .. } => until.deadline_s += by_s,
+                Event::Resumed { spent_before_s, .. } => until.deadline_s -= spent_before_s,
+                _ => {}
             }
             show(event);
         })?;
         let ended_early = signals.stop.load(Ordering::Relaxed) || driven.sessions == 0;
         Ok(match choosing.filter(|_| !ended_early) {
-            Some(choosing) => choosing.deliver(&job, driven, (&limited.clock, deadline_s + moved_s), device),
+            Some(choosing) => choosing.deliver(&job, driven, until, device),
             None => driven,
         })
     })
@@ -295,12 +298,12 @@ pub struct Signals {
 /// The system allows no handlers.
 pub fn listen() -> anyhow::Result<Signals> {
     let signals = Signals { stop: Arc::default(), save: Arc::default() };
-    let ask = |signal, flag: &Arc<AtomicBool>| signal_hook::flag::register(signal, Arc::clone(flag));
-    let register = || {
-        for signal in [SIGINT, SIGTERM] {
     // A flag of its own: the page and SIGXCPU ask for the end, too, and the first interrupt after that is no
     // second one.
     let again = Arc::new(AtomicBool::new(false));
+    let ask = |signal, flag: &Arc<AtomicBool>| signal_hook::flag::register(signal, Arc::clone(flag));
+    let register = || {
+        for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&again))?;
             ask(signal, &again)?;
             ask(signal, &signals.stop)?;
@@ -343,8 +346,8 @@ impl Screen {
                 self.news.note(&text);
                 return say!("{:<14} {text}", "note");
             }
-            Event::Resumed { steps, spent_s, deadline_s } => {
-                run::Event::Resumed { steps, spent_before_s: spent_s, deadline_s: Some(deadline_s) }
+            Event::Resumed { steps, spent_before_s, deadline_s } => {
+                run::Event::Resumed { steps, spent_before_s, deadline_s: Some(deadline_s) }
             }
             Event::Forecast(forecast) => {
                 self.end_s = forecast.end_s;
