@@ -6,6 +6,9 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+/// The variable with the key that messages about a run are signed with. It is ours: no trainer gets to see it.
+pub const WEBHOOK_SECRET: &str = "TENGGAT_WEBHOOK_SECRET";
+
 /// A running or ended process.
 #[derive(Debug)]
 pub struct Process {
@@ -22,7 +25,7 @@ impl Process {
         let file = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // Words should reach the file when they are said.
-        command.env("PYTHONUNBUFFERED", "1");
+        command.env("PYTHONUNBUFFERED", "1").env_remove(WEBHOOK_SECRET);
         #[cfg(unix)]
         {
             use std::os::unix::process::CommandExt;

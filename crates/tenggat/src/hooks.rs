@@ -12,15 +12,14 @@ use clap::Args;
 use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::Sha256;
+use tenggat_drive::WEBHOOK_SECRET;
 use tenggat_plan::{Clock, Pace};
 use tenggat_train::run::Event;
 
 use crate::limit::Limited;
 use crate::money::Money;
-use crate::output::{say, warning};
+use crate::output::{self, say, warning};
 
-/// The variable that holds the key of signatures.
-const SECRET: &str = "TENGGAT_WEBHOOK_SECRET";
 /// The header that holds a message's signature.
 const HEADER: &str = "X-Tenggat-Signature";
 /// Longest wait for an address to take a message.
@@ -248,6 +247,8 @@ fn run_then(command: &str, run: &str, lora: Option<(&Path, u64)>) {
 fn shell(command: &str, run: &str, lora: Option<(&Path, u64)>) -> Command {
     let mut shell = if cfg!(windows) { Command::new("cmd") } else { Command::new("sh") };
     shell.arg(if cfg!(windows) { "/C" } else { "-c" }).arg(command).stdin(Stdio::null());
+    // Standard output may belong to events, and the key of signatures is nobody else's.
+    shell.stdout(output::stdout_for_people()).env_remove(WEBHOOK_SECRET);
     shell.env("TENGGAT_STATUS", if lora.is_some() { "done" } else { "failed" }).env("TENGGAT_RUN", run);
     if let Some((path, steps)) = lora {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
@@ -262,8 +263,8 @@ impl Post {
             url.starts_with("https://") || url.starts_with("http://"),
             "--webhook {url}: the address must begin with https:// or http://"
         );
-        let secret = std::env::var(SECRET).ok().filter(|s| !s.is_empty()).with_context(|| {
-            format!("--webhook signs its messages; set {SECRET} to a key that the receiver knows")
+        let secret = std::env::var(WEBHOOK_SECRET).ok().filter(|s| !s.is_empty()).with_context(|| {
+            format!("--webhook signs its messages; set {WEBHOOK_SECRET} to a key that the receiver knows")
         })?;
         let (queue, messages) = mpsc::sync_channel::<String>(QUEUE);
         let url = url.to_owned();

@@ -102,6 +102,37 @@ fn an_interrupted_run_runs_the_command() {
 }
 
 #[test]
+fn the_command_writes_into_no_events_and_learns_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = job(folder.path(), "steps: 2");
+    let output = tenggat()
+        .args(["train", "--events", "jsonl", "--then", "echo key:[$TENGGAT_WEBHOOK_SECRET]"])
+        .arg(&path)
+        .env("TENGGAT_WEBHOOK_SECRET", "hidden")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let lines = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{lines}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("key:[]\n"), "{}", text(&output));
+}
+
+#[test]
+fn a_trainer_learns_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let saves = format!("{}/*.safetensors", folder.path().join("out").display());
+    let seen = folder.path().join("seen");
+    let command = format!("echo key:[$TENGGAT_WEBHOOK_SECRET] > {}", seen.display());
+    // It leaves no LoRA, which is an error.
+    tenggat()
+        .args(["drive", "--budget", "60s", "--saves", &saves, "--", "sh", "-c", &command])
+        .env("TENGGAT_WEBHOOK_SECRET", "hidden")
+        .output()
+        .unwrap();
+    assert_eq!(std::fs::read_to_string(seen).unwrap(), "key:[]\n");
+}
+
+#[test]
 fn money_ends_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let path = job(folder.path(), "steps: 1000000");

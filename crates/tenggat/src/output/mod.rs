@@ -17,6 +17,7 @@ pub use bar::Bar;
 pub use hooks::{start_logging, tell_panics};
 pub use print::{
     Closing, aside, block, complaint, event, json, json_line, leave_stdout_to_events, line, parse, product,
+    stdout_for_people,
 };
 pub(crate) use print::{note, say, warning};
 pub use quiet::be_quiet;

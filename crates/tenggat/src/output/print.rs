@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::ErrorKind;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -24,6 +24,15 @@ pub fn leave_stdout_to_events() {
 /// Where people read.
 fn for_people() -> Stream {
     if FOR_EVENTS.load(Ordering::Relaxed) { Stream::Err } else { Stream::Out }
+}
+
+/// Standard output of a program that is run by the way, and whose text is for people.
+#[expect(clippy::disallowed_methods, reason = "nothing is written here: the stream is passed on")]
+pub fn stdout_for_people() -> Stdio {
+    match for_people() {
+        Stream::Out => Stdio::inherit(),
+        Stream::Err => std::io::stderr().into(),
+    }
 }
 
 /// Prints one line on standard output.

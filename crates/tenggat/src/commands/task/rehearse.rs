@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tenggat_drive::{Installation, free_bytes};
+use tenggat_drive::{Installation, WEBHOOK_SECRET, free_bytes};
 use tenggat_plan::{WallClock, format_duration};
 use tenggat_tensor::Device;
 use tenggat_train::contest::container::{Roots, Task};
@@ -208,6 +208,7 @@ fn look_at_trainer(findings: &mut Findings, setup: &Setup<'_>, choice: Choice) -
 fn ask_python(installation: &Installation) -> anyhow::Result<String> {
     let mut child = Command::new(&installation.python)
         .args(["-c", PYTHON])
+        .env_remove(WEBHOOK_SECRET)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
