@@ -19,6 +19,7 @@ pub use event_log::{EVENTS, EventLog, VERSION, Worth};
 pub use files::{Checkpoint, checkpoints, config, file_in};
 pub use find::find;
 pub use history::{Ended, Expected, History, LogLine, Memory, Outcome, PhaseSpan, Save, StepNow};
+pub use lock::is_locked;
 pub use metrics::{METRICS, Series};
 pub use overview::{Overview, State};
 pub use request::{Request, ask, ask_move, is_asked, takes};

@@ -33,9 +33,19 @@ impl Note {
     }
 }
 
+/// Name of the lock file of `train` in the folder of a run.
+pub(crate) const TRAIN: &str = "run.lock";
+/// That of `drive`.
+const DRIVE: &str = ".drive/lock";
+
+/// Whether a process holds the folder of a run.
+pub fn is_locked(folder: &Path) -> bool {
+    [TRAIN, DRIVE].iter().any(|name| is_held(&folder.join(name)))
+}
+
 /// Whether a process holds the lock of this file. To know, it is locked for a moment, shared with others that
 /// look; a run that begins just then tries again.
-pub(crate) fn is_held(path: &Path) -> bool {
+fn is_held(path: &Path) -> bool {
     let Some(file) = regular(path) else { return false };
     match file.try_lock_shared() {
         Ok(()) => {
@@ -69,6 +79,18 @@ mod tests {
         file.unlock().unwrap();
         assert!(!is_held(&path));
         file.try_lock().unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_locked_by_either_command() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(".drive")).unwrap();
+        for name in [TRAIN, DRIVE] {
+            assert!(!is_locked(folder.path()), "{name}");
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.try_lock().unwrap();
+            assert!(is_locked(folder.path()), "{name}");
+        }
     }
 
     #[test]

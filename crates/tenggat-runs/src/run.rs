@@ -66,11 +66,9 @@ impl Run {
     /// Reads what is new; returns whether anything is.
     pub fn refresh(&mut self) -> bool {
         let before = (self.is_held, self.note.clone(), self.drive.clone());
-        let lock = self.folder.join("run.lock");
-        self.note = Note::read(&lock).unwrap_or_default();
-        let drive = self.folder.join(".drive");
-        self.drive = Note::read(&drive.join("state.json"));
-        self.is_held = lock::is_held(&lock) || lock::is_held(&drive.join("lock"));
+        self.note = Note::read(&self.folder.join(lock::TRAIN)).unwrap_or_default();
+        self.drive = Note::read(&self.folder.join(".drive/state.json"));
+        self.is_held = lock::is_locked(&self.folder);
         let news = self.events.follow(&mut self.history);
         let steps = self.metrics.refresh(&self.folder.join(METRICS));
         news || steps || before != (self.is_held, self.note.clone(), self.drive.clone())

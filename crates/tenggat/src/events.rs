@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
 use tenggat_plan::{Clock, WallClock};
-use tenggat_runs::{EventLog, VERSION, Worth};
+use tenggat_runs::{EVENTS, EventLog, VERSION, Worth, is_locked};
 use tenggat_tensor::Device;
 use tenggat_train::run::{Event, LOCK};
 
@@ -134,13 +134,11 @@ impl News {
         }
     }
 
-    /// Tells that the run failed. Where it never had its folder, the folder is somebody else's.
+    /// Tells that the run failed. The log of a folder that this process never opened belongs to the run that
+    /// wrote it, be it under way or finished: a start that failed says nothing there.
     pub fn fail(&mut self, folder: &Path, error: &anyhow::Error) {
-        let is_locked = error.chain().any(|cause| {
-            matches!(cause.downcast_ref(), Some(tenggat_train::run::Error::Locked(_)))
-                || matches!(cause.downcast_ref(), Some(tenggat_drive::Error::Locked(_)))
-        });
-        if self.log.is_open() || !is_locked && folder.join(LOCK).is_file() {
+        let is_new = folder.join(LOCK).is_file() && !folder.join(EVENTS).exists() && !is_locked(folder);
+        if self.log.is_open() || is_new {
             self.put(&Event::Ended { outcome: "failed", steps: 0, error: Some(format!("{error:#}")) });
         }
     }

@@ -37,6 +37,51 @@ fn a_second_start_says_who_runs_and_touches_nothing() {
     assert!(!job.folder.path().join("fox.old-1").exists());
 }
 
+/// Commands that fail before they take the folder.
+const FAILING: [&[&str]; 2] =
+    [&["--device", "cuda:99"], &["--name", "fox", "--device", "cuda:99", "--start-over"]];
+
+#[test]
+fn a_start_that_fails_leaves_the_log_of_the_run_alone() {
+    let job = Job::new("steps: 1000000", "");
+    let first = job.start(&["--budget", "1h"], 2);
+    let process = first.id();
+    let lines = || {
+        let text = fs::read_to_string(job.file("events.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines
+            .filter(|line: &serde_json::Value| line["event"] == "started" || line["event"] == "ended")
+            .collect()
+    };
+    let check = |what: &str| {
+        let lines: Vec<serde_json::Value> = lines();
+        assert_eq!(lines.len(), 1, "{what}: {lines:?}");
+        assert_eq!(lines[0]["process"], process, "{what}");
+    };
+    for more in FAILING {
+        job.fails(more);
+        check(&more.join(" "));
+    }
+    job.rewrite("name_or_path: mini", "name_or_path: /no/such/model");
+    job.fails(&[]);
+    check("a model that is not there");
+    drop(first);
+}
+
+#[test]
+fn a_finished_run_stays_finished_after_a_start_that_fails() {
+    let job = Job::new("steps: 2", "");
+    job.run(&[]);
+    let before = fs::read(job.file("events.jsonl")).unwrap();
+    for more in FAILING {
+        job.fails(more);
+    }
+    assert_eq!(fs::read(job.file("events.jsonl")).unwrap(), before);
+    let mut status = std::process::Command::new(env!("CARGO_BIN_EXE_tenggat"));
+    let said = text(&status.arg("status").arg(job.folder.path()).output().unwrap());
+    assert!(said.contains("finished") && !said.contains("failed"), "{said}");
+}
+
 /// Two at once, again and again: one trains as if it were alone, the other exits with 1.
 fn pairs(count: usize) {
     let alone = Job::new("steps: 8", "");
