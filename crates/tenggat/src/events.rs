@@ -138,8 +138,11 @@ impl News {
     /// wrote it, be it under way or finished: a start that failed says nothing there.
     pub fn fail(&mut self, folder: &Path, error: &anyhow::Error) {
         let is_new = folder.join(LOCK).is_file() && !folder.join(EVENTS).exists() && !is_locked(folder);
+        let ended = Event::Ended { outcome: "failed", steps: 0, error: Some(format!("{error:#}")) };
         if self.log.is_open() || is_new {
-            self.put(&Event::Ended { outcome: "failed", steps: 0, error: Some(format!("{error:#}")) });
+            self.put(&ended);
+        } else if let Some(printed) = &mut self.printed {
+            printed.print(&ended);
         }
     }
 }

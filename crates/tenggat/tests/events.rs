@@ -127,6 +127,18 @@ fn phases_that_fail_or_are_interrupted_end_as_well() {
 }
 
 #[test]
+fn a_run_that_fails_before_it_has_its_folder_tells_its_end() {
+    let job = Job::new("steps: 4", "");
+    let output = job.command(&["--events", "jsonl", "--device", "cuda:99"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let lines = events(&output);
+    let names: Vec<&Value> = lines.iter().map(|line| &line["event"]).collect();
+    assert_eq!(names, ["started", "ended"], "{lines:?}");
+    assert_eq!(lines[1]["outcome"], "failed");
+    assert!(!lines[1]["error"].as_str().unwrap().is_empty() && !job.file("events.jsonl").exists());
+}
+
+#[test]
 fn the_demo_prints_events_alone_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let mut demo = tenggat();
