@@ -313,15 +313,12 @@ impl History {
         });
     }
 
-    /// A held-out error counts as ¼ captioned and ¾ without a caption, as in the timed contest.
     fn error(&mut self, event: &Arrived<'_>, error: &Value, is_best: bool) {
-        let (Some(captioned), Some(empty)) = (error["captioned"].as_f64(), error["empty"].as_f64()) else {
-            return;
-        };
+        let Some(total) = words::total(error) else { return };
         let done = self.step.as_ref().map_or(0, |step| step.done);
         let after = if event.value["trained"] == false { 0 } else { done };
         let steps = event.count("steps").unwrap_or(after);
-        self.errors.push((steps, 0.25 * captioned + 0.75 * empty, is_best));
+        self.errors.push((steps, total, is_best));
         keep_newest(&mut self.errors);
     }
 
@@ -424,6 +421,11 @@ mod tests {
                 8.0,
                 r#""event":"contender","steps":6,"error":{"captioned":0.4,"empty":0.8},"is_best":true"#,
             ),
+            line(
+                4,
+                8.5,
+                r#""event":"contender","steps":8,"error":{"captioned":0.4,"empty":0.8,"total":0.6},"is_best":false"#,
+            ),
             line(5, 9.0, r#""event":"memory","host_bytes":1e9,"device_bytes":null"#),
             line(6, 10.0, r#""event":"saved","path":"last.safetensors","steps":6"#),
             line(7, 11.0, r#""event":"warning","text":"slow"#).as_str().to_owned() + "\"}",
@@ -437,6 +439,8 @@ mod tests {
         assert_eq!((history.deadline_s, history.moves.as_slice()), (Some(400.0), &[(7.0, 400.0)][..]));
         let (steps, error, is_best) = history.errors[0];
         assert!(steps == 6 && is_best && (error - 0.7).abs() < 1e-12);
+        let (steps, error, is_best) = history.errors[1];
+        assert!(steps == 8 && !is_best && (error - 0.6).abs() < 1e-12);
         assert_eq!(history.memory[0].host_bytes, Some(1e9));
         assert_eq!(history.ended.as_ref().unwrap().outcome, Outcome::Failed);
         assert!(history.log.iter().any(|line| line.is_warning && line.text.contains("disk")));

@@ -39,10 +39,7 @@ pub(crate) fn of(name: &str, value: &Value) -> Option<(bool, String)> {
         "scored" => format!(
             "scored {}: picture error {:.5}",
             if value["trained"] == true { "with the LoRA" } else { "the bare model" },
-            value["picture"]["captioned"]
-                .as_f64()
-                .zip(value["picture"]["empty"].as_f64())
-                .map(|(captioned, empty)| 0.25 * captioned + 0.75 * empty)?
+            total(&value["picture"])?
         ),
         "ended" => match value["error"].as_str() {
             Some(error) => return Some((true, harmless(&format!("failed: {error}")))),
@@ -54,6 +51,13 @@ pub(crate) fn of(name: &str, value: &Value) -> Option<(bool, String)> {
         _ => return None,
     };
     Some((false, harmless(&said)))
+}
+
+/// A held-out error in one figure. Logs of before it was written count as the weights were by default: a
+/// quarter for the captions, the rest for the empty prompt.
+pub(crate) fn total(error: &Value) -> Option<f64> {
+    let parts = || Some(0.25 * error["captioned"].as_f64()? + 0.75 * error["empty"].as_f64()?);
+    error["total"].as_f64().or_else(parts)
 }
 
 /// Without characters that a terminal would obey or that reorder text.
@@ -103,6 +107,10 @@ mod tests {
         let data = json!({"entries": 1, "buckets": 2});
         assert_eq!(said("data", data).unwrap(), "1 entry in 2 sizes");
         assert_eq!(said("step", json!({})), None);
+        let scored = json!({"trained": false, "picture": {"captioned": 0.25, "empty": 0.5, "total": 0.375}});
+        assert!(said("scored", scored).unwrap().ends_with("error 0.37500"));
+        let older = json!({"trained": false, "picture": {"captioned": 0.25, "empty": 0.5}});
+        assert!(said("scored", older).unwrap().ends_with("error 0.43750"));
         assert_eq!(said("ended", json!({"outcome": "done", "steps": 7})).unwrap(), "done after 7 steps");
     }
 }

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tenggat_plan::{Clock, Forecast, Phase, RuledBy, format_duration};
-use tenggat_train::job::ErrorWeights;
-use tenggat_train::run::{Contender, Event, Scores, Step};
+use tenggat_train::run::{Contender, Event, Scored, Step};
 
 use crate::output::{self, Bar, say};
 use crate::training_lines::{Cadence, TrainingLines};
@@ -28,7 +27,6 @@ pub struct Progress {
     quantising: Option<Bar>,
     last_line: Option<Instant>,
     drawn: Option<Instant>,
-    weights: ErrorWeights,
 }
 
 impl Progress {
@@ -43,13 +41,7 @@ impl Progress {
             quantising: None,
             last_line: None,
             drawn: None,
-            weights: ErrorWeights::default(),
         }
-    }
-
-    /// The same, for a run whose held-out errors count so.
-    pub fn weighting(self, weights: ErrorWeights) -> Self {
-        Progress { weights, ..self }
     }
 
     /// Shows as well when the next save and the next samples are due.
@@ -101,11 +93,11 @@ impl Progress {
                 self.training.saved(steps);
                 tracing::info!("{} holds {}", path.display(), plural(steps, "step"));
             }
-            Event::Scored(scores) => scored(&scores, self.weights),
+            Event::Scored(scores) => show_scores(&scores),
             Event::Contender(Contender { steps, error, is_best }) => say!(
                 "{:<14} {:.5} after {}{}",
                 "held-out error",
-                error.total(self.weights),
+                error.total,
                 plural(steps, "step"),
                 if is_best { "" } else { ", no better" }
             ),
@@ -224,11 +216,10 @@ impl Progress {
     }
 }
 
-fn scored(scores: &Scores, weights: ErrorWeights) {
+fn show_scores(scores: &Scored) {
     let what = if scores.trained { "with the LoRA" } else { "bare model" };
-    let picture = scores.picture.total(weights);
-    let velocity =
-        scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total(weights)));
+    let picture = scores.picture.total;
+    let velocity = scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total));
     say!("{what:<14} held-out picture error {picture:.5}{velocity}");
 }
 

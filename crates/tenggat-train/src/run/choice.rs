@@ -60,7 +60,8 @@ impl<'a> Choice<'a> {
         weights: ErrorWeights,
     ) -> Result<Option<Self>> {
         let began_s = clock.now_s();
-        let first = Contender { steps, error: HeldOutError { captioned: 0.0, empty: 0.0 }, is_best: true };
+        let none = HeldOutError { captioned: 0.0, empty: 0.0 }.weighed(weights);
+        let first = Contender { steps, error: none, is_best: true };
         let (part, seconds) = (PartTime::default(), 0.0);
         let mut choice = Choice {
             judge,
@@ -85,7 +86,7 @@ impl<'a> Choice<'a> {
                 None => choice.noises = 1,
             }
         }
-        choice.first.error = error;
+        choice.first.error = error.weighed(weights);
         choice.best = choice.first;
         Ok(Some(choice))
     }
@@ -111,7 +112,8 @@ impl<'a> Choice<'a> {
         may_go_on: &mut dyn FnMut(PartTime) -> bool,
     ) -> Result<Option<Contender>> {
         let Some(error) = self.error(lora, may_go_on)? else { return Ok(None) };
-        let is_best = error.total(self.weights) < self.best.error.total(self.weights);
+        let error = error.weighed(self.weights);
+        let is_best = error.total < self.best.error.total;
         let contender = Contender { steps, error, is_best };
         self.improving = is_best;
         if is_best {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 use tenggat_plan::{Forecast, Phase};
 
-use crate::measure::score::{HeldOutError, Scores};
+use crate::measure::score::{Scored, Weighed};
 
 /// News of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -109,7 +109,7 @@ pub enum Event {
         steps: u64,
     },
     /// Held-out errors are known.
-    Scored(Scores),
+    Scored(Scored),
     /// A LoRA was measured on the held-out pictures, to choose the best.
     Contender(Contender),
     /// A file for the user to look at was written.
@@ -128,7 +128,7 @@ pub struct Contender {
     /// Updates in it.
     pub steps: u64,
     /// Velocity error.
-    pub error: HeldOutError,
+    pub error: Weighed,
     /// Whether it is the best so far.
     pub is_best: bool,
 }
@@ -211,6 +211,8 @@ mod tests {
     use tenggat_plan::{Note, RuledBy};
 
     use super::*;
+    use crate::job::ErrorWeights;
+    use crate::measure::score::{HeldOutError, Scores};
 
     const DOCUMENT: &str = include_str!("../../../../docs/events.md");
     /// Fields of every line, which the program adds.
@@ -218,8 +220,10 @@ mod tests {
 
     /// One event of each variant, with its documented name.
     fn all() -> Vec<(&'static str, Event)> {
-        let error = HeldOutError { captioned: 0.25, empty: 0.5 };
-        let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2 };
+        let (error, even) =
+            (HeldOutError { captioned: 0.25, empty: 0.5 }, "1:1".parse::<ErrorWeights>().unwrap());
+        let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2 }.weighed(even);
+        let error = error.weighed(even);
         let (loss, smoothed, lr, step_s) = (0.4, 0.5, 1e-4, 0.25);
         let (left_s, end_s) = (None, Some(20.0));
         let step = Step { done: 6, total: Some(48), loss, smoothed, lr, step_s, left_s, end_s };
@@ -357,6 +361,21 @@ mod tests {
             let path = PathBuf::from(std::ffi::OsString::from_vec(b"f\xffx.safetensors".to_vec()));
             let value = serde_json::to_value(Event::Saved { path, steps: 1 }).unwrap();
             assert_eq!(value["path"], "f\u{fffd}x.safetensors");
+        }
+    }
+
+    #[test]
+    fn held_out_errors_have_their_total_by_the_weights_of_the_job() {
+        for (name, event) in all() {
+            let value = serde_json::to_value(event).unwrap();
+            match name {
+                "scored" => assert_eq!(
+                    (&value["picture"]["total"], &value["velocity"]["total"]),
+                    (&0.375.into(), &0.375.into())
+                ),
+                "contender" => assert_eq!(value["error"]["total"], 0.375),
+                _ => {}
+            }
         }
     }
 }

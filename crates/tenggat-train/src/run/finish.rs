@@ -182,7 +182,7 @@ impl Training<'_, '_> {
         }
         let compared = scoring.compared();
         match compared {
-            Some((_, trained)) => self.time.tell(Event::Scored(trained)),
+            Some((_, trained)) => self.time.tell(Event::Scored(trained.weighed(self.job.held_out_weights))),
             None if self.time.stop.is_requested() => {}
             None => self.time.warn("no time was left to score the LoRA; it is saved"),
         }

@@ -279,7 +279,7 @@ impl<'a> Run<'a> {
                 let mut scoring = Scoring::new(models.judge(), held, self.options.clock);
                 self.phase(Phase::ScoreBefore, |run| {
                     let scores = scoring.before(run.options.deadline_s)?;
-                    run.time.tell(Event::Scored(scores));
+                    run.time.tell(Event::Scored(scores.weighed(run.job.held_out_weights)));
                     Ok(())
                 })?;
                 measures.scoring = Some(scoring);

@@ -224,8 +224,7 @@ fn run_told(job: &Job, limited: &Limited, setting: Setting<'_>, news: &mut News)
     let &Limited { ref clock, deadline_s, is_moment } = limited;
     let sample_every = if job.sample.enabled { job.sample.every } else { 0 };
     let cadence = Cadence { save_every: job.save.every, sample_every };
-    let progress = Progress::new(clock, deadline_s).with_cadence(cadence);
-    let mut progress = progress.weighting(job.held_out_weights);
+    let mut progress = Progress::new(clock, deadline_s).with_cadence(cadence);
     let hub = hub::Options::from_env();
     if job.push.is_some() {
         // Told now, not after hours of training.

@@ -48,6 +48,21 @@ impl HeldOutError {
     pub fn total(self, weights: ErrorWeights) -> f64 {
         weights.sum(self.captioned, self.empty)
     }
+
+    /// The error with its total.
+    pub fn weighed(self, weights: ErrorWeights) -> Weighed {
+        Weighed { error: self, total: self.total(weights) }
+    }
+}
+
+/// An error, and both of its parts in one figure.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Weighed {
+    /// The parts.
+    #[serde(flatten)]
+    pub error: HeldOutError,
+    /// Their sum, weighted as the job says.
+    pub total: f64,
 }
 
 /// Held-out errors of the bare model or of the trained LoRA.
@@ -60,6 +75,28 @@ pub struct Scores {
     /// Mean squared error of predicted velocities, if there was time for it.
     pub velocity: Option<HeldOutError>,
     /// Seeds that the picture error is a mean over.
+    pub seeds: u64,
+}
+
+impl Scores {
+    /// The scores with their totals.
+    pub fn weighed(&self, weights: ErrorWeights) -> Scored {
+        let &Scores { trained, picture, velocity, seeds } = self;
+        let velocity = velocity.map(|error| error.weighed(weights));
+        Scored { trained, picture: picture.weighed(weights), velocity, seeds }
+    }
+}
+
+/// [`Scores`], each error with its total.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Scored {
+    /// Whether the LoRA was on.
+    pub trained: bool,
+    /// Mean squared error of redrawn images.
+    pub picture: Weighed,
+    /// Mean squared error of predicted velocities, if there was time for it.
+    pub velocity: Option<Weighed>,
+    /// Seeds that the image error is a mean over.
     pub seeds: u64,
 }
 

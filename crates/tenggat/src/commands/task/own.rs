@@ -69,8 +69,7 @@ pub fn train(
         container::remove_state(output)?;
     }
     if let Some((first, best)) = summary.chosen {
-        let weights = job.held_out_weights;
-        let (before, after) = (first.error.total(weights), best.error.total(weights));
+        let (before, after) = (first.error.total, best.error.total);
         say!(
             "{:<14} {after:.5} after {} steps, {:+.2} % of {} {before:.5}",
             "held-out error",
