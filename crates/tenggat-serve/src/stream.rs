@@ -60,18 +60,27 @@ pub(crate) fn events(site: Arc<Site>) -> Body {
     Body::from_stream(Parts(receiver))
 }
 
-/// A file, read no faster than it is sent.
+/// A file, read no faster than it is sent. A reader that stalls holds a task, which is cheap, and no thread:
+/// of those there are few.
 pub(crate) fn file(file: File) -> Body {
     let (sender, receiver) = channel(2);
-    tokio::task::spawn_blocking(move || read(file, &sender));
+    tokio::spawn(send(file, sender));
     Body::from_stream(Parts(receiver))
 }
 
-fn read(mut file: File, sender: &Sender<Bytes>) {
-    let mut chunk = vec![0; CHUNK];
-    while let Ok(n @ 1..) = file.read(&mut chunk) {
-        if sender.blocking_send(Bytes::copy_from_slice(&chunk[..n])).is_err() {
-            return;
-        }
+async fn send(mut file: File, sender: Sender<Bytes>) {
+    while let Ok(place) = sender.reserve().await {
+        let read = tokio::task::spawn_blocking(move || read(&mut file).map(|chunk| (file, chunk)));
+        let Ok(Some((rest, chunk))) = read.await else { return };
+        file = rest;
+        place.send(chunk);
     }
+}
+
+/// The next bytes of a file; `None` at its end.
+fn read(file: &mut File) -> Option<Bytes> {
+    let mut chunk = vec![0; CHUNK];
+    let length = file.read(&mut chunk).ok().filter(|length| *length > 0)?;
+    chunk.truncate(length);
+    Some(chunk.into())
 }

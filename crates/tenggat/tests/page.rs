@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use common::small_job::{Job, not_tested};
 use common::tenggat;
@@ -42,6 +43,7 @@ impl Server {
     /// Status, headers and body of an answer.
     fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.host).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut text =
             format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         if headers.iter().all(|(name, _)| *name != "Host") {
@@ -124,6 +126,32 @@ fn runs_curves_and_files_are_answered() {
     assert!(String::from_utf8_lossy(&body).contains("/page/app.js"));
     let (_, _, body) = server.ask("GET", "/metrics", &[], "");
     assert!(String::from_utf8_lossy(&body).contains("tenggat_steps{run=\"fox\"} 50000"));
+}
+
+#[test]
+fn downloads_that_nobody_reads_hold_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("fox");
+    finished(&run, 10);
+    // More than the system takes off the server's hands.
+    fs::File::create(run.join("last.safetensors")).unwrap().set_len(256 << 20).unwrap();
+    let server = Server::start(folder.path());
+    let stalled: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&server.host).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let path = "/file?id=fox&name=last.safetensors";
+            stream
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", server.host).as_bytes())
+                .unwrap();
+            // It has begun.
+            stream.read_exact(&mut [0; 100]).unwrap();
+            stream
+        })
+        .collect();
+    let (status, runs) = server.get("/api/runs");
+    assert_eq!((status, &runs[0]["id"]), (200, &"fox".into()));
+    drop(stalled);
 }
 
 #[test]
