@@ -102,12 +102,12 @@ async function main() {
     // What may be asked.
     const said = () => page.evaluate(() => document.querySelector("#controls [role=status]").textContent);
     await page.click("text=Save now");
-    await until("the save is asked for", async () => (await said()).includes("saves after"));
+    await until("the save is asked for", async () => (await said()).includes("save was asked for"));
     const budget = await fact(page, "Budget");
     await page.fill("#extend-by", "+20m");
     await page.click("text=Move the deadline");
     await until("another budget", async () => (await fact(page, "Budget")).split(" of ")[1] !== budget.split(" of ")[1]);
-    await page.click("text=Stop after a save");
+    await page.click("text=Save and stop");
     await until("the end", () => page.evaluate(() => !!document.querySelector("h1 .stopped")));
 
     // A long run answers at once.

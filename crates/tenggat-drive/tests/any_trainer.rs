@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use pulse::Pulse;
 use tenggat_drive::{CommandOptions, Driven, Error, Event, Pattern, follow, lora};
 use tenggat_plan::{Clock, WallClock};
+use tenggat_runs::{Request, ask};
 
 struct Ran {
     driven: Result<Driven, Error>,
@@ -17,6 +18,11 @@ struct Ran {
 }
 
 fn run(budget_s: f64, arguments: &str) -> Ran {
+    run_asked(budget_s, arguments, &mut |_, _| ())
+}
+
+/// The same, with every event and the folder of the run shown to somebody who may ask for something.
+fn run_asked(budget_s: f64, arguments: &str, ask: &mut dyn FnMut(&Event, &Path)) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/other_trainer.py");
@@ -32,7 +38,10 @@ fn run(budget_s: f64, arguments: &str) -> Ran {
         stop: &stop,
     };
     let mut events = Vec::new();
-    let driven = follow(&options, &mut |event| events.push(event));
+    let driven = follow(&options, &mut |event| {
+        ask(&event, &out);
+        events.push(event);
+    });
     Ran { driven, events, end_s: clock.now_s(), folder }
 }
 
@@ -89,6 +98,30 @@ fn one_that_saves_when_interrupted_uses_the_time() {
     let newest =
         ran.events.iter().rev().find_map(|e| if let Event::Step(s) = e { Some(s.done) } else { None });
     assert!(driven.steps + 10 > newest.unwrap(), "{driven:?} {newest:?}");
+}
+
+#[test]
+fn one_that_is_asked_to_stop_ends_with_its_newest_save_and_none_saves_when_asked() {
+    let mut requests = vec![Request::Stop, Request::Save];
+    // The first save leads to a request for another, and the answer to that to one for the end.
+    let ran = run_asked(
+        60.0,
+        "--max_train_steps 100000 --step_s 0.02 --save_every_n_steps 10",
+        &mut |event, out| {
+            let is_due = match event {
+                Event::Saved { .. } => requests.len() == 2,
+                Event::Warning(text) => requests.len() == 1 && text.contains("cannot be asked to save"),
+                _ => false,
+            };
+            if let Some(request) = requests.pop_if(|_| is_due) {
+                ask(out, request).unwrap();
+            }
+        },
+    );
+    let driven = ran.driven.as_ref().unwrap();
+    assert!(driven.as_planned && driven.ended.contains("stopped by hand"), "{driven:?} {}", ran.warnings());
+    assert!(driven.steps >= 10 && driven.steps == ran.published(), "{driven:?}");
+    assert!(requests.is_empty(), "{}", ran.warnings());
 }
 
 #[test]

@@ -117,7 +117,9 @@ function runView(main, id) {
     facts.replaceChildren(...pairs.map(([name, value]) => h("div", {}, ...entry(name, value))));
     if (r.total) share.value = Math.min(1, r.step / r.total);
     share.hidden = !r.total;
-    controls.hidden = r.state !== "running" || !token.value;
+    // Requests are answered between two steps; another trainer generates no samples when asked.
+    controls.hidden = r.state !== "running" || r.phase !== "train" || !token.value;
+    controls.querySelector(".sample").hidden = r.program === "drive";
   }
 
   function drawLog() {
@@ -193,8 +195,8 @@ function controlsOf(id) {
   const ask = (what, done) => () => tell(post("/api/ask", { id, what }), done);
   const by = h("input", { id: "extend-by", value: "+30m", size: 6, "aria-label": "Move the deadline by" });
   return h("div", { class: "row", id: "controls" },
-    h("button", { type: "button", onclick: ask("save", "The run saves after this step.") }, "Save now"),
-    h("button", { type: "button", onclick: ask("sample", "The run generates samples after this step.") }, "Sample now"),
-    h("button", { type: "button", onclick: () => confirm("Stop this run? What was trained is saved.") && ask("stop", "The run saves and ends.")() }, "Stop after a save"),
-    by, h("button", { type: "button", onclick: () => tell(post("/api/extend", { id, by: by.value }), "The run moves its deadline.") }, "Move the deadline"), said);
+    h("button", { type: "button", onclick: ask("save", "A save was asked for.") }, "Save now"),
+    h("button", { type: "button", class: "sample", onclick: ask("sample", "Samples were asked for.") }, "Sample now"),
+    h("button", { type: "button", onclick: () => confirm("Stop this run? What was trained is saved.") && ask("stop", "The end was asked for.")() }, "Save and stop"),
+    by, h("button", { type: "button", onclick: () => tell(post("/api/extend", { id, by: by.value }), "Another deadline was asked for.") }, "Move the deadline"), said);
 }

@@ -203,9 +203,19 @@ impl Follower<'_> {
         }
     }
 
-    /// Moves the deadline if somebody asks for it.
+    /// Moves the deadline or ends if somebody asks for it; a save cannot be had.
     fn follow_orders(&mut self, now_s: f64) {
-        let Some(by_s) = self.orders.moved_by_s(now_s, self.deadline_s) else { return };
+        let moved_s = self.orders.moved_by_s(now_s, self.deadline_s);
+        if self.orders.wants_stop {
+            self.options.stop.store(true, Ordering::Relaxed);
+        }
+        if std::mem::take(&mut self.orders.wants_save) {
+            (self.show)(Event::Warning(format!(
+                "a save was asked for, but {} cannot be asked to save; its own saves are published as they come",
+                self.profile.name
+            )));
+        }
+        let Some(by_s) = moved_s else { return };
         let Some(deadline_s) = self.budget.extend(now_s, by_s) else { return };
         let by_s = deadline_s - self.deadline_s;
         self.deadline_s = deadline_s;
