@@ -77,9 +77,8 @@ impl Overview {
         steps.or_else(|| of(self.spent_s?, self.budget_s?))
     }
 
-    /// Share of the budget that is spent, in `[0, 1]`.
-    pub fn spent_share(&self) -> Option<f64> {
-        let (spent_s, budget_s) = (self.spent_s?, self.budget_s?);
-        (budget_s > 0.0).then(|| (spent_s / budget_s).clamp(0.0, 1.0))
+    /// Whether this tells more than `before`. That time passes is no news.
+    pub fn is_news_after(&self, before: &Overview) -> bool {
+        Overview { spent_s: None, ..self.clone() } != Overview { spent_s: None, ..before.clone() }
     }
 }

@@ -11,11 +11,13 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::runs::Listed;
 use crate::site::Site;
 
 /// Time between two looks for news.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Looks after which something is sent although nothing is new, so that a lost connection is noticed.
+/// Looks after which the list is sent although nothing is new but the time: a lost connection is noticed, and
+/// what is spent of a budget is shown.
 const SIGN_OF_LIFE: u32 = 15;
 /// Bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 16;
@@ -30,27 +32,32 @@ impl futures_core::Stream for Parts {
     }
 }
 
+/// Whether the list of runs tells more than before.
+fn has_news(listed: &[Listed], before: &[Listed]) -> bool {
+    let is_new = |(now, before): (&Listed, &Listed)| {
+        now.id != before.id || now.overview.is_news_after(&before.overview)
+    };
+    listed.len() != before.len() || listed.iter().zip(before).any(is_new)
+}
+
 /// The list of runs now, and each run that changes from then on, until the reader is gone.
 pub(crate) fn events(site: Arc<Site>) -> Body {
     let (sender, receiver) = channel(4);
     tokio::spawn(async move {
-        let (mut told, mut quiet) = (None, 0);
+        let (mut told, mut quiet) = (None::<Vec<Listed>>, 0);
         loop {
             let own = Arc::clone(&site);
             let Ok(listed) = tokio::task::spawn_blocking(move || own.runs.list()).await else { return };
             quiet += 1;
-            let text = if told.as_ref() == Some(&listed) {
-                (quiet >= SIGN_OF_LIFE).then(|| ": nothing new\n\n".to_owned())
-            } else {
-                serde_json::to_string(&listed).ok().map(|json| format!("event: runs\ndata: {json}\n\n"))
-            };
-            if let Some(text) = text {
+            if quiet >= SIGN_OF_LIFE || told.as_ref().is_none_or(|told| has_news(&listed, told)) {
                 quiet = 0;
+                let Ok(json) = serde_json::to_string(&listed) else { return };
+                let text = format!("event: runs\ndata: {json}\n\n");
                 if sender.send(text.into()).await.is_err() {
                     return;
                 }
+                told = Some(listed);
             }
-            told = Some(listed);
             tokio::select! {
                 () = sender.closed() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}

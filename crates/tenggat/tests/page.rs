@@ -155,6 +155,33 @@ fn downloads_that_nobody_reads_hold_up_nobody() {
 }
 
 #[test]
+fn a_run_that_says_nothing_is_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("fox");
+    finished(&run, 10);
+    let lock = fs::File::create(run.join("run.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let (time, rest) = (jiff::Timestamp::now(), r#""event":"started","program":"train","deadline_s":600.0"#);
+    let line = format!("{{\"v\":1,\"seq\":0,\"time\":\"{time}\",\"at_s\":0.1,{rest}}}\n");
+    fs::write(run.join("events.jsonl"), line).unwrap();
+    let server = Server::start(folder.path());
+    let mut stream = TcpStream::connect(&server.host).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+        .write_all(format!("GET /api/events HTTP/1.1\r\nHost: {}\r\n\r\n", server.host).as_bytes())
+        .unwrap();
+    let mut sent = BufReader::new(stream).lines().filter_map(|line| {
+        let line = line.unwrap();
+        Some(serde_json::from_str::<Value>(line.strip_prefix("data: ")?).unwrap())
+    });
+    assert_eq!(sent.next().unwrap()[0]["step"], 10);
+    // Several looks, between which only the time has passed.
+    std::thread::sleep(Duration::from_millis(3200));
+    fs::write(run.join("metrics.jsonl"), "{\"step\":11,\"loss\":0.4}\n").unwrap();
+    assert_eq!(sent.next().unwrap()[0]["step"], 11);
+}
+
+#[test]
 fn nothing_is_done_without_the_token_or_for_another_site() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("fox");

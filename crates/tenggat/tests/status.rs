@@ -92,6 +92,47 @@ fn watching_tells_what_changes_and_ends_with_its_reader() {
 }
 
 #[test]
+fn that_time_passes_is_no_news() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("fox");
+    let _lock = running(&run);
+    let mut child = tenggat()
+        .args(["watch", "--json"])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!((&first["state"], &first["step"]), (&"running".into(), &1.into()));
+    // Several looks, between which only the time has passed.
+    std::thread::sleep(Duration::from_millis(3200));
+    fs::write(run.join("metrics.jsonl"), "{\"step\":2,\"loss\":0.4}\n").unwrap();
+    let second: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(second["step"], 2);
+    assert!(second["spent_s"].as_f64() > first["spent_s"].as_f64(), "{first} {second}");
+    drop(lines);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A run under way that says nothing more, as long as the lock is held.
+fn running(run: &Path) -> fs::File {
+    fs::create_dir_all(run).unwrap();
+    let lock = fs::File::create(run.join("run.lock")).unwrap();
+    lock.try_lock().unwrap();
+    fs::write(run.join("metrics.jsonl"), "{\"step\":1,\"loss\":0.5}\n").unwrap();
+    let (time, rest) = (jiff::Timestamp::now(), r#""event":"started","program":"train","deadline_s":600.0"#);
+    fs::write(
+        run.join("events.jsonl"),
+        format!("{{\"v\":1,\"seq\":0,\"time\":\"{time}\",\"at_s\":0.1,{rest}}}\n"),
+    )
+    .unwrap();
+    lock
+}
+
+#[test]
 fn a_folder_that_is_none_is_named() {
     let output = tenggat().args(["status", "no/such/folder"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -45,7 +45,7 @@ pub fn watch(args: &WatchArgs) -> anyhow::Result<()> {
         let shown = refreshed(&mut runs);
         if args.json {
             for ((run, overview), line) in runs.iter().zip(&shown).zip(listed(&runs, &shown)) {
-                if told.get(run.folder()) != Some(overview) {
+                if told.get(run.folder()).is_none_or(|before| overview.is_news_after(before)) {
                     output::json_line(&line)?;
                     told.insert(run.folder().to_path_buf(), overview.clone());
                 }
