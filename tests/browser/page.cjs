@@ -94,6 +94,18 @@ async function main() {
       await page.setViewportSize({ width: 1280, height: 900 });
     }
 
+    // An answer that fails is told, and what is shown stays and goes on.
+    const failing = /\/api\/run\?/;
+    await page.route(failing, (route) => route.fulfill({ status: 500, contentType: "application/json", body: '{"error":"out of order"}' }));
+    await page.waitForSelector("text=out of order");
+    assert(await page.isVisible("#loss canvas"), "the chart stays");
+    await page.unroute(failing);
+    await page.waitForSelector("text=out of order", { state: "hidden" });
+    const since = Number.parseInt(await fact(page, "Steps"), 10);
+    await until("steps after a failure", async () => Number.parseInt(await fact(page, "Steps"), 10) > since);
+    // The browser itself reports such answers.
+    for (const [n, text] of [...wrong.entries()].reverse()) if (text.includes("500 (")) wrong.splice(n, 1);
+
     // A reload loses nothing.
     await page.goto(`${base}#/run/${encodeURIComponent(run)}`);
     await page.reload();
@@ -109,6 +121,7 @@ async function main() {
     await until("another budget", async () => (await fact(page, "Budget")).split(" of ")[1] !== budget.split(" of ")[1]);
     await page.click("text=Save and stop");
     await until("the end", () => page.evaluate(() => !!document.querySelector("h1 .stopped")));
+    assert(await page.isHidden("#controls"), "nothing can be asked of a run that has ended");
 
     // A long run answers at once.
     await page.goto(`${base}#/run/${encodeURIComponent(long)}`);

@@ -2,14 +2,14 @@
 // The view of one run.
 
 function runView(main, id) {
-  let zoom = [null, null], logarithmic = false, smoothing = 0.02, plots = new Map(), shownSamples = "", alive = true, busy = false;
+  let zoom = [null, null], logarithmic = false, smoothing = 0.02, plots = new Map(), shownSamples = "", alive = true, busy = false, again = false;
   let detail = null, curve = null;
   const part = (title, ...content) => h("section", { class: "card", "aria-label": title }, h("h2", {}, title), ...content);
   const head = h("div"), facts = h("dl", { class: "facts" }), share = h("progress", { max: 1, "aria-label": "Steps done" });
   const lossPlot = h("div", { class: "plot", id: "loss" }), ratePlot = h("div", { class: "plot" });
   const timePlot = h("div", { class: "plot" }), memory = h("div", { class: "plot" }), budget = h("div");
   const log = h("ol", { class: "log", tabindex: 0, "aria-label": "Log" }), files = h("div"), job = h("div");
-  const samples = h("div", { id: "samples" }), controls = controlsOf(id);
+  const samples = h("div", { id: "samples" }), controls = controlsOf(id), trouble = h("p", { class: "bad", role: "alert", hidden: true });
   const smooth = h("input", { type: "range", id: "smoothing", min: 0, max: 3, step: 0.1, value: 1.7, oninput: (e) => {
     smoothing = Math.pow(10, -e.target.value);
     soon();
@@ -17,6 +17,7 @@ function runView(main, id) {
   const scale = h("input", { type: "checkbox", id: "logarithmic", onchange: (e) => { logarithmic = e.target.checked; drawCurve(); } });
   const all = h("button", { type: "button", onclick: () => zoomed(null, null) }, "Show all steps");
   main.replaceChildren(
+    trouble,
     h("section", { class: "card", "aria-label": "Run" }, head, facts, share, controls),
     part("Loss", h("div", { class: "row" }, h("label", { for: "smoothing" }, "Smoothing"), h("span", {}, smooth),
       h("label", {}, scale, " logarithmic"), all), lossPlot, h("p", { class: "dim" }, "Drag over the chart to zoom, double-click to see all. Dotted lines mark where the run was resumed.")),
@@ -88,13 +89,23 @@ function runView(main, id) {
     put(memory, { x: known.map((m) => m.at_s), xLabel: "second", label: "Memory over time", lines, unit: " GB" });
   }
 
+  // Whatever changes while an answer is on its way is asked for after it.
   async function refresh() {
-    if (busy) return;
+    if (busy) { again = true; return; }
     busy = true;
-    const got = await getJson(`/api/run?id=${encodeURIComponent(id)}`).catch((e) => ({ error: e.message }));
+    do {
+      again = false;
+      await show();
+    } while (again && alive);
     busy = false;
+  }
+
+  async function show() {
+    const got = await getJson(`/api/run?id=${encodeURIComponent(id)}`).catch((e) => ({ error: e.message }));
     if (!alive) return;
-    if (got.error) { main.replaceChildren(h("p", { class: "bad" }, got.error)); return; }
+    trouble.hidden = !got.error;
+    trouble.textContent = got.error || "";
+    if (got.error) return;
     const isFirst = detail === null;
     detail = got;
     document.title = `${detail.name} · tenggat`;
