@@ -228,7 +228,8 @@ impl History {
         self.ahead_s = 0.0;
         self.zero_unix_s = Some(zero_unix_s);
         self.began_unix_s.get_or_insert(zero_unix_s);
-        (self.ended, self.progress, self.expected) = (None, None, None);
+        // It may begin anew, or resume from a checkpoint before the newest step.
+        (self.ended, self.progress, self.expected, self.step) = (None, None, None, None);
         // Those of a process that was killed.
         self.phases.retain(|phase| phase.to_s.is_some());
     }
@@ -242,6 +243,7 @@ impl History {
                 self.plan_step_s = range("low").zip(range("high"));
             }
             "resumed" => self.resume(event),
+            "done" => self.has_done(event),
             "phase_started" => {
                 let Some(phase) = event.text("phase") else { return };
                 self.progress = None;
@@ -280,10 +282,18 @@ impl History {
         self.ahead_s = event.number("ahead_s").unwrap_or(0.0);
         self.zero_unix_s = Some(event.unix_s - event.own_s - self.ahead_s);
         self.deadline_s = event.number("deadline_s").or(self.deadline_s);
+        self.has_done(event);
         if let Some(steps) = event.count("steps").filter(|steps| *steps > 0) {
             self.resumes.push(steps);
             keep_newest(&mut self.resumes);
         }
+    }
+
+    /// Steps of earlier processes.
+    fn has_done(&mut self, event: &Arrived<'_>) {
+        let Some(done) = event.count("steps") else { return };
+        let at_s = event.at_s;
+        self.step = Some(StepNow { at_s, done, total: None, smoothed: None, step_s: None, end_s: None });
     }
 
     fn expect(&mut self, event: &Arrived<'_>) {
@@ -395,6 +405,24 @@ mod tests {
         assert_eq!(names, [("load", 1.0, Some(3.0)), ("train", 3670.0, None)]);
         assert_eq!(history.phase().unwrap().phase, "train");
         assert_eq!(history.zero_unix_s, Some(1_800_000_000.0 - 60.0));
+    }
+
+    #[test]
+    fn steps_of_a_process_before_do_not_count_as_its_own() {
+        let lines = [
+            line(0, 0.0, r#""event":"started","program":"train","deadline_s":300.0"#),
+            line(1, 5.0, r#""event":"step","done":47,"total":100,"end_s":90.0"#),
+            // Killed; it goes on from a checkpoint.
+            line(0, 60.0, r#""event":"started","program":"train","deadline_s":300.0"#),
+            line(1, 60.1, r#""event":"resumed","steps":40,"ahead_s":6.0,"deadline_s":300.0"#),
+            // Begun anew, and finished.
+            line(0, 99.0, r#""event":"started","program":"train","deadline_s":300.0"#),
+            line(1, 99.5, r#""event":"done","steps":100,"advice":"give more steps""#),
+        ];
+        let step = |count: usize| history(&lines[..count]).step.map(|step| (step.done, step.end_s));
+        let steps: Vec<_> = (1..=6).map(step).collect();
+        let expected = [None, Some((47, Some(90.0))), None, Some((40, None)), None, Some((100, None))];
+        assert_eq!(steps, expected);
     }
 
     #[test]
