@@ -113,7 +113,7 @@ function runView(main, id) {
     budget.replaceChildren(timeline(detail), h("p", { class: "dim" }, budgetText(detail)));
     drawLog();
     drawFiles();
-    if (isFirst) drawJob();
+    if (isFirst) readJob();
     drawSamples();
     await readCurve();
   }
@@ -146,11 +146,19 @@ function runView(main, id) {
       : h("p", { class: "dim" }, "None yet."));
   }
 
-  function drawJob() {
-    if (!detail.config) { job.replaceChildren(h("p", { class: "dim" }, "Its folder has no config.yaml.")); return; }
+  // It is asked for once: it does not change.
+  async function readJob() {
+    const got = await getJson(`/api/job?id=${encodeURIComponent(id)}`).catch((e) => ({ error: e.message }));
+    if (!alive) return;
+    if (got.error) { job.replaceChildren(h("p", { class: "bad" }, got.error)); return; }
+    drawJob(got);
+  }
+
+  function drawJob({ config, given }) {
+    if (!config) { job.replaceChildren(h("p", { class: "dim" }, "Its folder has no config.yaml.")); return; }
     const row = (g) => h("tr", { class: g.is_default === false ? "changed" : null }, h("td", {}, g.key), h("td", {}, g.value), h("td", {}, g.is_default === null ? "–" : g.is_default ? "default" : "set here"));
-    job.replaceChildren(h("table", { class: "jobkeys" }, h("thead", {}, h("tr", {}, ["Key", "Value", ""].map((t) => h("th", { scope: "col" }, t || h("span", {}, "Default?"))))), h("tbody", {}, ...detail.given.map(row))),
-      h("details", {}, h("summary", {}, "config.yaml"), h("pre", { tabindex: 0 }, detail.config)));
+    job.replaceChildren(h("table", { class: "jobkeys" }, h("thead", {}, h("tr", {}, ["Key", "Value", ""].map((t) => h("th", { scope: "col" }, t || h("span", {}, "Default?"))))), h("tbody", {}, ...given.map(row))),
+      h("details", {}, h("summary", {}, "config.yaml"), h("pre", { tabindex: 0 }, config)));
   }
 
   function drawSamples() {

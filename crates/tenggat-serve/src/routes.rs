@@ -28,7 +28,7 @@ const MOST_BODY: usize = 1 << 20;
 type Shared = State<Arc<Site>>;
 type Asked = Query<HashMap<String, String>>;
 
-/// All that is known of a run.
+/// All that is known of a run but its job.
 #[derive(Serialize)]
 struct Detail {
     #[serde(flatten)]
@@ -36,9 +36,13 @@ struct Detail {
     history: History,
     samples: Vec<Sample>,
     checkpoints: Vec<Checkpoint>,
+}
+
+/// The job of a run, which does not change.
+#[derive(Serialize)]
+struct Written {
     config: Option<String>,
     given: Vec<Given>,
-    has_sheet: bool,
 }
 
 pub(crate) fn router(site: Arc<Site>) -> Router {
@@ -47,6 +51,7 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/page/{*name}", get(|Path(name): Path<String>| async move { page::file(&name) }))
         .route("/api/runs", get(runs))
         .route("/api/run", get(run))
+        .route("/api/job", get(job))
         .route("/api/curve", get(curve))
         .route("/api/events", get(events))
         .route("/api/log", get(log))
@@ -85,19 +90,22 @@ async fn runs(State(site): Shared) -> Response<Body> {
 async fn run(State(site): Shared, Query(asked): Asked) -> Response<Body> {
     aside(move || {
         let id = text(&asked, "id");
-        let shown = site.runs.with(id, |run| {
-            let config = config(run.folder());
-            Detail {
-                listed: Listed { id: id.to_owned(), overview: run.overview() },
-                history: run.history().clone(),
-                samples: samples(run.folder()),
-                checkpoints: checkpoints(run.folder()),
-                given: config.as_deref().map(given).unwrap_or_default(),
-                config,
-                has_sheet: file_in(run.folder(), "sheet.png").is_some(),
-            }
-        });
-        shown.map_or_else(|| answer::missing("run"), |detail| answer::json(&detail))
+        // What takes long is done while nobody waits for the runs.
+        let known =
+            site.runs.with(id, |run| (run.folder().to_path_buf(), run.overview(), run.history().clone()));
+        let Some((folder, overview, history)) = known else { return answer::missing("run") };
+        let listed = Listed { id: id.to_owned(), overview };
+        let (samples, checkpoints) = (samples(&folder), checkpoints(&folder));
+        answer::json(&Detail { listed, history, samples, checkpoints })
+    })
+    .await
+}
+
+async fn job(State(site): Shared, Query(asked): Asked) -> Response<Body> {
+    aside(move || {
+        let Some(folder) = site.runs.folder_of(text(&asked, "id")) else { return answer::missing("run") };
+        let config = config(&folder);
+        answer::json(&Written { given: config.as_deref().map(given).unwrap_or_default(), config })
     })
     .await
 }

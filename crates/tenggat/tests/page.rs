@@ -99,7 +99,9 @@ fn runs_curves_and_files_are_answered() {
     let (_, run) = server.get("/api/run?id=fox");
     assert_eq!(run["samples"][0]["step"], 100);
     assert_eq!(run["checkpoints"][0]["file"], "last.safetensors");
-    assert_eq!(run["given"][1]["value"], "<script>alert(1)</script>");
+    assert!(run["given"].is_null(), "the job has an answer of its own");
+    let (_, job) = server.get("/api/job?id=fox");
+    assert_eq!(job["given"][1]["value"], "<script>alert(1)</script>");
     let (_, curve) = server.get("/api/curve?id=fox&points=900");
     let points = curve["step"].as_array().unwrap().len();
     assert!(points <= 900 && points > 500 && curve["of"] == 50_000, "{points}");
@@ -115,6 +117,7 @@ fn runs_curves_and_files_are_answered() {
         "/file?id=fox&name=%2Fetc%2Fpasswd.png",
         "/api/run?id=../fox",
         "/api/curve?id=nobody",
+        "/api/job?id=nobody",
         "/page/../Cargo.toml",
         "/api/log?id=fox",
     ] {
