@@ -6,6 +6,9 @@ use serde::Deserialize;
 
 use crate::lines::{Lines, Reader};
 
+/// Most validation losses that are kept; of more, every second one is, and so on.
+const MOST_VALIDATION: usize = 1 << 14;
+
 /// Name of the file in the folder of a run.
 pub const METRICS: &str = "metrics.jsonl";
 
@@ -99,13 +102,6 @@ impl Columns {
 
     /// Keeps every second step.
     fn halve(&mut self) {
-        fn half<T: Copy>(column: &mut Vec<T>) {
-            let mut i = 0;
-            column.retain(|_| {
-                i += 1;
-                i % 2 == 0
-            });
-        }
         half(&mut self.step);
         let columns = [&mut self.time_s, &mut self.loss, &mut self.lr, &mut self.grad_norm, &mut self.step_s];
         columns.into_iter().for_each(half);
@@ -123,6 +119,9 @@ impl Columns {
         let value = |value: Option<f64>| value.map_or(f32::NAN, |value| value as f32);
         if record.val_loss.is_some() {
             self.validation.push((step, value(record.val_loss)));
+            if self.validation.len() > MOST_VALIDATION {
+                half(&mut self.validation);
+            }
         }
         self.seen += 1;
         if self.every > 1 && !self.seen.is_multiple_of(u64::from(self.every)) {
@@ -138,6 +137,15 @@ impl Columns {
             self.halve();
         }
     }
+}
+
+/// Every second value.
+fn half<T: Copy>(column: &mut Vec<T>) {
+    let mut i = 0;
+    column.retain(|_| {
+        i += 1;
+        i % 2 == 0
+    });
 }
 
 impl Reader for Columns {
@@ -183,6 +191,16 @@ not json
         assert_eq!((columns.loss[0], columns.loss[2]), (0.5, 0.75));
         assert!(columns.loss[1].is_nan() && columns.grad_norm[1].is_nan());
         assert_eq!(columns.validation, [(2, 0.25)]);
+    }
+
+    #[test]
+    fn validation_at_every_step_stays_small() {
+        let count = 3 * MOST_VALIDATION;
+        let line = |step: usize| format!("{{\"step\":{step},\"val_loss\":0.5}}\n");
+        let series = read((1..=count).map(line).collect::<String>().as_bytes());
+        let validation = &series.columns().validation;
+        assert!((MOST_VALIDATION / 2..=MOST_VALIDATION).contains(&validation.len()), "{}", validation.len());
+        assert!(validation.is_sorted() && validation.last().unwrap().0 as usize > count - 4);
     }
 
     #[test]
