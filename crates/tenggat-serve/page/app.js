@@ -4,6 +4,8 @@
 let runs = [], view = null;
 const main = document.getElementById("main"), connection = document.getElementById("connection");
 const chosen = new Set();
+// The server keeps the steps of so many runs in memory, and there are as many colours.
+const MOST_COMPARED = PALETTE.length;
 
 function listView() {
   document.title = "tenggat";
@@ -16,7 +18,7 @@ function listView() {
   function row(run) {
     const box = h("input", { type: "checkbox", "aria-label": `Choose ${run.id} to compare`, onchange: (e) => {
       if (e.target.checked) chosen.add(run.id); else chosen.delete(run.id);
-      compare.disabled = chosen.size < 2;
+      allow();
     } });
     box.checked = chosen.has(run.id);
     const cells = heads.map((name, n) => h("td", { "data-name": name || "Choose", class: n > 2 ? "number" : null }));
@@ -37,17 +39,22 @@ function listView() {
       texts.forEach((text, i) => cells[i + 2].replaceChildren(text));
       if (body.children[n] !== element) body.insertBefore(element, body.children[n] || null);
     });
+    allow();
+  }
+  function allow() {
     compare.disabled = chosen.size < 2;
+    for (const [id, { cells }] of rows) cells[0].firstChild.disabled = !chosen.has(id) && chosen.size >= MOST_COMPARED;
   }
   draw();
   return { listed: draw, leave() {} };
 }
 
-function compareView(ids) {
+function compareView(all) {
+  const ids = all.slice(0, MOST_COMPARED);
   document.title = "Compare · tenggat";
   const place = h("div", { class: "plot" }), scale = h("input", { type: "checkbox", onchange: draw });
   main.replaceChildren(h("h1", {}, "Smoothed loss of several runs"), h("p", { class: "row" }, h("label", {}, scale, " logarithmic")), h("section", { class: "card", "aria-label": "Chart" }, place));
-  let curves = [], plot = null, alive = true;
+  let curves = [], plot = null, alive = true, timer = null;
   function draw() {
     if (plot) plot.destroy();
     place.replaceChildren();
@@ -64,7 +71,9 @@ function compareView(ids) {
     if (alive) { curves = got; draw(); }
   }
   read();
-  return { changed: (run) => ids.includes(run.id) && read(), leave() { alive = false; if (plot) plot.destroy(); } };
+  // Several runs change at once.
+  const soon = () => { timer = timer || setTimeout(() => { timer = null; read(); }, 1000); };
+  return { changed: (run) => ids.includes(run.id) && soon(), leave() { alive = false; clearTimeout(timer); if (plot) plot.destroy(); } };
 }
 
 function go() {

@@ -12,7 +12,7 @@ use tenggat_runs::{Overview, Run, Series, find};
 const FIND_EVERY: Duration = Duration::from_secs(3);
 /// Time between two looks at the files of a run.
 const LOOK_EVERY: Duration = Duration::from_millis(900);
-/// Runs whose steps are kept in memory.
+/// Runs whose steps are kept in memory; the page compares no more of them.
 const MOST_SERIES: usize = 8;
 
 /// All runs in a folder.
