@@ -173,7 +173,7 @@ fn number(loss: f64) -> String {
 }
 
 /// Seconds of a step with three digits: `56 ms`, `1.25 s`.
-fn per_step(seconds: f64) -> String {
+pub fn per_step(seconds: f64) -> String {
     if !seconds.is_finite() {
         "–".into()
     } else if seconds < 0.9995 {

@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tenggat_plan::format_duration;
 use tenggat_runs::{Overview, Run, Series, State, find, thin};
 
 use super::status::{budget, count, end, folder, listed, refreshed, table, width};
 use crate::output::{self, sparkline};
+use crate::training_lines::per_step;
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -35,6 +35,7 @@ pub struct WatchArgs {
 pub fn watch(args: &WatchArgs) -> anyhow::Result<()> {
     let folder = folder(args.folder.as_deref())?;
     let (mut runs, mut found_at, mut told) = (Vec::new(), None::<Instant>, BTreeMap::new());
+    let mut series = None;
     let mut printed_at = None::<Instant>;
     let draws = output::draws_on_stdout();
     loop {
@@ -51,7 +52,7 @@ pub fn watch(args: &WatchArgs) -> anyhow::Result<()> {
                 }
             }
         } else if draws {
-            output::screen(&picture(&folder, &runs, &shown));
+            output::screen(&picture(&folder, &runs, &shown, &mut series));
         } else if printed_at.is_none_or(|at| at.elapsed() >= PRINT_EVERY) {
             printed_at = Some(Instant::now());
             output::product(&table(&runs, &shown, width()))?;
@@ -74,10 +75,21 @@ fn find_new(folder: &Path, runs: &mut Vec<Run>) {
     }
 }
 
+/// The steps of a single run, and its folder.
+type Steps = Option<(PathBuf, Series)>;
+
+/// The steps of a run, of which what is new is read.
+fn follow<'a>(steps: &'a mut Steps, folder: &Path) -> &'a Series {
+    let kept = steps.take().filter(|(known, _)| known == folder).map(|(_, series)| series);
+    let (_, series) = steps.insert((folder.to_path_buf(), kept.unwrap_or_else(|| Series::new(folder))));
+    series.follow();
+    series
+}
+
 /// What the screen shows.
-fn picture(folder: &Path, runs: &[Run], shown: &[Overview]) -> String {
+fn picture(folder: &Path, runs: &[Run], shown: &[Overview], steps: &mut Steps) -> String {
     let mut text = match (runs, shown) {
-        ([run], [overview]) => one(run, overview, width()),
+        ([run], [overview]) => one(run, overview, follow(steps, run.folder()), width()),
         ([], _) => format!("no runs in {} yet\n", folder.display()),
         _ => format!("{} in {}\n\n{}", count(shown), folder.display(), table(runs, shown, width())),
     };
@@ -86,7 +98,7 @@ fn picture(folder: &Path, runs: &[Run], shown: &[Overview]) -> String {
 }
 
 /// A single run: how far it is, its loss and its log.
-fn one(run: &Run, overview: &Overview, width: usize) -> String {
+fn one(run: &Run, overview: &Overview, series: &Series, width: usize) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, text: Option<String>| {
         lines.extend(text.map(|text| format!("{name:<9} {text}")));
@@ -96,14 +108,12 @@ fn one(run: &Run, overview: &Overview, width: usize) -> String {
     let phase = overview.phase.as_deref().filter(|phase| *phase != "train");
     line("phase", phase.map(|phase| phase.replace('_', " ")));
     let total = overview.total.map_or(String::new(), |total| format!(" of {total}"));
-    let speed = overview.step_s.map_or(String::new(), |s| format!(", {} each", format_duration(s)));
+    let speed = overview.step_s.map_or(String::new(), |s| format!(", {} each", per_step(s)));
     line("steps", Some(format!("{}{total}{speed}", overview.step)));
     line("", overview.share().map(|share| bar(share, width.saturating_sub(10).min(60))));
     line(if overview.state == State::Running { "ends" } else { "ended" }, end(overview));
     line("budget", budget(overview));
-    let mut series = Series::new(run.folder());
-    series.follow();
-    let curve = thin(&series, 0, u32::MAX, 3000, None);
+    let curve = thin(series, 0, u32::MAX, 3000, None);
     let loss = curve.smoothed.last().filter(|loss| loss.is_finite());
     line(
         "loss",
