@@ -43,6 +43,11 @@ pub fn is_locked(folder: &Path) -> bool {
     [TRAIN, DRIVE].iter().any(|name| is_held(&folder.join(name)))
 }
 
+/// Whether any process of ours ever held it.
+pub(crate) fn is_there(folder: &Path) -> bool {
+    [TRAIN, DRIVE].iter().any(|name| folder.join(name).is_file())
+}
+
 /// Whether a process holds the lock of this file. To know, it is locked for a moment, shared with others that
 /// look; a run that begins just then tries again.
 fn is_held(path: &Path) -> bool {

@@ -10,7 +10,7 @@ pub enum State {
     Running,
     /// It came to its end.
     Finished,
-    /// It was stopped or cut off; the same command goes on with it.
+    /// It was stopped, or its process ended unexpectedly; the same command resumes it.
     Stopped,
     /// It ended with an error.
     Failed,
@@ -35,7 +35,7 @@ pub struct Overview {
     pub name: String,
     /// What it is doing.
     pub state: State,
-    /// Why, where that is not plain: the error, or that it was cut off.
+    /// Why, where that is not plain: the error, or that its process ended unexpectedly.
     pub reason: Option<String>,
     /// The command that trains: `train`, `task`, `demo` or `drive`.
     pub program: Option<String>,

@@ -84,13 +84,14 @@ impl Run {
         let measured = self.metrics.last.map_or(0, |record| record.step);
         let delivered = self.note.delivered.or(self.drive.as_ref().and_then(|drive| drive.delivered));
         let ended = history.ended.as_ref();
-        let step = logged.max(measured).max(if measured == 0 { delivered.unwrap_or(0) } else { 0 });
+        let checkpoints = files::checkpoints(&self.folder);
+        let saved = || checkpoints.iter().find_map(|checkpoint| checkpoint.step);
+        let unmeasured = || delivered.or_else(saved).unwrap_or(0);
+        let step = logged.max(measured).max(if measured == 0 { unmeasured() } else { 0 });
         let expected = now.and_then(|step| step.total);
         let total = expected.or(history.expected.as_ref().and_then(|expected| expected.steps_total));
-        let checkpoints = files::checkpoints(&self.folder);
-        let name = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
         Overview {
-            name: harmless(&name.file_name().unwrap_or_default().to_string_lossy()),
+            name: harmless(&self.name()),
             state,
             reason,
             program: history.program.as_deref().map(harmless).or(self.drive.as_ref().map(|_| "drive".into())),
@@ -125,7 +126,7 @@ impl Run {
             let error = ended.error.as_deref().map(harmless);
             return match ended.outcome {
                 Outcome::Done => (State::Finished, None),
-                Outcome::Stopped => (State::Stopped, Some("somebody asked for the end".into())),
+                Outcome::Stopped => (State::Stopped, Some("stopped on request".into())),
                 Outcome::Failed => (State::Failed, error),
             };
         }
@@ -133,13 +134,21 @@ impl Run {
         if is_done || self.history.processes == 0 && self.has_final_lora() {
             return (State::Finished, None);
         }
-        (State::Stopped, Some("it was cut off; the same command resumes it".into()))
+        // Of a trainer that locks nothing, nobody knows whether it is at work.
+        let is_ours = self.history.processes > 0 || self.drive.is_some() || lock::is_there(&self.folder);
+        let cut_off = || "the process ended unexpectedly; the same command resumes the run".to_owned();
+        (State::Stopped, is_ours.then(cut_off))
+    }
+
+    /// That of its folder, also where that is given as `.`.
+    fn name(&self) -> String {
+        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Whether the LoRA with the name of the run is there, as every trainer writes it at its end.
     fn has_final_lora(&self) -> bool {
-        let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
-        self.folder.join(format!("{name}.safetensors")).is_file()
+        self.folder.join(format!("{}.safetensors", self.name())).is_file()
     }
 
     /// On the run's clock, which stands still between two processes.
@@ -266,6 +275,7 @@ mod tests {
         lock.unlock().unwrap();
         assert!(run.refresh());
         assert_eq!(run.overview().state, State::Stopped);
+        assert!(run.overview().reason.unwrap().contains("ended unexpectedly"));
         for (outcome, state) in
             [("stopped", State::Stopped), ("failed", State::Failed), ("done", State::Finished)]
         {
@@ -288,10 +298,16 @@ mod tests {
         let other = parent.path().join("toolkit");
         fs::create_dir(&other).unwrap();
         fs::write(other.join("config.yaml"), "job: extension").unwrap();
-        assert_eq!(overview(&other).state, State::Stopped);
+        let save = fs::File::create(other.join("toolkit_000000250.safetensors")).unwrap();
+        save.set_modified(SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
+        let found = overview(&other);
+        assert_eq!((found.state, found.reason, found.step), (State::Stopped, None, 250));
         fs::write(other.join("toolkit.safetensors"), "").unwrap();
         assert_eq!(overview(&other).state, State::Finished);
         assert_eq!(overview(&other).lora.as_deref(), Some("toolkit.safetensors"));
+        // As `tenggat status .` names it.
+        fs::create_dir(other.join("samples")).unwrap();
+        assert_eq!(overview(&other.join("samples/..")).state, State::Finished);
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn a_run_that_fails_or_is_killed_is_seen_so() {
     run.end();
     let seen = runs(job.folder.path()).pop().unwrap();
     assert_eq!(seen["state"], "stopped", "{seen}");
-    assert!(seen["reason"].as_str().unwrap().contains("cut off"), "{seen}");
+    assert!(seen["reason"].as_str().unwrap().contains("ended unexpectedly"), "{seen}");
 }
 
 #[test]

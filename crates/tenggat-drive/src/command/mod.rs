@@ -211,7 +211,8 @@ impl Follower<'_> {
         }
         if std::mem::take(&mut self.orders.wants_save) {
             (self.show)(Event::Warning(format!(
-                "a save was asked for, but {} cannot be asked to save; its own saves are published as they come",
+                "a save was asked for, but {} cannot be asked to save; its own saves are published as they \
+                 come",
                 self.profile.name
             )));
         }
