@@ -34,8 +34,6 @@ pub struct History {
     pub phases: Vec<PhaseSpan>,
     /// The deadline.
     pub deadline_s: Option<f64>,
-    /// Moments at which the deadline was moved, and where to.
-    pub moves: Vec<(f64, f64)>,
     /// Steps at which the run was resumed.
     pub resumes: Vec<u64>,
     /// What was expected first: the plan.
@@ -50,8 +48,6 @@ pub struct History {
     pub errors: Vec<(u64, f64, bool)>,
     /// Memory in use.
     pub memory: Vec<Memory>,
-    /// Range of seconds per step that the plan expects.
-    pub plan_step_s: Option<(f64, f64)>,
     /// How far the phase under way is.
     pub progress: Option<(u64, u64)>,
     /// How it ended, if it has.
@@ -239,8 +235,6 @@ impl History {
             "started" => {
                 self.program = event.text("program");
                 self.deadline_s = event.number("deadline_s");
-                let range = |key: &str| event.value["plan_step_s"][key].as_f64();
-                self.plan_step_s = range("low").zip(range("high"));
             }
             "resumed" => self.resume(event),
             "done" => self.has_done(event),
@@ -260,11 +254,7 @@ impl History {
             }
             "progress" => self.progress = event.count("done").zip(event.count("total")),
             "forecast" => self.expect(event),
-            "deadline_moved" => {
-                self.deadline_s = event.number("deadline_s").or(self.deadline_s);
-                self.moves.extend(event.number("deadline_s").map(|to_s| (event.at_s, to_s)));
-                keep_newest(&mut self.moves);
-            }
+            "deadline_moved" => self.deadline_s = event.number("deadline_s").or(self.deadline_s),
             "step" => self.step(event),
             "saved" => {
                 self.saves.extend(event.count("steps").map(|steps| Save { at_s: event.at_s, steps }));
@@ -428,11 +418,7 @@ mod tests {
     #[test]
     fn events_add_up() {
         let history = history(&[
-            line(
-                0,
-                0.0,
-                r#""event":"started","program":"drive","deadline_s":null,"plan_step_s":{"low":0.5,"high":2}"#,
-            ),
+            line(0, 0.0, r#""event":"started","program":"drive","deadline_s":null"#),
             line(
                 1,
                 5.0,
@@ -461,10 +447,9 @@ mod tests {
             line(8, 12.0, r#""event":"ended","outcome":"failed","steps":6,"error":"no disk""#),
             line(9, 13.0, r#""event":"of a later version","x":[1]"#),
         ]);
-        assert_eq!(history.plan_step_s, Some((0.5, 2.0)));
         assert_eq!(history.planned, history.expected);
         assert_eq!(history.step.as_ref().unwrap().end_s, Some(99.0));
-        assert_eq!((history.deadline_s, history.moves.as_slice()), (Some(400.0), &[(7.0, 400.0)][..]));
+        assert_eq!(history.deadline_s, Some(400.0));
         let (steps, error, is_best) = history.errors[0];
         assert!(steps == 6 && is_best && (error - 0.7).abs() < 1e-12);
         let (steps, error, is_best) = history.errors[1];

@@ -22,7 +22,7 @@ pub use history::{Ended, Expected, History, LogLine, Memory, Outcome, PhaseSpan,
 pub use lock::is_locked;
 pub use metrics::{METRICS, Series};
 pub use overview::{Overview, State};
-pub use request::{Request, ask, ask_move, is_asked, takes};
+pub use request::{Request, ask, ask_move, takes};
 pub use run::Run;
 pub use samples::{Sample, samples};
 pub use thin::{Curve, thin};

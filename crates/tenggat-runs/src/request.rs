@@ -60,11 +60,6 @@ pub fn ask_move(folder: &Path, to: &str) -> io::Result<()> {
     fs::rename(&beside, &path)
 }
 
-/// Whether a request waits to be taken up.
-pub fn is_asked(folder: &Path, request: Request) -> bool {
-    folder.join(request.file()).exists()
-}
-
 /// The run's side: whether it was asked, which is forgotten by that.
 pub fn takes(folder: &Path, request: Request) -> bool {
     fs::remove_file(folder.join(request.file())).is_ok()
@@ -81,7 +76,7 @@ mod tests {
             assert!(!takes(folder.path(), request));
             ask(folder.path(), request).unwrap();
             ask(folder.path(), request).unwrap();
-            assert!(is_asked(folder.path(), request));
+            assert!(folder.path().join(request.file()).exists());
             assert!(takes(folder.path(), request) && !takes(folder.path(), request));
         }
         assert!(ask(&folder.path().join("none"), Request::Save).is_err());

@@ -204,7 +204,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / f64::from(count))
 }
 
-/// The LoRA to name: the delivered one, else `last.safetensors`, else the newest.
+/// The LoRA to name: `last.safetensors`, else the newest.
 fn lora(found: &[files::Checkpoint]) -> Option<String> {
     let newest = found.first()?;
     let last = found.iter().find(|checkpoint| checkpoint.file == "last.safetensors");

@@ -57,7 +57,6 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/api/log", get(log))
         .route("/file", get(file))
         .route("/metrics", get(prometheus))
-        .route("/api/token", post(|| async { answer::json(&serde_json::json!({ "ok": true })) }))
         .route("/api/ask", post(asked::ask))
         .route("/api/extend", post(asked::extend))
         .fallback(|| async { answer::missing("page") })
