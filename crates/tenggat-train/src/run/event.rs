@@ -336,6 +336,8 @@ mod tests {
                 assert!(section.contains(&format!("`{field}`")), "{name}: `{field}` is not documented");
             }
         }
+        // Written beside the events of a run.
+        assert!(sections.remove("note").is_some());
         assert!(sections.is_empty(), "documented and not there: {sections:?}");
     }
 
