@@ -185,6 +185,13 @@ fn a_run_that_says_nothing_is_not_sent_again() {
 }
 
 #[test]
+fn a_quiet_run_still_says_where_its_page_is() {
+    let said = Job::new("steps: 1", "").run(&["--quiet", "--serve", "0"]);
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("http://127.0.0.1:")).collect();
+    assert!(lines.len() == 2 && lines[1].contains("/#token="), "{said}");
+}
+
+#[test]
 fn nothing_is_done_without_the_token_or_for_another_site() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("fox");

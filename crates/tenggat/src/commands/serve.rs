@@ -8,7 +8,7 @@ use clap::Args;
 use tenggat_serve::{Options, Server, start};
 
 use super::status::folder;
-use crate::output::{say, warning};
+use crate::output::{self, say, warning};
 
 /// Where the page is unless told otherwise.
 pub const PORT: u16 = 8675;
@@ -49,7 +49,8 @@ pub fn begin(folder: &Path, address: IpAddr, port: u16) -> anyhow::Result<Server
     let folder = folder.to_path_buf();
     let server = start(&Options { folder, address, port })
         .with_context(|| format!("cannot serve at {address}:{port}; give another --port, or 0 for any"))?;
-    say!("{:<14} {}", "page", server.url());
-    say!("{:<14} {}", "with control", server.url_with_token());
+    // Told even by `--quiet`: without the addresses the page is of no use.
+    let (plain, with_token) = (server.url(), server.url_with_token());
+    output::block(&format!("{:<14} {plain}\n{:<14} {with_token}", "page", "control page"));
     Ok(server)
 }
