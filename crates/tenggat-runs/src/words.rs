@@ -8,7 +8,7 @@ pub(crate) fn of(name: &str, value: &Value) -> Option<(bool, String)> {
     let number = |key: &str| value[key].as_f64();
     let count = |key: &str| value[key].as_u64();
     let said = match name {
-        "started" => format!("`tenggat {}` begins", text("program")),
+        "started" => format!("`tenggat {}` started", text("program")),
         "phase_finished" => {
             format!("{} took {}", text("phase").replace('_', " "), seconds(number("seconds")?))
         }
@@ -21,11 +21,11 @@ pub(crate) fn of(name: &str, value: &Value) -> Option<(bool, String)> {
             format!("forecast: {}{speed}", plural(count("steps_total")?, "step"))
         }
         "deadline_moved" => match number("by_s") {
-            Some(by_s) if by_s < 0.0 => format!("the deadline is {} earlier", seconds(-by_s)),
-            Some(by_s) => format!("the deadline is {} later", seconds(by_s)),
+            Some(by_s) if by_s < 0.0 => format!("deadline moved {} earlier", seconds(-by_s)),
+            Some(by_s) => format!("deadline moved {} later", seconds(by_s)),
             None => "there is a deadline now".into(),
         },
-        "saved" => format!("saved {} with {}", file_name(text("path")), plural(count("steps")?, "step")),
+        "saved" => format!("saved {} at step {}", file_name(text("path")), count("steps")?),
         "wrote" => format!("wrote {}: {}", text("what"), text("path")),
         "data" => format!(
             "{} in {}",
@@ -37,7 +37,7 @@ pub(crate) fn of(name: &str, value: &Value) -> Option<(bool, String)> {
             format!("held-out error measured after {}{best}", plural(count("steps")?, "step"))
         }
         "scored" => format!(
-            "scored {}: picture error {:.5}",
+            "scored {}: image error {:.5}",
             if value["trained"] == true { "with the LoRA" } else { "the bare model" },
             total(&value["picture"])?
         ),
@@ -101,9 +101,9 @@ mod tests {
     fn news_is_said_plainly() {
         let said = |name: &str, value: Value| of(name, &value).map(|(_, text)| text);
         let one = json!({"path": "/a/b/last.safetensors", "steps": 1});
-        assert_eq!(said("saved", one).unwrap(), "saved last.safetensors with 1 step");
+        assert_eq!(said("saved", one).unwrap(), "saved last.safetensors at step 1");
         let moved = json!({"deadline_s": 9, "by_s": -600.0});
-        assert_eq!(said("deadline_moved", moved).unwrap(), "the deadline is 10 min earlier");
+        assert_eq!(said("deadline_moved", moved).unwrap(), "deadline moved 10 min earlier");
         let data = json!({"entries": 1, "buckets": 2});
         assert_eq!(said("data", data).unwrap(), "1 entry in 2 sizes");
         assert_eq!(said("step", json!({})), None);

@@ -60,7 +60,7 @@ function timeline(run) {
   const plan = past.planned, spans = [];
   if (plan) {
     const from = plan.at_s, train = from + (plan.training_s || 0);
-    spans.push(["train", from, train, "plan"], ["closing", train, train + plan.tail_s, "plan"]);
+    spans.push(["train", from, train, "plan"], ["final phases", train, train + plan.tail_s, "plan"]);
   }
   const actual = past.phases.map((phase) => [phase.phase.replaceAll("_", " "), phase.from_s, phase.to_s === null ? Math.max(now, phase.from_s) : phase.to_s, "actual"]);
   const end = Math.max(1, past.deadline_s || 0, ...spans.map((s) => s[2]), ...actual.map((s) => s[2]));

@@ -174,7 +174,7 @@ function runView(main, id) {
 
 function budgetText(run) {
   const expected = run.history.expected;
-  if (!isNumber(run.history.deadline_s)) return expected && expected.steps_total ? `No deadline; ${plural(expected.steps_total, "step")} are asked for.` : "No deadline.";
+  if (!isNumber(run.history.deadline_s)) return expected && expected.steps_total ? `No deadline; target: ${plural(expected.steps_total, "step")}.` : "No deadline.";
   const margin = expected ? `, ${span(expected.margin_s)} kept free` : "";
   return `Deadline ${moment(run.deadline_unix_s)}, ${span(run.spent_s)} of ${span(run.budget_s)} used${margin}.`;
 }

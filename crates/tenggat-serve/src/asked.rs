@@ -64,12 +64,12 @@ fn of_running(
     match run {
         None => answer::missing("run"),
         Some((_, state)) if state != RunState::Running => {
-            answer::error(StatusCode::CONFLICT, "no process works on this run any more")
+            answer::error(StatusCode::CONFLICT, "the run is not running")
         }
         Some((folder, _)) => match leave(&folder) {
             Ok(()) => answer::json(&serde_json::json!({ "ok": true })),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                answer::error(StatusCode::CONFLICT, "an earlier request was not taken up yet")
+                answer::error(StatusCode::CONFLICT, "an earlier request is still pending")
             }
             Err(e) => answer::error(StatusCode::INTERNAL_SERVER_ERROR, &format!("it cannot be asked: {e}")),
         },

@@ -16,11 +16,9 @@ pub(crate) fn text(runs: &[Listed]) -> String {
         ("tenggat_steps", "Steps done.", |run| Some(run.overview.step as f64)),
         ("tenggat_steps_expected", "Steps expected in all.", |run| run.overview.total.map(|n| n as f64)),
         ("tenggat_loss", "Loss averaged over the last steps.", |run| run.overview.loss),
-        ("tenggat_step_seconds", "Seconds per step of late.", |run| run.overview.step_s),
+        ("tenggat_step_seconds", "Recent seconds per step.", |run| run.overview.step_s),
         ("tenggat_budget_spent_seconds", "Seconds of the budget that are spent.", |run| run.overview.spent_s),
-        ("tenggat_deadline_timestamp_seconds", "When the run must have ended.", |run| {
-            run.overview.deadline_unix_s
-        }),
+        ("tenggat_deadline_timestamp_seconds", "Deadline of the run.", |run| run.overview.deadline_unix_s),
     ];
     let mut text = String::new();
     for (name, help, value) in gauges {

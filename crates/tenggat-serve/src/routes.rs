@@ -68,7 +68,7 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
 /// Lets no request in that is not meant for us, and none that changes something without the token.
 async fn guarded(State(site): Shared, request: Request, next: Next) -> Response<Body> {
     if !guard::is_for_us(request.headers(), site.address) {
-        return answer::error(StatusCode::FORBIDDEN, "this name is none of the server's");
+        return answer::error(StatusCode::FORBIDDEN, "unknown Host name");
     }
     if request.method() != axum::http::Method::GET
         && let Some(why) = guard::refusal(request.headers(), &site.token)

@@ -38,14 +38,14 @@ pub struct Cli {
     /// More messages on standard error; twice for even more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Of a run, print warnings and failures alone.
+    /// Print only warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a LoRA on the built-in mini model and its 24 pictures, and show what it learnt.
+    /// Train a LoRA on the built-in mini model and its 24 images, and show what it learnt.
     #[command(after_help = "\
 Examples:
   tenggat demo

@@ -99,7 +99,7 @@ impl Progress {
                 "held-out error",
                 error.total,
                 plural(steps, "step"),
-                if is_best { "" } else { ", no better" }
+                if is_best { "" } else { ", not an improvement" }
             ),
             Event::Wrote { what, path } => say!("{what:<14} {}", path.display()),
         }
@@ -220,7 +220,7 @@ fn show_scores(scores: &Scored) {
     let what = if scores.trained { "with the LoRA" } else { "bare model" };
     let picture = scores.picture.total;
     let velocity = scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total));
-    say!("{what:<14} held-out picture error {picture:.5}{velocity}");
+    say!("{what:<14} held-out image error {picture:.5}{velocity}");
 }
 
 /// A bar over the bytes of a model that is being quantised.

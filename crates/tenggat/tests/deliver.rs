@@ -69,7 +69,7 @@ fn the_best_is_delivered_and_not_the_newest() {
         assert!(same, "the finished LoRA is the last");
         // The last step's is kept beside a better one.
         assert_eq!(run.join("fox_000000020.safetensors").exists(), nothing, "{said}");
-        assert_eq!(said.contains("after 20 steps, no better"), nothing, "{said}");
+        assert_eq!(said.contains("after 20 steps, not an improvement"), nothing, "{said}");
     }
 }
 

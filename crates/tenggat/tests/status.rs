@@ -136,5 +136,5 @@ fn running(run: &Path) -> fs::File {
 fn a_folder_that_is_none_is_named() {
     let output = tenggat().args(["status", "no/such/folder"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("no/such/folder is no folder"), "{}", text(&output));
+    assert!(text(&output).contains("no/such/folder is not a folder"), "{}", text(&output));
 }

@@ -368,14 +368,14 @@ impl Training<'_, '_> {
     fn sample_now(&mut self) -> Result<()> {
         let (began_s, done) = (self.time.now_s(), self.time.budget.steps_done());
         let Some(sampling) = &self.sampling else {
-            self.time.warn("samples were asked for, and the job has no `sample.prompts`");
+            self.time.warn("cannot generate the requested samples: the job has no `sample.prompts`");
             return Ok(());
         };
         if done == 0 || sampling.has_drawn(done) {
             return Ok(());
         }
         if self.time.budget.allows_samples(began_s) == SampleVerdict::WouldEndangerTheEnd {
-            self.time.warn("samples were asked for, and the end of the training would not be in time");
+            self.time.warn("cannot generate the requested samples: the training would not end in time");
             return Ok(());
         }
         self.sample_round(began_s)

@@ -16,7 +16,7 @@ pub const PORT: u16 = 8675;
 /// `tenggat serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Folder with runs, or of one run (default: `output` if there is one, else the present folder).
+    /// Folder with runs, or of one run (default: `output` if there is one, else the current folder).
     pub folder: Option<PathBuf>,
     /// Port; 0 for any free one.
     #[arg(long, default_value_t = PORT)]

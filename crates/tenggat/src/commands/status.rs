@@ -19,7 +19,7 @@ const WIDTH: usize = 80;
 /// `tenggat status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Folder with runs, or of one run (default: `output` if there is one, else the present folder).
+    /// Folder with runs, or of one run (default: `output` if there is one, else the current folder).
     pub folder: Option<PathBuf>,
     /// Print a list of objects for programs.
     #[arg(long)]
@@ -58,7 +58,7 @@ pub fn folder(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let usual = || if Path::new(USUAL).is_dir() { USUAL.into() } else { PathBuf::from(".") };
     let folder = named.map_or_else(usual, Path::to_path_buf);
     if !folder.is_dir() {
-        bail!("{} is no folder; name one with runs in it, or a run's own", folder.display());
+        bail!("{} is not a folder; name one with runs in it, or a run's own", folder.display());
     }
     Ok(folder)
 }

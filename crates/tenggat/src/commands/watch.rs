@@ -24,7 +24,7 @@ const LOG: usize = 8;
 /// `tenggat watch`.
 #[derive(Debug, Args)]
 pub struct WatchArgs {
-    /// Folder with runs, or of one run (default: `output` if there is one, else the present folder).
+    /// Folder with runs, or of one run (default: `output` if there is one, else the current folder).
     pub folder: Option<PathBuf>,
     /// Print a line of JSON for each run that changed, for programs.
     #[arg(long)]
