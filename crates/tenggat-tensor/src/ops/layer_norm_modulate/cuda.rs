@@ -20,8 +20,8 @@ const PIECES: [usize; 2] = [2, 8];
 /// Most threads of a block, as the kernels are told (`__launch_bounds__`).
 const MOST_THREADS: usize = 512;
 /// Tokens that a block of the backward pass goes over: one where nothing is summed over them; otherwise more
-/// for longer inputs, so that at least 256 blocks share the work of any but the shortest, and partial sums are
-/// a sixteenth of the rows of 4096. By tokens alone: sums do not depend on the card.
+/// for longer inputs, so that at least 256 blocks share the work of any but the shortest, and partial sums
+/// are a sixteenth of the rows of 4096. By tokens alone: sums do not depend on the card.
 fn chunk(tokens: usize, sums: bool) -> usize {
     if sums { (tokens / 256).clamp(1, 16) } else { 1 }
 }
