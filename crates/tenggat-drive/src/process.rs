@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-/// The variable with the key that messages about a run are signed with. It is ours: no trainer gets to see it.
+/// The variable with the key that messages about a run are signed with. It is ours: no trainer gets it.
 pub const WEBHOOK_SECRET: &str = "TENGGAT_WEBHOOK_SECRET";
 
 /// A running or ended process.
@@ -30,6 +30,7 @@ impl Process {
         {
             use std::os::unix::process::CommandExt;
             command.process_group(0);
+            hear_interrupts(command);
         }
         #[cfg(target_os = "linux")]
         die_with_parent(command);
@@ -135,6 +136,22 @@ enum Signal {
     Kill,
 }
 
+/// Lets the child be interrupted. A shell without job control has what it starts with `&` ignore SIGINT, and
+/// programs inherit that; a trainer that is asked to save by SIGINT would never hear of it.
+#[cfg(unix)]
+fn hear_interrupts(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let hear = || {
+        // SAFETY: `signal` is a plain system call, allowed between fork and exec, and is given no function.
+        match unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) } {
+            libc::SIG_ERR => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: runs between fork and exec; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(hear) };
+}
+
 /// Has the kernel kill the child when the drive's thread is gone: a drive that is killed leaves no trainer
 /// behind that would run past the deadline.
 #[cfg(target_os = "linux")]
@@ -158,5 +175,34 @@ impl Drop for Process {
         if self.ended().is_none() {
             self.kill();
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// As under `tenggat drive ... &` in a script.
+    #[test]
+    fn a_trainer_can_be_interrupted_even_if_we_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        // Without the child's own disposition, the shell lives on and says so.
+        command.args(["-c", "kill -INT $$; exit 3"]);
+        // SAFETY: a disposition without a function; the old one is restored below.
+        let before = unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+        let started = Process::start(&mut command, &folder.path().join("log"));
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGINT, before) };
+        let mut process = started.unwrap();
+        let status = loop {
+            match process.ended() {
+                Some(status) => break status,
+                None => std::thread::sleep(std::time::Duration::from_millis(5)),
+            }
+        };
+        assert_eq!(status.signal(), Some(libc::SIGINT), "{status:?}");
     }
 }
