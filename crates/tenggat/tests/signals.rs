@@ -353,6 +353,17 @@ fn a_run_killed_in_its_last_samples_makes_them() {
     assert!(success && said.contains("this job is finished") && pictures() == 2, "{said}");
 }
 
+/// A job with more and larger images to cache.
+fn slow_to_cache(train: &str) -> Job {
+    let job = Job::new(train, "", "");
+    job.rewrite("resolution: 64", "resolution: 512");
+    for entry in fs::read_dir(demo_dataset("train")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), job.folder.path().join("set").join(entry.file_name())).unwrap();
+    }
+    job
+}
+
 /// One run ended in each phase, and a table of how long that took.
 #[test]
 fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
@@ -363,7 +374,7 @@ fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
     let first_samples = "steps: 5, force_first_sample: true";
     let cases = [
         ("load", Job::new(fast, "", "")),
-        ("cache", Job::new(fast, "", "")),
+        ("cache", slow_to_cache(fast)),
         ("score before", Job::new(fast, "", &held_out)),
         ("first samples", Job::new(first_samples, SLOW_SAMPLES, "")),
         ("train", Job::new(endless, "", "")),
@@ -381,8 +392,15 @@ fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
         });
         std::thread::sleep(Duration::from_millis(if phase == "samples" { 1000 } else { 50 }));
         let asked = Instant::now();
-        run.end("-TERM");
+        let said = run.end("-TERM");
         table += &format!("| {phase:<14} | {:5.2} s |\n", asked.elapsed().as_secs_f64());
+        // These jobs are short: a run that heard nothing would end soon as well.
+        match phase {
+            "final samples" => {}
+            "score after" => assert!(!said.contains("with the LoRA"), "{phase}: {said}"),
+            "train" | "samples" => assert!(said.contains("interrupted"), "{phase}: {said}"),
+            _ => assert!(said.contains("interrupted") && !said.contains("step 1/"), "{phase}: {said}"),
+        }
     }
     println!("| ended in       | after   |\n|---|---|\n{table}");
 }
