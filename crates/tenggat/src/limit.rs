@@ -24,7 +24,7 @@ pub struct Limit {
     /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
-    /// Time kept free before the end; the run normally works this out: 2s.
+    /// Time kept free before the end; normally worked out by the run; for example 2s.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub margin: Option<f64>,
     /// Memory that may be used; blocks that do not fit recompute their activations: 24GB, 22.5GiB.

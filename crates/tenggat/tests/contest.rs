@@ -231,8 +231,14 @@ fn a_rehearsal_names_all_that_would_go_wrong_and_leaves_nothing() {
     };
     let (code, said) = rehearse(&good, &[]);
     assert_eq!(code, Some(0), "{said}");
-    for part in ["model          ok", "1 layers", "2 to train on", "hours          ok", "arch: krea2", "True"]
-    {
+    for part in [
+        "model          ok",
+        "1 layer recognised",
+        "2 to train on",
+        "hours          ok",
+        "arch: krea2",
+        "True",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(!container.root.path().join("checkpoints").exists(), "{:?}", names(container.root.path()));
@@ -243,7 +249,7 @@ fn a_rehearsal_names_all_that_would_go_wrong_and_leaves_nothing() {
     fs::remove_dir(container.cache("hf_cache/Qwen--Qwen3-VL-4B-Instruct")).unwrap();
     let (code, said) = rehearse(&blind, &[]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("sees no GPU") && said.contains("2 lines above"), "{said}");
+    assert!(said.contains("sees no GPU") && said.contains("for the 2 reasons marked"), "{said}");
     assert!(said.contains("text encoder   would fail: there is no"), "{said}");
     let (_, said) = rehearse(&broken, &[]);
     assert!(said.contains("No module named torch"), "{said}");

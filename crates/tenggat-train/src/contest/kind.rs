@@ -150,7 +150,7 @@ impl FromStr for ModelType {
         let wanted = text.to_lowercase().replace('_', "-");
         ModelType::ALL.into_iter().find(|kind| kind.name() == wanted).ok_or_else(|| {
             let names: Vec<&str> = ModelType::ALL.iter().map(|kind| kind.name()).collect();
-            format!("`{text}` is no kind of model of the contest; it has {}", names.join(", "))
+            format!("`{text}` is not one of the contest's model types: {}", names.join(", "))
         })
     }
 }

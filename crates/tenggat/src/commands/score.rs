@@ -53,7 +53,7 @@ pub struct ScoreArgs {
     /// Share of the noise that pictures are given before they are redrawn: 0.05 to 1.
     #[arg(long, default_value_t = rules::REDRAWING.denoise, value_parser = number(0.05, 1.0))]
     denoise: f64,
-    /// What the errors with captions and with the empty prompt count: G.O.D d72aed9 (2025-12-12) has
+    /// Weights of the errors with captions and with the empty prompt: G.O.D d72aed9 (2025-12-12) has
     /// 0.25:0.75, notes on its rule of 2026-09-23 have 0.5:0.5.
     #[arg(long, value_name = "CAPTIONED:EMPTY", default_value_t)]
     weights: ErrorWeights,

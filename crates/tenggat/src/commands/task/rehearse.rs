@@ -21,6 +21,7 @@ use super::{TaskArgs, driven};
 use crate::assets;
 use crate::device::{self, Choice};
 use crate::output::say;
+use crate::when::plural;
 
 /// Room that LoRAs, the optimiser's state and cached pictures of a task take at most, in bytes.
 const ROOM_FOR_RESULTS: u64 = 8_000_000_000;
@@ -126,7 +127,11 @@ pub fn rehearse(
         }
     }
     look_around(&mut findings, kind.is_ours());
-    anyhow::ensure!(findings.bad == 0, "the container would fail: see the {} lines above", findings.bad);
+    anyhow::ensure!(
+        findings.bad == 0,
+        "the container would fail for the {} marked `would fail`",
+        plural(findings.bad as u64, "reason")
+    );
     Ok(())
 }
 
@@ -168,7 +173,7 @@ fn look_at_model(findings: &mut Findings, setup: &Setup<'_>) {
             findings.tell(part.what, Verdict::Bad, &text);
         }
     }
-    let weights = keys(setup).map(|keys| ((), format!("{} layers can be told by name", keys.len())));
+    let weights = keys(setup).map(|keys| ((), format!("{} recognised", plural(keys.len() as u64, "layer"))));
     findings.take("weights", weights);
     if setup.kind.wants_adapter(setup.task) {
         match setup.kind.training_adapter(setup.roots, setup.task) {
@@ -281,8 +286,8 @@ fn hours(findings: &mut Findings, setup: &Setup<'_>, clock: WallClock, pictures:
     let limited = setup.limited(clock, given);
     let left = format_duration(limited.deadline_s.unwrap_or(0.0));
     let text = format!(
-        "{given} h, in which the training has {left}; the rule gives {pictures} pictures for {} {rule} h or a \
-         quarter more",
+        "{given} h, in which the training has {left}; the rule gives {} for {} {rule} h or a quarter more",
+        plural(pictures as u64, "picture"),
         setup.kind.name()
     );
     let near = given >= rule && given <= rule + 0.25;
@@ -301,7 +306,7 @@ fn job(
         let quantised = quantised(&setup.model, setup.roots)?;
         let maker = JobMaker { args: setup.args, choices, model: &setup.model, side: setup.side, quantised };
         let (_, warnings) = maker.job(pictures)?;
-        return Ok(((), format!("complete, {} warnings", warnings.len())));
+        return Ok(((), format!("complete, {}", plural(warnings.len() as u64, "warning"))));
     }
     let job = driven::job(setup, work, pictures)?;
     let named = installation.map_or(String::new(), |it| format!(" for {}", it.folder.display()));
