@@ -11,10 +11,9 @@ use crate::commands::{
 };
 use crate::device;
 use crate::events;
-use crate::hooks::HookArgs;
 use crate::limit::Limit;
-use crate::money::Money;
 use crate::number::{MOST_RANK, MOST_SAMPLER_STEPS, MOST_THREADS, learning_rate, number, whole};
+use crate::terms::Terms;
 
 /// Exit codes, shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -230,9 +229,7 @@ pub struct Train {
     #[arg(long, value_name = "FOLDER")]
     pub held_out: Option<PathBuf>,
     #[command(flatten)]
-    pub money: Money,
-    #[command(flatten)]
-    pub hooks: HookArgs,
+    pub terms: Terms,
     /// Print the events of the run to standard output, for programs; text for people goes to standard error.
     #[arg(long, value_name = "FORMAT")]
     pub events: Option<events::Format>,

@@ -1,5 +1,6 @@
 //! Telling other programs about a run: a signed message to a web address on its way, a command at its end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, SyncSender};
@@ -13,12 +14,11 @@ use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::Sha256;
 use tenggat_drive::WEBHOOK_SECRET;
-use tenggat_plan::{Clock, Pace};
+use tenggat_plan::{Clock, Pace, WallClock};
 use tenggat_train::run::Event;
 
-use crate::limit::Limited;
-use crate::money::Money;
 use crate::output::{self, say, warning};
+use crate::terms::Terms;
 
 /// The header that holds a message's signature.
 const HEADER: &str = "X-Tenggat-Signature";
@@ -36,7 +36,8 @@ const CLOSING_S: f64 = 0.05;
 #[derive(Debug, Clone, Default, Args)]
 pub struct HookArgs {
     /// Command to run when the run has ended, however it ended: stop the pod, send the file. Its environment
-    /// has TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN.
+    /// has TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN. A second Ctrl-C or
+    /// SIGTERM, which ends the program at once, skips it.
     #[arg(long, value_name = "COMMAND")]
     pub then: Option<String>,
     /// Address to send JSON to when the run starts, slows down, saves and ends; signed with
@@ -76,7 +77,10 @@ pub struct Hooks {
     then: Option<String>,
     post: Option<Post>,
     seldom: [Option<Instant>; 2],
-    /// The deadline, which somebody may have moved.
+    clock: WallClock,
+    /// Seconds of the budget that earlier starts have spent: the run's clock is ahead by so many.
+    before_s: f64,
+    /// The deadline on the run's clock, which somebody may have moved.
     deadline_s: Option<f64>,
     pace: Pace,
 }
@@ -89,43 +93,40 @@ pub struct Outcome {
     pub ended: String,
 }
 
-/// Runs something that is told of: when it starts and, by itself, when it slows down and saves; at its end,
-/// whatever that is, come what it cost, the last message and the command.
+/// Runs something that says itself when it begins, slows down and saves; at its end, whatever that is, a
+/// panic included, come what it cost, the last message and the command. `run` is its name until it says
+/// another.
 ///
 /// # Errors
 /// Those of `body`; a webhook without an address or a key, before anything is run.
 pub fn hooked<T>(
-    args: &HookArgs,
-    money: &Money,
+    terms: &Terms,
     run: &str,
-    limited: &Limited,
+    clock: WallClock,
     body: impl FnOnce(&mut Hooks) -> anyhow::Result<T>,
     outcome: impl FnOnce(&T) -> Outcome,
 ) -> anyhow::Result<T> {
-    let mut hooks = Hooks::new(args, run)?;
-    hooks.deadline_s = limited.deadline_s;
-    hooks.tell(Moment::Started, None, "");
-    let result = body(&mut hooks);
-    let now_s = limited.clock.now_s();
-    if let (Some(cost), true) = (money.cost(now_s), result.is_ok()) {
+    let mut hooks = Hooks::new(&terms.hooks, run, clock)?;
+    // A panic is a bug, but not one that may keep a rented machine running.
+    let result = catch_unwind(AssertUnwindSafe(|| body(&mut hooks)));
+    if let (Some(cost), Ok(Ok(_))) = (terms.money.cost(hooks.now_s()), &result) {
         say!("{:<14} {cost:.2}", "cost");
     }
-    // The last message may take what is left of the time, and no more.
-    let left_s = hooks.deadline_s.map_or(LONGEST_WAIT_S, |deadline_s| deadline_s - now_s - CLOSING_S);
-    let wait = Duration::from_secs_f64(left_s.clamp(0.0, LONGEST_WAIT_S));
+    let wait = hooks.longest_wait();
     match &result {
-        Ok(value) => {
+        Ok(Ok(value)) => {
             let Outcome { lora, ended } = outcome(value);
             hooks.end(lora.as_ref().map(|(path, steps)| (path.as_path(), *steps)), &ended, wait);
         }
-        Err(error) => hooks.end(None, &error.to_string(), wait),
+        Ok(Err(error)) => hooks.end(None, &error.to_string(), wait),
+        Err(_) => hooks.end(None, "a bug in this program ended it", wait),
     }
-    result
+    result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 struct Post {
     queue: SyncSender<String>,
-    sender: JoinHandle<u32>,
+    sender: JoinHandle<()>,
 }
 
 impl Hooks {
@@ -133,24 +134,51 @@ impl Hooks {
     ///
     /// # Errors
     /// The address is none, or there is no key to sign with.
-    pub fn new(args: &HookArgs, run: &str) -> anyhow::Result<Hooks> {
+    pub fn new(args: &HookArgs, run: &str, clock: WallClock) -> anyhow::Result<Hooks> {
         let post = args.webhook.as_deref().map(Post::start).transpose()?;
         let then = args.then.clone();
         *pending() = then.clone().map(|command| Pending { command, run: run.into(), lora: None });
-        let pace = Pace::new(1);
-        Ok(Hooks { run: run.into(), then, post, seldom: [None; 2], deadline_s: None, pace })
+        Ok(Hooks { then, post, ..Hooks::none(run, clock) })
     }
 
     /// For a run that nobody is told of.
-    pub fn none(run: &str) -> Hooks {
+    pub fn none(run: &str, clock: WallClock) -> Hooks {
         let (run, then, post) = (run.into(), None, None);
-        Hooks { run, then, post, seldom: [None; 2], deadline_s: None, pace: Pace::new(1) }
+        let (seldom, pace) = ([None; 2], Pace::new(1));
+        Hooks { run, then, post, seldom, clock, before_s: 0.0, deadline_s: None, pace }
+    }
+
+    /// The run begins: this is its name, and these are its clock and the deadline on it, if that is known.
+    pub fn begin(&mut self, run: &str, clock: WallClock, deadline_s: Option<f64>) {
+        self.run = run.into();
+        if let Some(pending) = pending().as_mut() {
+            pending.run = run.into();
+        }
+        (self.clock, self.deadline_s) = (clock, deadline_s);
+        self.tell(Moment::Started, None, "");
+    }
+
+    /// The run resumes an earlier one, which has spent some of the time.
+    pub fn resumed(&mut self, spent_before_s: f64, deadline_s: Option<f64>) {
+        (self.before_s, self.deadline_s) = (spent_before_s, deadline_s);
+    }
+
+    /// Seconds on the run's clock.
+    fn now_s(&self) -> f64 {
+        self.before_s + self.clock.now_s()
+    }
+
+    /// How long the end waits for the last message: for what is left of the time, and no longer.
+    fn longest_wait(&self) -> Duration {
+        let left_s = self.deadline_s.map_or(LONGEST_WAIT_S, |s| s - self.now_s() - CLOSING_S);
+        Duration::from_secs_f64(left_s.clamp(0.0, LONGEST_WAIT_S))
     }
 
     /// Tells of what a run of our own engine has to say.
     pub fn hear(&mut self, event: &Event) {
         match event {
             Event::Saved { path, steps } => self.saved(path, *steps),
+            Event::Resumed { spent_before_s, deadline_s, .. } => self.resumed(*spent_before_s, *deadline_s),
             Event::DeadlineMoved { deadline_s, .. } => self.moved(*deadline_s),
             // It knows the shares of the sizes of pictures, which single steps do not.
             Event::Forecast(forecast) => {
@@ -271,7 +299,7 @@ impl Post {
         let sender = std::thread::spawn(move || {
             let agent: ureq::Agent =
                 ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
-            let mut failed = 0;
+            let mut has_failed = false;
             for message in messages {
                 let sent = agent
                     .post(&url)
@@ -279,13 +307,12 @@ impl Post {
                     .header(HEADER, signature(secret.as_bytes(), message.as_bytes()))
                     .send(message.as_bytes());
                 if let Err(e) = sent {
-                    if failed == 0 {
+                    if !has_failed {
                         warning!("the webhook does not accept messages: {e}");
                     }
-                    failed += 1;
+                    has_failed = true;
                 }
             }
-            failed
         });
         Ok(Post { queue, sender })
     }
@@ -311,8 +338,9 @@ fn signature(secret: &[u8], message: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use crate::money::Money;
 
     use super::*;
 
@@ -323,69 +351,67 @@ mod tests {
         assert_eq!(signature(b"Jefe", b"what do ya want for nothing?"), expected);
     }
 
-    /// Receives this many messages and returns their signatures and bodies.
-    fn receive(listener: &TcpListener, count: usize) -> Vec<(String, String)> {
-        let mut got = Vec::new();
-        for _ in 0..count {
-            let (stream, _) = listener.accept().unwrap();
-            let mut reader = BufReader::new(stream);
-            let (mut length, mut signed, mut line) = (0, String::new(), String::new());
-            while reader.read_line(&mut line).unwrap() > 2 {
-                let (name, value) = line.split_once(':').unwrap_or((&line, ""));
-                match name.to_lowercase().as_str() {
-                    "content-length" => length = value.trim().parse().unwrap(),
-                    "x-tenggat-signature" => signed = value.trim().to_owned(),
-                    _ => {}
-                }
-                line.clear();
+    /// Hooks of a run `fox`, and the messages that they send.
+    fn collecting() -> (Hooks, Arc<Mutex<Vec<serde_json::Value>>>) {
+        let (queue, messages) = mpsc::sync_channel::<String>(QUEUE);
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&got);
+        let sender = std::thread::spawn(move || {
+            for message in messages {
+                kept.lock().unwrap().push(serde_json::from_str(&message).unwrap());
             }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            reader.get_mut().write_all(answer).unwrap();
-            got.push((signed, String::from_utf8(body).unwrap()));
-        }
-        got
+        });
+        let post = Some(Post { queue, sender });
+        (Hooks { post, ..Hooks::none("fox", WallClock::start()) }, got)
     }
 
     #[test]
-    fn messages_arrive_signed_and_saves_are_told_seldom() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        // The key is handed over directly: other tests share the environment.
-        let (queue, messages) = mpsc::sync_channel::<String>(QUEUE);
-        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
-        let sender = std::thread::spawn(move || {
-            for message in messages {
-                let signed = signature(b"key", message.as_bytes());
-                agent.post(&url).header(HEADER, signed).send(message.as_bytes()).unwrap();
-            }
-            0
-        });
-        let mut hooks = Hooks {
-            run: "fox".into(),
-            then: None,
-            post: Some(Post { queue, sender }),
-            seldom: [None; 2],
-            deadline_s: None,
-            pace: Pace::new(1),
-        };
-        let receiver = std::thread::spawn(move || receive(&listener, 3));
+    fn messages_are_sent_and_saves_are_told_seldom() {
+        let (mut hooks, got) = collecting();
         hooks.tell(Moment::Started, None, "");
         hooks.tell(Moment::Saved, Some(10), "");
         hooks.tell(Moment::Saved, Some(20), "");
         hooks.end(Some((Path::new("last.safetensors"), 30)), "all done", Duration::from_secs(10));
-        let got = receiver.join().unwrap();
-        let events: Vec<String> = got
-            .iter()
-            .map(|(signed, body)| {
-                assert_eq!(*signed, signature(b"key", body.as_bytes()));
-                let json: serde_json::Value = serde_json::from_str(body).unwrap();
-                assert_eq!(json["run"], "fox");
-                format!("{} {}", json["event"].as_str().unwrap(), json["steps"])
-            })
-            .collect();
+        let got = got.lock().unwrap();
+        assert!(got.iter().all(|json| json["run"] == "fox"), "{got:?}");
+        let events: Vec<String> =
+            got.iter().map(|json| format!("{} {}", json["event"].as_str().unwrap(), json["steps"])).collect();
         assert_eq!(events, ["started null", "saved 10", "done 30"]);
+    }
+
+    #[test]
+    fn the_last_message_waits_for_what_is_left_of_the_time() {
+        let mut hooks = Hooks::none("fox", WallClock::start());
+        let wait_s = |hooks: &Hooks| hooks.longest_wait().as_secs_f64();
+        assert_eq!(wait_s(&hooks), LONGEST_WAIT_S);
+        hooks.begin("fox", WallClock::start(), Some(600.0));
+        assert_eq!(wait_s(&hooks), LONGEST_WAIT_S);
+        // Of a budget of ten minutes the earlier start has left two seconds.
+        hooks.hear(&Event::Resumed { steps: 9, spent_before_s: 598.0, deadline_s: Some(600.0) });
+        assert!(wait_s(&hooks) < 2.0);
+        hooks.moved(700.0);
+        assert_eq!(wait_s(&hooks), LONGEST_WAIT_S);
+        hooks.moved(590.0);
+        assert_eq!(wait_s(&hooks), 0.0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_command_is_run_after_a_panic_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let then = Some(format!("echo $TENGGAT_STATUS $TENGGAT_RUN > {}", out.display()));
+        let money = Money { max_cost: None, price_per_hour: None };
+        let terms = Terms { money, hooks: HookArgs { then, webhook: None } };
+        let clock = WallClock::start();
+        let body = |hooks: &mut Hooks| -> anyhow::Result<()> {
+            hooks.begin("fox", clock, None);
+            panic!("a bug");
+        };
+        let outcome = |(): &()| Outcome { lora: None, ended: String::new() };
+        let ended = catch_unwind(|| hooked(&terms, "job", clock, body, outcome));
+        assert_eq!(*ended.unwrap_err().downcast::<&str>().unwrap(), "a bug");
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "failed fox\n");
     }
 
     #[cfg(unix)]
@@ -395,8 +421,10 @@ mod tests {
         let out = folder.path().join("out");
         let then =
             format!("echo $TENGGAT_STATUS $TENGGAT_RUN $TENGGAT_STEPS $TENGGAT_LORA > {}", out.display());
-        let hooks =
-            |then: &str| Hooks::new(&HookArgs { then: Some(then.into()), webhook: None }, "fox").unwrap();
+        let hooks = |then: &str| {
+            let args = HookArgs { then: Some(then.into()), webhook: None };
+            Hooks::new(&args, "fox", WallClock::start()).unwrap()
+        };
         hooks(&then).end(Some((Path::new("/a/last.safetensors"), 7)), "", Duration::ZERO);
         assert_eq!(std::fs::read_to_string(&out).unwrap(), "done fox 7 /a/last.safetensors\n");
         hooks(&then).end(None, "", Duration::ZERO);
@@ -408,6 +436,6 @@ mod tests {
     #[test]
     fn a_webhook_needs_an_address() {
         let args = HookArgs { then: None, webhook: Some("ftp://x".into()) };
-        assert!(Hooks::new(&args, "fox").err().unwrap().to_string().contains("https://"));
+        assert!(Hooks::new(&args, "fox", WallClock::start()).err().unwrap().to_string().contains("https://"));
     }
 }

@@ -19,6 +19,7 @@ mod process;
 mod processor;
 mod progress;
 mod signals;
+mod terms;
 mod threads;
 mod training_lines;
 mod when;

@@ -9,7 +9,9 @@ use tenggat_plan::format_duration;
 /// What a run may cost.
 #[derive(Debug, Clone, Args)]
 pub struct Money {
-    /// Most that the run may cost, in the currency of --price-per-hour; this limits its time too.
+    /// Most that the run may cost, in the currency of --price-per-hour; this limits its time too. Earlier
+    /// starts of a run that resumes count as for --budget; with an earlier --deadline, and for a task, each
+    /// start counts by itself.
     #[arg(long, value_name = "AMOUNT", requires = "price_per_hour", value_parser = amount)]
     pub max_cost: Option<f64>,
     /// What the machine costs per hour.

@@ -101,6 +101,27 @@ fn an_interrupted_run_runs_the_command() {
     assert_eq!(std::fs::read_to_string(marker).unwrap(), "done\n");
 }
 
+/// A pod whose job has a mistake costs as much as any other.
+#[test]
+fn the_command_is_run_if_nothing_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let none = folder.path().join("none.yaml");
+    let said = |command: &mut Command| {
+        let then = folder.path().join("then");
+        let _ = std::fs::remove_file(&then);
+        let echo = format!("echo $TENGGAT_STATUS $TENGGAT_RUN > {}", then.display());
+        let output = command.args(["--then", &echo]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        std::fs::read_to_string(then).unwrap()
+    };
+    assert_eq!(said(tenggat().arg("train").arg(&none)), "failed none\n");
+    assert_eq!(said(tenggat().args(["drive", "--name", "fox", "--budget", "9s"]).arg(&none)), "failed fox\n");
+    let mut task = tenggat();
+    task.args(["task", "--task-id", "t1", "--model", "mini", "--model-type", "qwen-image"]);
+    task.args(["--expected-repo-name", "repo", "--hours-to-complete", "1", "--dataset-zip", "none.zip"]);
+    assert_eq!(said(task.arg("--cache-root").arg(folder.path())), "failed repo\n");
+}
+
 #[test]
 fn the_command_writes_into_no_events_and_learns_no_key() {
     let folder = tempfile::tempdir().unwrap();

@@ -43,7 +43,7 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
     job.resume = false;
     let limited = Limited { clock, deadline_s: Some(budget_s), is_moment: false };
     let held_out = assets.join("demo-dataset/test");
-    let (hooks, program) = (&mut Hooks::none("demo"), "demo");
+    let (hooks, program) = (&mut Hooks::none("demo", clock), "demo");
     let setting =
         Setting { held_out: Some(&held_out), start_over: false, choice, stop: &stop, events, hooks, program };
     let summary = run_job(&job, &limited, setting)?;

@@ -15,13 +15,15 @@ use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 use tenggat_train::run;
 
 use super::best::{self, Until};
+use super::train::name_before;
 use crate::device::Choice;
 use crate::events::News;
-use crate::hooks::{HookArgs, Hooks, Moment, Outcome, hooked};
+use crate::hooks::{Hooks, Moment, Outcome, hooked};
 use crate::limit::{self, Limit, Limited};
-use crate::money::Money;
 use crate::output::{say, warning};
 use crate::progress::Progress;
+use crate::terms::Terms;
+use crate::when::plural;
 
 /// Steps that the shown loss is averaged over.
 const SMOOTH_OVER: f64 = 50.0;
@@ -57,9 +59,7 @@ pub struct DriveArgs {
     #[arg(long)]
     pub start_over: bool,
     #[command(flatten)]
-    pub money: Money,
-    #[command(flatten)]
-    pub hooks: HookArgs,
+    pub terms: Terms,
 }
 
 /// Trainers that take a job file.
@@ -85,7 +85,7 @@ pub struct DriveLimit {
     /// Use the whole budget, even if the job's steps are done earlier.
     #[arg(long)]
     pub fill: bool,
-    /// Time kept free before the end; the run normally works this out: 2s.
+    /// Time kept free before the end; normally worked out by the run; for example 2s.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub margin: Option<f64>,
 }
@@ -93,10 +93,19 @@ pub struct DriveLimit {
 /// Drives a trainer.
 pub fn drive(args: &DriveArgs, clock: WallClock, device: Choice) -> anyhow::Result<()> {
     let signals = listen()?;
-    match &args.job {
-        Some(job) => drive_job(args, job, clock, &signals, device),
-        None => drive_command(args, clock, &signals.stop),
-    }
+    let named = match (&args.job, &args.saves) {
+        (Some(job), _) => name_before(args.name.as_deref(), job),
+        (None, saves) => saves.clone().unwrap_or_default(),
+    };
+    let body = |hooks: &mut Hooks| {
+        let driven = match &args.job {
+            Some(job) => drive_job(args, job, clock, &signals, (device, hooks))?,
+            None => drive_command(args, clock, &signals.stop, hooks)?,
+        };
+        conclude(&driven);
+        Ok(driven)
+    };
+    hooked(&args.terms, &named, clock, body, outcome).map(drop)
 }
 
 fn drive_job(
@@ -104,8 +113,8 @@ fn drive_job(
     job: &Path,
     clock: WallClock,
     signals: &Signals,
-    device: Choice,
-) -> anyhow::Result<()> {
+    (device, hooks): (Choice, &mut Hooks),
+) -> anyhow::Result<Driven> {
     let TrainerName::AiToolkit = args.trainer;
     let variable = |name: &str| std::env::var(name).ok();
     let job = ToolkitJob::read(job, args.name.as_deref(), &variable)?;
@@ -128,21 +137,22 @@ fn drive_job(
         stop: &signals.stop,
         save: Some(&signals.save),
     };
-    let told = Told {
-        program: "drive",
-        run: &job.name,
-        folder: &job.folder,
-        limited: &limited,
-        deadline_s,
-        stop: &signals.stop,
-    };
-    with_hooks(args, &told, |show| {
+    let told = Told { program: "drive", folder: &job.folder, limited: &limited, stop: &signals.stop };
+    hooks.begin(&job.name, limited.clock, limited.deadline_s);
+    shown(&told, hooks, |show| {
         // The deadline on the clock of this process, which the one that resumes is ahead of.
         let mut until = Until { clock: limited.clock, deadline_s, stop: &signals.stop };
-        let driven = tenggat_drive::drive(&job, &options, &mut |event| {
-            match &event {
-                Event::DeadlineMoved { by_s, .. } => until.deadline_s += by_s,
-                Event::Resumed { spent_before_s, .. } => until.deadline_s -= spent_before_s,
+        let driven = tenggat_drive::drive(&job, &options, &mut |mut event| {
+            // What is told is the deadline of it all, not that of the training alone.
+            match &mut event {
+                Event::DeadlineMoved { by_s, deadline_s } => {
+                    until.deadline_s += *by_s;
+                    *deadline_s += reserve_s;
+                }
+                Event::Resumed { spent_before_s, deadline_s, .. } => {
+                    until.deadline_s -= *spent_before_s;
+                    *deadline_s += reserve_s;
+                }
                 _ => {}
             }
             show(event);
@@ -155,7 +165,12 @@ fn drive_job(
     })
 }
 
-fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyhow::Result<()> {
+fn drive_command(
+    args: &DriveArgs,
+    clock: WallClock,
+    stop: &AtomicBool,
+    hooks: &mut Hooks,
+) -> anyhow::Result<Driven> {
     let pattern = args.saves.as_deref().unwrap_or_default();
     let saves = Pattern::new(pattern).map_err(|e| {
         anyhow::anyhow!("--saves {pattern}: {e}; write a path such as 'out/**/*.safetensors'")
@@ -171,8 +186,9 @@ fn drive_command(args: &DriveArgs, clock: WallClock, stop: &AtomicBool) -> anyho
         margin_s: args.limit.margin,
         stop,
     };
-    let told = Told { program: "drive", run: &name, folder: &folder, limited: &limited, deadline_s, stop };
-    with_hooks(args, &told, |show| Ok(tenggat_drive::follow(&options, show)?))
+    let told = Told { program: "drive", folder: &folder, limited: &limited, stop };
+    hooks.begin(&name, limited.clock, limited.deadline_s);
+    shown(&told, hooks, |show| Ok(tenggat_drive::follow(&options, show)?))
 }
 
 fn deadline(limited: &Limited) -> anyhow::Result<f64> {
@@ -186,27 +202,11 @@ fn deadline(limited: &Limited) -> anyhow::Result<f64> {
 pub struct Told<'a> {
     /// The command.
     pub program: &'static str,
-    /// The name of the run, and its folder.
-    pub run: &'a str,
+    /// The folder of the run.
     pub folder: &'a Path,
     pub limited: &'a Limited,
-    pub deadline_s: f64,
     /// Whether the end was asked for.
     pub stop: &'a AtomicBool,
-}
-
-/// Shows a drive, and notifies the webhook.
-fn with_hooks(
-    args: &DriveArgs,
-    told: &Told<'_>,
-    drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
-) -> anyhow::Result<()> {
-    let body = |hooks: &mut Hooks| {
-        let driven = shown(told, hooks, drive)?;
-        conclude(&driven);
-        Ok(driven)
-    };
-    hooked(&args.hooks, &args.money, told.run, told.limited, body, outcome).map(drop)
 }
 
 /// Shows the news of a drive, keeps them in the folder of the run, and passes them on to hooks.
@@ -215,13 +215,16 @@ pub fn shown(
     hooks: &mut Hooks,
     drive: impl FnOnce(&mut dyn FnMut(Event)) -> anyhow::Result<Driven>,
 ) -> anyhow::Result<Driven> {
-    let &Told { program, folder, limited, deadline_s, stop, .. } = told;
-    let news = News::new(limited.clock, None, folder, program, Some(deadline_s));
-    let mut screen = Screen::new(Progress::new(&limited.clock, Some(deadline_s)), news);
+    let &Told { program, folder, limited, stop } = told;
+    let news = News::new(limited.clock, None, folder, program, limited.deadline_s);
+    let mut screen = Screen::new(Progress::new(&limited.clock, limited.deadline_s), news);
     let driven = drive(&mut |event| {
         match &event {
             Event::Slowed(text) => hooks.tell(Moment::Slowed, None, text),
             Event::Saved { path, steps, .. } => hooks.saved(path, *steps),
+            Event::Resumed { spent_before_s, deadline_s, .. } => {
+                hooks.resumed(*spent_before_s, Some(*deadline_s));
+            }
             Event::DeadlineMoved { deadline_s, .. } => hooks.moved(*deadline_s),
             _ => {}
         }
@@ -237,7 +240,7 @@ pub fn shown(
 }
 
 /// What hooks are told of the end of a drive.
-pub fn outcome(driven: &Driven) -> Outcome {
+fn outcome(driven: &Driven) -> Outcome {
     Outcome { lora: Some((driven.lora.clone(), driven.steps)), ended: driven.ended.clone() }
 }
 
@@ -248,7 +251,7 @@ pub fn conclude(driven: &Driven) {
     } else {
         warning!("{ended}");
     }
-    say!("{:<14} {} ({steps} steps)", "LoRA", lora.display());
+    say!("{:<14} {} ({})", "LoRA", lora.display(), plural(*steps, "step"));
 }
 
 /// The deadline: what the flags say, else the job.
@@ -273,7 +276,7 @@ fn limited(args: &DriveArgs, wishes: &Wishes, clock: WallClock) -> anyhow::Resul
         memory_limit: None,
     };
     let mut limited = limit::resolve(&limit, clock, &mut limits)?;
-    args.money.limit(&mut limited);
+    args.terms.money.limit(&mut limited);
     Ok(limited)
 }
 

@@ -18,7 +18,7 @@ use crate::device::{self, Choice};
 use crate::events::{EventLines, News};
 use crate::hooks::{Hooks, Outcome, hooked};
 use crate::limit::{self, Limited};
-use crate::output::{say, warning};
+use crate::output::{self, say, warning};
 use crate::processor;
 use crate::progress::Progress;
 use crate::signals;
@@ -29,10 +29,28 @@ use crate::when::plural;
 /// Runs a job file.
 pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Result<()> {
     let stop = signals::listen(0)?;
+    if args.events.is_some() {
+        output::leave_stdout_to_events();
+    }
+    let body = |hooks: &mut Hooks| train_hooked(args, clock, (choice, &stop), hooks);
+    hooked(&args.terms, &name_before(args.name.as_deref(), &args.job), clock, body, outcome).map(drop)
+}
+
+/// The name of a run whose job is not read yet.
+pub fn name_before(given: Option<&str>, job: &Path) -> String {
+    given.map_or_else(|| job.file_stem().unwrap_or_default().to_string_lossy().into_owned(), str::to_owned)
+}
+
+fn train_hooked(
+    args: &cli::Train,
+    clock: WallClock,
+    (choice, stop): (Choice, &Stop),
+    hooks: &mut Hooks,
+) -> anyhow::Result<Summary> {
     let variable = |name: &str| std::env::var(name).ok();
     let (mut job, warnings) = Job::from_file(&args.job, args.name.as_deref(), &variable)?;
     let mut limited = limit::resolve(&args.limit, clock, &mut job.limits)?;
-    args.money.limit(&mut limited);
+    args.terms.money.limit(&mut limited);
     show_warnings(&warnings);
     if limited.deadline_s.is_none() && default_steps(&mut job) {
         warning!("{NO_STEPS}");
@@ -42,17 +60,15 @@ pub fn train(args: &cli::Train, clock: WallClock, choice: Choice) -> anyhow::Res
     if let Some(port) = args.serve {
         serve(&job, port);
     }
-    let body = |hooks: &mut Hooks| {
-        let (start_over, program) = (args.start_over, "train");
-        let setting = Setting { held_out, start_over, choice, stop: &stop, events, hooks, program };
-        let summary = run_job(&job, &limited, setting)?;
-        show_interrupted(&job, &summary);
-        if summary.steps > 0 || summary.lora.exists() {
-            say!("{:<14} {} ({})", "LoRA", summary.lora.display(), plural(summary.steps, "step"));
-        }
-        Ok(summary)
-    };
-    hooked(&args.hooks, &args.money, &job.name, &limited, body, outcome).map(drop)
+    hooks.begin(&job.name, limited.clock, limited.deadline_s);
+    let (start_over, program) = (args.start_over, "train");
+    let setting = Setting { held_out, start_over, choice, stop, events, hooks, program };
+    let summary = run_job(&job, &limited, setting)?;
+    show_interrupted(&job, &summary);
+    if summary.steps > 0 || summary.lora.exists() {
+        say!("{:<14} {} ({})", "LoRA", summary.lora.display(), plural(summary.steps, "step"));
+    }
+    Ok(summary)
 }
 
 /// What hooks are told of the end of a run.

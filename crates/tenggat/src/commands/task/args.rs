@@ -9,9 +9,8 @@ use tenggat_train::contest::container::{Roots, Task};
 use tenggat_train::job::ErrorWeights;
 
 use crate::events;
-use crate::hooks::HookArgs;
-use crate::money::Money;
 use crate::number::{MOST_RANK, learning_rate, number, whole};
+use crate::terms::Terms;
 
 #[derive(Debug, Args)]
 pub struct TaskArgs {
@@ -63,7 +62,7 @@ pub struct TaskArgs {
     /// Peak learning rate, instead of the one worked out.
     #[arg(long, allow_negative_numbers = true, value_parser = learning_rate)]
     pub lr: Option<f64>,
-    /// What the scorer's errors with captions and with the empty prompt count: G.O.D d72aed9 (2025-12-12) has
+    /// Weights of the scorer's errors with captions and with the empty prompt: G.O.D d72aed9 (2025-12-12) has
     /// 0.25:0.75, notes on its rule of 2026-09-23 have 0.5:0.5.
     #[arg(long, value_name = "CAPTIONED:EMPTY", default_value_t)]
     pub weights: ErrorWeights,
@@ -74,9 +73,7 @@ pub struct TaskArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub python: Option<PathBuf>,
     #[command(flatten)]
-    pub money: Money,
-    #[command(flatten)]
-    pub hooks: HookArgs,
+    pub terms: Terms,
     /// Print the events of the run to standard output, for programs; text for people goes to standard error.
     /// Of a driven trainer there are none.
     #[arg(long, value_name = "FORMAT")]

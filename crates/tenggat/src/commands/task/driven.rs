@@ -54,14 +54,8 @@ pub fn train(setup: &Setup<'_>, clock: WallClock, hooks: &mut Hooks) -> anyhow::
         stop: &signals.stop,
         save: Some(&signals.save),
     };
-    let told = Told {
-        program: "task",
-        run: &job.name,
-        folder: &job.folder,
-        limited: &limited,
-        deadline_s,
-        stop: &signals.stop,
-    };
+    hooks.moved(deadline_s);
+    let told = Told { program: "task", folder: &job.folder, limited: &limited, stop: &signals.stop };
     let driven = shown(&told, hooks, |show| Ok(tenggat_drive::drive(&job, &options, show)?))?;
     conclude(&driven);
     // What is uploaded at the end is the LoRA; a task that was interrupted may be started again.

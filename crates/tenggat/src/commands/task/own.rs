@@ -15,6 +15,7 @@ use crate::device::Choice;
 use crate::events::EventLines;
 use crate::hooks::Hooks;
 use crate::output::{say, warning};
+use crate::when::plural;
 
 /// Prepares the pictures, decides what the task leaves open, and trains.
 ///
@@ -61,6 +62,7 @@ pub fn train(
         container::remove_state(output)?;
     }
     let limited = setup.limited(clock, setup.hours(pictures.pictures.0 + pictures.pictures.1));
+    limited.deadline_s.into_iter().for_each(|deadline_s| hooks.moved(deadline_s));
     let setting = Setting { held_out: None, start_over: false, choice, stop, events, hooks, program: "task" };
     let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
@@ -70,12 +72,14 @@ pub fn train(
     }
     if let Some((first, best)) = summary.chosen {
         let (before, after) = (first.error.total, best.error.total);
+        let change = 100.0 * (after / before - 1.0);
         say!(
-            "{:<14} {after:.5} after {} steps, {:+.2} % of {} {before:.5}",
+            "{:<14} {after:.5} after {}, {:.2} % {} {} {before:.5}",
             "held-out error",
-            best.steps,
-            100.0 * (after / before - 1.0),
-            if first.steps == 0 { "the bare model's" } else { "the LoRA that it resumed from," }
+            plural(best.steps, "step"),
+            change.abs(),
+            if change > 0.0 { "above" } else { "below" },
+            if first.steps == 0 { "the bare model's" } else { "that of the LoRA that it resumed from," }
         );
     }
     Ok(())

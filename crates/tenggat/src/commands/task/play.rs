@@ -7,7 +7,7 @@ use tenggat_plan::WallClock;
 use tenggat_train::contest::container;
 use tenggat_train::lora::file as lora_file;
 
-use super::setup::{Setup, keys};
+use super::setup::{Setup, deadline_s, keys};
 use super::{TaskArgs, driven, own, rehearse};
 use crate::device::Choice;
 use crate::hooks::{Hooks, Outcome, hooked};
@@ -22,11 +22,17 @@ pub fn task(args: &TaskArgs, clock: WallClock, choice: Choice) -> anyhow::Result
     if args.rehearse {
         return rehearse::rehearse(args, &task, &roots, clock, choice);
     }
-    let setup = Setup::find(args, &task, &roots)?;
-    // The rule for all of the archive's entries is near enough for the last message of the hooks.
-    let limited = setup.limited(clock, args.hours_to_complete.max(0.5));
-    let body = |hooks: &mut Hooks| play(&setup, clock, choice, hooks);
-    hooked(&args.hooks, &args.money, &task.repository, &limited, body, |path| Outcome {
+    if args.events.is_some() {
+        output::leave_stdout_to_events();
+    }
+    let body = |hooks: &mut Hooks| {
+        let setup = Setup::find(args, &task, &roots)?;
+        // With 0 hours, the end is known once the pictures are counted.
+        let hours = Some(args.hours_to_complete).filter(|hours| *hours > 0.0);
+        hooks.begin(&task.repository, clock, hours.map(deadline_s));
+        play(&setup, clock, choice, hooks)
+    };
+    hooked(&args.terms, &task.repository, clock, body, |path| Outcome {
         lora: Some((path.clone(), lora_file::load(path).ok().and_then(|file| file.step()).unwrap_or(0))),
         ended: "the task has ended".into(),
     })

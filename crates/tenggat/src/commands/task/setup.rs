@@ -73,14 +73,18 @@ impl<'a> Setup<'a> {
 
     /// Where a task of so many hours has to end.
     pub fn limited(&self, clock: WallClock, hours: f64) -> Limited {
-        let (least_s, most_s) = MARGIN_S;
-        let deadline_s = hours * 3600.0 - (MARGIN_SHARE * hours * 3600.0).clamp(least_s, most_s);
-        let mut limited = Limited { clock, deadline_s: Some(deadline_s), is_moment: true };
-        self.args.money.limit(&mut limited);
+        let mut limited = Limited { clock, deadline_s: Some(deadline_s(hours)), is_moment: true };
+        self.args.terms.money.limit(&mut limited);
         // The hours count from each start of the container: what is left of them is known outside alone.
         limited.is_moment = true;
         limited
     }
+}
+
+/// Where a task of so many hours has to end, on the clock of its process, whatever it costs.
+pub fn deadline_s(hours: f64) -> f64 {
+    let (least_s, most_s) = MARGIN_S;
+    hours * 3600.0 - (MARGIN_SHARE * hours * 3600.0).clamp(least_s, most_s)
 }
 
 /// Long side of a task's pictures.
