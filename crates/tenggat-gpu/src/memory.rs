@@ -40,12 +40,19 @@ struct State {
 }
 
 impl State {
-    /// A buffer that nobody holds.
-    fn recycle(&mut self, class: usize) -> Option<u64> {
+    /// A buffer that nobody holds: its address, and its class. Once memory was short, what is captured makes
+    /// do with larger buffers that are set aside already, so that graphs take no more than the largest of
+    /// them.
+    fn recycle(&mut self, class: usize) -> Option<(u64, usize)> {
         let of_stream = self.stream.map(|stream| &mut self.by_stream[stream]);
         let set_aside = self.is_capturing.then_some(&mut self.set_aside);
-        let mut lists = of_stream.into_iter().chain(set_aside).chain([&mut self.free]);
-        lists.find_map(|lists| lists.get_mut(&class).and_then(Vec::pop))
+        let mut lists = of_stream.into_iter().chain(set_aside);
+        let exact = |address| Some((address, class));
+        let mut found = lists.find_map(|lists| lists.get_mut(&class)?.pop()).and_then(exact);
+        if self.is_capturing && self.era > 0 {
+            found = found.or_else(|| self.borrow(class));
+        }
+        found.or_else(|| self.free.get_mut(&class)?.pop().and_then(exact))
     }
 
     /// The free list that a buffer belongs on.
@@ -54,12 +61,10 @@ impl State {
         lists.entry(class).or_default()
     }
 
-    /// A buffer that was set aside for graphs, at least `class` bytes and at most twice that: its address,
-    /// and its class.
+    /// The smallest buffer of at least `class` bytes that was set aside for graphs: its address, and its
+    /// class. However much larger it is, lending it costs less than the graphs.
     fn borrow(&mut self, class: usize) -> Option<(u64, usize)> {
-        let fits = |(held, addresses): &(&usize, &Vec<u64>)| {
-            (class..=2 * class).contains(*held) && !addresses.is_empty()
-        };
+        let fits = |(held, addresses): &(&usize, &Vec<u64>)| **held >= class && !addresses.is_empty();
         let held = self.set_aside.iter().filter(fits).map(|(&held, _)| held).min()?;
         let address = self.set_aside.get_mut(&held).and_then(Vec::pop)?;
         if !self.is_capturing {
@@ -110,7 +115,7 @@ impl Pool {
         let class = if self.is_exact { bytes.max(1) } else { Self::size_class(bytes) };
         let recycled = self.state().recycle(class);
         let (address, class, was_held) = match recycled {
-            Some(address) => (address, class, true),
+            Some((address, held)) => (address, held, true),
             None => self.allocate(backend, class)?,
         };
         let mut state = self.state();

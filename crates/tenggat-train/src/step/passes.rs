@@ -44,6 +44,11 @@ impl Key {
             has_dropout: lora.dropout.is_some(),
         }
     }
+
+    /// What its memory grows with: tokens of images and captions.
+    fn tokens(&self) -> usize {
+        self.latents + self.text
+    }
 }
 
 /// How a batch goes through the model.
@@ -76,6 +81,9 @@ pub(super) struct Passes {
     is_trusted: bool,
     lost: usize,
     lost_in_step: u64,
+    /// Most tokens of a batch that may be captured, now and at the latest loss, if there was one.
+    largest: usize,
+    largest_when_lost: Option<usize>,
     notes: Vec<String>,
 }
 
@@ -94,13 +102,26 @@ impl Passes {
         match self.known.get(key) {
             Some(Known::Captured(_)) => Way::Captured,
             Some(Known::Refused) => Way::Direct,
-            Some(&Known::Seen(step)) if step < self.step && self.captured_passes() < MOST => Way::ToBeTried,
+            Some(&Known::Seen(step))
+                if step < self.step && self.captured_passes() < MOST && self.has_room(key) =>
+            {
+                Way::ToBeTried
+            }
             Some(Known::Seen(_)) => Way::Direct,
             None => {
+                self.largest = self.largest.max(key.tokens());
                 self.known.insert(key.clone(), Known::Seen(self.step));
                 Way::Direct
             }
         }
+    }
+
+    /// Whether captures of such a batch may last, as far as is known.
+    fn has_room(&self, key: &Key) -> bool {
+        let is_captured = |(key, known): (&Key, &Known)| {
+            key.tokens() >= self.largest && matches!(known, Known::Captured(_))
+        };
+        self.largest_when_lost.is_none() || key.tokens() >= self.largest || self.known.iter().any(is_captured)
     }
 
     /// Number of captured passes.
@@ -134,6 +155,10 @@ impl Passes {
         };
         let is_there = matches!(known, Known::Captured(_));
         self.known.insert(key, known);
+        if !is_there {
+            let may_be = self.known.iter().filter(|(_, known)| !matches!(known, Known::Refused));
+            self.largest = may_be.map(|(key, _)| key.tokens()).max().unwrap_or(0);
+        }
         is_there
     }
 
@@ -157,14 +182,17 @@ impl Passes {
         }
     }
 
-    /// The device has taken the memory of captured passes, which invalidates all of them.
+    /// The device has taken the memory of captured passes, which invalidates all of them. Losses to a batch
+    /// that is larger than any before are not held against captures: the next ones have room for it.
     pub fn lost(&mut self) {
         self.known.retain(|_, known| !matches!(known, Known::Captured(_)));
-        if self.step - self.lost_in_step > SOON {
+        let has_grown = self.largest_when_lost.is_none_or(|before| self.largest > before);
+        if has_grown || self.step - self.lost_in_step > SOON {
             self.lost = 0;
         }
         self.lost += 1;
         self.lost_in_step = self.step;
+        self.largest_when_lost = Some(self.largest);
         if self.lost >= MOST_LOST {
             self.give_up(Some(
                 "the GPU has no memory for CUDA graphs; kernels are launched one by one".into(),
@@ -199,19 +227,59 @@ impl Passes {
 mod tests {
     use super::*;
 
-    /// Losses that follow one another end captures; such as sample pictures cause do not, however many there
-    /// are.
-    #[test]
-    fn rare_losses_do_not_end_captures() {
-        let key = Key {
+    fn key(text: usize) -> Key {
+        Key {
             samples: 1,
             latents: 4,
-            text: 8,
+            text,
             strength: 0,
             recompute: Recompute::NOTHING,
             adds: false,
             has_dropout: false,
-        };
+        }
+    }
+
+    /// Once memory was short, the largest batch is captured before others.
+    #[test]
+    fn after_a_loss_the_largest_batch_comes_first() {
+        let mut passes = Passes::default();
+        for text in [8, 24, 16] {
+            passes.begin_step();
+            assert_eq!(passes.way(&key(text)), Way::Direct);
+        }
+        passes.begin_step();
+        assert_eq!(passes.way(&key(8)), Way::ToBeTried);
+        passes.lost();
+        passes.begin_step();
+        assert_eq!(passes.way(&key(8)), Way::Direct);
+        assert_eq!(passes.way(&key(24)), Way::ToBeTried);
+        // The largest cannot be captured: the next one is the largest that can.
+        passes.keep(key(24), Ok(None));
+        assert_eq!(passes.way(&key(8)), Way::Direct);
+        assert_eq!(passes.way(&key(16)), Way::ToBeTried);
+    }
+
+    /// Each batch larger than all before it takes the memory of captures, however soon: they stay in use.
+    #[test]
+    fn losses_to_ever_larger_batches_do_not_end_captures() {
+        let mut passes = Passes::default();
+        for text in 1..10 {
+            passes.begin_step();
+            passes.way(&key(text));
+            passes.lost();
+        }
+        assert!(!passes.is_given_up && passes.take_notes().is_empty());
+        for _ in 1..MOST_LOST {
+            passes.lost();
+        }
+        assert!(passes.is_given_up);
+    }
+
+    /// Losses that follow one another end captures; such as sample pictures cause do not, however many there
+    /// are.
+    #[test]
+    fn rare_losses_do_not_end_captures() {
+        let key = key(8);
         let may_capture = |steps_between: u64| {
             let mut passes = Passes::default();
             for _ in 0..4 {

@@ -129,6 +129,41 @@ fn a_lost_capture_is_a_direct_step() {
     assert_eq!((got, captured, lost), (expected, 1, 1));
 }
 
+/// Steps with captions of several lengths in turn, on a card that has room for direct launches of the longest
+/// and for hardly more, as a plan leaves it: CUDA graphs are still in use at the end, and what they come to
+/// is what direct launches come to.
+#[test]
+fn graphs_stay_in_use_on_a_full_gpu_with_captions_of_many_lengths() {
+    const LENGTHS: [usize; 5] = [28, 4, 36, 12, 20];
+    const STEPS: usize = 30;
+    let bench = StepBench { batch: 1, ..bench() };
+    let run = |device: &Device, captures: bool| {
+        let model = bench.random_model(device).unwrap();
+        let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, device, DType::F32);
+        let lora = lora.unwrap();
+        let optimiser = Optimiser::new(Method::AdamW(AdamWConfig::default()), Some(1.0), &lora).unwrap();
+        let mut trainer = Trainer::new(&model, lora, optimiser, bench.recompute).unwrap();
+        if !captures {
+            trainer.launch_each_kernel();
+        }
+        let step = |step: usize| {
+            let bench = StepBench { text_tokens: LENGTHS[step % LENGTHS.len()], ..bench.clone() };
+            let fixed = bench.fixed(&model).unwrap();
+            trainer.step(&[bench.batch(&model, &fixed, step).unwrap()], 1e-2).unwrap().loss
+        };
+        let losses: Vec<f64> = (0..STEPS).map(step).collect();
+        let lost = trainer.passes.lost_so_far();
+        (losses, trainer.captured_passes(), lost, trainer.take_notes())
+    };
+    let Some(device) = gpu(usize::MAX) else { return };
+    let (expected, ..) = run(&device, false);
+    let Some(full) = gpu(device.peak_bytes() + device.peak_bytes() / 16) else { return };
+    let (got, captured, lost, notes) = run(&full, true);
+    assert_eq!(got, expected);
+    // The first of the longest took the memory of those that were captured before it.
+    assert_eq!((captured, lost, notes), (LENGTHS.len(), 1, Vec::new()));
+}
+
 /// A model whose blocks leave the GPU after a step was captured: the graph's weights are no longer there.
 #[test]
 fn offloading_ends_captured_passes() {
