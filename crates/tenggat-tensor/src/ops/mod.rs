@@ -19,8 +19,10 @@ pub mod flow;
 pub mod gated_residual;
 pub mod gelu;
 pub mod gemm;
+pub mod group_norm;
 pub mod guidance;
 pub mod kronecker;
+pub mod layer_norm;
 pub mod layer_norm_modulate;
 pub mod linear;
 pub mod lion;
@@ -31,6 +33,7 @@ pub mod rms_norm_rope;
 pub mod rotary;
 pub mod scale_shift;
 pub mod silu;
+pub mod softmax;
 pub mod swiglu;
 mod write;
 
@@ -68,8 +71,10 @@ pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &flow::cuda::MODULE,
     &gated_residual::cuda::MODULE,
     &gelu::cuda::MODULE,
+    &group_norm::cuda::MODULE,
     &guidance::cuda::MODULE,
     &kronecker::cuda::MODULE,
+    &layer_norm::cuda::MODULE,
     &layer_norm_modulate::cuda::MODULE,
     &lion::cuda::MODULE,
     &loss::cuda::MODULE,
@@ -80,6 +85,7 @@ pub(crate) const KERNELS: &[&tenggat_gpu::Module] = &[
     &rotary::cuda::MODULE,
     &scale_shift::cuda::MODULE,
     &silu::cuda::MODULE,
+    &softmax::cuda::MODULE,
     &swiglu::cuda::MODULE,
 ];
 
