@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tenggat_models::qwen_image::text_encoder::TextEncoder;
 use tenggat_models::qwen_image::transformer::Precision;
-use tenggat_models::qwen_image::vae::Vae;
+use tenggat_models::vae::Vae;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use turns::Error;
@@ -35,7 +35,7 @@ fn part(arguments: &HashMap<String, String>) -> Result<Part, Error> {
         "decode" => {
             let vae = vae()?;
             let side = side / vae.spatial_factor();
-            let latents = normal(&[1, side, side, vae.config().z_dim])?;
+            let latents = normal(&[1, side, side, vae.latent_channels()])?;
             Ok(Box::new(move || Ok(vae.decode(&latents).map(drop)?)))
         }
         "text" => {

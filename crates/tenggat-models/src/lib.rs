@@ -7,6 +7,8 @@ mod interrupt;
 pub mod lora;
 pub mod model_folder;
 pub mod qwen_image;
+mod tokenizer_files;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};

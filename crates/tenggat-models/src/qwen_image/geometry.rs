@@ -27,7 +27,7 @@ pub const fn token_grid((width, height): (usize, usize)) -> (usize, usize) {
 mod tests {
     use super::*;
     use crate::qwen_image::transformer::Config;
-    use crate::qwen_image::vae::VaeConfig;
+    use crate::vae::VaeConfig;
 
     #[test]
     fn geometry_is_that_of_the_published_model() {

@@ -11,7 +11,6 @@ mod text_batch;
 pub mod text_encoder;
 mod tokenizer;
 pub mod transformer;
-pub mod vae;
 
 pub use denoise::{Conditioning, Guidance, OnStep, denoise};
 pub use prompt::{MAX_PROMPT_TOKENS, PromptTemplate};

@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::SplitDelimiterBehavior;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use crate::tokenizer_files::Added;
 use crate::weights::read_json;
-use crate::{Error, Result};
+use crate::{Error, Result, tokenizer_files};
 
 /// Cuts text into words before merging: contractions, letters with one leading mark, single digits,
 /// punctuation, line ends, spaces.
@@ -29,29 +29,6 @@ const WORDS: &str = concat!(
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-}
-
-/// `tokenizer_config.json`, as far as it matters.
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<u32, Added>,
-}
-
-/// A token that is matched as a whole before the text is cut into words.
-#[derive(Deserialize)]
-struct Added {
-    content: String,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
 }
 
 impl Tokenizer {
@@ -70,24 +47,14 @@ impl Tokenizer {
                 "no tokenizer here: expected vocab.json and merges.txt, or tokenizer.json",
             ));
         }
-        let bytes = std::fs::read(&whole).map_err(|e| Error::read(&whole, e))?;
-        let broken = |e: &dyn std::fmt::Display| {
-            Error::format(&whole, format!("not a tokenizer ({e}); fetch it again"))
-        };
-        // The library panics if the JSON ends, or turns bad, inside of its decoder.
-        serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| broken(&e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(&e))?;
-        // Padding and truncation are the caller's: a file may carry those of its last use.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::format(&whole, e.to_string()))?;
-        Ok(Tokenizer { inner })
+        Ok(Tokenizer { inner: tokenizer_files::whole(&whole)? })
     }
 
     fn from_vocabulary(folder: &Path, vocab_path: &Path) -> Result<Self> {
         let mut vocab: BTreeMap<String, u32> = read_json(vocab_path)?;
         let merges_path = folder.join("merges.txt");
-        let merges = read_merges(&merges_path)?;
-        let added = read_added_tokens(folder)?;
+        let merges = tokenizer_files::merges(&merges_path)?;
+        let added = tokenizer_files::added_tokens(folder)?;
         // With the added tokens in the vocabulary each keeps its own id, whatever gap lies before it.
         vocab.extend(added.iter().map(|(&id, token)| (token.content.clone(), id)));
         let model = BPE::builder()
@@ -106,13 +73,7 @@ impl Tokenizer {
             .map_err(refused)?
             .with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])))
             .with_decoder(Some(bytes));
-        let tokens = added.into_values().map(|t| {
-            AddedToken::from(t.content, t.special)
-                .lstrip(t.lstrip)
-                .rstrip(t.rstrip)
-                .single_word(t.single_word)
-                .normalized(t.normalized)
-        });
+        let tokens = added.into_values().map(Added::token);
         inner.add_tokens(tokens).map_err(refused)?;
         Ok(Tokenizer { inner })
     }
@@ -122,56 +83,13 @@ impl Tokenizer {
     /// # Errors
     /// The text holds something that the vocabulary cannot spell; a byte-level one spells everything.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match self.inner.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(Error::Unsupported(format!("cannot tokenise {text:?}: {e}"))),
-        }
+        tokenizer_files::ids(&self.inner, text)
     }
 
     /// Number of ids, special tokens included.
     pub fn vocabulary_len(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
-}
-
-/// Pairs to merge, best first: one per line, after an optional `#version` line.
-fn read_merges(path: &Path) -> Result<Merges> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-    let lines =
-        text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"));
-    lines
-        .map(|(i, line)| match line.split_once(' ') {
-            Some((a, b)) if !b.contains(' ') => Ok((a.to_string(), b.to_string())),
-            _ => Err(Error::format(path, format!("line {}: expected two tokens, got {line:?}", i + 1))),
-        })
-        .collect()
-}
-
-/// Special tokens by id.
-fn read_added_tokens(folder: &Path) -> Result<BTreeMap<u32, Added>> {
-    let (config, older) = (folder.join("tokenizer_config.json"), folder.join("added_tokens.json"));
-    if config.is_file() {
-        let config: Config = read_json(&config)?;
-        if !config.added_tokens_decoder.is_empty() {
-            return Ok(config.added_tokens_decoder);
-        }
-    }
-    if older.is_file() {
-        let ids: BTreeMap<String, u32> = read_json(&older)?;
-        let plain = |content| Added {
-            content,
-            lstrip: false,
-            rstrip: false,
-            single_word: false,
-            normalized: false,
-            special: true,
-        };
-        return Ok(ids.into_iter().map(|(content, id)| (id, plain(content))).collect());
-    }
-    Err(Error::format(
-        folder,
-        "no special tokens here: expected them in tokenizer_config.json or added_tokens.json",
-    ))
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use tenggat_models::Interrupt;
-use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{MAX_PROMPT_TOKENS, PromptEncoder, patchify};
+use tenggat_models::vae::Vae;
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::cache::{self, Embedding, Latent, Misfit, Request, Settings, Usage};
@@ -78,7 +78,7 @@ impl Encoders<'_> {
             .into_iter();
             Ok(is_whole.into_iter().map(|whole| if whole { each.next() } else { None }).collect())
         };
-        let (latents, usage) = cache::latents(items, self.vae.config().z_dim, settings, on_disk, encode)?;
+        let (latents, usage) = cache::latents(items, self.vae.latent_channels(), settings, on_disk, encode)?;
         remarks.extend(said_of(usage));
         let packed = |latent: Option<Latent>| -> Result<Option<Tensor>> {
             let Some(latent) = latent else { return Ok(None) };

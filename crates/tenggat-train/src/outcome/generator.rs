@@ -6,8 +6,8 @@ use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::geometry::token_grid;
 use tenggat_models::qwen_image::transformer::Transformer;
-use tenggat_models::qwen_image::vae::{self, Vae};
 use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::vae::{self, Vae};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::guidance::Norm;
 

@@ -11,7 +11,7 @@ use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{
     Config, LoadOptions, ModulationStorage, Positions, Precision, Recompute, Transformer,
 };
-use tenggat_models::qwen_image::vae::VaeConfig;
+use tenggat_models::vae::VaeConfig;
 use tenggat_models::weights::Random;
 use tenggat_plan::{
     Clock, Modulation, Optimiser as PlannedOptimiser, Precision as Planned, StepConfig, StepShape,

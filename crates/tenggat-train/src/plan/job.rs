@@ -7,8 +7,8 @@ use tenggat_models::Result;
 use tenggat_models::qwen_image::layer::Layer;
 use tenggat_models::qwen_image::text_encoder::Config as TextConfig;
 use tenggat_models::qwen_image::transformer::Config;
-use tenggat_models::qwen_image::vae::VaeConfig;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
+use tenggat_models::vae::VaeConfig;
 use tenggat_plan::{
     BucketShape, Elsewhere, ModelDims, ModelProfile, Optimiser as PlannedOptimiser, PlanJob, Precision,
     SampleJob, SamplePicture, Surroundings, Targets, ValidationJob, ValidationPlan,

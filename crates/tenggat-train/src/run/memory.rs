@@ -2,7 +2,7 @@
 
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Recompute, Transformer};
-use tenggat_models::qwen_image::vae::VaeConfig;
+use tenggat_models::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::{DType, Device};
 

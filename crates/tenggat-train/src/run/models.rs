@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use tenggat_models::qwen_image::transformer::{
     Config, LoadOptions, ModulationStorage, Precision, Transformer,
 };
-use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_models::vae::Vae;
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, weight};
 

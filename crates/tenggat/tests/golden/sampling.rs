@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use tenggat_models::qwen_image::vae::{self, Vae};
 use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::vae::{self, Vae};
 use tenggat_tensor::ops::guidance::Norm;
 use tenggat_tensor::{DType, Device, Tensor};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tenggat_models::qwen_image::patchify::{pack, unpack};
-use tenggat_models::qwen_image::vae::{Vae, clamp};
+use tenggat_models::vae::{Vae, clamp};
 use tenggat_tensor::{DType, Device, Tensor};
 
 use super::fixture::{Golden, assert_close, assert_close_l2, folder};
@@ -34,13 +34,13 @@ fn channels_last(golden: &Golden, name: &str) -> ([usize; 4], Vec<f64>) {
     ([1, h, w, c], last)
 }
 
-fn tensor(golden: &Golden, name: &str, dtype: DType) -> Tensor {
+pub fn tensor(golden: &Golden, name: &str, dtype: DType) -> Tensor {
     let (shape, values) = channels_last(golden, name);
     Tensor::from_f64(&Device::cpu_poisoned(), dtype, &values, &shape).unwrap()
 }
 
 /// Compares with a tensor of the file; `limit` is relative to its largest value where `relative`.
-fn compare(golden: &Golden, name: &str, got: &Tensor, limit: f64, relative: bool) {
+pub fn compare(golden: &Golden, name: &str, got: &Tensor, limit: f64, relative: bool) {
     let (shape, expected) = channels_last(golden, name);
     assert_eq!(got.shape(), shape, "{name}");
     let scale = if relative { expected.iter().fold(0.0f64, |m, v| m.max(v.abs())) } else { 1.0 };
@@ -48,7 +48,7 @@ fn compare(golden: &Golden, name: &str, got: &Tensor, limit: f64, relative: bool
 }
 
 /// Prefixes `img0.`, `img1.`, … of the file.
-fn images(golden: &Golden) -> Vec<String> {
+pub fn images(golden: &Golden) -> Vec<String> {
     let prefixes: Vec<String> =
         (0..).map(|i| format!("img{i}.")).take_while(|p| golden.contains(&format!("{p}image"))).collect();
     assert!(!prefixes.is_empty(), "no img0.image in the file");
@@ -148,7 +148,7 @@ fn waves(height: usize, width: usize, channels: usize) -> Tensor {
 fn tiles_change_little_and_one_tile_nothing() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/mini/model/vae");
     let mut vae = Vae::load(folder.as_ref(), &Device::cpu_poisoned(), DType::F32).unwrap();
-    let channels = vae.config().input_channels;
+    let channels = vae.picture_channels();
     let run = |vae: &Vae, image: &Tensor| {
         let latents = vae.normalise(&vae.encode(image).unwrap().mean).unwrap();
         [latents.to_f64().unwrap(), vae.decode(&latents).unwrap().to_f64().unwrap()]
@@ -188,7 +188,7 @@ fn packing_is_lossless() {
             let back = unpack(&tokens, h / 2, w / 2).unwrap();
             assert_eq!(back.to_f32().unwrap(), latents.to_f32().unwrap());
         }
-        assert_eq!(z, vae.config().z_dim);
+        assert_eq!(z, vae.latent_channels());
     }
 }
 

@@ -3,8 +3,8 @@
 use sha2::{Digest, Sha256};
 use tenggat_models::Result;
 use tenggat_models::qwen_image::geometry::token_grid;
-use tenggat_models::qwen_image::vae::Vae;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch, patchify};
+use tenggat_models::vae::Vae;
 use tenggat_tensor::{DType, Device, Tensor};
 
 /// A picture with its caption.

@@ -8,7 +8,7 @@ use crate::weights::{dimension, read_json};
 use crate::{Error, Result};
 
 /// Model class that this module reads.
-pub(super) const ARCHITECTURE: &str = "AutoencoderKLQwenImage";
+pub(in crate::vae) const ARCHITECTURE: &str = "AutoencoderKLQwenImage";
 
 /// Most halvings: one tile of 256 pixels and its stride of 192 are whole numbers of latents up to 64 pixels
 /// each.

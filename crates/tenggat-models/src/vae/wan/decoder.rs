@@ -4,10 +4,11 @@ use tenggat_tensor::ops::conv2d::{Pictures, Resample};
 use tenggat_tensor::{Tensor, View};
 
 use super::config::VaeConfig;
-use super::layers::{Conv, Kernel, Loader, Pointwise, ResidualBlock, norm};
+use super::layers::{ResidualBlock, gamma, norm};
 use super::mid_block::MidBlock;
-use super::trace::Trace;
 use crate::Result;
+use crate::vae::layers::{Conv, Kernel, Loader, Pointwise};
+use crate::vae::trace::Trace;
 
 /// Source: `QwenImageDecoder3d` and `post_quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The
 /// `time_conv` of its doublings is not applied to the first frame and is never read here.
@@ -58,7 +59,7 @@ impl Decoder {
             conv_in: Conv::load(&from.under("conv_in"), [z, first], Kernel::Causal)?,
             mid: MidBlock::load(&from.under("mid_block"), first)?,
             up,
-            norm_out: from.gamma("norm_out", last, 3)?,
+            norm_out: gamma(from, "norm_out", last, 3)?,
             conv_out: Conv::load(&from.under("conv_out"), [last, config.input_channels], Kernel::Causal)?,
         })
     }

@@ -2,9 +2,10 @@
 
 use tenggat_tensor::Tensor;
 
-use super::layers::{AttentionBlock, Loader, ResidualBlock};
-use super::trace::Trace;
+use super::layers::{AttentionBlock, ResidualBlock};
 use crate::Result;
+use crate::vae::layers::Loader;
+use crate::vae::trace::Trace;
 
 /// Source: `QwenImageMidBlock` of diffusers 0.42 `autoencoder_kl_qwenimage.py`, which is always built with
 /// one attention layer.

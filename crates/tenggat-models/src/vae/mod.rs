@@ -1,55 +1,71 @@
-//! The image autoencoder of Qwen-Image, `AutoencoderKLQwenImage`, for one frame: picture to latents and back.
-//!
-//! It is the autoencoder of Wan (arXiv:2503.20314), a video model with causal convolutions over time. For a
-//! single frame it is a plain image autoencoder, and only that is built: see `layers`.
+//! Image autoencoders: picture to latents and back.
 //!
 //! Forward only. The autoencoder is frozen and stands outside the training loss: latents are computed once
 //! and pictures are decoded for people, so nothing trainable lies below any of its layers and no gradient
 //! enters it.
-//!
-//! Source: diffusers 0.42 `autoencoder_kl_qwenimage.py`.
 
-mod config;
-mod decoder;
-mod encoder;
+mod kl;
 mod layers;
-mod mid_block;
 mod posterior;
 mod tiling;
 mod trace;
+mod wan;
 
 use std::path::Path;
 
+use serde::Deserialize;
 use tenggat_tensor::ops::conv2d::Pictures;
 use tenggat_tensor::ops::{copy, scale_shift};
-use tenggat_tensor::{DType, Device, Error as TensorError, Tensor};
+use tenggat_tensor::{DType, Device, Error as TensorError, Tensor, View};
 
-use crate::weights::Weights;
+use crate::weights::{Weights, read_json};
 use crate::{Error, Interrupt, Result};
-pub use config::VaeConfig;
-use decoder::Decoder;
-use encoder::Encoder;
 use layers::Loader;
 pub use posterior::Posterior;
 use trace::Trace;
+pub use wan::VaeConfig;
 
 /// Pixels that pass through the layers at once; larger batches go through in groups of images, which bounds
 /// the memory and keeps the activations of small pictures in the cache.
 const GROUP_PIXELS: usize = 1 << 18;
 
-/// Encoder and decoder with their weights.
+/// Encoder and decoder with their weights, of either class.
 ///
-/// `f`, the [`Vae::spatial_factor`], is 8 and `z` is 16 for the published model.
+/// `f`, the [`Vae::spatial_factor`], is 8 and `z` is 16 for the published models.
 #[derive(Debug)]
 pub struct Vae {
-    config: VaeConfig,
-    encoder: Encoder,
-    decoder: Decoder,
+    dims: Dims,
+    model: Model,
     /// Scale and shift per latent channel, and those of the way back.
     normalise: [Tensor; 2],
     denormalise: [Tensor; 2],
     tile_above_pixels: usize,
     interrupt: Interrupt,
+}
+
+/// What the shapes of pictures and latents depend on.
+#[derive(Debug, Clone, Copy)]
+struct Dims {
+    /// Channels of a latent.
+    z: usize,
+    /// Channels of a picture.
+    channels: usize,
+    /// Pixels per latent in each direction.
+    factor: usize,
+}
+
+/// The classes.
+#[derive(Debug)]
+enum Model {
+    Wan(Box<(wan::Encoder, wan::Decoder)>),
+    Kl(Box<(kl::Encoder, kl::Decoder)>),
+}
+
+/// The part of `config.json` that all classes share.
+#[derive(Deserialize)]
+struct Class {
+    #[serde(rename = "_class_name")]
+    name: Option<String>,
 }
 
 impl Vae {
@@ -62,21 +78,41 @@ impl Vae {
         if dtype == DType::BF16 {
             return Err(Error::Unsupported("the VAE computes in F32 or F64, not in BF16".into()));
         }
-        let config = VaeConfig::read(folder)?;
-        let weights = Weights::open(folder, config::ARCHITECTURE)?;
-        let root = Loader { weights: &weights, device, dtype, prefix: String::new() };
+        let class: Class = read_json(&folder.join("config.json"))?;
+        let open = |architecture| Weights::open(folder, architecture);
+        let root = |weights| Loader { weights, device, dtype, prefix: String::new() };
+        // Every other class is refused, by its name, as a configuration of this one.
+        if class.name.as_deref() != Some(kl::ARCHITECTURE) {
+            let config = VaeConfig::read(folder)?;
+            let weights = open(wan::ARCHITECTURE)?;
+            let root = root(&weights);
+            let model = (wan::Encoder::load(&root, &config)?, wan::Decoder::load(&root, &config)?);
+            let (z, channels, factor) = (config.z_dim, config.input_channels, config.spatial_factor());
+            let spread = config.latents_mean.iter().zip(&config.latents_std).map(|(&m, &s)| (m, s));
+            let dims = Dims { z, channels, factor };
+            return Self::new(dims, Model::Wan(Box::new(model)), spread.collect(), device, dtype);
+        }
+        let config = kl::Config::read(folder)?;
+        let weights = open(kl::ARCHITECTURE)?;
+        let root = root(&weights);
+        let model = (kl::Encoder::load(&root, &config)?, kl::Decoder::load(&root, &config)?);
+        let (z, channels, factor) = (config.latent_channels, config.in_channels, 1 << config.halvings());
+        let spread = vec![(config.shift_factor.unwrap_or(0.0), 1.0 / config.scaling_factor); z];
+        Self::new(Dims { z, channels, factor }, Model::Kl(Box::new(model)), spread, device, dtype)
+    }
+
+    /// `spread`: mean and standard deviation of each latent channel.
+    fn new(dims: Dims, model: Model, spread: Vec<(f64, f64)>, device: &Device, dtype: DType) -> Result<Self> {
         let row = |value: &dyn Fn(f64, f64) -> f64| {
-            let pairs = config.latents_mean.iter().zip(&config.latents_std);
-            let values: Vec<f64> = pairs.map(|(&mean, &std)| value(mean, std)).collect();
+            let values: Vec<f64> = spread.iter().map(|&(mean, std)| value(mean, std)).collect();
             Tensor::from_f64(device, dtype, &values, &[values.len()])
         };
         Ok(Vae {
-            encoder: Encoder::load(&root, &config)?,
-            decoder: Decoder::load(&root, &config)?,
             normalise: [row(&|_, std| 1.0 / std)?, row(&|mean, std| -mean / std)?],
             denormalise: [row(&|_, std| std)?, row(&|mean, _| mean)?],
+            dims,
+            model,
             tile_above_pixels: usize::MAX,
-            config,
             interrupt: Interrupt::default(),
         })
     }
@@ -88,14 +124,19 @@ impl Vae {
         Vae { interrupt: interrupt.clone(), ..self }
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &VaeConfig {
-        &self.config
-    }
-
     /// Pixels per latent in each direction, `f`.
     pub fn spatial_factor(&self) -> usize {
-        self.config.spatial_factor()
+        self.dims.factor
+    }
+
+    /// Channels of a latent, `z`.
+    pub fn latent_channels(&self) -> usize {
+        self.dims.z
+    }
+
+    /// Channels of a picture.
+    pub fn picture_channels(&self) -> usize {
+        self.dims.channels
     }
 
     /// From now on, pictures of more pixels than this (and more than one tile of 256×256) are encoded and
@@ -162,28 +203,30 @@ impl Vae {
 
     fn moments(&self, image: &Tensor, trace: &mut Trace<'_>) -> Result<Tensor> {
         let factor = self.spatial_factor();
-        let size = batch("vae encode", "image", image, self.config.input_channels)?;
+        let size = batch("vae encode", "image", image, self.dims.channels)?;
         if !size.height.is_multiple_of(factor) || !size.width.is_multiple_of(factor) {
             return Err(Error::Unsupported(format!(
                 "a picture of {}x{} pixels cannot be encoded: height and width must be multiples of {factor}",
                 size.height, size.width,
             )));
         }
-        let out = [size.count, size.height / factor, size.width / factor, 2 * self.config.z_dim];
+        let out = [size.count, size.height / factor, size.width / factor, 2 * self.dims.z];
         let units = tiling::Units { input: 1, output: factor };
-        self.grouped(image, size, size.height * size.width, units, out, |x, size| {
-            self.encoder.forward(x, size, trace)
+        self.grouped(image, size, size.height * size.width, units, out, |x, size| match &self.model {
+            Model::Wan(model) => model.0.forward(x, size, trace),
+            Model::Kl(model) => model.0.forward(x, size, trace),
         })
     }
 
     fn pixels(&self, latents: &Tensor, trace: &mut Trace<'_>) -> Result<Tensor> {
         let factor = self.spatial_factor();
-        let size = batch("vae decode", "latents", latents, self.config.z_dim)?;
+        let size = batch("vae decode", "latents", latents, self.dims.z)?;
         let latents = self.denormalise(latents)?;
-        let out = [size.count, size.height * factor, size.width * factor, self.config.input_channels];
+        let out = [size.count, size.height * factor, size.width * factor, self.dims.channels];
         let units = tiling::Units { input: factor, output: 1 };
-        self.grouped(&latents, size, out[1] * out[2], units, out, |x, size| {
-            self.decoder.forward(x, size, trace)
+        self.grouped(&latents, size, out[1] * out[2], units, out, |x, size| match &self.model {
+            Model::Wan(model) => model.1.forward(x, size, trace),
+            Model::Kl(model) => model.1.forward(x, size, trace),
         })
     }
 
@@ -196,7 +239,7 @@ impl Vae {
         pixels: usize,
         units: tiling::Units,
         out: [usize; 4],
-        mut each: impl FnMut(tenggat_tensor::View<'_>, Pictures) -> Result<Tensor>,
+        mut each: impl FnMut(View<'_>, Pictures) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let longer = size.height.max(size.width) * units.input;
         let tiled = pixels > self.tile_above_pixels && longer > tiling::TILE;

@@ -4,10 +4,11 @@ use tenggat_tensor::ops::conv2d::{Pictures, Resample};
 use tenggat_tensor::{Tensor, View};
 
 use super::config::VaeConfig;
-use super::layers::{AttentionBlock, Conv, Kernel, Loader, Pointwise, ResidualBlock, norm};
+use super::layers::{AttentionBlock, ResidualBlock, gamma, norm};
 use super::mid_block::MidBlock;
-use super::trace::Trace;
 use crate::Result;
+use crate::vae::layers::{Conv, Kernel, Loader, Pointwise};
+use crate::vae::trace::Trace;
 
 /// Source: `QwenImageEncoder3d` and `quant_conv` of diffusers 0.42 `autoencoder_kl_qwenimage.py`. The
 /// `time_conv` of its halvings is not applied to the first frame and is never read here.
@@ -65,7 +66,7 @@ impl Encoder {
             )?,
             down,
             mid: MidBlock::load(&from.under("mid_block"), last)?,
-            norm_out: from.gamma("norm_out", last, 3)?,
+            norm_out: gamma(from, "norm_out", last, 3)?,
             conv_out: Conv::load(&from.under("conv_out"), [last, moments], Kernel::Causal)?,
             quant_conv: Pointwise::load(&root.under("quant_conv"), [moments, moments], 3)?,
         })
