@@ -2,6 +2,7 @@
 
 pub mod dropout;
 mod error;
+pub mod flux;
 pub mod hub;
 mod interrupt;
 pub mod lora;

@@ -38,7 +38,11 @@ pub struct Golden {
 impl Golden {
     /// Reads `<folder>/<file>`.
     pub fn open(file: &str) -> Self {
-        let path = folder().join(file);
+        Self::at(folder().join(file))
+    }
+
+    /// Reads a file of another set.
+    pub fn at(path: PathBuf) -> Self {
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Golden { path, bytes }
     }

@@ -1,0 +1,4 @@
+//! The parts of FLUX.1, each as in its diffusers or transformers class.
+
+pub mod clip;
+pub mod t5;

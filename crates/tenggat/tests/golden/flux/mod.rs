@@ -1,0 +1,21 @@
+//! FLUX.1, file by file.
+
+mod schedule;
+mod text;
+mod tokenizer;
+mod vae;
+
+use std::path::PathBuf;
+
+use crate::families;
+use crate::fixture::Golden;
+
+/// Folder of the set.
+pub fn folder() -> PathBuf {
+    families::folder("flux")
+}
+
+/// Reads a file of the set.
+pub fn open(file: &str) -> Golden {
+    Golden::at(folder().join(file))
+}
