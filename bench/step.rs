@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Inputs, Precision, Recompute, Transformer};
+use tenggat_models::transformer::{Inputs, Precision, Recompute, Transformer};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;
@@ -68,6 +68,7 @@ fn step(c: &mut Criterion) {
                 text: &text.embeds,
                 text_lens: &text.lens,
                 positions: &positions,
+                global: None,
             };
             black_box(model.forward(inputs, None).unwrap());
         });

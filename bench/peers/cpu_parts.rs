@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tenggat_models::qwen_image::text_encoder::TextEncoder;
-use tenggat_models::qwen_image::transformer::Precision;
+use tenggat_models::transformer::Precision;
 use tenggat_models::vae::Vae;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};

@@ -8,7 +8,7 @@ mod turns;
 
 use std::collections::HashMap;
 
-use tenggat_models::qwen_image::transformer::Precision;
+use tenggat_models::transformer::Precision;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::plan::calibrate::rehearsal::Rehearsal;
 use turns::Error;

@@ -78,7 +78,7 @@ pub mod configs {
     use tenggat_models::model_folder::ModelIndex;
     use tenggat_models::qwen_image::Scheduler;
     use tenggat_models::qwen_image::text_encoder::TextEncoder;
-    use tenggat_models::qwen_image::transformer::{Config, LoadOptions, Precision, Transformer};
+    use tenggat_models::transformer::{Config, LoadOptions, Precision, Transformer};
     use tenggat_models::vae::Vae;
     use tenggat_models::weights::Random;
     use tenggat_tensor::{DType, Device};

@@ -9,6 +9,7 @@ pub mod lora;
 pub mod model_folder;
 pub mod qwen_image;
 mod tokenizer_files;
+pub mod transformer;
 pub mod vae;
 pub mod weights;
 

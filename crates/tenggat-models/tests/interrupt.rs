@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tenggat_models::Interrupt;
 use tenggat_models::qwen_image::PromptEncoder;
-use tenggat_models::qwen_image::transformer::{LoadOptions, Precision, Transformer};
+use tenggat_models::transformer::{LoadOptions, Precision, Transformer};
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, Device};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Precision, Recompute};
+use tenggat_models::transformer::{Precision, Recompute};
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Tensor};
 use tenggat_train::lora::initial;

@@ -9,9 +9,9 @@ use tenggat_tensor::ops::copy;
 use tenggat_tensor::ops::guidance::{self, Norm};
 
 use super::TextBatch;
-use super::transformer::{Inputs, Transformer};
 use crate::Result;
 use crate::lora::Lora;
+use crate::transformer::{Global, Inputs, Transformer};
 
 /// What the latents are denoised towards.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,8 @@ pub struct Conditioning<'a> {
     pub prompt: &'a TextBatch,
     /// `None` runs the model once per step.
     pub guidance: Option<Guidance<'a>>,
+    /// Guidance scale that a model takes as input which was distilled from guidance; others ignore it.
+    pub embedded_guidance: f64,
 }
 
 /// Classifier-free guidance.
@@ -56,10 +58,11 @@ pub fn denoise(
     let negative_positions =
         conditioning.guidance.map(|g| model.positions(grid, g.negative.tokens)).transpose()?;
     for (step, pair) in sigmas.windows(2).enumerate() {
-        let now = vec![pair[0]; batch];
+        let (now, scales) = (vec![pair[0]; batch], vec![conditioning.embedded_guidance; batch]);
         let predict = |text: &TextBatch, positions| -> Result<Tensor> {
+            let global = text.pooled.as_ref().map(|pooled| Global { pooled, guidance: &scales });
             let (text, text_lens) = (&text.embeds, &text.lens[..]);
-            let inputs = Inputs { latents: &latents, sigmas: &now, text, text_lens, positions };
+            let inputs = Inputs { latents: &latents, sigmas: &now, text, text_lens, positions, global };
             // Small steps would be lost in the rounding of a narrow type.
             let velocity = model.forward(inputs, lora)?;
             match velocity.dtype() == latents.dtype() {

@@ -26,7 +26,7 @@ pub const fn token_grid((width, height): (usize, usize)) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qwen_image::transformer::Config;
+    use crate::transformer::Config;
     use crate::vae::VaeConfig;
 
     #[test]

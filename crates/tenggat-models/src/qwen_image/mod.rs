@@ -2,7 +2,6 @@
 
 mod denoise;
 pub mod geometry;
-pub mod layer;
 pub mod patchify;
 mod prompt;
 mod prompt_encoder;
@@ -10,7 +9,6 @@ mod scheduler;
 mod text_batch;
 pub mod text_encoder;
 mod tokenizer;
-pub mod transformer;
 
 pub use denoise::{Conditioning, Guidance, OnStep, denoise};
 pub use prompt::{MAX_PROMPT_TOKENS, PromptTemplate};

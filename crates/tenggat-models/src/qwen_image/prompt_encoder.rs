@@ -6,8 +6,8 @@ use tenggat_tensor::ops::copy;
 use tenggat_tensor::{Device, Tensor};
 
 use super::text_encoder::TextEncoder;
-use super::transformer::Precision;
 use super::{PromptTemplate, TextBatch, Tokenizer};
+use crate::transformer::Precision;
 use crate::weights::{Progress, Quantisation};
 use crate::{Error, Interrupt, Result};
 

@@ -15,6 +15,8 @@ pub struct TextBatch {
     pub lens: Vec<usize>,
     /// Tokens of every sample, padding included.
     pub tokens: usize,
+    /// One vector per sample, `[b, pooled]`, where the family has one.
+    pub pooled: Option<Tensor>,
 }
 
 impl TextBatch {
@@ -34,7 +36,7 @@ impl TextBatch {
             copy::forward(sample.view(), embeds.view_mut().row_range(from..from + len))?;
             copy::zero(embeds.view_mut().row_range(from + len..from + tokens))?;
         }
-        Ok(TextBatch { embeds, lens, tokens })
+        Ok(TextBatch { embeds, lens, tokens, pooled: None })
     }
 
     /// Padded tokens of a batch on this device whose longest text has this many.

@@ -42,8 +42,8 @@ pub struct Checkpoint {
 pub enum Modules {
     /// All whose width the format allows.
     All,
-    /// Those under a name.
-    Under(&'static str),
+    /// Those under any of these names.
+    Under(&'static [&'static str]),
     /// Those that a recovery adapter repairs.
     Only(BTreeSet<String>),
 }
@@ -104,7 +104,7 @@ impl Checkpoint {
         let (format, modules) = self.quantised.as_ref()?;
         let chosen = match modules {
             Modules::All => true,
-            Modules::Under(name) => part.module.starts_with(name),
+            Modules::Under(names) => names.iter().any(|name| part.module.starts_with(name)),
             Modules::Only(names) => names.contains(&part.module),
         };
         (chosen && format.fits(matrix.input)).then_some(*format)

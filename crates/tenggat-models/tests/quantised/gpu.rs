@@ -1,7 +1,7 @@
 //! The whole model on a GPU against the CPU's f64: an emulated one, or a real one if `TENGGAT_TEST_GPU` is
 //! set.
 
-use tenggat_models::qwen_image::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
+use tenggat_models::transformer::{LoadOptions, ModulationStorage, Precision, Transformer};
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, Device};
 

@@ -8,10 +8,8 @@ mod model;
 use std::path::Path;
 
 use model::{Dense, MIXED, case, close, folder, gradients, lokr_recovery_file, lora, randn, recovery_file};
-use tenggat_models::qwen_image::transformer::recovery::Recovery;
-use tenggat_models::qwen_image::transformer::{
-    LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
-};
+use tenggat_models::transformer::recovery::Recovery;
+use tenggat_models::transformer::{LoadOptions, ModulationStorage, Precision, Recompute, Transformer};
 use tenggat_models::weights::{Matrix, Quantisation, Weights};
 use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device, Tensor};

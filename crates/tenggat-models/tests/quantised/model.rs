@@ -7,8 +7,8 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, TensorView};
 use tenggat_models::Result;
 use tenggat_models::lora::{Gradients, Lora, factors};
-use tenggat_models::qwen_image::transformer::recovery::Recovery;
-use tenggat_models::qwen_image::transformer::{
+use tenggat_models::transformer::recovery::Recovery;
+use tenggat_models::transformer::{
     Config, Inputs, LoadOptions, Positions, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::{Checkpoint, Matrix, Modules, Quantisation, Source, Weights};
@@ -43,8 +43,9 @@ impl Dense {
         let config = Config::read(&folder()).unwrap();
         let weights = Weights::open(&folder(), "transformer").unwrap();
         let recovery = recovery.map(|path| Recovery::open(path).unwrap());
-        let modules =
-            recovery.as_ref().map_or(Modules::Under("transformer_blocks."), |r| Modules::Only(r.modules()));
+        let modules = recovery
+            .as_ref()
+            .map_or(Modules::Under(&["transformer_blocks."]), |r| Modules::Only(r.modules()));
         let device = Device::cpu();
         let checkpoint = Checkpoint::new(weights, "", &device, DType::F64, DType::F64);
         let quantised = checkpoint.quantised(wanted, modules, &config.matrices(), &|_, _| {}).unwrap();
@@ -134,6 +135,7 @@ pub fn gradients(model: &Transformer, lora: &Lora, recompute: Recompute) -> Pass
         text: &case.text,
         text_lens: &case.text_lens,
         positions: &case.positions,
+        global: None,
     };
     let (prediction, tape) = model.forward_for_backward(inputs, Some(lora), recompute).unwrap();
     let inferred = model.forward(inputs, Some(lora)).unwrap().to_f64().unwrap();

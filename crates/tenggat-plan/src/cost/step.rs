@@ -1,8 +1,8 @@
 //! One training step of tenggat, operation by operation.
 //!
-//! The lists follow `tenggat-models`, `qwen_image/transformer/`: `stream.rs` for everything outside the
-//! attention, `block.rs` for the attention, `linear.rs` and `lora.rs` for the products. c is the width, m the
-//! rows of a stream.
+//! The lists follow `tenggat-models`, `transformer/`: `stream.rs` for everything outside the attention,
+//! `double.rs` for the attention, `linear.rs` and `lora.rs` for the products. c is the width, m the rows of a
+//! stream.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tenggat_models::qwen_image::geometry::{self, LATENT_PX, LATENTS_PER_TOKEN, PATCH};
-use tenggat_models::qwen_image::transformer::{Positions, Transformer};
 use tenggat_models::qwen_image::{Scheduler, TextBatch};
+use tenggat_models::transformer::{Positions, Transformer};
 use tenggat_tensor::Tensor;
 
 use super::encoding::{Encoders, Remarks};

@@ -2,7 +2,7 @@
 //! and in 8 bits.
 
 use tenggat_models::Result;
-use tenggat_models::qwen_image::transformer::{Config, Recompute};
+use tenggat_models::transformer::{Config, Recompute};
 use tenggat_plan::Clock;
 use tenggat_tensor::{DType, Device};
 

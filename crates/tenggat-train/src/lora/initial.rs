@@ -1,7 +1,7 @@
 //! A new adapter's first values.
 
 use tenggat_models::lora::{Kind, Layout, Lora};
-use tenggat_models::qwen_image::transformer::Config;
+use tenggat_models::transformer::Config;
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::random::Philox;
 use tenggat_tensor::{DType, Device, Result, Tensor};

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_models::qwen_image::geometry::token_grid;
-use tenggat_models::qwen_image::transformer::Transformer;
 use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::transformer::Transformer;
 use tenggat_models::vae::{self, Vae};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::guidance::Norm;
@@ -76,7 +76,7 @@ impl Generator<'_> {
         let latents = Tensor::from_f64(self.model.device(), precision, &noise, &[rows * columns, channels])?;
         let guidance =
             request.guidance.map(|(negative, scale)| Guidance { negative, scale, norm: Norm::Conditional });
-        let conditioning = Conditioning { prompt: request.prompt, guidance };
+        let conditioning = Conditioning { prompt: request.prompt, guidance, embedded_guidance: 1.0 };
         let mut broken = false;
         let mut tick = |_: usize, _: &Tensor| {
             let flow = on_step();

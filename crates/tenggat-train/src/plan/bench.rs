@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tenggat_models::Result;
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{
+use tenggat_models::transformer::{
     Config, LoadOptions, ModulationStorage, Positions, Precision, Recompute, Transformer,
 };
 use tenggat_models::vae::VaeConfig;
@@ -118,7 +118,7 @@ pub enum News {
 impl StepBench {
     /// The step as planning sees it.
     pub fn step_config(&self) -> StepConfig {
-        let recompute = self.recompute.of(self.model.num_layers);
+        let recompute = self.recompute.of(self.model.blocks());
         StepConfig {
             dims: planned::dims(&self.model, VaeConfig::default().spatial_factor()),
             shape: StepShape {

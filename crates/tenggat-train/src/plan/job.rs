@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use tenggat_models::Result;
-use tenggat_models::qwen_image::layer::Layer;
 use tenggat_models::qwen_image::text_encoder::Config as TextConfig;
-use tenggat_models::qwen_image::transformer::Config;
 use tenggat_models::qwen_image::{PromptTemplate, Tokenizer};
+use tenggat_models::transformer::Config;
+use tenggat_models::transformer::layer::{Family, Layer, module_name};
 use tenggat_models::vae::VaeConfig;
 use tenggat_plan::{
     BucketShape, Elsewhere, ModelDims, ModelProfile, Optimiser as PlannedOptimiser, PlanJob, Precision,
@@ -256,7 +256,8 @@ fn targets(network: &Network) -> Option<Targets> {
         (Layer::ImgMlpOut, Targets::AttentionAndMlp),
         (Layer::TxtQkv, Targets::Attention),
     ];
-    let trained = |layer: Layer| network.trains(&format!("transformer_blocks.0.{}", layer.modules()[0]));
+    let module = |layer: Layer| module_name(0, layer.modules(Family::QwenImage)[0]);
+    let trained = |layer: Layer| network.trains(&module(layer));
     Some(kinds.into_iter().find(|&(layer, _)| trained(layer)).map_or(Targets::ImageAttention, |(_, t)| t))
 }
 

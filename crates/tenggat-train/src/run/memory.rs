@@ -1,7 +1,7 @@
 //! What a run keeps in memory: activations block by block, and the modulation matrices.
 
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{Config, Precision as Stored, Recompute, Transformer};
+use tenggat_models::transformer::{Config, Precision as Stored, Recompute, Transformer};
 use tenggat_models::vae::VaeConfig;
 use tenggat_plan::{Machine, Modulation, Precision, StepConfig, StepShape, fit};
 use tenggat_tensor::{DType, Device};

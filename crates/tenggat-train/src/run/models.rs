@@ -3,10 +3,8 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use tenggat_models::qwen_image::transformer::{
-    Config, LoadOptions, ModulationStorage, Precision, Transformer,
-};
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_models::transformer::{Config, LoadOptions, ModulationStorage, Precision, Transformer};
 use tenggat_models::vae::Vae;
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, weight};
@@ -67,7 +65,7 @@ pub(super) fn load(
         Some(_) => ModulationStorage::Streamed,
         None => ModulationStorage::Resident,
     };
-    let offloaded = job.model.offloaded_share * config.num_layers as f64;
+    let offloaded = job.model.offloaded_share * config.blocks() as f64;
     let from_files = base.is_some() && options.quantised.is_some();
     if offloaded > 0.0 && !from_files {
         let text = "`layer_offloading` has no effect: only quantised weights can be read from their file \
@@ -96,7 +94,7 @@ pub(super) fn load(
     let mut offloaded_blocks = offloaded.ceil() as usize;
     let transformer = loop {
         match load(offloaded_blocks) {
-            Err(e) if e.is_out_of_memory() && from_files && offloaded_blocks < config.num_layers => {
+            Err(e) if e.is_out_of_memory() && from_files && offloaded_blocks < config.blocks() => {
                 offloaded_blocks += out_of_memory::some_blocks(config.num_layers);
                 offloaded_blocks = offloaded_blocks.min(config.num_layers);
                 device.trim();

@@ -6,7 +6,7 @@
 //! micro-batches, whose gradients have the same sum. After that the run ends with an error. Whatever worked
 //! stays in force for the rest of the run.
 
-use tenggat_models::qwen_image::transformer::{Recompute, Transformer};
+use tenggat_models::transformer::{Recompute, Transformer};
 use tenggat_tensor::Device;
 
 use super::event::Event;
@@ -42,7 +42,7 @@ pub(super) fn some_blocks(layers: usize) -> usize {
 
 /// Offloads some blocks and says so, if any can be.
 pub(super) fn offload(model: &Transformer) -> Option<String> {
-    (model.offload(some_blocks(model.config().num_layers)) > 0).then(|| offloaded(model.offloaded_blocks()))
+    (model.offload(some_blocks(model.config().blocks())) > 0).then(|| offloaded(model.offloaded_blocks()))
 }
 
 /// Tells the user that this many blocks are offloaded.
@@ -158,7 +158,7 @@ impl Ladder {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use tenggat_models::qwen_image::transformer::{Config, LoadOptions, Precision};
+    use tenggat_models::transformer::{Config, LoadOptions, Precision};
     use tenggat_models::weights::Quantisation;
     use tenggat_tensor::DType;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::Config;
+use tenggat_models::transformer::Config;
 use tenggat_plan::{Schedule, Shape, Warmup};
 use tenggat_tensor::ops::loss;
 use tenggat_tensor::{DType, Device};

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tenggat_models::lora::{Kind, Lora};
+use tenggat_models::transformer::layer::Family;
 
 use tenggat_plan::Budget;
 
@@ -179,7 +180,8 @@ impl<'a> Saver<'a> {
             })
             .collect();
         let batches = steps * self.job.train.gradient_accumulation.max(1) as u64;
-        let info = Info { job: self.job, steps, epoch: batches / self.per_epoch.max(1) as u64 };
+        let epoch = batches / self.per_epoch.max(1) as u64;
+        let info = Info { family: Family::QwenImage, job: self.job, steps, epoch };
         Ok(lora_file::save(path, &modules, &info)?)
     }
 }

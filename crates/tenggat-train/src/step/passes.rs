@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{CapturedPasses, Inputs, Recompute};
+use tenggat_models::transformer::{CapturedPasses, Inputs, Recompute};
 use tenggat_tensor::ops::linear::Write;
 
 /// Most captured passes that are kept: each holds several thousand kernels' arguments, on the GPU too.

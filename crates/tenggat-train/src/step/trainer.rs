@@ -10,7 +10,7 @@ use tenggat_models::Result;
 use tenggat_models::dropout::Dropout;
 use tenggat_models::lora::{Gradients, Lora};
 use tenggat_models::qwen_image::TextBatch;
-use tenggat_models::qwen_image::transformer::{CapturedPasses, Inputs, Positions, Recompute, Transformer};
+use tenggat_models::transformer::{CapturedPasses, Inputs, Positions, Recompute, Transformer};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -69,8 +69,9 @@ impl Batch {
                 number: self.number,
                 text: TextBatch {
                     embeds: rows(&self.text.embeds, &own)?,
-                    lens: self.text.lens[own].to_vec(),
+                    lens: self.text.lens[own.clone()].to_vec(),
                     tokens: self.text.tokens,
+                    pooled: self.text.pooled.as_ref().map(|pooled| rows(pooled, &own)).transpose()?,
                 },
                 positions: Arc::clone(&self.positions),
             })
@@ -157,7 +158,7 @@ impl<'a> Trainer<'a> {
 
     /// What the blocks keep for the backward pass and what they recompute.
     pub fn recompute(&self) -> Recompute {
-        self.recompute.of(self.model.config().num_layers)
+        self.recompute.of(self.model.config().blocks())
     }
 
     /// Changes what the blocks recompute from now on.
@@ -264,6 +265,7 @@ impl<'a> Trainer<'a> {
             text: &batch.text.embeds,
             text_lens: &batch.text.lens,
             positions: &batch.positions,
+            global: None,
         };
         let weights: Vec<f64> = batch.levels.iter().map(|l| l.weight * share).collect();
         let asked =

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tenggat_gpu::Cuda;
 use tenggat_models::qwen_image::geometry::TOKEN_PX;
-use tenggat_models::qwen_image::transformer::{
+use tenggat_models::transformer::{
     Config, LoadOptions, ModulationStorage, Precision, Recompute, Transformer,
 };
 use tenggat_models::weights::Quantisation;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tenggat_models::qwen_image::transformer::Config;
+use tenggat_models::transformer::Config;
 use tenggat_models::{hub, model_folder};
 use tenggat_plan::{Plan, PlanJob, PlanOptions, Precision, Program, Verdict};
 use tenggat_train::data::pictures::{self, Item};
@@ -184,7 +184,7 @@ fn trained_modules(job: &Job) -> Result<(), &'static str> {
 fn recovery(name: &str, found: &mut Findings) -> String {
     let path = Path::new(name);
     let opened = if path.is_file() {
-        tenggat_models::qwen_image::transformer::recovery::Recovery::open(path)
+        tenggat_models::transformer::recovery::Recovery::open(path)
             .map(|r| r.modules().len())
             .map_err(|e| e.to_string())
     } else if hub::is_file_name(name) {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::Transformer;
+use tenggat_models::transformer::Transformer;
 use tenggat_models::{Interrupt, hub, model_folder};
 use tenggat_train::lora::file as lora_file;
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 use clap::Args;
-use tenggat_models::qwen_image::transformer::Transformer;
+use tenggat_models::transformer::Transformer;
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::weight::Format;
 

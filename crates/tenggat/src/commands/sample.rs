@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use tenggat_models::qwen_image::geometry::TOKEN_PX;
-use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_models::transformer::{Precision, Transformer};
 use tenggat_models::vae::Vae;
 use tenggat_tensor::DType;
 use tenggat_train::outcome::generator::{Generator, Request};

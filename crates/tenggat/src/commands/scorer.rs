@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{Precision, Transformer};
 use tenggat_models::qwen_image::{PromptEncoder, Scheduler};
+use tenggat_models::transformer::{Precision, Transformer};
 use tenggat_models::vae::Vae;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::contest::evaluate::{Evaluation, Measures, evaluate};

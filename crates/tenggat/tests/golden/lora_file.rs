@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tenggat_models::lora::Lora;
+use tenggat_models::transformer::layer::Family;
 use tenggat_tensor::{DType, Device};
 use tenggat_train::job::Job;
 use tenggat_train::lora::{file as lora_file, initial};
@@ -14,14 +15,14 @@ use crate::fixture::{Golden, folder, has_file};
 use crate::transformer;
 
 /// What a LoRA file holds, less the numbers.
-struct Outline {
+pub struct Outline {
     /// Type and shape of every tensor by key.
-    tensors: BTreeMap<String, (String, Vec<usize>)>,
+    pub tensors: BTreeMap<String, (String, Vec<usize>)>,
     /// Names of the metadata.
     metadata: Vec<String>,
 }
 
-fn outline(path: &Path) -> Outline {
+pub fn outline(path: &Path) -> Outline {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("header");
     let metadata = header.metadata().clone().unwrap_or_default().into_keys().collect();
@@ -33,7 +34,7 @@ fn outline(path: &Path) -> Outline {
 }
 
 /// Writes an adapter as a run with no settings of its own does.
-fn write(lora: &Lora, path: &Path) {
+pub fn write(family: Family, lora: &Lora, path: &Path) {
     let text = "job: extension\nconfig:\n  name: n\n  process:\n    - type: sd_trainer\n      \
                 datasets: [{folder_path: p}]\n      model: {name_or_path: m, arch: qwen_image}\n      network: {}\n";
     let job = Job::from_str(text, Path::new("job.yaml"), None, &|_| None).expect("job").0;
@@ -52,7 +53,8 @@ fn write(lora: &Lora, path: &Path) {
             b: &values[m.b..m.b + m.output * rank],
         })
         .collect();
-    lora_file::save(path, &modules, &lora_file::Info { job: &job, steps: 1, epoch: 0 }).expect("LoRA file");
+    lora_file::save(path, &modules, &lora_file::Info { family, job: &job, steps: 1, epoch: 0 })
+        .expect("LoRA file");
 }
 
 #[test]
@@ -68,7 +70,7 @@ fn a_new_adapter_is_laid_out_as_by_ai_toolkit() {
     let lora = initial::initialise(layout, 1, model.device(), DType::F32).expect("adapter");
     let temporary = tempfile::tempdir().expect("temporary folder");
     let path = temporary.path().join("new.safetensors");
-    write(&lora, &path);
+    write(Family::QwenImage, &lora, &path);
 
     let (written, golden) = (outline(&path), outline(&folder().join("lora_file.safetensors")));
     assert_eq!(written.tensors, golden.tensors);
@@ -106,6 +108,6 @@ fn ai_toolkits_file_loads_and_is_written_back_alike() {
     assert!(lora.parameters.to_f32().expect("values") == expected.parameters.to_f32().expect("values"));
     let temporary = tempfile::tempdir().expect("temporary folder");
     let path = temporary.path().join("again.safetensors");
-    write(&lora, &path);
+    write(Family::QwenImage, &lora, &path);
     assert_eq!(lora_file::load(&path).expect("LoRA file").modules, file.modules);
 }

@@ -28,7 +28,7 @@ fn latents_after_every_step() {
         let steps = expected.len() / per_step;
         let sigmas = scheduler.sigmas(steps, grid.0 * grid.1);
         assert_close(&format!("{case}.sigmas"), &sigmas, &golden.f64(&format!("{case}.sigmas")), 1e-6);
-        let conditioning = Conditioning { prompt: &prompt, guidance };
+        let conditioning = Conditioning { prompt: &prompt, guidance, embedded_guidance: 1.0 };
         let mut seen = 0;
         let last = denoise(&model, None, latents, &sigmas, grid, conditioning, &mut |step, latents| {
             let expected = &expected[step * per_step..(step + 1) * per_step];

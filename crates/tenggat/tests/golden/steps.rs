@@ -2,7 +2,7 @@
 //! AdamW8bit.
 
 use tenggat_models::lora::{Gradients, Lora};
-use tenggat_models::qwen_image::transformer::{Inputs, Recompute, Transformer};
+use tenggat_models::transformer::{Inputs, Recompute, Transformer};
 use tenggat_tensor::ops::adamw8bit::{self, BLOCK, Map, Moment, SIGNED, UNSIGNED};
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -12,11 +12,11 @@ use tenggat_train::step::optimiser::{AdamW8bitConfig, AdamWConfig, Method, Optim
 use crate::fixture::{Golden, assert_close};
 use crate::transformer::{adapter, load, rows};
 
-const ADAMW: AdamWConfig =
+pub const ADAMW: AdamWConfig =
     AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, coupled: false };
 
 /// Sample `i` of a golden tensor `[steps, 1, tokens, channels]`.
-fn sample(model: &Transformer, golden: &Golden, name: &str, i: usize) -> Tensor {
+pub fn sample(model: &Transformer, golden: &Golden, name: &str, i: usize) -> Tensor {
     let shape = golden.shape(name);
     let (tokens, c) = (shape[2], shape[3]);
     let values = &golden.f64(name)[i * tokens * c..(i + 1) * tokens * c];
@@ -56,6 +56,7 @@ fn ten_steps(
             text: &text,
             text_lens: &[tokens],
             positions: &positions,
+            global: None,
         };
         let (pred, tape) = model.forward_for_backward(inputs, Some(&lora), Recompute::NOTHING).unwrap();
         let (mut loss, mut dpred) =
@@ -81,7 +82,7 @@ fn ten_steps(
 }
 
 /// Every matrix that the run has a final value of: element range and name.
-fn matrices(lora: &Lora) -> impl Iterator<Item = (std::ops::Range<usize>, String)> {
+pub fn matrices(lora: &Lora) -> impl Iterator<Item = (std::ops::Range<usize>, String)> {
     let rank = lora.layout.rank();
     lora.layout.modules().iter().flat_map(move |m| {
         let name = |part| format!("{}.lora_{part}.weight", m.name);

@@ -1,8 +1,8 @@
 //! Text encoder and prompt embeddings.
 
 use tenggat_models::qwen_image::text_encoder::TextEncoder;
-use tenggat_models::qwen_image::transformer::Precision;
 use tenggat_models::qwen_image::{PromptEncoder, TextBatch};
+use tenggat_models::transformer::Precision;
 use tenggat_tensor::{DType, Device};
 
 use crate::fixture::{Golden, assert_close, folder};
@@ -76,7 +76,7 @@ fn all_prompts_in_one_batch() {
         assert_eq!(model.template.ids(&model.tokenizer, prompt).expect("ids"), row[..len], "{prompt:?}");
     }
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-    let TextBatch { embeds, lens, tokens } = model.encode(&prompts).expect("embeddings");
+    let TextBatch { embeds, lens, tokens, .. } = model.encode(&prompts).expect("embeddings");
     let shape = golden.shape("batch.prompt_embeds");
     assert_eq!([lens.len(), tokens], shape[..2]);
     let valid: Vec<usize> = golden

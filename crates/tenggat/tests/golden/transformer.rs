@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use half::bf16;
 use tenggat_models::lora::{Gradients, Lora};
-use tenggat_models::qwen_image::transformer::{Inputs, Positions, Precision, Recompute, Transformer};
+use tenggat_models::transformer::{Inputs, Positions, Precision, Recompute, Transformer};
 use tenggat_models::weights::Weights;
 use tenggat_tensor::ops::linear::Write;
 use tenggat_tensor::ops::loss::{self, Loss};
@@ -54,6 +54,7 @@ impl Case {
             text: &self.text,
             text_lens: &self.text_lens,
             positions: &self.positions,
+            global: None,
         }
     }
 }
@@ -80,10 +81,9 @@ pub fn adapter(model: &Transformer, golden: &Golden, prefix: &str) -> Lora {
             values[at..at + shape[0] * shape[1]].copy_from_slice(&golden.f64(&name));
         }
     }
-    let mut lora = Lora::zeros(layout, model.device(), model.precision().compute).unwrap();
-    lora.parameters =
-        Tensor::from_f64(model.device(), model.precision().compute, &values, &[values.len()]).unwrap();
-    lora
+    let dtype = model.precision().compute.wide();
+    let parameters = Tensor::from_f64(model.device(), dtype, &values, &[values.len()]).unwrap();
+    Lora::new(layout, parameters)
 }
 
 fn traced(model: &Transformer, case: &Case) -> (Tensor, HashMap<String, Vec<f64>>) {

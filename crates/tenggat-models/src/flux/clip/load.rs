@@ -6,7 +6,7 @@ use tenggat_tensor::{Device, Tensor};
 
 use super::layer::{Layer, Linear, Norm};
 use super::{Config, TextModel};
-use crate::qwen_image::transformer::Precision;
+use crate::transformer::Precision;
 use crate::weights::{Checkpoint, Matrix, Source, Weights};
 use crate::{Error, Interrupt, Result};
 

@@ -8,7 +8,7 @@ use tenggat_tensor::{DType, Device};
 use super::bias::Bias;
 use super::layer::Layer;
 use super::{Config, TextEncoder};
-use crate::qwen_image::transformer::Precision;
+use crate::transformer::Precision;
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 use crate::{Error, Interrupt, Result};
 

@@ -6,7 +6,7 @@ use tenggat_tensor::{DType, Device};
 
 use super::layer::{Layer, Linear};
 use super::{Config, TextEncoder};
-use crate::qwen_image::transformer::Precision;
+use crate::transformer::Precision;
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 use crate::{Error, Interrupt, Result};
 

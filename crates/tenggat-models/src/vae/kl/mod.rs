@@ -1,5 +1,5 @@
-//! `AutoencoderKL`, the autoencoder of latent diffusion (arXiv:2112.10752), as FLUX.1 has it: 16 channels, and
-//! no convolution between encoder, latents and decoder.
+//! `AutoencoderKL`, the autoencoder of latent diffusion (arXiv:2112.10752), as FLUX.1 has it: no convolution
+//! stands between encoder, latents and decoder.
 //!
 //! Source: diffusers 0.42 `autoencoder_kl.py` and `vae.py`.
 

@@ -3,7 +3,8 @@
 use tenggat_gpu::{Buffer, Grid, Kernel, Mat, Module, int};
 
 use super::Loss;
-use crate::{Result, View, ViewMut};
+use crate::error::expect_dtypes;
+use crate::{DType, Result, View, ViewMut};
 
 pub(crate) const MODULE: Module = Module { name: "loss", source: include_str!("op.cu") };
 
@@ -49,6 +50,9 @@ pub fn forward_backward(
     mut loss: ViewMut<'_>,
     mut dpred: ViewMut<'_>,
 ) -> Result<()> {
+    expect_dtypes(op, dpred.dtype(), &[pred.dtype()])?;
+    expect_dtypes(op, DType::F32, &[target.dtype(), loss.dtype()])?;
+    expect_dtypes(op, DType::F32, &mask.iter().map(View::dtype).collect::<Vec<_>>())?;
     let tokens = pred.rows() / weights.len().max(1);
     let elements = (tokens * pred.cols()) as f64;
     let (kind, c) = match kind {

@@ -25,7 +25,7 @@ pub enum Loss {
 /// Writes each sample's unweighted loss to `loss` (`[b, 1]`) and the gradient of the weighted mean to
 /// `dpred`.
 ///
-/// pred, target, dpred: `[b·tokens, c]`; weights: one per sample.
+/// pred, dpred: `[b·tokens, c]`; target: the same in their wide type, as is `loss`; weights: one per sample.
 ///
 /// # Errors
 /// Shapes do not fit, or types differ.
@@ -147,6 +147,17 @@ mod tests {
             let l32 = run(kind, &single(&pred), &single(&target), &[1.0]).0;
             assert!((l32 / l64 - 1.0).abs() < 1e-6, "{kind:?}: {l32} {l64}");
         }
+    }
+
+    #[test]
+    fn a_gpu_takes_no_narrow_target() {
+        let Some(gpu) = gpu() else { return };
+        let narrow = || Tensor::zeros(&gpu, DType::BF16, &[4, 8]).unwrap();
+        let (pred, target, mut dpred) = (narrow(), narrow(), narrow());
+        let mut loss = pred.empty_wide(&[1, 1]).unwrap();
+        let to = (loss.view_mut(), dpred.view_mut());
+        let result = forward_backward(Loss::Squared, pred.view(), target.view(), &[1.0], to.0, to.1);
+        assert!(matches!(result, Err(crate::Error::DType { .. })), "{result:?}");
     }
 
     #[test]

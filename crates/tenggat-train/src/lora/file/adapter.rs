@@ -1,7 +1,7 @@
 //! From a LoRA file to an adapter of a model.
 
 use tenggat_models::lora::{Kind, Layout, Lora, factors};
-use tenggat_models::qwen_image::transformer::Transformer;
+use tenggat_models::transformer::Transformer;
 use tenggat_tensor::{DType, Tensor};
 
 use super::{Error, Loaded, LoraFile, Result};

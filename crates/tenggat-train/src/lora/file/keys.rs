@@ -1,6 +1,6 @@
 //! Names of LoRA tensors, in every style that diffusers reads.
 
-use tenggat_models::qwen_image::layer::dotted;
+use tenggat_models::transformer::layer::{Family, dotted, of_original_flux};
 
 /// Which part of a module a tensor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +17,8 @@ pub(super) enum Part {
     Alpha,
 }
 
-/// Prefix of ai-toolkit and ComfyUI, which we write.
-pub(super) const PREFIX: &str = "diffusion_model.";
-
-/// Prefixes of dotted names.
-const PREFIXES: [&str; 3] = [PREFIX, "transformer.", "base_model.model."];
+/// Prefix of one who saves adapters with peft alone.
+const PEFT_PREFIX: &str = "base_model.model.";
 
 /// Prefixes of names with underscores for dots.
 const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lycoris_"];
@@ -38,13 +35,16 @@ const SUFFIXES: [(&str, Part); 9] = [
     (".alpha", Part::Alpha),
 ];
 
-/// Module and part of a key; `None` if it is in no style that we know.
+/// Module and part of a key; `None` if it is in no style that we know. A module of FLUX.1's original release
+/// that diffusers has split keeps its flat name, as [`of_original_flux`] takes it.
 pub(super) fn parse(key: &str) -> Option<(String, Part)> {
     let (stem, part) = SUFFIXES.iter().find_map(|(s, part)| Some((key.strip_suffix(s)?, *part)))?;
     if let Some(flat) = FLAT_PREFIXES.iter().find_map(|prefix| stem.strip_prefix(prefix)) {
-        return Some((dotted(flat)?, part));
+        let fused = || of_original_flux(flat).map(|_| flat.to_owned());
+        return Some((dotted(flat).or_else(fused)?, part));
     }
-    let module = PREFIXES.iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(stem);
+    let prefixes = Family::ALL.into_iter().map(Family::lora_prefix).chain([PEFT_PREFIX]);
+    let module = prefixes.into_iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(stem);
     Some((module.to_owned(), part))
 }
 
@@ -66,6 +66,9 @@ mod tests {
             ("diffusion_model.transformer_blocks.7.attn.to_out.0.lokr_w1", Part::W1),
             ("lycoris_transformer_blocks_7_attn_to_out_0.lokr_w2", Part::W2),
         ];
+        let fused = "double_blocks_7_img_attn_qkv";
+        let key = format!("lora_unet_{fused}.lora_down.weight");
+        assert_eq!(parse(&key), Some((fused.into(), Part::A)));
         for (key, part) in known {
             assert_eq!(parse(key), Some((module.into(), part)), "{key}");
         }

@@ -2,11 +2,15 @@
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tenggat_models::transformer::layer::Family;
 
 use super::Info;
 use crate::files::python_json;
 use crate::files::tensor_file::{self, Entry};
 use crate::job::ARCH;
+
+/// FLUX.1's name in ai-toolkit.
+const FLUX: &str = "flux";
 
 /// The bytes of a file that the old hash is made of.
 const LEGACY_RANGE: std::ops::Range<usize> = 0x10_0000..0x11_0000;
@@ -21,7 +25,8 @@ pub(super) fn of(info: &Info<'_>, entries: &[Entry<'_>]) -> Vec<(String, String)
     // A file named after step N upstream holds N + 1 updates and says N; resuming there repeats step N.
     let step = if info.job.compat.step_names { info.steps.saturating_sub(1) } else { info.steps };
     set("training_info", json!({ "step": step, "epoch": info.epoch }));
-    set("ss_base_model_version", ARCH.into());
+    let arch = if info.family == Family::Flux { FLUX } else { ARCH };
+    set("ss_base_model_version", arch.into());
     set("ss_output_name", info.job.name.as_str().into());
     if let Some(trigger) = &info.job.trigger_word {
         let (folder, word) = (format!("1_{trigger}"), trigger.clone());

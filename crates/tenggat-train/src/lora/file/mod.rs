@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use safetensors::SafeTensors;
+use tenggat_models::transformer::layer::{self, Family};
 
 pub use adapter::{into_lora, start_from};
 pub use header::Header;
 
 use crate::files::tensor_file::{self, Entry};
-use crate::job::{Job, SaveType};
+use crate::job::Job;
 use keys::Part;
 
 /// Result of reading or writing a LoRA file.
@@ -82,6 +83,8 @@ pub struct Module<'a> {
 /// What is written besides the weights.
 #[derive(Debug, Clone, Copy)]
 pub struct Info<'a> {
+    /// Of the model that it was trained on.
+    pub family: Family,
     /// Names, trigger word, metadata and type of the tensors.
     pub job: &'a Job,
     /// Updates in the weights.
@@ -92,7 +95,8 @@ pub struct Info<'a> {
 
 /// Writes a LoRA file, atomically.
 ///
-/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, without alpha: the scale is 1.
+/// Keys are `diffusion_model.<module>.lora_A.weight` and `….lora_B.weight`, with `transformer.` in front for
+/// FLUX.1, without alpha: the scale is 1.
 /// Those of Kronecker products are `….lokr_w1`, `….lokr_w2` and `….alpha`, whose 1 counts nothing where both
 /// factors are whole (ai-toolkit writes 9999999999, which float16 cannot hold). Tensors are rounded to the
 /// job's `save.dtype`. Source: ai-toolkit `toolkit/network_mixins.py`, `save_weights`.
@@ -101,8 +105,7 @@ pub struct Info<'a> {
 /// The file cannot be written, a matrix has not the length that its module says, or a weight is not finite:
 /// such a file never replaces another.
 pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> {
-    let entries = entries(modules, info.job.save.dtype)
-        .map_err(|reason| Error::Format { path: path.into(), reason })?;
+    let entries = entries(modules, info).map_err(|reason| Error::Format { path: path.into(), reason })?;
     if let Some(bad) = entries.par_iter().find_any(|entry| !entry.is_finite()) {
         let (path, key, dtype) = (path.into(), bad.name.clone(), bad.dtype);
         return Err(Error::NotFinite { path, key, dtype });
@@ -114,7 +117,8 @@ pub fn save(path: &Path, modules: &[Module<'_>], info: &Info<'_>) -> Result<()> 
     })
 }
 
-fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>>, String> {
+fn entries(modules: &[Module<'_>], info: &Info<'_>) -> Result<Vec<Entry<'static>>, String> {
+    let (dtype, prefix) = (info.job.save.dtype, info.family.lora_prefix());
     for m in modules {
         let [a, b] = shapes(m.rank, m.input, m.output, m.split).map(|[rows, columns]| rows * columns);
         if m.a.len() != a || m.b.len() != b {
@@ -129,7 +133,7 @@ fn entries(modules: &[Module<'_>], dtype: SaveType) -> Result<Vec<Entry<'static>
     let mut entries: Vec<Entry<'static>> = modules
         .par_iter()
         .flat_map_iter(|m| {
-            let key = |part: &str| format!("{}{}.{part}", keys::PREFIX, m.name);
+            let key = |part: &str| format!("{prefix}{}.{part}", m.name);
             let [a, b] = shapes(m.rank, m.input, m.output, m.split).map(|shape| shape.to_vec());
             if m.split.is_some() {
                 let alpha = Entry::floats(key("alpha"), vec![], &[1.0], dtype);
@@ -199,7 +203,7 @@ impl LoraFile {
 
 /// Reads a LoRA file in any of these styles: keys with `diffusion_model.`, `transformer.`,
 /// `base_model.model.` or no prefix and `lora_A`/`lora_B` or `lora_down`/`lora_up`; `lora_unet_…` with
-/// underscores; with or without `alpha`.
+/// underscores, also by the names of FLUX.1's original release; with or without `alpha`.
 ///
 /// # Errors
 /// The file cannot be read, is no whole safetensors file, has a tensor that belongs to no LoRA, a module that
@@ -247,12 +251,40 @@ fn parse(bytes: &[u8], path: &Path) -> Result<LoraFile, String> {
             return Err(format!("tensor `{key}` is there in two naming styles; keep one"));
         }
     }
-    let modules = halves.into_iter().map(|(name, own)| own.join(name)).collect::<Result<Vec<_>, String>>()?;
+    let whole = halves.into_iter().map(|(name, own)| own.join(name)).collect::<Result<Vec<_>, String>>()?;
+    let mut modules = whole.into_iter().map(split).collect::<Result<Vec<_>, String>>()?.concat();
+    modules.sort_by(|a, b| a.name.cmp(&b.name));
     if modules.is_empty() {
         return Err("it holds no LoRA".into());
     }
     let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
     Ok(LoraFile { path: path.into(), modules, metadata })
+}
+
+/// A module of FLUX.1's original release as the modules that diffusers has split it into: they share its A,
+/// and each has its rows of B. Any other module as it is.
+fn split(module: Loaded) -> Result<Vec<Loaded>, String> {
+    let Some(parts) = layer::of_original_flux(&module.name) else { return Ok(vec![module]) };
+    let shares: usize = parts.iter().map(|(_, share)| share).sum();
+    let Loaded { name, rank, input, output, split, a, b } = module;
+    if split.is_some() && parts.len() > 1 {
+        return Err(format!("module `{name}`: a LoKr of fused layers cannot be split; train on split ones"));
+    }
+    if !output.is_multiple_of(shares) {
+        return Err(format!(
+            "module `{name}` has {output} outputs, which {shares} equal parts do not make up"
+        ));
+    }
+    let mut from = 0;
+    let part = |(name, share): (String, usize)| {
+        let rows = output / shares * share;
+        let to = from + rows * rank;
+        // Of a LoKr, which is whole, all of B.
+        let b = if split.is_some() { b.clone() } else { b[from..to].to_vec() };
+        from = to;
+        Loaded { name, rank, input, output: rows, split, a: a.clone(), b }
+    };
+    Ok(parts.into_iter().map(part).collect())
 }
 
 impl Halves {

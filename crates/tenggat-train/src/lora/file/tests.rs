@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::*;
-use crate::job::Compat;
+use crate::job::{Compat, SaveType};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -48,7 +48,12 @@ fn ai_toolkits_file_is_read_and_written_back_alike() {
     let read = load(&golden).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    save(&path, &modules(&read.modules), &Info { job: &job(), steps: 250, epoch: 3 }).unwrap();
+    save(
+        &path,
+        &modules(&read.modules),
+        &Info { family: Family::QwenImage, job: &job(), steps: 250, epoch: 3 },
+    )
+    .unwrap();
     assert_eq!(entries_of(&path), entries_of(&golden));
     let again = load(&path).unwrap();
     assert_eq!(again.modules, read.modules);
@@ -73,7 +78,7 @@ fn metadata_are_upstreams() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
     let module = Module { name: "m", rank: 1, input: 1, output: 1, split: None, a: &[1.0], b: &[2.0] };
-    save(&path, &[module], &Info { job: &job(), steps: 250, epoch: 3 }).unwrap();
+    save(&path, &[module], &Info { family: Family::QwenImage, job: &job(), steps: 250, epoch: 3 }).unwrap();
     let read = load(&path).unwrap();
     let got: Vec<(&str, &str)> = read.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let software = format!(
@@ -96,7 +101,7 @@ fn metadata_are_upstreams() {
     assert_eq!(got, expected);
     assert_eq!(read.step(), Some(250));
     let old = Job { compat: Compat::ai_toolkit(), ..job() };
-    save(&path, &[module], &Info { job: &old, steps: 251, epoch: 3 }).unwrap();
+    save(&path, &[module], &Info { family: Family::QwenImage, job: &old, steps: 251, epoch: 3 }).unwrap();
     assert_eq!(load(&path).unwrap().step(), Some(250));
 }
 
@@ -108,7 +113,8 @@ fn equal_input_gives_equal_bytes() {
     shuffled.reverse();
     let paths = [folder.path().join("a"), folder.path().join("b")];
     for (path, list) in paths.iter().zip([&read.modules, &shuffled]) {
-        save(path, &modules(list), &Info { job: &job(), steps: 1, epoch: 3 }).unwrap();
+        save(path, &modules(list), &Info { family: Family::QwenImage, job: &job(), steps: 1, epoch: 3 })
+            .unwrap();
     }
     assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
 }
@@ -128,7 +134,8 @@ fn tensors_are_rounded_to_the_type_of_the_job() {
     for (dtype, name, a, exact, b) in cases {
         let mut job = job();
         job.save.dtype = dtype;
-        save(&path, &[of(&exact)], &Info { job: &job, steps: 1, epoch: 3 }).unwrap();
+        save(&path, &[of(&exact)], &Info { family: Family::QwenImage, job: &job, steps: 1, epoch: 3 })
+            .unwrap();
         assert!(entries_of(&path).values().all(|(dtype, ..)| dtype == name));
         let read = load(&path).unwrap();
         assert_eq!((&read.modules[0].a, read.modules[0].b[0]), (&a, b), "{name}");
@@ -136,7 +143,9 @@ fn tensors_are_rounded_to_the_type_of_the_job() {
     // What 16 bits hold as infinite is not written, and the file stays what it was.
     let mut job = job();
     job.save.dtype = SaveType::F16;
-    let error = save(&path, &[of(&[-70000.0])], &Info { job: &job, steps: 2, epoch: 3 }).unwrap_err();
+    let error =
+        save(&path, &[of(&[-70000.0])], &Info { family: Family::QwenImage, job: &job, steps: 2, epoch: 3 })
+            .unwrap_err();
     assert!(error.to_string().contains("lora_B"), "{error}");
     assert_eq!(load(&path).unwrap().modules[0].b[0], -65504.0);
 }
@@ -256,7 +265,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
     assert!(load(&folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
     let short = Module { name: "m", rank: 1, input: 2, output: 1, split: None, a: &[1.0], b: &[1.0] };
     assert!(
-        save(&path, &[short], &Info { job: &job(), steps: 1, epoch: 3 })
+        save(&path, &[short], &Info { family: Family::QwenImage, job: &job(), steps: 1, epoch: 3 })
             .unwrap_err()
             .to_string()
             .contains("expected 2")
@@ -265,7 +274,7 @@ fn hostile_files_are_errors_that_say_what_is_wrong() {
 
 #[test]
 fn a_file_becomes_an_adapter_of_its_model_and_of_no_other() {
-    use tenggat_models::qwen_image::transformer::{Precision, Transformer};
+    use tenggat_models::transformer::{Precision, Transformer};
     use tenggat_tensor::{DType, Device};
 
     let folder = fixture("qwen_image/transformer");
@@ -316,7 +325,7 @@ fn kronecker_products_have_lycoris_keys() {
     let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0; 6]);
     let name = "transformer_blocks.0.attn.to_q";
     let module = Module { name, rank: 0, input: 4, output: 6, split: Some([2, 2]), a: &a, b: &b };
-    save(&path, &[module], &Info { job: &job(), steps: 1, epoch: 3 }).unwrap();
+    save(&path, &[module], &Info { family: Family::QwenImage, job: &job(), steps: 1, epoch: 3 }).unwrap();
     let written = entries_of(&path);
     let key = |part: &str| format!("diffusion_model.{name}.{part}");
     let shape = |part: &str| written[&key(part)].1.clone();

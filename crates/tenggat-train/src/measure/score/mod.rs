@@ -13,8 +13,8 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
-use tenggat_models::qwen_image::transformer::{Inputs, Transformer};
 use tenggat_models::qwen_image::{Conditioning, Guidance, Scheduler, TextBatch, denoise, patchify};
+use tenggat_models::transformer::{Inputs, Transformer};
 use tenggat_models::vae::{self, Vae};
 use tenggat_tensor::Tensor;
 use tenggat_tensor::ops::flow;
@@ -168,7 +168,7 @@ impl Judge<'_> {
         // Against itself the empty prompt needs no guidance.
         let scale = redraw.guidance.filter(|_| prompt == Prompt::Caption);
         let guidance = scale.map(|scale| Guidance { negative: &held.empty, scale, norm: Norm::Guided });
-        let conditioning = Conditioning { prompt: prompt.of(held), guidance };
+        let conditioning = Conditioning { prompt: prompt.of(held), guidance, embedded_guidance: 1.0 };
         let mut go_on = |_: usize, _: &Tensor| ControlFlow::Continue(());
         self.model.prepare(&redraw.sigmas)?;
         let latents = denoise(self.model, lora, noisy, &redraw.sigmas, held.grid, conditioning, &mut go_on)?;
@@ -224,6 +224,7 @@ impl Judge<'_> {
             text: &text.embeds,
             text_lens: &text.lens,
             positions: &positions,
+            global: None,
         };
         let pred = self.model.forward(inputs, lora)?;
         let (mut losses, mut unused) = (pred.empty_wide(&[n, 1])?, pred.empty_like(pred.shape())?);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tenggat_models::qwen_image::TextBatch;
 use tenggat_models::qwen_image::geometry::{LATENTS_PER_TOKEN, PATCH};
-use tenggat_models::qwen_image::layer::{self, Layer};
-use tenggat_models::qwen_image::transformer::{
+use tenggat_models::transformer::layer::{self, Family, Layer};
+use tenggat_models::transformer::{
     Config, LoadOptions, Positions, Precision, Recompute, SINUSOID, Transformer,
 };
 use tenggat_models::{Error, Result};
@@ -136,7 +136,7 @@ impl Rehearsal {
         for block in 0..config.num_layers {
             for kind in Layer::ALL {
                 let (input, output) = kind.dims(inner);
-                let modules = kind.modules();
+                let modules = kind.modules(Family::QwenImage);
                 for module in modules {
                     linear(&layer::module_name(block, module), input, output / modules.len());
                 }

@@ -1,4 +1,4 @@
-use tenggat_models::qwen_image::transformer::{Config, Recompute};
+use tenggat_models::transformer::{Config, Recompute};
 use tenggat_tensor::weight::Format;
 use tenggat_tensor::{DType, Device};
 
@@ -178,12 +178,9 @@ fn offloading_ends_captured_passes() {
     };
     let bench = StepBench { model: Config::read(&folder).unwrap(), modulation_steps: None, ..bench() };
     let run = |offload_at: Option<usize>| {
-        let options = tenggat_models::qwen_image::transformer::LoadOptions {
-            quantisation: Some(&wanted),
-            ..Default::default()
-        };
-        let precision =
-            tenggat_models::qwen_image::transformer::Precision { compute: DType::BF16, weights: DType::BF16 };
+        let options =
+            tenggat_models::transformer::LoadOptions { quantisation: Some(&wanted), ..Default::default() };
+        let precision = tenggat_models::transformer::Precision { compute: DType::BF16, weights: DType::BF16 };
         let model = Transformer::load_with(&folder, &device, precision, options).unwrap();
         let lora = initial::initialise(model.lora_layout(bench.rank, |_| true), 1, &device, DType::F32);
         let lora = lora.unwrap();

@@ -1,8 +1,13 @@
 //! FLUX.1, file by file.
 
+mod devices;
+mod lora_file;
+mod sampling;
 mod schedule;
+mod steps;
 mod text;
 mod tokenizer;
+mod transformer;
 mod vae;
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use tenggat_models::Interrupt;
 use tenggat_models::flux::{clip, t5};
-use tenggat_models::qwen_image::transformer::Precision;
+use tenggat_models::transformer::Precision;
 use tenggat_tensor::{DType, Device};
 
 use super::{folder, open};

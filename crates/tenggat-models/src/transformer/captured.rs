@@ -49,7 +49,7 @@ impl CapturedPasses {
         if lora.dropout.is_some() || model.offloaded_blocks() > 0 || cuda.without().graphs {
             return Ok(None);
         }
-        let mut conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
+        let mut conditioned = model.conditioned(&inputs, &mut |_, _| {})?;
         let mut key_lens = Tensor::empty(model.device(), DType::U8, &[4 * inputs.text_lens.len()])?;
         attention::device_lens(&inputs.key_lens(), &mut key_lens)?;
         conditioned.key_lens = Some(key_lens);
@@ -89,7 +89,7 @@ impl CapturedPasses {
         copy::forward(inputs.text.view(), self.text.view_mut())?;
         // Images with the same number of tokens may have other sides.
         self.positions.copy_from(inputs.positions)?;
-        let conditioned = model.conditioned(inputs.sigmas, &mut |_, _| {})?;
+        let conditioned = model.conditioned(&inputs, &mut |_, _| {})?;
         let own = Arc::get_mut(&mut self.conditioned);
         let own = own.ok_or_else(|| Error::Unsupported("a captured pass is in use".into()))?;
         own.copy_from(&conditioned, &inputs.key_lens())?;

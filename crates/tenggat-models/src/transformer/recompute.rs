@@ -1,8 +1,6 @@
 //! Which activations the forward pass saves for the backward pass; the rest is recomputed.
 
-use tenggat_tensor::Tensor;
-
-use super::block::{Results, Tape};
+use super::block::{Results, State, Tape};
 
 /// How many blocks keep what for the backward pass. All others, which are the first ones, keep their inputs
 /// alone and recompute everything from them.
@@ -34,24 +32,23 @@ impl Recompute {
 #[derive(Debug)]
 pub(super) enum Saved {
     /// All activations.
-    All(Box<Tape>),
+    All(Tape),
     /// The inputs, and the results that are expensive to recompute.
-    Results { image: Tensor, text: Tensor, results: Box<Results> },
+    Results(State, Box<Results>),
     /// The inputs.
-    Inputs { image: Tensor, text: Tensor },
+    Inputs(State),
 }
 
 impl Saved {
     /// What a block with `following` blocks after it saves of its activations.
     pub fn of(tape: Tape, recompute: Recompute, following: usize) -> Self {
         if following < recompute.keep_all {
-            return Saved::All(Box::new(tape));
+            return Saved::All(tape);
         }
         if following < recompute.keep_all + recompute.keep_results {
-            let (image, text, results) = tape.into_results();
-            return Saved::Results { image, text, results: Box::new(results) };
+            let (state, results) = tape.into_results();
+            return Saved::Results(state, Box::new(results));
         }
-        let (image, text) = tape.into_inputs();
-        Saved::Inputs { image, text }
+        Saved::Inputs(tape.into_inputs())
     }
 }

@@ -17,7 +17,7 @@ use tenggat_tensor::ops::linear::{self, Write};
 use tenggat_tensor::weight::Weight;
 use tenggat_tensor::{DType, Device, Tensor, View, ViewMut};
 
-use crate::qwen_image::layer;
+use super::layer;
 use crate::weights::{Matrix, Part, Weights};
 use crate::{Error, Result};
 

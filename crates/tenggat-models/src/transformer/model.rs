@@ -1,6 +1,6 @@
 //! The model as a chain of blocks, with the layers before and after them: forward and backward.
 //!
-//! Shapes as in `block.rs`.
+//! Shapes as in `double.rs`.
 
 use std::sync::Arc;
 
@@ -8,18 +8,21 @@ use tenggat_tensor::ops::{layer_norm_modulate, rms_norm};
 use tenggat_tensor::weight::NextUse;
 use tenggat_tensor::{Device, Tensor};
 
-use super::block::{Block, Geometry};
+use super::block::{Block, State};
 use super::conditioned::Conditioned;
 use super::config::Config;
+use super::embedder::Embedder;
+use super::geometry::Geometry;
+use super::layer::Family;
 use super::linear::Linear;
-use super::modulation::{Current, Modulation};
+use super::modulation::Current;
 use super::offloading::Offloading;
+use super::pass::Pass;
 use super::precision::Precision;
 use super::recompute::{Recompute, Saved};
-use super::rope::Positions;
-use super::stream::{Pass, Stream, Trace};
+use super::rope::{self, Positions};
+use super::stream::Trace;
 use crate::lora::{Gradients, Kind, Layout, Lora, Rounded};
-use crate::qwen_image::layer::Layer;
 use crate::{Error, Interrupt, Result};
 
 /// Added to the mean square of the text norm.
@@ -34,10 +37,15 @@ pub struct Transformer {
     /// Whether products may round their operands to bf16.
     pub(super) bf16_products: bool,
     pub(super) image_in: Linear,
-    pub(super) text_norm: Tensor,
+    /// RMS norm of the text before its first layer, where the family has one.
+    pub(super) text_norm: Option<Tensor>,
     pub(super) text_in: Linear,
-    pub(super) time_1: Linear,
-    pub(super) time_2: Linear,
+    /// Embeds the noise level.
+    pub(super) time: Embedder,
+    /// Embeds the guidance scale, in a model that was distilled from guidance.
+    pub(super) guidance: Option<Embedder>,
+    /// Embeds the pooled text, where the family has one.
+    pub(super) pooled: Option<Embedder>,
     pub(super) blocks: Vec<Block>,
     /// Blocks whose weights leave memory after each use.
     pub(super) offloading: Offloading,
@@ -62,6 +70,17 @@ pub struct Inputs<'a> {
     pub text_lens: &'a [usize],
     /// Tables of [`Transformer::positions`] for this picture size and padded text length.
     pub positions: &'a Positions,
+    /// What FLUX.1 is conditioned on besides; Qwen-Image ignores it.
+    pub global: Option<Global<'a>>,
+}
+
+/// What conditions all tokens alike, besides the noise level.
+#[derive(Debug, Clone, Copy)]
+pub struct Global<'a> {
+    /// One vector per prompt, `[b, pooled_projection_dim]`.
+    pub pooled: &'a Tensor,
+    /// Guidance scale of each sample; ignored by a model without an embedding of it.
+    pub guidance: &'a [f64],
 }
 
 impl Inputs<'_> {
@@ -107,13 +126,24 @@ impl Transformer {
     /// # Errors
     /// Out of device memory.
     pub fn positions(&self, grid: (usize, usize), text_tokens: usize) -> Result<Positions> {
-        Positions::new(
-            self.config.axes_dims_rope,
-            grid,
-            text_tokens,
-            &self.device,
-            self.precision.compute.wide(),
-        )
+        let (axes, dtype) = (self.config.axes_dims_rope, self.precision.compute.wide());
+        match self.config.family() {
+            Family::QwenImage => Positions::new(axes, grid, text_tokens, &self.device, dtype),
+            Family::Flux => {
+                let (image, text) = rope::from_the_corner(grid, text_tokens);
+                self.positions_at(&image, &text)
+            }
+        }
+    }
+
+    /// Position tables for tokens that stand anywhere: (frame, row, column) of those of the image, and of the
+    /// text.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub fn positions_at(&self, image: &[[f64; 3]], text: &[[f64; 3]]) -> Result<Positions> {
+        let (axes, dtype) = (self.config.axes_dims_rope, self.precision.compute.wide());
+        Positions::at(axes, image, text, self.config.num_single_layers > 0, &self.device, dtype)
     }
 
     /// Layout of an adapter of this rank, or of another kind, on the modules that `select` picks by their
@@ -170,7 +200,7 @@ impl Transformer {
         recompute: Option<Recompute>,
         mut trace: Option<Trace<'_>>,
     ) -> Result<(Tensor, Option<Tape>)> {
-        let conditioned = self.conditioned(inputs.sigmas, &mut |name, tensor| {
+        let conditioned = self.conditioned(&inputs, &mut |name, tensor| {
             if let Some(trace) = &mut trace {
                 trace(name, tensor);
             }
@@ -206,14 +236,10 @@ impl Transformer {
             text: text.as_ref().unwrap_or(inputs.text),
             ..inputs
         };
-        let (mut image, _) = self.image_in.forward(inputs.latents.view(), None)?;
+        let (image, _) = self.image_in.forward(inputs.latents.view(), None)?;
         show("img_in", &image);
-        let mut text_normed = inputs.text.empty_like(inputs.text.shape())?;
-        let norm = self.text_norm.view();
-        rms_norm::forward(inputs.text.view(), norm, TEXT_NORM_EPS, text_normed.view_mut())?;
-        show("txt_norm", &text_normed);
-        let (mut text, _) = self.text_in.forward(text_normed.view(), None)?;
-        show("txt_in", &text);
+        let text = self.text_in(inputs.text, &mut show)?;
+        let mut state = State::Streams { image, text: Some(text) };
 
         let layers = self.blocks.len();
         let (recompute, mut saved) = (recompute.map(|recompute| recompute.of(layers)), Vec::new());
@@ -223,24 +249,18 @@ impl Transformer {
             let offloaded = self.offloading.has(i).then(|| self.offloading.next(i + 1));
             self.prefetch(offloaded.flatten(), NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
-            let pass = Pass { block: i, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
-            let (image_out, text_out, tape) =
-                block.forward(pass, &geometry, inputs.positions, image, text)?;
+            let first = self.config.layers_of(i).start;
+            let pass = Pass { first, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
+            let tape;
+            (state, tape) = block.forward(pass, &geometry, inputs.positions, state)?;
             // A backward pass begins with the last one.
             let stays = recompute.is_some() && offloaded == Some(None);
             self.prefetch((offloaded.is_some() && !stays).then_some(i), NextUse::Later);
             tape.trace(i, &mut show);
-            show(&format!("block{i}.hidden_states"), &image_out);
-            image = image_out;
-            text = match text_out {
-                Some(text) => {
-                    show(&format!("block{i}.encoder_hidden_states"), &text);
-                    text
-                }
-                None => Tensor::empty(&self.device, self.precision.compute, &[0, 0])?,
-            };
+            state.trace(i, &mut show);
             saved.extend(recompute.map(|recompute| Saved::of(tape, recompute, layers - 1 - i)));
         }
+        let image = state.image(&geometry)?;
         let (modulation, _) = self.norm_out.forward(conditioned.silu.view(), None)?;
         let (mut normed, mut stats) =
             (image.empty_like(image.shape())?, image.empty_wide(&[image.shape()[0], 2])?);
@@ -294,39 +314,32 @@ impl Transformer {
             None,
         )?;
         drop((last, dnormed));
-        let (mut dimage, mut dtext) = (Some(dimage), None);
+        let mut gradient = Some(State::Streams { image: dimage, text: None });
         self.prefetch(self.offloading.last(self.blocks.len()), NextUse::Soon);
         for ((i, block), saved) in self.blocks.iter().enumerate().zip(blocks).rev() {
             self.interrupt.check()?;
             let before = self.offloading.has(i).then(|| self.offloading.last(i)).flatten();
             self.prefetch(before, NextUse::Soon);
             let rounded = self.rounded(lora, i)?;
-            let pass = Pass { block: i, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
+            let first = self.config.layers_of(i).start;
+            let pass = Pass { first, conditioned: &conditioned, lora, rounded: rounded.as_ref() };
             let tape = match saved {
                 Saved::All(tape) => tape,
-                Saved::Results { image, text, results } => {
-                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), Some(*results))?)
+                Saved::Results(state, results) => {
+                    block.tape(pass, &geometry, inputs.positions, state, Some(*results))?
                 }
-                Saved::Inputs { image, text } => {
-                    Box::new(block.tape(pass, &geometry, inputs.positions, (image, text), None)?)
-                }
+                Saved::Inputs(state) => block.tape(pass, &geometry, inputs.positions, state, None)?,
             };
-            let Some(d) = dimage.take() else { break };
-            (dimage, dtext) = block.backward(
-                pass,
-                &geometry,
-                inputs.positions,
-                &tape,
-                d,
-                dtext.take(),
-                &mut gradients,
-                want_dlatents || i > 0,
-            )?;
+            let Some(d) = gradient.take() else { break };
+            let want_dx = want_dlatents || i > 0;
+            gradient =
+                block.backward(pass, &geometry, inputs.positions, &tape, d, &mut gradients, want_dx)?;
             // The next pass begins with the first one.
             self.prefetch(before.is_some().then_some(i), NextUse::Later);
         }
-        match dimage {
-            Some(dimage) if want_dlatents => {
+        match gradient {
+            Some(gradient) if want_dlatents => {
+                let dimage = gradient.image(&geometry)?;
                 Ok(Some(self.image_in.backward(inputs.latents.view(), dimage.view(), None)?))
             }
             _ => Ok(None),
@@ -340,8 +353,26 @@ impl Transformer {
     /// The device failed or is out of memory.
     fn rounded(&self, lora: Option<&Lora>, block: usize) -> Result<Option<Rounded>> {
         let Some(lora) = lora else { return Ok(None) };
-        let first = block * Layer::ALL.len();
-        Ok(lora.rounded(first..first + Layer::ALL.len(), self.precision.compute)?)
+        Ok(lora.rounded(self.config.layers_of(block), self.precision.compute)?)
+    }
+
+    /// The text stream before the first block, `[b·tₜ, c]`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device failed or is out of memory.
+    fn text_in(&self, text: &Tensor, show: Trace<'_>) -> Result<Tensor> {
+        let normed = match &self.text_norm {
+            None => None,
+            Some(norm) => {
+                let mut normed = text.empty_like(text.shape())?;
+                rms_norm::forward(text.view(), norm.view(), TEXT_NORM_EPS, normed.view_mut())?;
+                show("txt_norm", &normed);
+                Some(normed)
+            }
+        };
+        let (text, _) = self.text_in.forward(normed.as_ref().unwrap_or(text).view(), None)?;
+        show("txt_in", &text);
+        Ok(text)
     }
 
     /// Number of blocks whose weights leave memory after each use.
@@ -353,7 +384,7 @@ impl Transformer {
     /// their file for every pass. Stops at weights that are not in a file, or not in the form in which they
     /// are multiplied. Returns how many blocks were offloaded.
     pub fn offload(&self, blocks: usize) -> usize {
-        self.offloading.extend(blocks, |i| self.blocks[i].image.release() | self.blocks[i].text.release())
+        self.offloading.extend(blocks, |i| self.blocks[i].release())
     }
 
     /// From now on reads offloaded weights when they are used, one at a time, instead of a block in advance.
@@ -372,8 +403,7 @@ impl Transformer {
     fn prefetch(&self, block: Option<usize>, next: NextUse) {
         let is_told = next == NextUse::Later || self.offloading.prefetches();
         if let Some(block) = block.filter(|_| is_told).and_then(|block| self.blocks.get(block)) {
-            block.image.prefetch(next);
-            block.text.prefetch(next);
+            block.prefetch(next);
         }
     }
 
@@ -394,6 +424,9 @@ impl Transformer {
         };
         check("latents", [batch * image_tokens, self.config.in_channels], inputs.latents)?;
         check("text", [batch * text_tokens, self.config.joint_attention_dim], inputs.text)?;
+        if let (Some(global), Some(width)) = (&inputs.global, self.config.pooled_projection_dim) {
+            check("pooled text", [batch, width], global.pooled)?;
+        }
         if inputs.text_lens.len() != batch || inputs.text_lens.iter().any(|&n| n > text_tokens) {
             return Err(Error::Unsupported(format!(
                 "transformer: text lengths {:?} do not fit {batch} samples of {text_tokens} tokens",
@@ -412,14 +445,10 @@ impl Transformer {
 
     /// Bytes of the frozen matrices in memory, or mapped into it.
     pub fn weight_bytes(&self) -> usize {
-        let stream = |s: &Stream| {
-            let modulation =
-                if let Modulation::Resident(linear) = &s.modulation { linear.bytes() } else { 0 };
-            modulation + [&s.qkv, &s.out, &s.mlp_in, &s.mlp_out].map(Linear::bytes).iter().sum::<usize>()
-        };
-        let ends =
-            [&self.image_in, &self.text_in, &self.time_1, &self.time_2, &self.norm_out, &self.proj_out];
-        self.blocks.iter().map(|b| stream(&b.image) + stream(&b.text)).sum::<usize>()
+        let embedders = [Some(&self.time), self.guidance.as_ref(), self.pooled.as_ref()];
+        let ends = [&self.image_in, &self.text_in, &self.norm_out, &self.proj_out];
+        self.blocks.iter().map(Block::bytes).sum::<usize>()
+            + embedders.into_iter().flatten().map(Embedder::bytes).sum::<usize>()
             + ends.map(Linear::bytes).iter().sum::<usize>()
     }
 }

@@ -18,6 +18,18 @@ pub struct Positions {
     pub image: Tensor,
     /// `[text tokens, d]` = cosines | sines, d/2 each.
     pub text: Tensor,
+    /// Both, image first, `[t, d]`, for single blocks.
+    pub joint: Option<Tensor>,
+}
+
+/// Where FLUX.1's tokens stand: those of the image at (0, row, column) counted from 0, all text at the
+/// origin. Source: `_prepare_latent_image_ids` of diffusers `pipeline_flux.py`.
+pub(super) fn from_the_corner(
+    (rows, columns): (usize, usize),
+    text_tokens: usize,
+) -> (Vec<[f64; 3]>, Vec<[f64; 3]>) {
+    let place = |token: usize| [0.0, (token / columns) as f64, (token % columns) as f64];
+    ((0..rows * columns).map(place).collect(), vec![[0.0; 3]; text_tokens])
 }
 
 impl Positions {
@@ -40,7 +52,24 @@ impl Positions {
         });
         let first = (rows / 2).max(columns / 2);
         let text = (first..first + text_tokens).map(|p| [p as f64; 3]);
-        Ok(Positions { image: table(axes, image, device, dtype)?, text: table(axes, text, device, dtype)? })
+        Self::at(axes, &image.collect::<Vec<_>>(), &text.collect::<Vec<_>>(), false, device, dtype)
+    }
+
+    /// Tables for tokens that stand anywhere; `joint`: whether there are single blocks.
+    ///
+    /// # Errors
+    /// Out of device memory.
+    pub(super) fn at(
+        axes: [usize; 3],
+        image: &[[f64; 3]],
+        text: &[[f64; 3]],
+        joint: bool,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let table = |positions: &[[f64; 3]]| table(axes, positions, device, dtype);
+        let joint = joint.then(|| table(&[image, text].concat())).transpose()?;
+        Ok(Positions { image: table(image)?, text: table(text)?, joint })
     }
 
     /// A copy of the tables.
@@ -48,7 +77,8 @@ impl Positions {
     /// # Errors
     /// Out of device memory.
     pub(super) fn duplicate(&self) -> Result<Self> {
-        Ok(Positions { image: self.image.duplicate()?, text: self.text.duplicate()? })
+        let joint = self.joint.as_ref().map(Tensor::duplicate).transpose()?;
+        Ok(Positions { image: self.image.duplicate()?, text: self.text.duplicate()?, joint })
     }
 
     /// Copies the values of tables for as many tokens.
@@ -57,6 +87,9 @@ impl Positions {
     /// The shapes differ, or the device failed.
     pub(super) fn copy_from(&mut self, other: &Positions) -> Result<()> {
         copy::forward(other.image.view(), self.image.view_mut())?;
+        if let (Some(to), Some(from)) = (&mut self.joint, &other.joint) {
+            copy::forward(from.view(), to.view_mut())?;
+        }
         Ok(copy::forward(other.text.view(), self.text.view_mut())?)
     }
 }
@@ -65,12 +98,7 @@ impl Positions {
 ///
 /// # Errors
 /// Out of device memory.
-fn table(
-    axes: [usize; 3],
-    positions: impl ExactSizeIterator<Item = [f64; 3]>,
-    device: &Device,
-    dtype: DType,
-) -> Result<Tensor> {
+fn table(axes: [usize; 3], positions: &[[f64; 3]], device: &Device, dtype: DType) -> Result<Tensor> {
     let (tokens, d) = (positions.len(), axes.iter().sum::<usize>());
     let frequencies: Vec<(usize, f64)> = axes
         .iter()

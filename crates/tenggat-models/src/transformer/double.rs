@@ -1,4 +1,4 @@
-//! A block: two streams joined by one attention, forward and backward.
+//! A double block: two streams joined by one attention, forward and backward.
 //!
 //! Shapes: `b` samples; `t` tokens per sample, `tᵢ` of the image, `tₜ` of the text (padded), `t = tᵢ + tₜ`;
 //! `h` heads of `d` channels; `c = h·d` channels of a stream. All tensors are row-major. Activations have the
@@ -9,126 +9,23 @@
 //! ones; upstream puts text first, which changes nothing: attention does not see order, and positions are per
 //! token.
 
-use tenggat_tensor::ops::attention::{self, Layout, Saved};
-use tenggat_tensor::ops::copy;
-use tenggat_tensor::ops::rms_norm_rope::Segment;
-use tenggat_tensor::{DType, Device, Tensor, View, ViewMut};
+use tenggat_tensor::ops::attention::{self, Saved};
+use tenggat_tensor::{Tensor, View};
 
+use super::geometry::Geometry;
+use super::pass::Pass;
 use super::rope::Positions;
-use super::stream::{After, Before, Between, MlpOutput, Pass, Stream, Trace};
+use super::stream::{After, Before, Between, MlpOutput, Stream, Trace};
 use crate::Result;
 use crate::lora::Gradients;
 
 /// Frozen weights of a block.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct Double {
     pub image: Stream,
     pub text: Stream,
     /// Whether nothing reads the text stream's output, as in the last block.
     pub last: bool,
-}
-
-/// Shapes of one forward pass.
-#[derive(Debug, Clone)]
-pub(super) struct Geometry {
-    pub image_tokens: usize,
-    pub text_tokens: usize,
-    /// Valid keys per sample.
-    pub key_lens: Vec<usize>,
-    pub heads: usize,
-    pub head_dim: usize,
-    /// Whether products may round their operands to bf16.
-    pub bf16_products: bool,
-}
-
-impl Geometry {
-    /// `t`.
-    fn joint_tokens(&self) -> usize {
-        self.image_tokens + self.text_tokens
-    }
-
-    /// Where one stream's tokens lie in a joint tensor.
-    fn segment(&self, image: bool) -> Segment {
-        let (tokens, at) = if image { (self.image_tokens, 0) } else { (self.text_tokens, self.image_tokens) };
-        Segment { tokens, at, joint_tokens: self.joint_tokens(), heads: self.heads }
-    }
-
-    /// Layout of the attention; `device_lens`: the valid keys where captured work reads them, see
-    /// [`attention::device_lens`].
-    fn layout<'a>(&'a self, device_lens: Option<&'a Tensor>) -> Layout<'a> {
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let (key_lens, bf16_products) = (self.key_lens.as_slice(), self.bf16_products);
-        Layout { key_lens, device_lens, tokens: self.joint_tokens(), heads: self.heads, scale, bf16_products }
-    }
-
-    /// An uninitialised joint tensor, `[b·t, c]`.
-    ///
-    /// # Errors
-    /// Out of device memory.
-    fn joint(&self, device: &Device, dtype: DType) -> Result<Tensor> {
-        let rows = self.key_lens.len() * self.joint_tokens();
-        Ok(Tensor::empty(device, dtype, &[rows, self.heads * self.head_dim])?)
-    }
-
-    /// Runs `work` on one stream's rows of a joint tensor, `[b·tᵢ, c]` or `[b·tₜ, c]`: on a copy, unless they
-    /// already lie one after another.
-    ///
-    /// # Errors
-    /// Those of `work`; out of device memory.
-    fn with_rows<R>(
-        &self,
-        joint: &Tensor,
-        image: bool,
-        work: impl FnOnce(View<'_>) -> Result<R>,
-    ) -> Result<R> {
-        let s = self.segment(image);
-        if self.key_lens.len() == 1 {
-            return work(joint.view().row_range(s.at..s.at + s.tokens));
-        }
-        let mut rows = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
-        for sample in 0..self.key_lens.len() {
-            let from = sample * s.joint_tokens + s.at;
-            let to = rows.view_mut().row_range(sample * s.tokens..(sample + 1) * s.tokens);
-            copy::forward(joint.view().row_range(from..from + s.tokens), to)?;
-        }
-        work(rows.view())
-    }
-
-    /// Runs `work` on one stream's rows, `[b·tᵢ, c]` or `[b·tₜ, c]`, of a joint tensor `[b·t, c]`, all of
-    /// which it writes: in place, if they lie one after another.
-    ///
-    /// # Errors
-    /// Those of `work`; or the device failed.
-    fn write_rows<R>(
-        &self,
-        joint: &mut Tensor,
-        image: bool,
-        work: impl FnOnce(ViewMut<'_>) -> Result<R>,
-    ) -> Result<R> {
-        let s = self.segment(image);
-        if self.key_lens.len() == 1 {
-            return work(joint.view_mut().row_range(s.at..s.at + s.tokens));
-        }
-        let mut rows = joint.empty_like(&[self.key_lens.len() * s.tokens, joint.shape()[1]])?;
-        let result = work(rows.view_mut())?;
-        for sample in 0..self.key_lens.len() {
-            let from = rows.view().row_range(sample * s.tokens..(sample + 1) * s.tokens);
-            copy::forward(from, self.rows_of(sample, image, joint))?;
-        }
-        Ok(result)
-    }
-
-    /// Zeros one stream's rows of a joint tensor.
-    fn zero_rows(&self, joint: &mut Tensor, image: bool) -> Result<()> {
-        (0..self.key_lens.len()).try_for_each(|sample| Ok(copy::zero(self.rows_of(sample, image, joint))?))
-    }
-
-    /// The rows that a stream has of a sample in a joint tensor.
-    fn rows_of<'a>(&self, sample: usize, image: bool, joint: &'a mut Tensor) -> ViewMut<'a> {
-        let s = self.segment(image);
-        let first = sample * s.joint_tokens + s.at;
-        joint.view_mut().row_range(first..first + s.tokens)
-    }
 }
 
 /// All activations of a block: what its backward pass reads.
@@ -165,13 +62,13 @@ pub(super) struct Results {
 }
 
 impl Tape {
-    /// Keeps the block's inputs alone, image `[b·tᵢ, c]` and text `[b·tₜ, c]`; [`Block::tape`] recomputes the
-    /// rest.
+    /// Keeps the block's inputs alone, image `[b·tᵢ, c]` and text `[b·tₜ, c]`; [`Double::tape`] recomputes
+    /// the rest.
     pub fn into_inputs(self) -> (Tensor, Tensor) {
         (self.image.x, self.text.x)
     }
 
-    /// Keeps the inputs, image and text, and the results with which [`Block::tape`] recomputes the rest
+    /// Keeps the inputs, image and text, and the results with which [`Double::tape`] recomputes the rest
     /// without the attention and the MLP's second product.
     pub fn into_results(self) -> (Tensor, Tensor, Results) {
         let Tape { image, text, o, lse, image_after, text_after, .. } = self;
@@ -191,9 +88,9 @@ impl Tape {
     }
 }
 
-impl Block {
+impl Double {
     /// The outputs of both streams, and the tape. Image in and out: `[b·tᵢ, c]`; text in and out:
-    /// `[b·tₜ, c]`. There is no text output if nothing reads it ([`Block::last`]).
+    /// `[b·tₜ, c]`. There is no text output if nothing reads it ([`Double::last`]).
     ///
     /// # Errors
     /// The shapes do not fit, the device failed or is out of memory, or weights cannot be read from their
@@ -217,7 +114,7 @@ impl Block {
     /// are not recomputed.
     ///
     /// # Errors
-    /// As [`Block::forward`].
+    /// As [`Double::forward`].
     pub fn tape(
         &self,
         pass: Pass<'_>,
@@ -279,7 +176,7 @@ impl Block {
     /// the text output. `tape` and `pass` are those of the forward pass.
     ///
     /// # Errors
-    /// As [`Block::forward`].
+    /// As [`Double::forward`].
     #[allow(clippy::too_many_arguments)] // mirrors `forward`, whose tape it takes
     pub fn backward(
         &self,

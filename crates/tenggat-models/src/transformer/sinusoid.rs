@@ -10,12 +10,25 @@ const ANGLES: usize = SINUSOID / 2;
 const MAX_PERIOD: f64 = 10_000.0;
 const TIMESTEPS: f64 = 1000.0;
 
+/// What diffusers multiplies by 1000, which decides how angles are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Factor {
+    /// σ times the frequency: Qwen-Image.
+    OnAngles,
+    /// σ: FLUX.1.
+    OnLevels,
+}
+
 /// Cosines, then sines, of `1000·σ·10000^(−i/128)` for every σ: `[b, 256]`.
 ///
 /// A model that computes in f64 gets them to the last digit, every other with angles rounded as in
 /// [`angle_f32`].
-pub(super) fn of(sigmas: &[f64], compute: DType) -> Vec<f64> {
-    let angle = if compute == DType::F64 { angle_f64 } else { angle_f32 };
+pub(super) fn of(sigmas: &[f64], factor: Factor, compute: DType) -> Vec<f64> {
+    let angle = match (compute, factor) {
+        (DType::F64, _) => angle_f64,
+        (_, Factor::OnAngles) => angle_f32,
+        (_, Factor::OnLevels) => angle_of_timestep_f32,
+    };
     sigmas
         .iter()
         .flat_map(|&sigma| {
@@ -36,9 +49,17 @@ fn angle_f64(sigma: f64, i: usize) -> f64 {
 /// together. The published weights have only ever seen these angles, and with others ten steps of AdamW drift
 /// apart from the reference by up to 2e-3 where a gradient is near zero.
 fn angle_f32(sigma: f64, i: usize) -> f64 {
+    f64::from(TIMESTEPS as f32 * (sigma as f32 * frequency_f32(i)))
+}
+
+/// The same where the factor comes first.
+fn angle_of_timestep_f32(sigma: f64, i: usize) -> f64 {
+    f64::from(TIMESTEPS as f32 * sigma as f32 * frequency_f32(i))
+}
+
+fn frequency_f32(i: usize) -> f32 {
     let exponent = -MAX_PERIOD.ln() as f32 * i as f32 / ANGLES as f32;
-    let frequency = f64::from(exponent).exp() as f32;
-    f64::from(TIMESTEPS as f32 * (sigma as f32 * frequency))
+    f64::from(exponent).exp() as f32
 }
 
 #[cfg(test)]
@@ -48,7 +69,7 @@ mod tests {
     #[test]
     fn cosines_then_sines() {
         for compute in [DType::F32, DType::F64] {
-            let values = of(&[0.0, 0.25], compute);
+            let values = of(&[0.0, 0.25], Factor::OnLevels, compute);
             assert_eq!(values.len(), 2 * SINUSOID);
             let (zero, quarter) = values.split_at(SINUSOID);
             assert!(zero[..ANGLES].iter().all(|&x| x == 1.0) && zero[ANGLES..].iter().all(|&x| x == 0.0));

@@ -5,18 +5,21 @@ use std::sync::Arc;
 
 use tenggat_tensor::ops::copy;
 use tenggat_tensor::weight::Weight;
-use tenggat_tensor::{DType, Device};
+use tenggat_tensor::{DType, Device, Tensor};
 
 use super::block::Block;
 use super::config::{Config, SINUSOID};
+use super::double::Double;
+use super::embedder::Embedder;
+use super::layer::{BLOCKS, Family, Layer, SINGLE_BLOCKS, SingleLayer, module_name, single_module_name};
 use super::linear::Linear;
 use super::model::Transformer;
 use super::modulation::{Current, Modulation, ModulationStorage, Streamed};
 use super::offloading::Offloading;
 use super::precision::Precision;
 use super::recovery::Recovery;
+use super::single::Single;
 use super::stream::{Layers, Stream};
-use crate::qwen_image::layer::{BLOCKS, Layer, module_name};
 use crate::weights::{Checkpoint, Matrix, Modules, Progress, Quantisation, Source, Weights};
 use crate::{Error, Interrupt, Result};
 
@@ -130,17 +133,11 @@ impl Loader<'_> {
     /// # Errors
     /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
     fn stream(&self, block: usize, layers: Layers, norms: [&str; 2]) -> Result<Stream> {
-        let matrix = |layer| self.config.block_matrix(block, layer);
-        let d = self.config.attention_head_dim;
-        let norm = |name: &str| {
-            self.source.vector(&format!("{}.weight", module_name(block, &format!("attn.{name}"))), d)
-        };
-        let (first, second) = (norm(norms[0])?, norm(norms[1])?);
-        let mut head_norms = first.empty_like(&[2, d])?;
-        copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
-        copy::forward(second.view(), head_norms.view_mut().row_range(1..2))?;
+        let fused = self.config.fused(block);
+        let matrix = |layer: usize| fused[layer].matrix();
+        let head_norms = self.head_norms(norms.map(|name| module_name(block, &format!("attn.{name}"))))?;
         let offloaded = self.offloading.has(block);
-        let slot = 2 * block + usize::from(layers.modulation == Layer::TxtMod);
+        let slot = 2 * block + usize::from(layers.modulation == Layer::TxtMod as usize);
         Ok(Stream {
             layers,
             modulation: self.modulation(matrix(layers.modulation), slot)?,
@@ -151,14 +148,62 @@ impl Loader<'_> {
             mlp_out: self.block_linear(matrix(layers.mlp_out), offloaded)?,
         })
     }
+
+    /// Query and key norm weights, `[2, d]`, of two modules.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the device failed.
+    fn head_norms(&self, modules: [String; 2]) -> Result<Tensor> {
+        let d = self.config.attention_head_dim;
+        let [first, second] = modules.map(|module| self.source.vector(&format!("{module}.weight"), d));
+        let (first, second) = (first?, second?);
+        let mut head_norms = first.empty_like(&[2, d])?;
+        copy::forward(first.view(), head_norms.view_mut().row_range(0..1))?;
+        copy::forward(second.view(), head_norms.view_mut().row_range(1..2))?;
+        Ok(head_norms)
+    }
+
+    /// A block, by its number among both kinds.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
+    fn block(&self, block: usize) -> Result<Block> {
+        let doubles = self.config.num_layers;
+        if block < doubles {
+            return Ok(Block::Double(Box::new(Double {
+                image: self.stream(block, Layers::IMAGE, ["norm_q", "norm_k"])?,
+                text: self.stream(block, Layers::TEXT, ["norm_added_q", "norm_added_k"])?,
+                last: block + 1 == self.config.blocks(),
+            })));
+        }
+        let fused = self.config.fused(block);
+        let matrix = |layer: SingleLayer| fused[layer as usize].matrix();
+        let offloaded = self.offloading.has(block);
+        let norm = |name: &str| single_module_name(block - doubles, &format!("attn.{name}"));
+        Ok(Block::Single(Box::new(Single {
+            modulation: self.linear(matrix(SingleLayer::Mod))?,
+            fused: self.block_linear(matrix(SingleLayer::QkvMlp), offloaded)?,
+            head_norms: self.head_norms(["norm_q", "norm_k"].map(norm))?,
+            out: self.block_linear(matrix(SingleLayer::Out), offloaded)?,
+        })))
+    }
+
+    /// An embedder outside the blocks.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, a matrix cannot be read or quantised, or the device failed.
+    fn embedder(&self, [first, second]: [Matrix; 2]) -> Result<Embedder> {
+        Ok(Embedder { first: self.linear(first)?, second: self.linear(second)? })
+    }
 }
 
 /// Matrices outside the blocks.
 struct Ends {
     image_in: Matrix,
     text_in: Matrix,
-    time_1: Matrix,
-    time_2: Matrix,
+    time: [Matrix; 2],
+    guidance: Option<[Matrix; 2]>,
+    pooled: Option<[Matrix; 2]>,
     norm_out: Matrix,
     proj_out: Matrix,
 }
@@ -167,11 +212,20 @@ impl Ends {
     fn new(config: &Config) -> Self {
         let inner = config.inner();
         let one = |name: &str, input, output| Matrix::stacked(vec![name.into()], input, output);
+        let embedder = |name: &str, input| {
+            let layer = |number, input| one(&format!("time_text_embed.{name}.linear_{number}"), input, inner);
+            [layer(1, input), layer(2, inner)]
+        };
+        let (image_in, text_in) = match config.family() {
+            Family::QwenImage => ("img_in", "txt_in"),
+            Family::Flux => ("x_embedder", "context_embedder"),
+        };
         Ends {
-            image_in: one("img_in", config.in_channels, inner),
-            text_in: one("txt_in", config.joint_attention_dim, inner),
-            time_1: one("time_text_embed.timestep_embedder.linear_1", SINUSOID, inner),
-            time_2: one("time_text_embed.timestep_embedder.linear_2", inner, inner),
+            image_in: one(image_in, config.in_channels, inner),
+            text_in: one(text_in, config.joint_attention_dim, inner),
+            time: embedder("timestep_embedder", SINUSOID),
+            guidance: config.guidance_embeds.then(|| embedder("guidance_embedder", SINUSOID)),
+            pooled: config.pooled_projection_dim.map(|width| embedder("text_embedder", width)),
             // Upstream's last modulation is scale | shift; the op takes shift | scale.
             norm_out: Matrix::halves_swapped("norm_out.linear", inner, 2 * inner),
             proj_out: one("proj_out", inner, config.in_channels),
@@ -180,20 +234,14 @@ impl Ends {
 }
 
 impl Config {
-    /// A fused linear layer of a block, as parts of the checkpoint.
-    fn block_matrix(&self, block: usize, layer: Layer) -> Matrix {
-        let (input, output) = layer.dims(self.inner());
-        let module = |part: &&str| module_name(block, part);
-        Matrix::stacked(layer.modules().iter().map(module).collect(), input, output)
-    }
-
     /// All matrices of the model.
     pub fn matrices(&self) -> Vec<Matrix> {
-        let blocks = 0..self.num_layers;
-        let blocks = blocks.flat_map(|block| Layer::ALL.into_iter().map(move |layer| (block, layer)));
-        let mut all: Vec<Matrix> = blocks.map(|(block, layer)| self.block_matrix(block, layer)).collect();
-        let Ends { image_in, text_in, time_1, time_2, norm_out, proj_out } = Ends::new(self);
-        all.extend([image_in, text_in, time_1, time_2, norm_out, proj_out]);
+        let blocks = (0..self.blocks()).flat_map(|block| self.fused(block));
+        let mut all: Vec<Matrix> = blocks.map(|fused| fused.matrix()).collect();
+        let Ends { image_in, text_in, time, guidance, pooled, norm_out, proj_out } = Ends::new(self);
+        all.extend([image_in, text_in]);
+        all.extend([Some(time), guidance, pooled].into_iter().flatten().flatten());
+        all.extend([norm_out, proj_out]);
         all
     }
 }
@@ -210,7 +258,7 @@ fn open(
     precision: Precision,
     options: LoadOptions<'_>,
 ) -> Result<(Checkpoint, Option<Recovery>)> {
-    let weights = Weights::open(folder, "QwenImageTransformer2DModel")?;
+    let weights = Weights::open(folder, config.family().class())?;
     let checkpoint = Checkpoint::new(weights, "", device, precision.compute, precision.weights);
     let checkpoint = match options.interrupt {
         Some(interrupt) => checkpoint.interrupted_by(interrupt),
@@ -221,7 +269,8 @@ fn open(
     // Without a recovery adapter only the blocks are quantised. Deliberate difference: ai-toolkit quantises
     // the ends of the model too (`toolkit/util/quantize.py`), which are 0.1 % of its weights and which
     // every token passes.
-    let modules = recovery.as_ref().map_or(Modules::Under(BLOCKS), |r| Modules::Only(r.modules()));
+    let modules =
+        recovery.as_ref().map_or(Modules::Under(&[BLOCKS, SINGLE_BLOCKS]), |r| Modules::Only(r.modules()));
     let progress = options.progress.unwrap_or(&|_, _| {});
     Ok((checkpoint.quantised(wanted, modules, &config.matrices(), progress)?, recovery))
 }
@@ -289,7 +338,12 @@ impl Transformer {
     ) -> Result<Self> {
         let LoadOptions { modulation, bf16_products, fp8_products, offloaded_blocks, .. } = options;
         let compute = precision.compute;
-        let offloading = Offloading::new(config.num_layers, offloaded_blocks);
+        // With a pooled text, modulation is no function of the noise level alone.
+        let modulation = match config.pooled_projection_dim {
+            Some(_) => ModulationStorage::Resident,
+            None => modulation,
+        };
+        let offloading = Offloading::new(config.blocks(), offloaded_blocks);
         let load = Loader {
             source: &source,
             recovery,
@@ -301,21 +355,17 @@ impl Transformer {
             compute,
             config: &config,
         };
-        let mut blocks = Vec::with_capacity(config.num_layers);
-        for i in 0..config.num_layers {
-            blocks.push(Block {
-                image: load.stream(i, Layers::IMAGE, ["norm_q", "norm_k"])?,
-                text: load.stream(i, Layers::TEXT, ["norm_added_q", "norm_added_k"])?,
-                last: i + 1 == config.num_layers,
-            });
-        }
+        let blocks = (0..config.blocks()).map(|block| load.block(block)).collect::<Result<_>>()?;
         let ends = Ends::new(&config);
+        let text_norm = (config.family() == Family::QwenImage)
+            .then(|| source.vector("txt_norm.weight", config.joint_attention_dim));
         Ok(Transformer {
             image_in: load.linear(ends.image_in)?,
-            text_norm: source.vector("txt_norm.weight", config.joint_attention_dim)?,
+            text_norm: text_norm.transpose()?,
             text_in: load.linear(ends.text_in)?,
-            time_1: load.linear(ends.time_1)?,
-            time_2: load.linear(ends.time_2)?,
+            time: load.embedder(ends.time)?,
+            guidance: ends.guidance.map(|matrices| load.embedder(matrices)).transpose()?,
+            pooled: ends.pooled.map(|matrices| load.embedder(matrices)).transpose()?,
             norm_out: load.linear(ends.norm_out)?,
             proj_out: load.linear(ends.proj_out)?,
             modulation: Current::default(),

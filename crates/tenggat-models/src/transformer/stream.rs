@@ -1,10 +1,11 @@
 //! One stream of a block (image or text): everything but the attention that joins the two.
 //!
 //! Shapes: `m = b·tokens` rows, `tokens` per sample and of this stream alone; `c` channels; `h` heads of `d`
-//! channels; `r` columns of a layer's `A·x`, see [`crate::lora::Adapter::forward`]. Dtypes as in `block.rs`;
+//! channels; `r` columns of a layer's `A·x`, see [`crate::lora::Adapter::forward`]. Dtypes as in `double.rs`;
 //! *wide* tensors are f32 where activations are bf16.
 //!
-//! `QwenImageTransformerBlock` of diffusers `transformer_qwenimage.py`. With the six parts of the modulation
+//! `QwenImageTransformerBlock` of diffusers `transformer_qwenimage.py` and `FluxTransformerBlock` of
+//! `transformer_flux.py`. With the six parts of the modulation
 //! (shift₁, scale₁, gate₁, shift₂, scale₂, gate₂): `n₁ = norm(x)·(1+scale₁)+shift₁`, `qkv = Wₐ·n₁`, then
 //! after the attention gave o: `x₁ = x + gate₁·Wₒ·o`, `n₂ = norm(x₁)·(1+scale₂)+shift₂`,
 //! `out = x₁ + gate₂·W₂·gelu(W₁·n₂)`.
@@ -16,12 +17,12 @@ use tenggat_tensor::ops::{copy, gated_residual, gelu, layer_norm_modulate};
 use tenggat_tensor::weight::NextUse;
 use tenggat_tensor::{Tensor, View, ViewMut};
 
-use super::conditioned::Conditioned;
-use super::linear::{Linear, Trained};
+use super::layer::Layer;
+use super::linear::Linear;
 use super::modulation::Modulation;
+use super::pass::Pass;
 use crate::Result;
-use crate::lora::{Adapter, Gradients, Lora, Rounded};
-use crate::qwen_image::layer::Layer;
+use crate::lora::Gradients;
 
 /// Frozen weights of one stream.
 #[derive(Debug)]
@@ -36,62 +37,31 @@ pub(super) struct Stream {
     pub mlp_out: Linear,
 }
 
-/// Which of the block's layers the stream's are.
+/// Which of the block's layers the stream's are, by their numbers within it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layers {
-    pub modulation: Layer,
-    pub qkv: Layer,
-    pub out: Layer,
-    pub mlp_in: Layer,
-    pub mlp_out: Layer,
+    pub modulation: usize,
+    pub qkv: usize,
+    pub out: usize,
+    pub mlp_in: usize,
+    pub mlp_out: usize,
 }
 
 impl Layers {
     pub const IMAGE: Layers = Layers {
-        modulation: Layer::ImgMod,
-        qkv: Layer::ImgQkv,
-        out: Layer::ImgOut,
-        mlp_in: Layer::ImgMlpIn,
-        mlp_out: Layer::ImgMlpOut,
+        modulation: Layer::ImgMod as usize,
+        qkv: Layer::ImgQkv as usize,
+        out: Layer::ImgOut as usize,
+        mlp_in: Layer::ImgMlpIn as usize,
+        mlp_out: Layer::ImgMlpOut as usize,
     };
     pub const TEXT: Layers = Layers {
-        modulation: Layer::TxtMod,
-        qkv: Layer::TxtQkv,
-        out: Layer::TxtOut,
-        mlp_in: Layer::TxtMlpIn,
-        mlp_out: Layer::TxtMlpOut,
+        modulation: Layer::TxtMod as usize,
+        qkv: Layer::TxtQkv as usize,
+        out: Layer::TxtOut as usize,
+        mlp_in: Layer::TxtMlpIn as usize,
+        mlp_out: Layer::TxtMlpOut as usize,
     };
-}
-
-/// What a pass through one block shares.
-#[derive(Clone, Copy)]
-pub(super) struct Pass<'a> {
-    /// Number of the block.
-    pub block: usize,
-    pub conditioned: &'a Conditioned,
-    pub lora: Option<&'a Lora>,
-    /// The adapter's parameters of the block, where they are rounded.
-    pub rounded: Option<&'a Rounded>,
-}
-
-impl<'a> Pass<'a> {
-    /// The adapter of a layer of this block, if it has one.
-    fn adapter(&self, layer: Layer) -> Option<Adapter<'a>> {
-        self.lora?.in_layer(layer.number(self.block), self.rounded)
-    }
-
-    /// The adapter of a layer, with the `A·x` that its forward pass kept; `None` if it gets no gradient.
-    fn trained<'g, 't>(
-        &self,
-        layer: Layer,
-        ax: &'a Option<Tensor>,
-        gradients: &'g mut Option<Gradients<'t>>,
-    ) -> Option<Trained<'a, 'g, 't>> {
-        match (self.adapter(layer), ax, gradients) {
-            (Some(adapter), Some(ax), Some(gradients)) => Some(Trained { adapter, ax, gradients }),
-            _ => None,
-        }
-    }
 }
 
 /// Activations before the attention. `…_ax`: `A·x` of a layer's adapter, if it has one.
@@ -184,6 +154,13 @@ impl Stream {
     pub fn release(&self) -> bool {
         let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
         linears.into_iter().fold(false, |freed, linear| linear.weight.release() | freed)
+    }
+
+    /// Bytes of the frozen matrices in memory, or mapped into it.
+    pub fn bytes(&self) -> usize {
+        let modulation = if let Modulation::Resident(linear) = &self.modulation { linear.bytes() } else { 0 };
+        let linears = [&self.qkv, &self.out, &self.mlp_in, &self.mlp_out];
+        modulation + linears.map(Linear::bytes).iter().sum::<usize>()
     }
 
     /// Modulation `[b, 6c]`, and `A·x` of its adapter `[b, r]`.
@@ -440,18 +417,13 @@ impl Stream {
     ///
     /// # Errors
     /// Out of device memory.
-    fn modulation_gradient(
+    fn modulation_gradient<'a>(
         &self,
-        pass: Pass<'_>,
-        before: &Before,
+        pass: Pass<'a>,
+        before: &'a Before,
         gradients: &mut Option<Gradients<'_>>,
     ) -> Result<Option<Tensor>> {
-        if pass.trained(self.layers.modulation, &before.modulation_ax, gradients).is_none() {
-            return Ok(None);
-        }
-        let mut d = before.modulation.empty_like(before.modulation.shape())?;
-        d.fill(0.0)?;
-        Ok(Some(d))
+        pass.zeroed(self.layers.modulation, &before.modulation, &before.modulation_ax, gradients)
     }
 }
 
