@@ -41,6 +41,38 @@ const fact = (page, name) => page.evaluate((name) => {
   return dt ? dt.nextElementSibling.textContent : null;
 }, name);
 
+// A job that is typed, checked and added; then the order of others, and cancelling.
+async function queue(page) {
+  const job = fs.readFileSync(process.env.TENGGAT_JOB, "utf8");
+  const named = (name, steps) => job.replace("name: fox", `name: ${name}`).replace(/steps: \d+/, `steps: ${steps}`);
+  const state = (name) => page.evaluate((name) => {
+    const row = [...document.querySelectorAll("[data-entry]")].find((row) => row.children[1].textContent === name);
+    return row ? row.querySelector(".state").textContent : null;
+  }, name);
+  await page.click("text=Queue");
+  await page.waitForSelector("#job");
+  const add = page.locator("text=Add to the queue");
+  await page.fill("#job", "job: extension\nconfig: {");
+  await page.waitForSelector("#found .bad");
+  assert(await add.isDisabled(), "what cannot run cannot be added");
+  for (const [name, steps] of [["first", 1000000], ["second", 2], ["third", 2]]) {
+    await page.fill("#job", named(name, steps));
+    await until(`${name} is found good`, () => add.isEnabled());
+    await add.click();
+    await until(`${name} is in the queue`, () => state(name));
+  }
+  await until("the first runs", async () => (await state("first")) === "running");
+  await isAccessible(page, "queue");
+  await shot(page, "queue");
+  await page.click('[aria-label="Move up third"]');
+  await until("another order", () => page.evaluate(() => [...document.querySelectorAll("[data-entry]")].map((row) => row.children[1].textContent).join() === "first,third,second"));
+  await page.click('[aria-label="Cancel second"]');
+  await until("the second is out", async () => (await state("second")) === "cancelled");
+  await page.click('[aria-label="Cancel first"]');
+  await until("the first is out", async () => (await state("first")) === "cancelled");
+  await until("the third is done", async () => (await state("third")) === "done");
+}
+
 async function main() {
   const browser = await chromium.launch({ executablePath: process.env.TENGGAT_CHROMIUM, args: ["--no-sandbox"] });
   try {
@@ -143,6 +175,7 @@ async function main() {
     await page.click("text=Compare");
     await page.waitForSelector(".plot canvas");
     await isAccessible(page, "compare");
+    await queue(page);
     assert.deepStrictEqual(wrong, []);
   } finally {
     await browser.close();

@@ -82,6 +82,7 @@ function go() {
   const [, kind, rest] = location.hash.match(/^#\/(run|compare)\/(.+)$/) || [];
   if (kind === "run") view = runView(main, decodeURIComponent(rest));
   else if (kind === "compare") view = compareView(rest.split("&").map(decodeURIComponent));
+  else if (location.hash === "#/queue") view = queueView();
   else view = listView();
 }
 
@@ -93,6 +94,13 @@ function listen() {
     connection.textContent = `${plural(runs.length, "run")}, live`;
     if (view.listed) view.listed();
     if (view.changed) runs.filter((run) => before.get(run.id) !== JSON.stringify(run)).forEach((run) => view.changed(run));
+  });
+  source.addEventListener("queue", (event) => {
+    const took = queue.takes_jobs;
+    queue = JSON.parse(event.data);
+    // Whether there is a form is known now.
+    if (view.queued && took !== queue.takes_jobs) go();
+    else if (view.queued) view.queued();
   });
   // The browser tries again by itself.
   source.addEventListener("error", () => { connection.textContent = "not connected; trying again"; });

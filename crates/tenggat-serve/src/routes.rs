@@ -18,7 +18,7 @@ use crate::asked;
 use crate::guard;
 use crate::runs::Listed;
 use crate::site::Site;
-use crate::{answer, numbers, page, stream};
+use crate::{answer, numbers, page, queue, stream};
 
 /// Most points of a curve that a browser may ask for.
 const MOST_POINTS: usize = 20_000;
@@ -57,8 +57,13 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/api/log", get(log))
         .route("/file", get(file))
         .route("/metrics", get(prometheus))
+        .route("/api/queue", get(queue::queue))
         .route("/api/ask", post(asked::ask))
         .route("/api/extend", post(asked::extend))
+        .route("/api/queue/cancel", post(queue::cancel))
+        .route("/api/queue/move", post(queue::move_entry))
+        .route("/api/queue/add", post(queue::add))
+        .route("/api/check", post(queue::check))
         .fallback(|| async { answer::missing("page") })
         .layer(axum::extract::DefaultBodyLimit::max(MOST_BODY))
         .layer(middleware::from_fn_with_state(Arc::clone(&site), guarded))

@@ -3,9 +3,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use crate::desk::Desk;
 use crate::guard::Token;
 use crate::routes;
 use crate::runs::Runs;
@@ -20,6 +21,10 @@ pub struct Options {
     pub address: IpAddr,
     /// Port; 0 for any free one.
     pub port: u16,
+    /// Folder of the queue that is shown, whether it is there already or not.
+    pub queue: Option<PathBuf>,
+    /// Takes new jobs.
+    pub desk: Option<Arc<dyn Desk>>,
 }
 
 /// A server that runs until the process ends.
@@ -66,9 +71,11 @@ pub fn start(options: &Options) -> io::Result<Server> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // They read files; more at once would only take memory.
-        .max_blocking_threads(3)
+        .max_blocking_threads(4)
         .build()?;
-    let site = Arc::new(Site { runs: Runs::new(options.folder.clone()), token, address });
+    let (runs, queue) = (Runs::new(options.folder.clone()), options.queue.clone());
+    let (desk, checking) = (options.desk.clone(), Mutex::default());
+    let site = Arc::new(Site { runs, token, address, queue, desk, checking });
     let serve = move || {
         runtime.block_on(async move {
             let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };

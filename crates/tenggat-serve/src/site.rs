@@ -1,7 +1,10 @@
 //! What one server serves.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
+use crate::desk::Desk;
 use crate::guard::Token;
 use crate::runs::Runs;
 
@@ -11,4 +14,9 @@ pub(crate) struct Site {
     pub runs: Runs,
     pub token: Token,
     pub address: SocketAddr,
+    /// Folder of the queue.
+    pub queue: Option<PathBuf>,
+    pub desk: Option<Arc<dyn Desk>>,
+    /// Held while a job is checked.
+    pub checking: Mutex<()>,
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::queue;
 use crate::runs::Listed;
 use crate::site::Site;
 
@@ -40,14 +41,15 @@ fn has_news(listed: &[Listed], before: &[Listed]) -> bool {
     listed.len() != before.len() || listed.iter().zip(before).any(is_new)
 }
 
-/// The list of runs now, and each run that changes from then on, until the reader is gone.
+/// The queue and the list of runs now, and again whenever they change, until the reader is gone.
 pub(crate) fn events(site: Arc<Site>) -> Body {
     let (sender, receiver) = channel(4);
     tokio::spawn(async move {
-        let (mut told, mut quiet) = (None::<Vec<Listed>>, 0);
+        let (mut told, mut told_queue, mut quiet) = (None::<Vec<Listed>>, None, 0);
         loop {
             let own = Arc::clone(&site);
-            let Ok(listed) = tokio::task::spawn_blocking(move || own.runs.list()).await else { return };
+            let look = move || (own.runs.list(), queue::listed(&own));
+            let Ok((listed, queue)) = tokio::task::spawn_blocking(look).await else { return };
             quiet += 1;
             if quiet >= SIGN_OF_LIFE || told.as_ref().is_none_or(|told| has_news(&listed, told)) {
                 quiet = 0;
@@ -57,6 +59,13 @@ pub(crate) fn events(site: Arc<Site>) -> Body {
                     return;
                 }
                 told = Some(listed);
+            }
+            if told_queue.as_ref() != Some(&queue) {
+                let Ok(json) = serde_json::to_string(&queue) else { return };
+                if sender.send(format!("event: queue\ndata: {json}\n\n").into()).await.is_err() {
+                    return;
+                }
+                told_queue = Some(queue);
             }
             tokio::select! {
                 () = sender.closed() => return,

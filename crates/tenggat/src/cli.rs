@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::{
-    BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, ScoreArgs,
-    ServeArgs, StatusArgs, TaskArgs, WatchArgs,
+    BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, QueueArgs,
+    ScoreArgs, ServeArgs, StatusArgs, TaskArgs, WatchArgs,
 };
 use crate::device;
 use crate::events;
@@ -148,6 +148,7 @@ the page can also ask a run to save, to generate samples, to stop, or to move it
 Examples:
   tenggat serve
   tenggat serve output --port 9000
+  tenggat serve --run-queue
   ssh -L 8675:localhost:8675 gpu-box tenggat serve")]
     Serve(ServeArgs),
     /// Watch the runs in a folder, or one of them, until Ctrl-C.
@@ -164,6 +165,19 @@ Examples:
   tenggat extend output/my_run -10m
   tenggat extend output/my_run 07:00")]
     Extend(ExtendArgs),
+    /// Run jobs one after another, and share a deadline among them.
+    #[command(after_help = "\
+The queue is one for each user, in ~/.local/state/tenggat/queue or the folder that TENGGAT_QUEUE names. It survives kills
+and reboots: `queue run` finds the runs that were under way and resumes them.
+
+Examples:
+  tenggat queue add fox.yaml bell.yaml drum.yaml --by 07:00
+  tenggat queue add fox.yaml --budget 2h
+  tenggat --device cuda:1 queue add fox.yaml
+  tenggat queue run
+  tenggat queue move 7 first
+  tenggat queue cancel 7")]
+    Queue(QueueArgs),
     /// Quantise a model before the runs that use it.
     #[command(after_help = "\
 Examples:

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::small_job::{Job, not_tested};
 use common::tenggat;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A server that is ended with the test.
 struct Server {
@@ -23,9 +23,15 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path) -> Server {
+        Server::start_with(folder, &[])
+    }
+
+    fn start_with(folder: &Path, more: &[&str]) -> Server {
         let mut child = tenggat()
             .args(["serve", "--port", "0"])
+            .args(more)
             .arg(folder)
+            .env("TENGGAT_QUEUE", folder.join("queue"))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -223,6 +229,54 @@ fn nothing_is_done_without_the_token_or_for_another_site() {
     assert_eq!(post(&[token], ask), 409);
 }
 
+#[test]
+fn the_queue_is_shown_to_all_and_changed_with_the_token_alone() {
+    let job = Job::new("steps: 2", "");
+    let server = Server::start(job.folder.path());
+    let (status, queue) = server.get("/api/queue");
+    assert_eq!((status, &queue["entries"], &queue["takes_jobs"]), (200, &json!([]), &json!(true)));
+    let token = ("X-Tenggat-Token", server.token.as_str());
+    let post = |path: &str, headers: &[(&str, &str)], body: &Value| {
+        let (status, _, body) = server.ask("POST", path, headers, &body.to_string());
+        (status, serde_json::from_slice::<Value>(&body).unwrap_or_default())
+    };
+    let text = fs::read_to_string(job.folder.path().join("job.yaml")).unwrap();
+    let new = json!({"job": text, "budget": "10m", "by": ""});
+    assert_eq!(post("/api/queue/cancel", &[token], &json!({"entry": 1})).0, 404, "there is no queue yet");
+    for path in ["/api/queue/add", "/api/queue/cancel", "/api/queue/move", "/api/check"] {
+        assert_eq!(post(path, &[], &new).0, 403, "{path}");
+        assert_eq!(post(path, &[token, ("Origin", "http://evil.example")], &new).0, 403, "{path}");
+        assert_eq!(post(path, &[token], &json!("x")).0, 400, "{path}");
+    }
+    // What is typed is checked: what cannot be read, what cannot run, and what can.
+    let check = |text: &str| post("/api/check", &[token], &json!({"job": text})).1;
+    let unread = check("job: extension\nconfig: [");
+    assert_eq!(unread["ok"], false);
+    assert!(unread["lines"][0].as_str().unwrap().starts_with("job.yaml:"), "{unread}");
+    let unfit = check(&text.replace("/set'", "/nowhere'"));
+    assert!(unfit["ok"] == false && unfit["lines"].to_string().contains("problem"), "{unfit}");
+    assert_eq!(check(&text)["ok"], true, "{}", check(&text));
+    let wrong = json!({"job": text, "budget": "soon"});
+    assert_eq!(post("/api/queue/add", &[token], &wrong).0, 400);
+    assert!(server.get("/api/queue").1["entries"].as_array().unwrap().is_empty());
+    assert_eq!(post("/api/queue/add", &[token], &new), (200, json!({"entry": 1})));
+    assert_eq!(post("/api/queue/add", &[token], &new), (200, json!({"entry": 2})));
+    let (_, queue) = server.get("/api/queue");
+    assert_eq!(
+        (&queue["entries"][0]["state"], &queue["entries"][0]["budget_s"]),
+        (&json!("waiting"), &json!(600.0))
+    );
+    let kept = queue["entries"][0]["job"].as_str().unwrap();
+    assert_eq!(fs::read_to_string(kept).unwrap(), text);
+    assert_eq!(post("/api/queue/move", &[token], &json!({"entry": 2, "to": "sideways"})).0, 400);
+    assert_eq!(post("/api/queue/move", &[token], &json!({"entry": 2, "to": "up"})).0, 200);
+    assert_eq!(server.get("/api/queue").1["entries"][0]["id"], 2);
+    assert_eq!(post("/api/queue/cancel", &[token], &json!({"entry": 2})).0, 200);
+    assert_eq!(post("/api/queue/cancel", &[token], &json!({"entry": 2})).0, 409);
+    assert_eq!(post("/api/queue/move", &[token], &json!({"entry": 2, "to": "up"})).0, 409);
+    assert_eq!(post("/api/queue/cancel", &[token], &json!({"entry": 9})).0, 404);
+}
+
 /// Node, its modules and a browser; `None` where one of them is missing.
 fn browser() -> Option<(PathBuf, PathBuf)> {
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from);
@@ -247,11 +301,12 @@ fn a_browser_shows_a_live_run_and_carries_out_what_is_asked() {
     let job = Job::new("steps: 1000000", sample);
     finished(&job.folder.path().join("long"), 50_000);
     let run = job.start(&["--budget", "20m"], 25);
-    let server = Server::start(job.folder.path());
+    let server = Server::start_with(job.folder.path(), &["--run-queue"]);
     let mut script = Command::new("node");
     script.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/browser/page.cjs"));
     script.arg(format!("http://{}/#token={}", server.host, server.token)).args(["fox", "long"]);
     script.args(std::env::var_os("TENGGAT_SCREENSHOTS"));
+    script.env("TENGGAT_JOB", job.folder.path().join("job.yaml"));
     script.env("NODE_PATH", modules).env("TENGGAT_CHROMIUM", chromium);
     let output = script.output().unwrap();
     let said = common::text(&output);

@@ -58,7 +58,7 @@ fn train_hooked(
     let events = args.events.map(|format| EventLines::new(limited.clock, format));
     let held_out = args.held_out.as_deref();
     if let Some(port) = args.serve {
-        serve(&job, port);
+        serve(&job, port, choice);
     }
     hooks.begin(&job.name, limited.clock, limited.deadline_s);
     let (start_over, program) = (args.start_over, "train");
@@ -79,11 +79,11 @@ fn outcome(summary: &Summary) -> Outcome {
 }
 
 /// Shows the run on a page. A page that cannot be shown is no reason not to train.
-fn serve(job: &Job, port: u16) {
+fn serve(job: &Job, port: u16, choice: Choice) {
     let folder = job.folder.parent().unwrap_or(&job.folder);
     let address = std::net::Ipv4Addr::LOCALHOST.into();
     // It ends with the process.
-    if let Err(error) = super::serve::begin(folder, address, port) {
+    if let Err(error) = super::serve::begin(folder, address, port, choice) {
         warning!("{error:#}");
     }
 }

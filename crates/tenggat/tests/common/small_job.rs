@@ -61,6 +61,7 @@ config:
     pub fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenggat"));
         command.args(["train", "--threads", "1"]).args(more).arg(self.folder.path().join("job.yaml"));
+        command.env("TENGGAT_QUEUE", self.folder.path().join("queue"));
         command
     }
 
