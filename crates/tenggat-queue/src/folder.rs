@@ -1,5 +1,6 @@
 //! The folder of a queue: the database and what lies beside it.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Where the queue is below the user's folder for state, `~/.local/state`.
@@ -30,6 +31,13 @@ impl Folder {
         self.0.join("runner.lock")
     }
 
+    /// Whether a process runs the queue. To know, its lock is taken for a moment, shared with others that
+    /// look; who begins to run the queue just then tries again.
+    pub fn has_runner(&self) -> bool {
+        let Ok(file) = File::open(self.runner_lock()) else { return false };
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+
     /// Locked by the process of an entry for as long as it lives.
     pub fn entry_lock(&self, id: i64) -> PathBuf {
         self.0.join(format!("{id}.lock"))
@@ -43,5 +51,23 @@ impl Folder {
     /// Job files that were written on the page.
     pub fn jobs(&self) -> PathBuf {
         self.0.join("jobs")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runner_is_seen_and_its_lock_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Folder::new(folder.path());
+        assert!(!queue.has_runner());
+        let lock = File::create(queue.runner_lock()).unwrap();
+        assert!(!queue.has_runner());
+        lock.try_lock().unwrap();
+        assert!(queue.has_runner());
+        drop(lock);
+        assert!(!queue.has_runner());
     }
 }

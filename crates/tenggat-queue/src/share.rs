@@ -1,7 +1,8 @@
 //! How the time until several deadlines is shared.
 //!
-//! Each entry gets time in proportion to what it is expected to need, but no more than its budget; what one leaves goes
-//! to the others (water-filling). The first entry is held to the scarcest of the deadlines at and behind it.
+//! Each entry gets time in proportion to what it is expected to need, but no more than its budget; what one
+//! leaves goes to the others (water-filling). The first entry is held to the scarcest of the deadlines at and
+//! behind it.
 
 /// What an entry asks of the time ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -35,7 +36,8 @@ fn weights(claims: &[Claim]) -> Vec<f64> {
     claims.iter().map(|claim| known(claim).unwrap_or(mean)).collect()
 }
 
-/// The level `x` at which `Σ min(mostᵢ, x·weightᵢ)` is the time left; `None` if there is time for all budgets.
+/// The level `x` at which `Σ min(mostᵢ, x·weightᵢ)` is the time left; `None` if there is time for all
+/// budgets.
 fn level(claims: &[Claim], weights: &[f64], left_s: f64) -> Option<f64> {
     let full_at = |i: usize| claims[i].most_s.map_or(f64::INFINITY, |most| most / weights[i]);
     let mut order: Vec<usize> = (0..claims.len()).collect();

@@ -17,7 +17,7 @@ config:
 // A check begins when the keys have been quiet for so long, in milliseconds.
 const QUIET = 400;
 
-let queue = { entries: [], takes_jobs: false, error: null };
+let queue = { entries: [], takes_jobs: false, is_run: false, error: null };
 // What was typed outlives a look at another view.
 let typed = { job: EXAMPLE, budget: "", by: "" };
 
@@ -32,10 +32,11 @@ function limit(entry) {
 function queueView() {
   document.title = "Queue · tenggat";
   const body = h("tbody"), none = h("p", { class: "dim" }, "Nothing waits. Put a job in with the form below, or with tenggat queue add."), said = h("p", { role: "status" });
+  const idle = h("p", { class: "bad" }, "Nobody runs the queue. Start tenggat queue run, or serve with --run-queue.");
   const heads = ["Entry", "Run", "State", "Device", "Limit", "Why", "Change"];
   const table = h("table", { class: "runs" }, h("thead", {}, h("tr", {}, ...heads.map((name) => h("th", { scope: "col" }, name)))), body);
   const form = token.value && queue.takes_jobs ? jobForm() : h("p", { class: "dim" }, "Open the control page that tenggat serve printed to change the queue or to add jobs.");
-  main.replaceChildren(h("h1", {}, "Queue"), none, table, said, form.element || form);
+  main.replaceChildren(h("h1", {}, "Queue"), idle, none, table, said, form.element || form);
   const tell = (path, value) => post(path, value).then(() => { said.textContent = ""; }, (e) => { said.textContent = e.message; });
   function changes(entry, places) {
     if (!token.value) return [];
@@ -49,6 +50,7 @@ function queueView() {
   }
   function draw() {
     none.hidden = queue.entries.length > 0;
+    idle.hidden = queue.is_run || !queue.entries.some((entry) => entry.state === "waiting" || entry.state === "running");
     table.hidden = !none.hidden;
     if (queue.error) said.textContent = queue.error;
     const lanes = new Map();
@@ -73,7 +75,7 @@ function queueView() {
 function jobForm() {
   const job = h("textarea", { id: "job", rows: 16, spellcheck: "false", "aria-describedby": "found" });
   const budget = h("input", { id: "budget", size: 8, placeholder: "2h" }), by = h("input", { id: "by", size: 8, placeholder: "07:00" });
-  const found = h("ul", { id: "found", class: "log", role: "status" }), add = h("button", { type: "submit", disabled: true }, "Add to the queue");
+  const found = h("ul", { class: "log" }), add = h("button", { type: "submit", disabled: true }, "Add to the queue");
   job.value = typed.job; budget.value = typed.budget; by.value = typed.by;
   let timer = null, asking = false, again = false, alive = true;
   function show(lines, good) {
@@ -108,7 +110,7 @@ function jobForm() {
   for (const input of [budget, by]) input.addEventListener("input", () => { typed = { job: job.value, budget: budget.value, by: by.value }; });
   check();
   const element = h("section", { class: "card", "aria-label": "New job" }, h("h2", {}, "New job"), h("form", { onsubmit: submit },
-    h("p", {}, h("label", { for: "job" }, "Job file (YAML)")), job, found,
+    h("p", {}, h("label", { for: "job" }, "Job file (YAML)")), job, h("div", { id: "found", role: "status" }, found),
     h("p", { class: "row" }, h("label", { for: "budget" }, "Budget"), budget, h("label", { for: "by" }, "or end by"), by, add)));
   return { element, leave() { alive = false; clearTimeout(timer); } };
 }

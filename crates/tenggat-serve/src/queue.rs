@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use tenggat_queue::{Entry, Error, Queue};
+use tenggat_queue::{Entry, Error, Folder, Queue};
 
 use crate::answer::{self, aside};
 use crate::desk::NewJob;
@@ -23,6 +23,8 @@ pub(crate) struct Listed {
     entries: Vec<Entry>,
     /// Whether jobs can be put into it from here.
     takes_jobs: bool,
+    /// Whether a process runs it.
+    is_run: bool,
     /// Why it cannot be read, if it cannot.
     error: Option<String>,
 }
@@ -51,6 +53,7 @@ pub(crate) fn listed(site: &Site) -> Listed {
         None => Ok(Vec::new()),
     };
     let takes_jobs = site.desk.is_some();
+    let is_run = site.queue.as_ref().is_some_and(|folder| Folder::new(folder).has_runner());
     match read() {
         Ok(mut entries) => {
             let mut ended = 0;
@@ -58,9 +61,9 @@ pub(crate) fn listed(site: &Site) -> Listed {
                 ended += usize::from(entry.state.has_ended());
                 ended <= ENDED_SHOWN
             });
-            Listed { entries, takes_jobs, error: None }
+            Listed { entries, takes_jobs, is_run, error: None }
         }
-        Err(e) => Listed { entries: Vec::new(), takes_jobs, error: Some(told(&e)) },
+        Err(e) => Listed { entries: Vec::new(), takes_jobs, is_run, error: Some(told(&e)) },
     }
 }
 

@@ -58,7 +58,8 @@ pub struct AddArgs {
     /// Time that each run may take: 90s, 45m, 2h, 1h30m.
     #[arg(long, value_name = "DURATION", value_parser = tenggat_plan::parse_duration_s)]
     pub budget: Option<f64>,
-    /// Time by which all of them must have ended: 07:00, '2026-12-01 07:00', or with a zone. Each gets a share.
+    /// Time by which all of them must have ended: 07:00, '2026-12-01 07:00', or with a zone. Each gets a
+    /// share.
     #[arg(long, value_name = "TIME", value_parser = parse_local_moment)]
     pub by: Option<Timestamp>,
     /// Name of the run, in place of the job's (`[name]` in the job).

@@ -1,7 +1,8 @@
 //! The process of an entry.
 //!
-//! Its standard input is the entry's lock file, locked. The lock lasts as long as the process does, whatever becomes of
-//! the one that started it: after a kill, the next runner of the queue sees by it that the process still lives.
+//! Its standard input is the entry's lock file, locked. The lock lasts as long as the process does, whatever
+//! becomes of the one that started it: after a kill, the next runner of the queue sees by it that the process
+//! still lives.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;

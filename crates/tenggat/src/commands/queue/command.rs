@@ -23,7 +23,11 @@ pub fn queue(args: &QueueArgs, device: Choice) -> anyhow::Result<()> {
                 Some(queue) => shown(queue.list()?, *all),
                 None => Vec::new(),
             };
-            list(&entries, *json)
+            list(&entries, *json)?;
+            if !json && !folder.has_runner() && entries.iter().any(|entry| !entry.state.has_ended()) {
+                say!("nobody runs the queue; start `tenggat queue run`, or `tenggat serve --run-queue`");
+            }
+            Ok(())
         }
         Action::Cancel { entries } => {
             let mut queue = open()?;

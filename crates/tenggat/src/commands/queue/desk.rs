@@ -38,7 +38,8 @@ impl tenggat_serve::Desk for Desk {
 }
 
 impl Desk {
-    /// What `tenggat check` says, in a process of its own: it decodes images, and is ended if that takes long.
+    /// What `tenggat check` says, in a process of its own: it decodes images, and is ended if that takes
+    /// long.
     fn checked(&self, job: &str) -> anyhow::Result<Checked> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("job.yaml");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,6 +12,7 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use tenggat_queue::{Entry, Folder, Queue, State};
+use tenggat_runs::Request;
 
 use super::child::{End, Process};
 use super::list::name;
@@ -24,6 +26,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long a process that was asked to end may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Whoever looks whether the queue is run holds its lock for a moment: it is tried again so often, after so
+/// long.
+const LOOKED_AT: (usize, Duration) = (5, Duration::from_millis(20));
 /// A machine that shuts down asks all processes to end; this one may hear it after its children have ended.
 const HEARD_WITHIN: Duration = Duration::from_millis(300);
 
@@ -84,13 +89,16 @@ fn lock(folder: &Folder) -> anyhow::Result<File> {
     let path = folder.runner_lock();
     let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another process already runs the queue in {}", folder.path().display())
+    for _ in 0..LOOKED_AT.0 {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOOKED_AT.1),
+            Err(TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("cannot lock {}", path.display()));
+            }
         }
-        Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
     }
+    bail!("another process already runs the queue in {}", folder.path().display())
 }
 
 /// Runs the entries of one lane until none is left.
@@ -211,6 +219,10 @@ impl<'a> Lane<'a> {
             }
             if asked.is_none() && (self.stopping.is_asked() || self.queue.entry(entry.id)?.is_cancelled) {
                 process.signal(false);
+                if process.id().is_none() {
+                    // It was started just before a kill, and nobody noted its number.
+                    let _ = tenggat_runs::ask(Path::new(&entry.run), Request::Stop);
+                }
                 asked = Some(Instant::now());
             }
             if asked.is_some_and(|at| at.elapsed() > PATIENCE) {
