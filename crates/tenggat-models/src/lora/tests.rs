@@ -75,48 +75,68 @@ fn kronecker_products_are_those_of_the_whole_matrices() {
     }
 }
 
-/// `L = Σ dy·y`, and its gradients by parameters and input, against central differences; with and without
-/// dropout.
+/// `L = Σ dy·y`, and its gradients by parameters and input, against central differences: with and without
+/// dropout; members of one width, which are multiplied side by side, with and without gaps between them.
 #[test]
 fn backward_is_the_derivative() {
-    let layers = || [(6, vec![candidate("q", 3, true), candidate("k", 4, true)])];
     let dropout = Dropout { elements: 0.3, ranks: 0.2, modules: 0.0, seed: 3, pass: 7, samples: 2 };
-    let kronecker = Kind::Kronecker { factor: None };
-    let cases = [(Kind::LowRank(2), None), (Kind::LowRank(2), Some(dropout)), (kronecker, None)];
-    for (kind, dropout) in cases {
-        let layout = Layout::new(kind, layers(), |_| true);
-        let parameters = numbers(&[layout.len()], 1);
-        let lora = Lora { scale: 0.7, dropout, ..Lora::new(layout, parameters) };
-        let (x, dy) = (numbers(&[5, 6], 2), numbers(&[5, 7], 3));
-        let loss = |parameters: &[f64], x: &[f64]| -> f64 {
-            let own = Tensor::from_f64(&Device::cpu(), DType::F64, parameters, &[parameters.len()]).unwrap();
-            let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
-            let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[5, 6]).unwrap();
-            let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
-            lora.in_layer(0, None).unwrap().forward(x.view(), y.view_mut()).unwrap();
-            let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
-            weighed.map(|(y, d)| y * d).sum()
-        };
-        let mut buffer = Tensor::zeros(&Device::cpu(), DType::F64, &[lora.layout.len()]).unwrap();
-        let mut dx = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 6]).unwrap();
-        let adapter = lora.in_layer(0, None).unwrap();
-        let mut y = Tensor::zeros(&Device::cpu(), DType::F64, &[5, 7]).unwrap();
-        let ax = adapter.forward(x.view(), y.view_mut()).unwrap();
-        let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
-        adapter.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();
-        let (p, x) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
-        let check = |at: &[f64], got: Vec<f64>, loss: &dyn Fn(&[f64]) -> f64| {
-            for (i, got) in got.into_iter().enumerate() {
-                let moved = |by: f64| {
-                    let mut at = at.to_vec();
-                    at[i] += by;
-                    loss(&at)
-                };
-                let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-                assert!((got - expected).abs() < 1e-8 * (1.0 + expected.abs()), "{i}: {got} {expected}");
-            }
-        };
-        check(&p, buffer.to_f64().unwrap(), &|p| loss(p, &x));
-        check(&x, dx.to_f64().unwrap(), &|x| loss(&p, x));
+    let (low_rank, kronecker) = (Kind::LowRank(2), Kind::Kronecker { factor: None });
+    let all = [0, 1, 2, 3, 4];
+    differentiate(low_rank, None, &[3, 4], &all);
+    differentiate(low_rank, Some(dropout), &[3, 4], &all);
+    differentiate(low_rank, None, &[4, 4, 4], &all);
+    differentiate(low_rank, Some(dropout), &[4, 4, 4], &all);
+    differentiate(low_rank, None, &[4, 4, 4], &[0, 2]);
+    differentiate(low_rank, None, &[3, 4, 4, 3, 3], &[1, 2, 4]);
+    differentiate(kronecker, None, &[3, 4], &all);
+    differentiate(kronecker, None, &[4, 4, 4], &[0, 2]);
+}
+
+/// Checks the gradients of an adapter on a layer whose members have these widths, of which some are picked.
+fn differentiate(kind: Kind, dropout: Option<Dropout>, widths: &[usize], picked: &[usize]) {
+    let what = format!("{kind:?} {widths:?} {picked:?} {}", dropout.is_some());
+    let members = widths.iter().enumerate().map(|(i, &width)| candidate(&i.to_string(), width, true));
+    let is_picked = |name: &str| picked.iter().any(|i| i.to_string() == name);
+    let layout = Layout::new(kind, [(6, members.collect())], is_picked);
+    let outputs = widths.iter().sum();
+    let parameters = numbers(&[layout.len()], 1);
+    let lora = Lora { scale: 0.7, dropout, ..Lora::new(layout, parameters) };
+    let (x, dy) = (numbers(&[5, 6], 2), numbers(&[5, outputs], 3));
+    let zeros = |shape: &[usize]| Tensor::zeros(&Device::cpu(), DType::F64, shape).unwrap();
+    let loss = |parameters: &[f64], x: &[f64]| -> f64 {
+        let own = Tensor::from_f64(&Device::cpu(), DType::F64, parameters, &[parameters.len()]).unwrap();
+        let lora = Lora { scale: 0.7, dropout, ..Lora::new(lora.layout.clone(), own) };
+        let x = Tensor::from_f64(&Device::cpu(), DType::F64, x, &[5, 6]).unwrap();
+        let mut y = zeros(&[5, outputs]);
+        lora.in_layer(0, None).unwrap().forward(x.view(), y.view_mut()).unwrap();
+        let weighed = y.to_f64().unwrap().into_iter().zip(dy.to_f64().unwrap());
+        weighed.map(|(y, d)| y * d).sum()
+    };
+    let (mut buffer, mut dx) = (zeros(&[lora.layout.len()]), zeros(&[5, 6]));
+    let adapter = lora.in_layer(0, None).unwrap();
+    let mut y = zeros(&[5, outputs]);
+    let ax = adapter.forward(x.view(), y.view_mut()).unwrap();
+    let mut gradients = Gradients { buffer: &mut buffer, write: Write::Replace };
+    adapter.backward(x.view(), &ax, dy.view(), &mut gradients, Some(dx.view_mut())).unwrap();
+    let (p, x_values) = (lora.parameters.to_f64().unwrap(), x.to_f64().unwrap());
+    let check = |at: &[f64], got: &[f64], loss: &dyn Fn(&[f64]) -> f64| {
+        for (i, &got) in got.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut at = at.to_vec();
+                at[i] += by;
+                loss(&at)
+            };
+            let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((got - expected).abs() < 1e-8 * (1.0 + expected.abs()), "{what}, {i}: {got} {expected}");
+        }
+    };
+    let once = buffer.to_f64().unwrap();
+    check(&p, &once, &|p| loss(p, &x_values));
+    check(&x_values, &dx.to_f64().unwrap(), &|x| loss(&p, x));
+    // Gradients of a further micro-batch are added.
+    let mut gradients = Gradients { buffer: &mut buffer, write: Write::Add };
+    adapter.backward(x.view(), &ax, dy.view(), &mut gradients, None).unwrap();
+    for (i, (twice, once)) in buffer.to_f64().unwrap().into_iter().zip(once).enumerate() {
+        assert!((twice - 2.0 * once).abs() < 1e-12 * (1.0 + once.abs()), "{what}, {i}: {twice} {once}");
     }
 }

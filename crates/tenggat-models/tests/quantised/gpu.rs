@@ -5,7 +5,7 @@ use tenggat_models::transformer::{LoadOptions, ModulationStorage, Precision, Tra
 use tenggat_models::weights::Quantisation;
 use tenggat_tensor::{DType, Device};
 
-use super::model::{Dense, MIXED, close, folder, gradients, lora};
+use super::model::{Dense, MIXED, close, folder, gradients, lora, lora_of};
 
 fn gpu() -> Option<Device> {
     if std::env::var_os("TENGGAT_TEST_GPU").is_some() {
@@ -55,6 +55,24 @@ fn predictions_and_gradients_are_the_cpus() {
             let model = load(&gpu, compute, &wanted, modulation, false);
             let got = gradients(&model, &lora(&model, 3), MIXED);
             close(&format!("{format} in {compute:?} on the GPU"), &got, &expected, limit);
+        }
+    }
+}
+
+/// The same with adapters on parts of the fused layers, as `only_if_contains` picks them: with a gap between
+/// them, at the end of a layer, and without the modulation.
+#[test]
+fn adapters_on_parts_of_layers_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    let wanted = Quantisation { format: "uint3".parse().unwrap(), recovery: None, cache: None };
+    let dense = Dense::model(&wanted, None);
+    for parts in [["to_q", "to_v"], ["to_k", "to_v"], ["attn.", "mlp"]] {
+        let is_picked = |name: &str| parts.iter().any(|part| name.contains(part));
+        let expected = gradients(&dense, &lora_of(&dense, 3, is_picked), MIXED);
+        for (compute, limit) in [(DType::F32, 5e-4), (DType::BF16, 0.1)] {
+            let model = load(&gpu, compute, &wanted, ModulationStorage::Resident, false);
+            let got = gradients(&model, &lora_of(&model, 3, is_picked), MIXED);
+            close(&format!("{parts:?} in {compute:?} on the GPU"), &got, &expected, limit);
         }
     }
 }

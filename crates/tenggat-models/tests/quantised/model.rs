@@ -108,8 +108,13 @@ pub fn case(model: &Transformer) -> Case {
 
 /// An adapter of random numbers on every module.
 pub fn lora(model: &Transformer, rank: usize) -> Lora {
+    lora_of(model, rank, |_| true)
+}
+
+/// One on some modules.
+pub fn lora_of(model: &Transformer, rank: usize, is_picked: impl Fn(&str) -> bool) -> Lora {
     let dtype = model.precision().compute.wide();
-    let mut lora = Lora::zeros(model.lora_layout(rank, |_| true), model.device(), dtype).unwrap();
+    let mut lora = Lora::zeros(model.lora_layout(rank, is_picked), model.device(), dtype).unwrap();
     let mut values = vec![0.0; lora.parameters.len()];
     Philox::new(9).normal_f64(0, &mut values);
     values.iter_mut().for_each(|x| *x *= 0.05);
