@@ -19,6 +19,9 @@ pub(super) struct Kronecker<'a> {
 
 impl Kronecker<'_> {
     /// Adds to `y`; returns every member's `T = X·W₂ᵀ`, `[m, q·k]`, one after the other.
+    ///
+    /// # Errors
+    /// The shapes do not fit the layer, or the device failed.
     pub fn forward(&self, x: View<'_>, mut y: ViewMut<'_>) -> Result<Tensor> {
         let rows = x.rows();
         let len = self.members.iter().map(|member| rows * width(member)).sum();
@@ -37,6 +40,9 @@ impl Kronecker<'_> {
     }
 
     /// With `dT = scale · W₁ᵀ·dY`: `dW₁ = scale · Σ dY·Tᵀ`, `dW₂ = Σ dTᵀ·X`, `dX += dT·W₂`.
+    ///
+    /// # Errors
+    /// As [`Kronecker::forward`].
     pub fn backward(
         &self,
         x: View<'_>,

@@ -37,6 +37,9 @@ pub(crate) struct Adapter<'a> {
 impl Adapter<'_> {
     /// Adds the adapter's share to `y` and returns what backward needs: `A·x` (`[m, rank · members]`), or
     /// every member's `X·W₂ᵀ`, one after the other.
+    ///
+    /// # Errors
+    /// The shapes do not fit the layer, or the device failed.
     pub fn forward(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Tensor> {
         match self.kind {
             Kind::LowRank(rank) => self.low_rank(rank).forward(x, Write::Add, y),
@@ -46,6 +49,9 @@ impl Adapter<'_> {
 
     /// Writes the gradients of both matrices of every member, and adds the adapter's share to `dx` if there
     /// is one.
+    ///
+    /// # Errors
+    /// As [`Adapter::forward`].
     pub fn backward(
         &self,
         x: View<'_>,
@@ -64,6 +70,9 @@ impl Adapter<'_> {
 
     /// [`Adapter::forward`] on an output that holds nothing yet: all of it is written, for the layer's own
     /// product to be added. `None`, and `y` as it was, if this adapter can only be added.
+    ///
+    /// # Errors
+    /// As [`Adapter::forward`].
     pub fn forward_first(&self, x: View<'_>, y: ViewMut<'_>) -> Result<Option<Tensor>> {
         match self.kind {
             Kind::LowRank(rank) if self.low_rank(rank).covers(y.cols()) => {
@@ -74,6 +83,9 @@ impl Adapter<'_> {
     }
 
     /// [`Adapter::backward`] with a `dx` that holds nothing yet, likewise. Whether it did.
+    ///
+    /// # Errors
+    /// As [`Adapter::forward`].
     pub fn backward_first(
         &self,
         (x, ax, dy): (View<'_>, &Tensor, View<'_>),
@@ -87,6 +99,9 @@ impl Adapter<'_> {
 
     /// The frozen layer and the adapter in one pass, `y = W·x + bias + scale · B·(A·x)`, and `A·x`; `None`,
     /// and `y` as it was, if this adapter goes on top of the layer instead.
+    ///
+    /// # Errors
+    /// As [`Adapter::forward`].
     pub fn forward_with(
         &self,
         x: View<'_>,
@@ -99,6 +114,9 @@ impl Adapter<'_> {
 
     /// Backward of [`Adapter::forward_with`]: writes dA and dB and, if there is room for it, the gradient of
     /// x, which includes the frozen layer's share. Whether it did.
+    ///
+    /// # Errors
+    /// As [`Adapter::forward`].
     pub fn backward_with(
         &self,
         (x, ax, dy): (View<'_>, &Tensor, View<'_>),

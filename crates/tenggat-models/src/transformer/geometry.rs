@@ -100,6 +100,9 @@ impl Geometry {
     }
 
     /// Zeros one stream's rows of a joint tensor.
+    ///
+    /// # Errors
+    /// `joint` has another shape, or the device failed.
     pub fn zero_rows(&self, joint: &mut Tensor, image: bool) -> Result<()> {
         (0..self.key_lens.len()).try_for_each(|sample| Ok(copy::zero(self.rows_of(sample, image, joint))?))
     }

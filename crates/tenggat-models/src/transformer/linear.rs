@@ -75,6 +75,9 @@ impl Linear {
     }
 
     /// [`Linear::backward`] that writes the input gradient to `dx`.
+    ///
+    /// # Errors
+    /// As [`Linear::backward`].
     pub fn backward_to(
         &self,
         x: View<'_>,
