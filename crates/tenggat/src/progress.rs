@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tenggat_plan::{Clock, Forecast, Phase, RuledBy, format_duration};
-use tenggat_train::run::{Contender, Event, Scored, Step};
+use tenggat_train::run::{Contender, Event, Step};
 
 use crate::output::{self, Bar, say};
 use crate::training_lines::{Cadence, TrainingLines};
@@ -93,7 +93,8 @@ impl Progress {
                 self.training.saved(steps);
                 tracing::info!("{} holds {}", path.display(), plural(steps, "step"));
             }
-            Event::Scored(scores) => show_scores(&scores),
+            // Shown side by side when the run has ended: only then are they of the same images and noise.
+            Event::Scored(_) => {}
             Event::Contender(Contender { steps, error, is_best }) => say!(
                 "{:<14} {:.5} after {}{}",
                 "held-out error",
@@ -214,13 +215,6 @@ impl Progress {
             self.line(|own| own.training.plain(ends.as_deref(), deadline.as_ref()));
         }
     }
-}
-
-fn show_scores(scores: &Scored) {
-    let what = if scores.trained { "with the LoRA" } else { "bare model" };
-    let picture = scores.picture.total;
-    let velocity = scores.velocity.map_or(String::new(), |v| format!(", velocity error {:.5}", v.total));
-    say!("{what:<14} held-out image error {picture:.5}{velocity}");
 }
 
 /// A bar over the bytes of a model that is being quantised.

@@ -5,12 +5,14 @@
 //! measured on the same pictures and noise, part by part while time allows; what is left at the very end goes
 //! into more pairs of velocity errors. Only what was measured both ways counts.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use tenggat_models::Result;
 use tenggat_models::lora::Lora;
 use tenggat_plan::{Budget, Clock, PartTime};
 use tenggat_tensor::Tensor;
 
-use super::score::{self, HeldOut, HeldOutError, Judge, LEVELS, Prompt, Scores};
+use super::score::{self, Extent, HeldOut, HeldOutError, Judge, LEVELS, Prompt, Scores};
 
 /// Share of the budget that the picture errors may take each time; decides how many seeds there are.
 const SHARE: f64 = 0.06;
@@ -86,7 +88,7 @@ impl<'a> Scoring<'a> {
                 seeds = fit.clamp(1, MAX_SEEDS);
             }
         }
-        'velocities: for level in 0..LEVELS {
+        'velocities: for level in spread() {
             for group in 0..self.held.len() {
                 if late(self) {
                     break 'velocities;
@@ -98,7 +100,8 @@ impl<'a> Scoring<'a> {
         }
         let picture = self.mean(&self.pictures, bare);
         let velocity = (!self.velocities.is_empty()).then(|| self.mean(&self.velocities, bare));
-        Ok(Scores { trained: false, picture, velocity, seeds: self.seeds.max(1) })
+        let extent = self.extent(bare);
+        Ok(Scores { trained: false, picture, velocity, seeds: self.seeds.max(1), extent })
     }
 
     /// Measures the LoRA on the same noise while the budget allows a further part.
@@ -133,7 +136,7 @@ impl<'a> Scoring<'a> {
             let picture = self.mean(&self.pictures, of);
             let velocity = measured(&self.velocities).then(|| self.mean(&self.velocities, of));
             let whole = self.pictures.iter().filter(|p| p.trained.is_some()).map(|p| p.seed + 1).max();
-            Scores { trained, picture, velocity, seeds: whole.unwrap_or(0) }
+            Scores { trained, picture, velocity, seeds: whole.unwrap_or(0), extent: self.extent(of) }
         };
         Some((scores(false), scores(true)))
     }
@@ -174,7 +177,7 @@ impl<'a> Scoring<'a> {
             return Ok(());
         }
         for noise in 1..MAX_NOISES {
-            for level in 0..LEVELS {
+            for level in spread() {
                 for group in 0..self.held.len() {
                     // Four parts: on a busy machine each may take long, and what a part may take stays
                     // unused.
@@ -235,10 +238,24 @@ impl<'a> Scoring<'a> {
         Ok(mean(&errors))
     }
 
+    /// On how much that was measured which `of` picks.
+    fn extent(&self, of: fn(&Pair) -> Option<HeldOutError>) -> Extent {
+        let images = |group: usize| self.held[group].captions.lens.len();
+        let measured = |pairs: &[Pair], key: fn(&Pair) -> u64| -> BTreeSet<u64> {
+            pairs.iter().filter(|pair| of(pair).is_some()).map(key).collect()
+        };
+        let groups = measured(&self.pictures, |pair| pair.group as u64);
+        Extent {
+            images: groups.iter().map(|&group| images(group as usize)).sum(),
+            all_images: (0..self.held.len()).map(images).sum(),
+            levels: measured(&self.velocities, |pair| pair.seed).len(),
+        }
+    }
+
     /// Mean over pictures of what `of` picks from each pair: over the pairs of one group and level first, so
     /// that a level with more noises weighs no more than the others.
     fn mean(&self, pairs: &[Pair], of: fn(&Pair) -> Option<HeldOutError>) -> HeldOutError {
-        let mut cells = std::collections::BTreeMap::new();
+        let mut cells = BTreeMap::new();
         for (pair, error) in pairs.iter().filter_map(|p| Some((p, of(p)?))) {
             let cell: &mut (HeldOutError, f64) = cells.entry((pair.seed, pair.group)).or_insert((ZERO, 0.0));
             *cell = (plus(cell.0, error, 1.0), cell.1 + 1.0);
@@ -249,6 +266,13 @@ impl<'a> Scoring<'a> {
             .iter()
             .fold(ZERO, |sum, (&(_, group), &(error, n))| plus(sum, error, weight(group) / (n * total)))
     }
+}
+
+/// The noise levels in an order in which any first few of them lie evenly over the range: errors differ much
+/// from level to level, and time may run out in between.
+fn spread() -> impl Iterator<Item = usize> {
+    let bits = LEVELS.next_power_of_two().trailing_zeros();
+    (0..1usize << bits).map(move |i| i.reverse_bits() >> (usize::BITS - bits)).filter(|level| *level < LEVELS)
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -273,4 +297,21 @@ fn with_lora(pair: &Pair) -> Option<HeldOutError> {
 /// `a + weight · b`.
 fn plus(a: HeldOutError, b: HeldOutError, weight: f64) -> HeldOutError {
     HeldOutError { captioned: a.captioned + weight * b.captioned, empty: a.empty + weight * b.empty }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_noise_levels_are_spread_over_all() {
+        let order: Vec<usize> = spread().collect();
+        assert_eq!(order[..4], [0, 8, 4, 12]);
+        assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), LEVELS);
+        // The mean of the first few levels is near that of all, which is 7.5.
+        for n in [4, 8, 16] {
+            let mean = order[..n].iter().sum::<usize>() as f64 / n as f64;
+            assert!((mean - 7.5).abs() <= 1.5, "{n}: {mean}");
+        }
+    }
 }

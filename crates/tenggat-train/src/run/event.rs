@@ -212,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::job::ErrorWeights;
-    use crate::measure::score::{HeldOutError, Scores};
+    use crate::measure::score::{Extent, HeldOutError, Scores};
 
     const DOCUMENT: &str = include_str!("../../../../docs/events.md");
     /// Fields of every line, which the program adds.
@@ -222,7 +222,9 @@ mod tests {
     fn all() -> Vec<(&'static str, Event)> {
         let (error, even) =
             (HeldOutError { captioned: 0.25, empty: 0.5 }, "1:1".parse::<ErrorWeights>().unwrap());
-        let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2 }.weighed(even);
+        let extent = Extent { images: 4, all_images: 8, levels: 5 };
+        let scores = Scores { trained: true, picture: error, velocity: Some(error), seeds: 2, extent };
+        let scores = scores.weighed(even);
         let error = error.weighed(even);
         let (loss, smoothed, lr, step_s) = (0.4, 0.5, 1e-4, 0.25);
         let (left_s, end_s) = (None, Some(20.0));

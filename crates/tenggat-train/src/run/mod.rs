@@ -34,7 +34,7 @@ mod timeline;
 mod trained;
 mod training;
 
-pub use crate::measure::score::{Scored, Scores, Weighed};
+pub use crate::measure::score::{Extent, LEVELS, Scored, Scores, Weighed};
 pub use error::{Error, Result};
 pub use event::{Contender, Event, Step};
 pub use lock::{LOCK, RunLock};

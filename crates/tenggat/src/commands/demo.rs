@@ -2,9 +2,9 @@
 
 use anyhow::Context;
 use tenggat_plan::{Clock, WallClock};
-use tenggat_train::job::{ErrorWeights, Job};
-use tenggat_train::run::Scores;
+use tenggat_train::job::Job;
 
+use super::comparison;
 use super::train::{Setting, run_job, show_interrupted, show_warnings};
 use crate::assets;
 use crate::cli;
@@ -52,9 +52,7 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
         return Ok(());
     }
     say!("");
-    if let (Some(before), Some(after)) = (&summary.before, &summary.after) {
-        table(before, after);
-    }
+    comparison::show(&summary, job.held_out_weights);
     say!("{:<14} {}", "LoRA", summary.lora.display());
     say!(
         "{:<14} {} steps of {:.0} ms; {:.1} s of {budget_s:.0} s used",
@@ -64,21 +62,4 @@ pub fn demo(args: &cli::Demo, clock: WallClock, choice: Choice) -> anyhow::Resul
         clock.now_s()
     );
     Ok(())
-}
-
-fn table(before: &Scores, after: &Scores) {
-    say!("{:<34} {:>9} {:>9} {:>9}", "error on 8 unseen images", "bare", "LoRA", "change");
-    let weights = ErrorWeights::default();
-    let row = |name: &str, a: f64, b: f64| {
-        say!("{name:<34} {a:>9.5} {b:>9.5} {:>+8.1}%", 100.0 * (b / a - 1.0));
-    };
-    row("picture, 1/4 captioned + 3/4 empty", before.picture.total(weights), after.picture.total(weights));
-    row("  captioned", before.picture.captioned, after.picture.captioned);
-    row("  empty prompt", before.picture.empty, after.picture.empty);
-    if let (Some(before), Some(after)) = (before.velocity, after.velocity) {
-        row("velocity, likewise", before.total(weights), after.total(weights));
-        row("  captioned", before.captioned, after.captioned);
-        row("  empty prompt", before.empty, after.empty);
-    }
-    say!("(mean of {} {})", before.seeds, if before.seeds == 1 { "seed" } else { "seeds" });
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod best;
 mod check;
+mod comparison;
 mod demo;
 mod doctor;
 mod drive;
@@ -13,6 +14,7 @@ mod model;
 mod plan;
 mod quantise;
 mod queue;
+mod run_folder;
 mod sample;
 mod score;
 mod scorer;

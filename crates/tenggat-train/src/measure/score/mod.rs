@@ -76,14 +76,27 @@ pub struct Scores {
     pub velocity: Option<HeldOutError>,
     /// Seeds that the picture error is a mean over.
     pub seeds: u64,
+    /// On how much it was measured.
+    pub extent: Extent,
+}
+
+/// What errors are means over. Two errors can be compared if they were measured on the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Extent {
+    /// Images that were redrawn at least once.
+    pub images: usize,
+    /// Held-out images.
+    pub all_images: usize,
+    /// Noise levels of the velocity error, of [`LEVELS`].
+    pub levels: usize,
 }
 
 impl Scores {
     /// The scores with their totals.
     pub fn weighed(&self, weights: ErrorWeights) -> Scored {
-        let &Scores { trained, picture, velocity, seeds } = self;
+        let &Scores { trained, picture, velocity, seeds, extent } = self;
         let velocity = velocity.map(|error| error.weighed(weights));
-        Scored { trained, picture: picture.weighed(weights), velocity, seeds }
+        Scored { trained, picture: picture.weighed(weights), velocity, seeds, extent }
     }
 }
 
@@ -98,6 +111,9 @@ pub struct Scored {
     pub velocity: Option<Weighed>,
     /// Seeds that the image error is a mean over.
     pub seeds: u64,
+    /// On how much it was measured.
+    #[serde(flatten)]
+    pub extent: Extent,
 }
 
 /// How pictures are redrawn.
