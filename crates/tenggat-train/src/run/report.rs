@@ -11,6 +11,9 @@ use crate::outcome::report::plot::{self, Plot};
 use crate::outcome::report::sheet::{self, Row, Sheet};
 use crate::outcome::report::{self, Point};
 
+/// Most images on the sheet.
+const MOST_ROWS: usize = 4;
+
 /// Writes `loss.png`, and `sheet.png` if held-out pictures were redrawn both ways.
 pub(super) fn write(
     job: &Job,
@@ -28,14 +31,21 @@ pub(super) fn write(
         plot::save(&plot, &path)?;
         show(Event::Wrote { what: "loss curve", path });
     }
-    let rows = redrawn.iter().map(rows).collect::<Result<Vec<_>, report::Error>>()?;
-    let rows = rows.concat();
-    if !rows.is_empty() {
+    let compared = redrawn.iter().map(rows).collect::<Result<Vec<_>, report::Error>>()?.concat();
+    if !compared.is_empty() {
+        let all = compared.len();
+        let rows = most_changed(compared);
+        let which = match rows.len() {
+            shown if shown < all => format!(" Shown are the {shown} of {all} whose errors changed most."),
+            _ => String::new(),
+        };
         let path = folder.file("sheet.png");
         let sheet = Sheet {
             title: &format!("{name}: images that were not trained on"),
-            subtitle: "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are \
-                errors.",
+            subtitle: &format!(
+                "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are errors.\
+                 {which}"
+            ),
             columns: &["truth", "bare model", "with the LoRA"],
             rows: &rows,
         };
@@ -45,13 +55,30 @@ pub(super) fn write(
     Ok(())
 }
 
-fn rows(group: &Redrawn<'_>) -> Result<Vec<Row>, report::Error> {
+/// A row of the sheet, and its error before and after.
+type Compared = (Row, [f64; 2]);
+
+/// The rows whose errors changed by the largest factor, for better or worse, in the order in which they were.
+fn most_changed(compared: Vec<Compared>) -> Vec<Row> {
+    let factor = |[before, after]: [f64; 2]| {
+        let factor = (after.max(1e-12) / before.max(1e-12)).ln().abs();
+        if factor.is_finite() { factor } else { 0.0 }
+    };
+    let mut order: Vec<usize> = (0..compared.len()).collect();
+    order.sort_by(|&a, &b| factor(compared[b].1).total_cmp(&factor(compared[a].1)).then(a.cmp(&b)));
+    order.truncate(MOST_ROWS);
+    let shown = compared.into_iter().enumerate().filter(|(i, _)| order.contains(i));
+    shown.map(|(_, (row, _))| row).collect()
+}
+
+fn rows(group: &Redrawn<'_>) -> Result<Vec<Compared>, report::Error> {
     let row = |(i, label): (usize, &String)| {
         let pictures = [group.truth, group.bare, group.trained].map(|t| report::to_rgb(t, i));
         let [truth, bare, trained] = pictures;
         let (truth, bare, trained) = (truth?, bare?, trained?);
-        let note = format!("{:.4} → {:.4}", difference(&truth, &bare), difference(&truth, &trained));
-        Ok(Row { label: label.clone(), note, pictures: vec![truth, bare, trained] })
+        let errors = [&bare, &trained].map(|drawn| difference(&truth, drawn));
+        let note = format!("{:.4} → {:.4}", errors[0], errors[1]);
+        Ok((Row { label: label.clone(), note, pictures: vec![truth, bare, trained] }, errors))
     };
     group.labels.iter().enumerate().map(row).collect()
 }
@@ -61,4 +88,30 @@ fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
     let squares =
         a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| ((f64::from(*a) - f64::from(*b)) / 255.0).powi(2));
     squares.sum::<f64>() / a.as_raw().len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_images_that_changed_most_are_shown_in_their_order() {
+        let compared = |label: &str, errors| {
+            (Row { label: label.into(), note: String::new(), pictures: Vec::new() }, errors)
+        };
+        let all = [
+            ("a", [0.04, 0.039]),
+            ("b", [0.04, 0.02]),
+            ("worse", [0.02, 0.04]),
+            ("c", [0.04, 0.03]),
+            ("nothing", [f64::NAN, 0.1]),
+            ("d", [0.09, 0.03]),
+        ];
+        let labels = |n: usize| -> Vec<String> {
+            let compared = all[..n].iter().map(|&(label, errors)| compared(label, errors)).collect();
+            most_changed(compared).into_iter().map(|row| row.label).collect()
+        };
+        assert_eq!(labels(6), ["b", "worse", "c", "d"]);
+        assert_eq!(labels(3), ["a", "b", "worse"]);
+    }
 }

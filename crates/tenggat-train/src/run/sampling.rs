@@ -172,7 +172,8 @@ impl<'a> Sampling<'a> {
         self.last_round = Some(steps);
         if drawn.len() > 1 && may_go_on(self.sheet_time) {
             let began_s = self.clock.now_s();
-            self.sheet(&drawn, steps, folder)?;
+            let path = self.sheet(&drawn, steps, folder)?;
+            show(Event::Wrote { what: "sample sheet", path });
             self.sheet_time.observe(self.clock.now_s() - began_s);
         }
         if steps == 0 {
@@ -183,7 +184,7 @@ impl<'a> Sampling<'a> {
     }
 
     /// A row for each prompt: before the first step, if there is such an image, and now.
-    fn sheet(&self, drawn: &[RgbImage], steps: u64, folder: &RunFolder) -> Result<()> {
+    fn sheet(&self, drawn: &[RgbImage], steps: u64, folder: &RunFolder) -> Result<PathBuf> {
         let row = |(i, picture): (usize, &RgbImage)| Row {
             label: self.prompts[i].0.text.clone(),
             note: String::new(),
@@ -197,7 +198,8 @@ impl<'a> Sampling<'a> {
         std::fs::create_dir_all(&sheets).map_err(|e| Error::file("make the folder", &sheets, e))?;
         let path = sheets.join(format!("{steps:09}.{}", self.extension()));
         let sheet = Sheet { title: self.name, subtitle: &subtitle, columns: &columns, rows: &rows };
-        Ok(sheet::save(&sheet, &path)?)
+        sheet::save(&sheet, &path)?;
+        Ok(path)
     }
 
     fn path(&self, folder: &Path, steps: u64, number: usize) -> PathBuf {

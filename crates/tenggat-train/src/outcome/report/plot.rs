@@ -103,7 +103,14 @@ fn draw(plot: &Plot<'_>) -> Svg {
     svg.text(x0 + w / 2.0, PAGE.1 - 14.0, text(13.0, GREY, "middle"), "step");
     svg.text(x0 - 9.0, y0 - 12.0, text(13.0, LOSS, "end"), "loss");
 
-    // Dots beyond the range stick to its edge, so that they are not lost.
+    // Dots beyond the range stick to its edge, so that they are not lost, and the page says so.
+    let beyond = losses.iter().filter(|loss| **loss < low || **loss > high).count();
+    if beyond > 0 {
+        let dots =
+            if beyond == 1 { "1 dot at the edge is" } else { &format!("{beyond} dots at the edge are") };
+        let note = format!("{dots} beyond the range");
+        svg.text(x0 + w, 58.0, text(13.0, GREY, "end"), &note);
+    }
     let at = |p: &Point| (x(p.step as f64), y(p.loss.clamp(low, high)));
     let dots: Vec<_> = points.iter().map(at).collect();
     let (diameter, strength) = if dots.len() > 1500 { (2.2, 0.22) } else { (3.2, 0.35) };
@@ -211,6 +218,17 @@ mod tests {
             draw(&plot).render(1.0).unwrap();
         }
         draw(&plot(&points(20_000))).render(SCALE).unwrap();
+    }
+
+    #[test]
+    fn outliers_at_the_edge_are_counted() {
+        let level = |step: u64| 0.2 + 0.01 * (step % 10) as f64;
+        let mut points: Vec<Point> =
+            (1..=400).map(|step| Point { step, loss: level(step), lr: 1e-4 }).collect();
+        assert!(!draw(&plot(&points)).finish().contains("at the edge"));
+        points[9].loss = 9.0;
+        points[99].loss = 7.0;
+        assert!(draw(&plot(&points)).finish().contains("2 dots at the edge are beyond the range"));
     }
 
     /// A step from 1 to 0 is smoothed about its place, neither before nor after it.
