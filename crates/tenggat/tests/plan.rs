@@ -224,13 +224,13 @@ fn a_card_is_chosen_by_time_and_money() {
     assert!(no_steps.contains("--steps"), "{no_steps}");
 }
 
-/// What the README shows is what the program prints.
+/// What the page about planning shows is what the program prints.
 #[test]
-fn the_plan_in_the_readme_is_as_printed() {
+fn the_plans_in_the_documentation_are_as_printed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let page = fs::read_to_string(root.join("docs/planning.md")).unwrap();
     let mut found = 0;
-    for block in readme.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+    for block in page.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
         let (command, shown) = block.split_once('\n').unwrap();
         if !command.starts_with("$ tenggat plan ") {
             continue;
@@ -388,8 +388,14 @@ fn only_runs_are_extended() {
     assert!(program.complains(&["extend", path, "+5m"]).contains("config.yaml"));
     assert!(program.complains(&["extend", path, "5m"]).contains("+30m"));
     fs::write(folder.path().join("config.yaml"), "").unwrap();
+    // Nobody would answer: told at once, and nothing is left behind.
+    assert!(program.complains(&["extend", path, "+5m"]).contains("no run is under way"));
+    assert!(!folder.path().join("deadline.request").exists());
+    let held = fs::File::create(folder.path().join("run.lock")).unwrap();
+    held.lock().unwrap();
+    assert!(program.complains(&["extend", path, "2020-01-01T00:00:00Z"]).contains("has passed"));
     fs::write(folder.path().join("deadline.request"), "+5m").unwrap();
-    assert!(program.complains(&["extend", path, "-5m"]).contains("still waiting"));
+    assert!(program.complains(&["extend", path, "+5m"]).contains("still waiting"));
 }
 
 #[test]

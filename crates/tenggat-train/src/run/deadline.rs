@@ -86,6 +86,7 @@ pub fn is_pending(folder: &Path) -> bool {
 pub(super) struct Requests {
     folder: PathBuf,
     looked_s: f64,
+    is_shortened: bool,
 }
 
 /// What is asked for besides another deadline.
@@ -104,7 +105,12 @@ impl Requests {
         for request in Request::ALL {
             tenggat_runs::takes(folder, request);
         }
-        Requests { folder: folder.to_path_buf(), looked_s: 0.0 }
+        Requests { folder: folder.to_path_buf(), looked_s: 0.0, is_shortened: false }
+    }
+
+    /// Whether the run was ever given less time than it had.
+    pub fn is_shortened(&self) -> bool {
+        self.is_shortened
     }
 
     /// Looks in another folder from now on: the run's was renamed.
@@ -128,7 +134,7 @@ impl Requests {
     }
 
     /// Moves the deadline if that is asked for.
-    fn answer_move(&self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
+    fn answer_move(&mut self, budget: &mut Budget, now_s: f64, show: &mut dyn FnMut(Event)) {
         let path = self.folder.join(REQUEST);
         let Ok(bytes) = fs::read(&path) else { return };
         let text = String::from_utf8_lossy(&bytes);
@@ -138,18 +144,25 @@ impl Requests {
             return;
         }
         let before_s = budget.deadline_s();
-        let deadline_s = match text.parse() {
+        let asked = match text.parse() {
             Err(e) => return show(Event::Warning(format!("{REQUEST}: {e}"))),
-            Ok(Move::By(seconds)) => budget.extend(now_s, seconds),
-            Ok(Move::To(moment)) => {
-                let left_s = moment.duration_since(Timestamp::now()).as_secs_f64();
-                budget.set_deadline(now_s, now_s + left_s)
-            }
+            Ok(asked) => asked,
         };
-        let Some(deadline_s) = deadline_s else {
+        let target_s = match asked {
+            Move::By(seconds) => before_s.map(|before_s| before_s + seconds),
+            Move::To(moment) => Some(now_s + moment.duration_since(Timestamp::now()).as_secs_f64()),
+        };
+        // Most likely a slip: there are other ways to end a run.
+        if target_s.is_some_and(|target_s| target_s <= now_s) {
+            return show(Event::Warning(format!(
+                "the deadline stays: {asked} has passed already; stop the run to end it now"
+            )));
+        }
+        let Some(deadline_s) = target_s.and_then(|target_s| budget.set_deadline(now_s, target_s)) else {
             let text = "the run has no deadline to move; give a point in time instead of a duration";
             return show(Event::Warning(text.into()));
         };
+        self.is_shortened |= before_s.is_none_or(|before_s| deadline_s < before_s);
         show(Event::DeadlineMoved { deadline_s, by_s: before_s.map(|before_s| deadline_s - before_s) });
         show(Event::Forecast(budget.forecast(now_s)));
     }
@@ -199,6 +212,23 @@ mod tests {
         assert!(!is_pending(folder.path()));
         assert!(answers(&mut requests, &mut budget, 3.0).is_empty());
         assert_eq!(budget.deadline_s(), Some(150.0));
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut budget, mut requests) = (budget(Some(100.0)), Requests::new(folder.path()));
+        let past = Timestamp::now() - jiff::SignedDuration::from_secs(60);
+        for (n, asked) in [Move::By(-36000.0), Move::By(-99.0), Move::To(past)].into_iter().enumerate() {
+            request(folder.path(), asked).unwrap();
+            let events = answers(&mut requests, &mut budget, 2.0 + 2.0 * n as f64);
+            let [Event::Warning(text)] = &events[..] else { panic!("{events:?}") };
+            assert!(text.contains("stays"), "{text}");
+            assert_eq!((budget.deadline_s(), requests.is_shortened()), (Some(100.0), false));
+        }
+        request(folder.path(), Move::By(-50.0)).unwrap();
+        answers(&mut requests, &mut budget, 10.0);
+        assert_eq!((budget.deadline_s(), requests.is_shortened()), (Some(50.0), true));
     }
 
     #[test]

@@ -219,7 +219,9 @@ impl Training<'_, '_> {
             self.time.tell(Event::Forecast(forecast));
         }
         let progress = self.time.budget.progress();
-        if reason == FinishReason::OutOfTime && self.time.budget.steps_done() > 0 && progress < WHOLE_COURSE {
+        // Where somebody took time away, the machine is not to blame.
+        let is_cut = reason == FinishReason::OutOfTime && !self.requests.is_shortened();
+        if is_cut && self.time.budget.steps_done() > 0 && progress < WHOLE_COURSE {
             self.time.warn(format!(
                 "the machine became slower near the end: the learning rate got through only {:.0} % of its \
                  schedule",

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
+use jiff::Timestamp;
+use tenggat_runs::{Run, State};
 use tenggat_train::run::deadline::{self, Move};
 
 use crate::output::say;
+use crate::when::{after, moment, unix};
 
 /// How long to wait for the run's answer: the loop looks between two steps.
 const WAIT: Duration = Duration::from_secs(15);
@@ -36,12 +39,22 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
             tenggat_drive::FOLDER
         );
     }
+    let mut run = Run::new(folder);
+    run.refresh();
+    let overview = run.overview();
+    if overview.state != State::Running {
+        bail!(
+            "no run is under way in {} ({}); to train on there, give `tenggat train` a longer budget",
+            folder.display(),
+            overview.state.name()
+        );
+    }
+    refuse_the_past(args.by, overview.deadline_unix_s, Timestamp::now())?;
     let request = folder.join(deadline::REQUEST);
     deadline::request(folder, args.by).map_err(|e| match e.kind() {
-        ErrorKind::AlreadyExists => anyhow::anyhow!(
-            "an earlier request is still waiting; if the run has ended, remove {}",
-            request.display()
-        ),
+        ErrorKind::AlreadyExists => {
+            anyhow::anyhow!("an earlier request is still waiting: {}", request.display())
+        }
         _ => anyhow::Error::from(e).context(format!("cannot write {}", request.display())),
     })?;
     let began = Instant::now();
@@ -60,4 +73,35 @@ pub fn extend(args: &ExtendArgs) -> anyhow::Result<()> {
         request.display()
     );
     Ok(())
+}
+
+/// A deadline that has passed is most likely a slip, such as hours for minutes, and would end the run.
+fn refuse_the_past(by: Move, deadline_unix_s: Option<f64>, now: Timestamp) -> anyhow::Result<()> {
+    let target = match by {
+        Move::By(seconds) => deadline_unix_s.map(|deadline_s| after(unix(deadline_s), seconds)),
+        Move::To(target) => Some(target),
+    };
+    match target {
+        Some(target) if target <= now => bail!(
+            "the deadline would be {}, which has passed; to end the run now, interrupt it (Ctrl-C)",
+            moment(target)
+        ),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_in_the_past_is_refused() {
+        let now = unix(1_800_000_000.0);
+        let refused = |by: &str, deadline_s| refuse_the_past(by.parse().unwrap(), deadline_s, now).is_err();
+        let in_an_hour = Some(1_800_003_600.0);
+        assert!(refused("-10h", in_an_hour) && refused("-1h", in_an_hour) && !refused("-10m", in_an_hour));
+        assert!(refused("2020-01-01T00:00:00Z", None) && !refused("2100-01-01T00:00:00Z", None));
+        // Nobody knows of the deadline: the run will.
+        assert!(!refused("-10h", None));
+    }
 }
