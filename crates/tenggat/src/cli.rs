@@ -91,22 +91,24 @@ The exit code is 0 if `tenggat train` can run the job; images that are left out 
 Example:
   tenggat check my_job.yaml")]
     Check(CheckArgs),
-    /// Write a commented job for a folder of pictures.
+    /// Write a commented job for a folder of images.
     #[command(after_help = "\
 Examples:
   tenggat init pictures
+  tenggat init pictures --held-out 4
   tenggat init pictures --name my_dog --trigger d0g --model mini --out dog.yaml")]
     Init(InitArgs),
     /// Generate images with a model and, if given, a LoRA.
     #[command(after_help = "\
 Examples:
-  tenggat sample --model mini --prompt 'fox, twemoji style' --size 128x128 --out fox.png
+  tenggat sample --model mini --prompt 'fox, twemoji style' --out fox.png
+  tenggat sample --lora output/my_run
   tenggat sample --model Qwen/Qwen-Image --lora my_lora.safetensors --prompt 'a fox' --steps 20 --guidance 4")]
     Sample(Sample),
     /// Measure a LoRA on test images as the timed contest does, against the bare model.
     #[command(after_help = "\
 Examples:
-  tenggat score --model mini --lora run/last.safetensors --data test --measure velocity
+  tenggat score --lora output/my_run --data test --measure velocity
   tenggat score --model Qwen/Qwen-Image --lora my_lora.safetensors --data test --json")]
     Score(ScoreArgs),
     /// Run a task of the timed contest: an archive of images in, `last.safetensors` out before time is up.
@@ -251,24 +253,25 @@ pub struct Train {
 
 #[derive(Debug, Args)]
 pub struct Sample {
-    /// Model folder, hub id, or `mini` for the built-in model.
+    /// Model folder, hub id, or `mini` for the built-in model (default: that of the LoRA's run).
     #[arg(long)]
-    pub model: String,
-    /// LoRA file.
-    #[arg(long, value_name = "FILE")]
+    pub model: Option<String>,
+    /// LoRA file, or the folder of a run.
+    #[arg(long, value_name = "PATH")]
     pub lora: Option<PathBuf>,
     /// Strength of the LoRA.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = number(-100.0, 100.0))]
     pub strength: f64,
-    /// Prompt; give several times for several pictures.
-    #[arg(long, required = true)]
+    /// Prompt; give several times for several pictures (default: the sample prompts of the LoRA's run).
+    #[arg(long)]
     pub prompt: Vec<String>,
     /// Negative prompt; used if the guidance is above 1.
     #[arg(long, default_value = " ")]
     pub negative: String,
-    /// Width and height in pixels; rounded down to multiples of 16.
-    #[arg(long, value_name = "WxH", default_value = "1024x1024")]
-    pub size: String,
+    /// Width and height in pixels, rounded down to multiples of 16 (default: those of the run's samples, else
+    /// 1024x1024; 128x128 for `mini`).
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<String>,
     /// Steps of the sampler.
     #[arg(long, default_value_t = 20, value_parser = whole::<usize>(1, MOST_SAMPLER_STEPS as u64))]
     pub steps: usize,

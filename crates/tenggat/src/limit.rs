@@ -12,7 +12,7 @@ use tenggat_train::job::{Limits, parse_local_moment, parse_past_moment};
 #[derive(Debug, Args)]
 pub struct Limit {
     /// Time the whole run may take, from the start of the program: 90s, 45m, 2h, 1h30m.
-    #[arg(long, value_name = "DURATION", conflicts_with = "deadline")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, conflicts_with = "deadline")]
     pub budget: Option<String>,
     /// Time by which the program must have ended: 18:00, '2026-12-01 18:00' (both of this machine's time
     /// zone), or with a zone 2026-12-01T18:00:00+07:00.

@@ -34,6 +34,12 @@ pub struct CheckArgs {
 /// Most bytes that file systems take for the name of a folder.
 const NAME_BYTES: usize = 255;
 
+/// Share of an image that may be cut off without a word.
+const WORTH_A_WORD: f64 = 0.1;
+
+/// Longest run on a processor, in seconds, that is not warned of.
+const LONG_S: f64 = 86400.0;
+
 /// What was found: problems end a run, remarks do not.
 #[derive(Default)]
 struct Findings {
@@ -90,8 +96,14 @@ pub fn check(args: &CheckArgs, device: device::Choice) -> anyhow::Result<()> {
     }
     line("output", &output(&job.folder, &mut found));
     match plan(&job) {
-        Ok((text, fits)) => {
+        Ok(Planned { text, fits, total_s }) => {
             line("plan", &text);
+            if model_is_here && !device.may_be_a_gpu() && total_s.is_some_and(|s| s > LONG_S) {
+                found.remark(
+                    "on this processor the run takes days; `tenggat plan choose` names GPUs, and a --budget \
+                     makes it shorter",
+                );
+            }
             // A model that is elsewhere is trained elsewhere, and a GPU has memory of its own.
             if !fits && model_is_here && !device.may_be_a_gpu() {
                 found.problem(
@@ -230,8 +242,22 @@ fn data(set: &job::Dataset, job: &Job, found: &mut Findings) -> String {
         0..=4 => sizes.join(", "),
         n => format!("{n} sizes from {} to {}", sizes[0], sizes[n - 1]),
     };
-    let count = pictures.len();
-    format!("{path}: {count} images, {} entries an epoch, {shown}", whole.len())
+    let count = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+    let images = count(pictures.len(), "image", "images");
+    let entries = count(whole.len(), "entry", "entries");
+    format!("{path}: {images}, {entries} an epoch, {shown}{}", cut_off(&whole))
+}
+
+/// What the cut to a size leaves out of the image that loses most, if that is worth a word.
+fn cut_off(items: &[&Item]) -> String {
+    let area = |(width, height): (usize, usize)| (width * height) as f64;
+    let share = |item: &&Item| 1.0 - area((item.crop.width, item.crop.height)) / area(item.crop.scaled);
+    let most = items.iter().map(share).fold(0.0, f64::max);
+    if most < WORTH_A_WORD {
+        String::new()
+    } else {
+        format!(", up to {:.0} % of an image cut off", 100.0 * most)
+    }
 }
 
 /// Whether the folder of the results, or the nearest folder above it that exists, can be written to.
@@ -256,8 +282,17 @@ fn output(folder: &Path, found: &mut Findings) -> String {
     folder.display().to_string()
 }
 
-/// Time and memory on this machine's processor, in one line, and whether it has the memory.
-fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
+/// What a job takes on this machine's processor.
+struct Planned {
+    /// Time and memory, in one line.
+    text: String,
+    /// Whether the machine has the memory.
+    fits: bool,
+    /// The least time that is likely, in seconds, if the job ends by itself.
+    total_s: Option<f64>,
+}
+
+fn plan(job: &Job) -> anyhow::Result<Planned> {
     let (facts, _) = facts(&job.model.name_or_path)?;
     let planned = plan_job(job, &facts, Precision::Bf16).job;
     let machine = processor::calibrated().unwrap_or_else(processor::uncalibrated);
@@ -285,5 +320,6 @@ fn plan(job: &Job) -> anyhow::Result<(String, bool)> {
     if plan.assumed {
         parts.push("speed assumed; measure it with `tenggat plan calibrate`".into());
     }
-    Ok((format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", ")), fits))
+    let text = format!("this processor: {}; GPUs: `tenggat plan`", parts.join(", "));
+    Ok(Planned { text, fits, total_s: plan.total_s.map(|total| total.low) })
 }

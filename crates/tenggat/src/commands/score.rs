@@ -1,30 +1,37 @@
 //! `tenggat score`: the errors that the timed contest ranks by, of a LoRA and of the bare model.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tenggat_train::contest::evaluate::{Evaluation, Measured, Measures};
 use tenggat_train::contest::{rules, test_pictures};
+use tenggat_train::data::pictures;
 use tenggat_train::job::ErrorWeights;
 
 use super::model::locate;
+use super::run_folder::{self, Given};
 use super::scorer::Scorer;
 use crate::assets;
 use crate::device::{self, Choice};
 use crate::number::number;
-use crate::output::{self, Bar};
+use crate::output::{self, Bar, note};
+use crate::when::span;
+
+/// Where no bar is shown, a word is said once this has passed.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Long side of pictures that the built-in model draws.
 const MINI_SIDE: usize = 128;
 
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// Model folder, hub id, or `mini` for the built-in model.
+    /// Model folder, hub id, or `mini` for the built-in model (default: that of the LoRA's run).
     #[arg(long)]
-    model: String,
-    /// LoRA file; without one the bare model alone is scored.
-    #[arg(long, value_name = "FILE")]
+    model: Option<String>,
+    /// LoRA file, or the folder of a run; without one the bare model alone is scored.
+    #[arg(long, value_name = "PATH")]
     lora: Option<PathBuf>,
     /// Folder of test pictures with captions beside them, never trained on.
     #[arg(long, value_name = "FOLDER")]
@@ -87,14 +94,21 @@ struct Report<'a> {
 
 /// Measures and prints.
 pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
-    let side = args
-        .long_side
-        .map_or(if args.model == assets::MINI { MINI_SIDE } else { rules::LONG_SIDE }, usize::from);
-    let pictures = test_pictures(&args.data, side)?;
-    let folder = locate(&args.model)?;
+    let given = args.lora.as_deref().map(Given::find).transpose()?;
+    let model = run_folder::model(args.model.as_deref(), given.as_ref())?;
+    let usual = if model == assets::MINI { MINI_SIDE } else { rules::LONG_SIDE };
+    let side = args.long_side.map_or(usual, usize::from);
+    let pictures = test_pictures(&args.data, side).map_err(|error| match error {
+        pictures::Error::Empty { path, .. } => anyhow::anyhow!(
+            "--data {} has no image; name a folder of images with captions beside them",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
+    let folder = locate(model)?;
     let device = device::open(choice)?;
     let scorer = Scorer::load(&folder, &device, &pictures)?;
-    let lora = args.lora.as_deref().map(|path| scorer.lora(path)).transpose()?;
+    let lora = given.as_ref().map(|given| scorer.lora(&given.file)).transpose()?;
 
     let redrawing = rules::Redrawing {
         steps: args.steps as usize,
@@ -108,8 +122,18 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
         weights: args.weights,
     };
     let both = u64::from(!args.lora_only) + u64::from(lora.is_some());
-    let bar = Bar::new(both * measures.passes(pictures.len()), "{msg:5} {bar:28} {percent:>3} %, {eta} left");
-    let mut tick = |passes| bar.inc(passes);
+    let all = both * measures.passes(pictures.len());
+    let bar = Bar::new(all, "{msg:5} {bar:28} {percent:>3} %, {eta} left");
+    let (began, mut done, mut is_told) = (Instant::now(), 0, output::shows_bars());
+    let mut tick = |passes| {
+        bar.inc(passes);
+        done += passes;
+        if !is_told && began.elapsed() >= SLOW {
+            is_told = true;
+            let left_s = began.elapsed().as_secs_f64() / done as f64 * all.saturating_sub(done) as f64;
+            note!("this takes about {} more; --noises and --seeds make it shorter", span(left_s));
+        }
+    };
     bar.set_message("bare");
     let bare = if args.lora_only { None } else { Some(scorer.evaluate(None, measures, &mut tick)?) };
     bar.set_message("LoRA");
@@ -119,8 +143,8 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
     };
     drop(bar);
     let report = Report {
-        model: &args.model,
-        lora: args.lora.as_deref(),
+        model,
+        lora: given.as_ref().map(|given| given.file.as_path()),
         pictures: pictures.len(),
         weights: [args.weights.captioned(), args.weights.empty()],
         bare,

@@ -11,6 +11,7 @@ use tenggat_tensor::Device;
 use tenggat_train::job::{Job, Push, Warning};
 use tenggat_train::run::{self, Options, Stop, Summary};
 
+use super::comparison;
 use super::model::{locate_file, locate_unless};
 use crate::assets;
 use crate::cli;
@@ -65,9 +66,15 @@ fn train_hooked(
     let setting = Setting { held_out, start_over, choice, stop, events, hooks, program };
     let summary = run_job(&job, &limited, setting)?;
     show_interrupted(&job, &summary);
+    comparison::show(&summary, job.held_out_weights);
     if summary.steps > 0 || summary.lora.exists() {
         say!("{:<14} {} ({})", "LoRA", summary.lora.display(), plural(summary.steps, "step"));
     }
+    anyhow::ensure!(
+        summary.steps > 0 || summary.interrupted,
+        "no step fitted into the budget, so {} changes nothing; give a longer budget",
+        summary.lora.display()
+    );
     Ok(summary)
 }
 
