@@ -34,3 +34,35 @@ pub struct Options<'a> {
     /// Interrupts the run, or requests a save, from outside.
     pub stop: &'a Stop,
 }
+
+impl<'a> Options<'a> {
+    /// A run of the model in a folder, without a deadline, held-out images or report. Other fields are set
+    /// as those of any structure: `Options { report: true, ..Options::new(…) }`.
+    pub fn new(device: &'a Device, clock: &'a dyn Clock, model: &'a Path, stop: &'a Stop) -> Self {
+        Options {
+            device,
+            clock,
+            deadline_s: None,
+            deadline_is_moment: false,
+            model,
+            quantised: None,
+            memory_bytes: None,
+            held_out: None,
+            report: false,
+            start_over: false,
+            stop,
+        }
+    }
+
+    /// Gives the run this many seconds, from the start of its clock on.
+    #[must_use]
+    pub fn with_budget(self, seconds: f64) -> Self {
+        Options { deadline_s: Some(seconds), deadline_is_moment: false, ..self }
+    }
+
+    /// Scores these images before and after training.
+    #[must_use]
+    pub fn with_held_out(self, folder: &'a Path) -> Self {
+        Options { held_out: Some(folder), ..self }
+    }
+}
