@@ -86,7 +86,7 @@ fn every_phase_of_a_run_is_told_in_lines_of_json() {
     assert_eq!(last["path"], job.file("fox.safetensors").display().to_string());
     assert_eq!(last["steps"], 4);
     // What people read is still there, elsewhere.
-    for text in ["final save", "final samples", "report", "error on 2 unseen images", "LoRA"] {
+    for text in ["final save", "final samples", "report", "error on 8 unseen images", "LoRA"] {
         assert!(people.contains(text), "{text}: {people}");
     }
 

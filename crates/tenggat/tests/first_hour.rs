@@ -103,11 +103,15 @@ fn a_lora_is_used_by_the_name_of_its_run() {
     assert!(fails(here, &["sample", "--model", "mini"]).contains("--prompt"));
     assert!(fails(here, &["sample", "--lora", "pictures", "--model", "mini"]).contains("has no LoRA"));
 
-    let args = ["score", "--lora", "output/pictures", "--data", "pictures", "--noises", "1", "--seeds", "1"];
+    fs::create_dir_all(here.join("one")).unwrap();
+    let said = fails(here, &["score", "--model", "mini", "--data", "one"]);
+    assert!(said.contains("--data one has no image") && !said.contains("folder_path"), "{said}");
+    for file in ["fox.png", "fox.txt"] {
+        fs::copy(demo_pictures("train").join(file), here.join("one").join(file)).unwrap();
+    }
+    let args = ["score", "--lora", "output/pictures", "--data", "one", "--noises", "1", "--seeds", "1"];
     let said = fine(here, &[&args[..], &["--steps", "2", "--long-side", "64"]].concat());
-    assert!(said.contains("error on 5 test images"), "{said}");
-    let said = fails(here, &["score", "--model", "mini", "--data", "output"]);
-    assert!(said.contains("--data output") && !said.contains("folder_path"), "{said}");
+    assert!(said.contains("error on 1 test image;"), "{said}");
 }
 
 #[test]

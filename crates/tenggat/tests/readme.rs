@@ -10,11 +10,12 @@ use std::process::{Command, Output};
 use common::{demo_pictures, tenggat, text};
 
 /// What the test makes shorter, so that it does not take as long as a reader has.
-const SHORTER: [(&str, &str); 4] = [
+const SHORTER: [(&str, &str); 5] = [
     ("tenggat demo", "tenggat demo --budget 15s"),
     ("--budget 90s", "--budget 12s"),
     ("--hours-to-complete 0.01 ", "--hours-to-complete 0.006 "),
-    ("--steps 20", "--steps 2"),
+    ("output/pictures", "output/pictures --steps 2"),
+    ("--noises 1 --seeds 1", "--noises 1 --seeds 1 --steps 2 --long-side 64"),
 ];
 
 fn root() -> PathBuf {

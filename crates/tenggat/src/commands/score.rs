@@ -17,7 +17,7 @@ use crate::assets;
 use crate::device::{self, Choice};
 use crate::number::number;
 use crate::output::{self, Bar, note};
-use crate::when::span;
+use crate::when::{plural, span};
 
 /// Where no bar is shown, a word is said once this has passed.
 const SLOW: Duration = Duration::from_secs(5);
@@ -161,7 +161,8 @@ pub fn score(args: &ScoreArgs, choice: Choice) -> anyhow::Result<()> {
 fn table(report: &Report<'_>) -> String {
     let header = ["bare", "LoRA", "change", "± (of the mean)"];
     let [bare, lora, change, error] = header;
-    let title = format!("error on {} test images; lower is better", report.pictures);
+    let images = plural(report.pictures as u64, "test image");
+    let title = format!("error on {images}; lower is better");
     let mut text = format!("{title:<44} {bare:>9} {lora:>9} {change:>9}  {error}\n");
     let of = |e: &Option<Evaluation>, picture: bool| {
         let evaluation = e.as_ref()?;
