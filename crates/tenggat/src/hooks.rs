@@ -9,7 +9,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Args;
 use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::Sha256;
@@ -18,7 +17,7 @@ use tenggat_plan::{Clock, Pace, WallClock};
 use tenggat_train::run::Event;
 
 use crate::output::{self, say, warning};
-use crate::terms::Terms;
+use crate::terms::{HookArgs, Terms};
 
 /// The header that holds a message's signature.
 const HEADER: &str = "X-Tenggat-Signature";
@@ -31,20 +30,6 @@ const QUEUE: usize = 32;
 /// Longest wait for the last message to be taken, and time kept for the end of the process, in seconds.
 const LONGEST_WAIT_S: f64 = 5.0;
 const CLOSING_S: f64 = 0.05;
-
-/// Whom to tell of a run.
-#[derive(Debug, Clone, Default, Args)]
-pub struct HookArgs {
-    /// Command to run when the run has ended, however it ended: stop the pod, send the file. Its environment
-    /// has TENGGAT_STATUS (done or failed), TENGGAT_LORA, TENGGAT_STEPS and TENGGAT_RUN. A second Ctrl-C or
-    /// SIGTERM, which ends the program at once, skips it.
-    #[arg(long, value_name = "COMMAND")]
-    pub then: Option<String>,
-    /// Address to send JSON to when the run starts, slows down, saves and ends; signed with
-    /// TENGGAT_WEBHOOK_SECRET.
-    #[arg(long, value_name = "URL")]
-    pub webhook: Option<String>,
-}
 
 /// What a message tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
