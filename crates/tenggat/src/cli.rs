@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::{
-    BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, QuantiseArgs, QueueArgs,
-    ScoreArgs, ServeArgs, StatusArgs, TaskArgs, WatchArgs,
+    BenchArgs, CheckArgs, DoctorArgs, DriveArgs, ExtendArgs, InitArgs, PlanArgs, PlotArgs, QuantiseArgs,
+    QueueArgs, ScoreArgs, ServeArgs, StatusArgs, TaskArgs, WatchArgs,
 };
 use crate::device;
 use crate::events;
@@ -160,6 +160,12 @@ Examples:
   tenggat watch output/my_run
   tenggat watch output --json")]
     Watch(WatchArgs),
+    /// Draw loss, time per step and budget of runs into one picture.
+    #[command(after_help = "\
+Examples:
+  tenggat plot output/my_run
+  tenggat plot output/first output/second --out compared.png")]
+    Plot(PlotArgs),
     /// Move the deadline of a running run.
     #[command(after_help = "\
 Examples:

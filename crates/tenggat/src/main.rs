@@ -87,6 +87,7 @@ fn run(cli: Cli, clock: WallClock) -> anyhow::Result<()> {
         Command::Serve(args) => commands::serve(&args, cli.device),
         Command::Watch(args) => commands::watch(&args),
         Command::Extend(args) => commands::extend(&args),
+        Command::Plot(args) => commands::plot(&args),
         Command::Queue(args) => commands::queue(&args, cli.device),
         Command::Quantise(args) => commands::quantise(&args),
         Command::Bench(args) => commands::bench(&args, cli.device),

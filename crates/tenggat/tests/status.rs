@@ -138,3 +138,23 @@ fn a_folder_that_is_none_is_named() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("no/such/folder is not a folder"), "{}", text(&output));
 }
+
+#[test]
+fn several_runs_are_drawn_into_one_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, steps) in [("fox", 40), ("bell", 25)] {
+        let run = folder.path().join(name);
+        fs::create_dir(&run).unwrap();
+        let line = |step: u32| {
+            format!("{{\"step\":{step},\"time_s\":{step},\"loss\":0.5,\"lr\":1e-4,\"s_per_step\":1.0}}\n")
+        };
+        fs::write(run.join("metrics.jsonl"), (1..=steps).map(line).collect::<String>()).unwrap();
+    }
+    let picture = folder.path().join("plot.png");
+    let plot = |run: &Path| tenggat().arg("plot").arg(run).arg("--out").arg(&picture).output().unwrap();
+    let output = plot(folder.path());
+    assert!(output.status.success() && text(&output).contains("2 runs, 65 steps"), "{}", text(&output));
+    assert_eq!(image::open(&picture).unwrap().width(), 1920);
+    let output = plot(&folder.path().join("nowhere"));
+    assert!(!output.status.success() && text(&output).contains("nowhere is not a run"), "{}", text(&output));
+}

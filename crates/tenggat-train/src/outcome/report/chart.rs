@@ -40,7 +40,7 @@ const LINE: f64 = 17.0;
 const INK: &str = "#1f2933";
 const GREY: &str = "#66727f";
 /// Told apart also by people who see few colours (Okabe and Ito, 2008).
-const COLOURS: [&str; 8] =
+pub(super) const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c00"];
 
 /// Writes the chart as a PNG of 1920 × 1080 pixels, atomically.

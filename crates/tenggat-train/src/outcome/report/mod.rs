@@ -1,8 +1,9 @@
 //! Pictures of a run, drawn without system fonts: the loss curve ([`plot`]), a sheet of pictures ([`sheet`]),
-//! curves over budgets ([`chart`]).
+//! curves over budgets ([`chart`]), several runs in one picture ([`panels`]).
 
 mod axis;
 pub mod chart;
+pub mod panels;
 mod picture;
 pub mod plot;
 pub mod sheet;

@@ -139,6 +139,15 @@ impl Svg {
         ));
     }
 
+    /// A mark at the edge of an axis for a value beyond it.
+    pub fn beyond(&mut self, x: f64, y: f64, is_above: bool, colour: &str) {
+        let away = if is_above { -7.0 } else { 7.0 };
+        let (left, right, tip) = (x - 4.0, x + 4.0, y + away);
+        self.element(&format!(
+            "<polygon points=\"{left:.2},{y:.2} {right:.2},{y:.2} {x:.2},{tip:.2}\" fill=\"{colour}\"/>"
+        ));
+    }
+
     fn element(&mut self, element: &str) {
         self.text.push_str(element);
         self.text.push('\n');
