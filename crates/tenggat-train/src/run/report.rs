@@ -35,17 +35,17 @@ pub(super) fn write(
     if !compared.is_empty() {
         let all = compared.len();
         let rows = most_changed(compared);
-        let which = match rows.len() {
-            shown if shown < all => format!(" Shown are the {shown} of {all} whose errors changed most."),
-            _ => String::new(),
+        let title = match rows.len() {
+            shown if shown < all => {
+                format!("{name}: the {shown} of {all} unseen images whose errors changed most")
+            }
+            _ => format!("{name}: images that were not trained on"),
         };
         let path = folder.file("sheet.png");
         let sheet = Sheet {
-            title: &format!("{name}: images that were not trained on"),
-            subtitle: &format!(
-                "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are errors.\
-                 {which}"
-            ),
+            title: &title,
+            subtitle: "Each was noised to 75 % and redrawn from its caption with the same noise; numbers are \
+                errors.",
             columns: &["truth", "bare model", "with the LoRA"],
             rows: &rows,
         };
