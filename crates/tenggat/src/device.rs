@@ -36,9 +36,9 @@ impl FromStr for Choice {
             "emulated" => Ok(Choice::Emulated(usize::MAX)),
             _ => match (text.strip_prefix("cuda:"), text.strip_prefix("emulated:")) {
                 (Some(which), _) => number(which).map(Choice::Cuda),
-                (_, Some(memory)) => {
-                    parse_bytes(memory).map(|b| Choice::Emulated(b as usize)).map_err(|e| e.to_string())
-                }
+                (_, Some(memory)) => parse_bytes(memory)
+                    .map(|b| Choice::Emulated(b.round() as usize))
+                    .map_err(|e| e.to_string()),
                 _ => Err("expected auto, cpu, cuda, or cuda:1 for the second GPU".into()),
             },
         }

@@ -108,7 +108,7 @@ fn device(choice: Choice) -> (String, String) {
         Choice::Cuda(number) => (format!("cuda:{number}"), format!("cuda:{number}")),
         Choice::Cpu => ("cpu".into(), "cpu".into()),
         Choice::Emulated(usize::MAX) => ("emulated".into(), "cpu".into()),
-        Choice::Emulated(bytes) => (format!("emulated:{bytes}"), "cpu".into()),
+        Choice::Emulated(bytes) => (format!("emulated:{}MB", bytes as f64 / 1e6), "cpu".into()),
     };
     (device, lane)
 }
@@ -128,9 +128,13 @@ mod tests {
         assert_eq!(device(Choice::Cpu).1, device(Choice::Emulated(1 << 30)).1);
         let (_, auto) = device(Choice::Auto);
         assert_eq!(auto, if tenggat_gpu::driver_is_there() { "cuda:0" } else { "cpu" });
-        for choice in
-            [Choice::Auto, Choice::Cpu, Choice::Cuda(2), Choice::Emulated(usize::MAX), Choice::Emulated(7)]
-        {
+        for choice in [
+            Choice::Auto,
+            Choice::Cpu,
+            Choice::Cuda(2),
+            Choice::Emulated(usize::MAX),
+            Choice::Emulated(7 << 20),
+        ] {
             assert_eq!(device(choice).0.parse(), Ok(choice));
         }
     }
