@@ -77,6 +77,7 @@ impl<'a> Capture<'a> {
             return Err(Error::Failed("a recording within a recording".into()));
         }
         let capture = Capture(cuda);
+        cuda.pool().make_room_for_capture(cuda.backend());
         match cuda.backend() {
             Backend::Gpu(gpu) => gpu.begin_capture()?,
             Backend::Emulated(emulated) => emulated.begin_capture(),

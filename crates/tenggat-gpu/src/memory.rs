@@ -187,6 +187,14 @@ impl Pool {
         }
     }
 
+    /// Before work is captured, during which nothing is freed: once memory was short, gives back what is held
+    /// for direct work, whose sizes need not be those that are asked for now.
+    pub fn make_room_for_capture(&self, backend: &Backend) {
+        if self.era() > 0 {
+            self.trim(backend);
+        }
+    }
+
     /// From now on, what is taken is for work that is being captured.
     pub fn begin_capture(&self) {
         self.state().is_capturing = true;
