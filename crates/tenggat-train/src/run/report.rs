@@ -60,9 +60,10 @@ type Compared = (Row, [f64; 2]);
 
 /// The rows whose errors changed by the largest factor, for better or worse, in the order in which they were.
 fn most_changed(compared: Vec<Compared>) -> Vec<Row> {
-    let factor = |[before, after]: [f64; 2]| {
-        let factor = (after.max(1e-12) / before.max(1e-12)).ln().abs();
-        if factor.is_finite() { factor } else { 0.0 }
+    // Errors of nothing are no numbers, which `max` would take for the smallest.
+    let factor = |errors: [f64; 2]| match errors.map(f64::is_finite) {
+        [true, true] => (errors[1].max(1e-12) / errors[0].max(1e-12)).ln().abs(),
+        _ => 0.0,
     };
     let mut order: Vec<usize> = (0..compared.len()).collect();
     order.sort_by(|&a, &b| factor(compared[b].1).total_cmp(&factor(compared[a].1)).then(a.cmp(&b)));
