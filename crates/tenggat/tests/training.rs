@@ -289,6 +289,7 @@ fn a_log_folder_gets_tensorboard_files_and_samples_say_what_they_are() {
     let events = fs::read_dir(logs.join("fox")).unwrap().next().unwrap().unwrap().path();
     let bytes = fs::read(events).unwrap();
     assert_eq!(bytes.windows(9).filter(|w| w == b"loss/loss").count(), 3);
+    assert!(bytes.windows(9).any(|w| w == b"samples/0") && bytes.windows(4).any(|w| w == b"\x89PNG"));
     let picture = fs::read_dir(folder.path().join("fox/samples")).unwrap().next().unwrap().unwrap().path();
     let picture = String::from_utf8_lossy(&fs::read(picture).unwrap()).into_owned();
     for part in [

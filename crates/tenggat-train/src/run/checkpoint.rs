@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::board::HeldOutMeasure;
 use super::event::Event;
 use super::names::LAST;
 use super::timeline::Timeline;
@@ -26,7 +27,10 @@ impl Training<'_, '_> {
             let steps = budget.steps_done();
             let mut may_go_on = |part| budget.allows_part(clock.now_s(), part);
             let contender = choice.measure(self.trained.best(), steps, &mut may_go_on)?;
-            contender.iter().for_each(|contender| self.time.tell(Event::Contender(*contender)));
+            if let Some(contender) = contender {
+                self.time.tell(Event::Contender(contender));
+                self.board_error(steps, HeldOutMeasure::Velocity, contender.error);
+            }
             if !contender.is_some_and(|contender| contender.is_best) {
                 let now_s = self.time.now_s();
                 self.time.budget.observe_save(now_s, now_s - began_s);

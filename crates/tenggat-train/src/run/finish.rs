@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tenggat_plan::{FinishReason, Phase};
 
+use super::board::HeldOutMeasure;
 use super::choice::{Choice, Place};
 use super::event::Event;
 use super::names::LAST;
@@ -113,15 +114,25 @@ impl Training<'_, '_> {
         let steps = budget.steps_done();
         let is_saved = self.last_at == Some(steps) && self.choice.is_none() && steps > 0 && last.exists();
         let (saver, folder, lora) = (&self.saver, &self.folder, self.trained.best());
+        let mut measured = None;
         let saved = match &mut self.choice {
             // The newest numbered one has it as a second name.
             None if is_saved => Ok(last.to_path_buf()),
             None => saver.save_final(lora, last, steps),
             Some(choice) => {
                 let mut may_go_on = |part| !stop.is_requested() && budget.allows_part(clock.now_s(), part);
-                choice.settle(lora, steps, Place { saver, folder }, &mut may_go_on, show)
+                let mut tell = |event: Event| {
+                    if let Event::Contender(contender) = &event {
+                        measured = Some(*contender);
+                    }
+                    show(event);
+                };
+                choice.settle(lora, steps, Place { saver, folder }, &mut may_go_on, &mut tell)
             }
         };
+        if let Some(contender) = measured {
+            self.board_error(contender.steps, HeldOutMeasure::Velocity, contender.error);
+        }
         saved.map_err(|e| self.explained(e))
     }
 
@@ -140,6 +151,7 @@ impl Training<'_, '_> {
             let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
             let drawn = sampling.round(run.trained.best(), steps, &run.folder, &mut may_go_on, show);
             run.time.unless_of_a_file(unless_interrupted(drawn))?;
+            run.board_samples(steps);
             Ok(())
         })
     }
@@ -166,7 +178,9 @@ impl Training<'_, '_> {
             // The loss curve renders quickly, the sheet does not.
             let scored = run.scoring.as_ref().filter(|_| !run.time.stop.is_requested());
             let pictures = scored.map(Scoring::redrawn).unwrap_or_default();
-            let written = report::write(run.job, &run.folder, &run.trained.curve, &pictures, run.time.show);
+            run.live_curve.finish();
+            let curve = (&run.trained.curve[..], &run.resumes[..]);
+            let written = report::write(run.job, &run.folder, curve, &pictures, run.time.show);
             run.time.unless_of_a_file(written)?;
             Ok(())
         })
@@ -181,6 +195,16 @@ impl Training<'_, '_> {
             unless_interrupted(filled.map_err(Error::from))?;
         }
         let compared = scoring.compared();
+        if let Some((bare, trained)) = &compared {
+            let (weights, steps) = (self.job.held_out_weights, self.time.budget.steps_done());
+            for (step, scores) in [(0, bare), (steps, trained)] {
+                let scored = scores.weighed(weights);
+                self.board_error(step, HeldOutMeasure::Picture, scored.picture);
+                if let Some(velocity) = scored.velocity {
+                    self.board_error(step, HeldOutMeasure::Velocity, velocity);
+                }
+            }
+        }
         match compared {
             Some((_, trained)) => self.time.tell(Event::Scored(trained.weighed(self.job.held_out_weights))),
             None if self.time.stop.is_requested() => {}

@@ -2,6 +2,7 @@
 //! or `finish.rs`.
 #![warn(clippy::too_many_lines)]
 
+mod board;
 mod checkpoint;
 mod choice;
 mod costs;
@@ -14,6 +15,7 @@ mod found;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod live_curve;
 mod lock;
 mod memory;
 mod models;

@@ -11,6 +11,7 @@ use super::costs::{self, Costs};
 use super::deadline::Requests;
 use super::event::Event;
 use super::folder::RunFolder;
+use super::live_curve::LiveCurve;
 use super::lock::RunLock;
 use super::memory;
 use super::models::{self, Models};
@@ -394,6 +395,7 @@ impl<'a> Run<'a> {
             validation.remember(log.before.iter().filter_map(|record| record.val_loss));
             best_is_due = newest_is_best(&log.before, steps_before);
         }
+        let resumes = resumes(&self.folder, steps_before);
         Ok(Training {
             job,
             options,
@@ -405,6 +407,8 @@ impl<'a> Run<'a> {
             schedule: schedule(job, options.deadline_s.is_some()),
             folder: self.folder,
             metrics: log.metrics,
+            live_curve: LiveCurve::default(),
+            resumes,
             board: board(job, steps_before)?,
             validation,
             choice: measures.choice,
@@ -452,6 +456,20 @@ fn board(job: &Job, steps: u64) -> Result<Option<TensorBoard>> {
     let folder = parent.join(&job.name);
     let board = TensorBoard::create(&folder, steps);
     Ok(Some(board.map_err(|e| Error::file("write to", &folder, e))?))
+}
+
+/// Steps at which the run was resumed, now included. The log of events may be missing or not know it yet.
+fn resumes(folder: &RunFolder, steps_before: u64) -> Vec<u64> {
+    if steps_before == 0 {
+        return Vec::new();
+    }
+    let mut run = tenggat_runs::Run::new(folder.path());
+    run.refresh();
+    let mut steps = run.history().resumes.clone();
+    steps.push(steps_before);
+    steps.sort_unstable();
+    steps.dedup();
+    steps
 }
 
 /// Whether the lowest validation loss so far is that of the last step.

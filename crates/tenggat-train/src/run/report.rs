@@ -5,6 +5,7 @@ use image::RgbImage;
 use super::Result;
 use super::event::Event;
 use super::folder::RunFolder;
+use super::live_curve::Drawing;
 use crate::job::Job;
 use crate::measure::before_and_after::Redrawn;
 use crate::outcome::report::plot::{self, Plot};
@@ -14,20 +15,34 @@ use crate::outcome::report::{self, Point};
 /// Most images on the sheet.
 const MOST_ROWS: usize = 4;
 
+/// Title and subtitle of the loss curve.
+pub(super) fn titles(job: &Job, steps: usize) -> (String, String) {
+    let (name, rank, lr) = (&job.name, job.network.rank, job.train.lr);
+    (format!("{name}: training loss"), format!("{steps} steps, rank {rank}, peak learning rate {lr:e}"))
+}
+
+/// Draws the loss curve of a run under way, which may fail: the end draws it again.
+pub(super) fn draw(drawing: &Drawing) {
+    let Drawing { title, subtitle, points, resumes, path } = drawing;
+    // A folder that was renamed meanwhile is not created again for it.
+    if path.parent().is_some_and(std::path::Path::is_dir) {
+        let _ = plot::save(&Plot { title, subtitle, points, resumes, deadline: None }, path);
+    }
+}
+
 /// Writes `loss.png`, and `sheet.png` if held-out pictures were redrawn both ways.
 pub(super) fn write(
     job: &Job,
     folder: &RunFolder,
-    curve: &[Point],
+    (curve, resumes): (&[Point], &[u64]),
     redrawn: &[Redrawn<'_>],
     show: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let name = job.name.as_str();
     if !curve.is_empty() {
         let path = folder.file("loss.png");
-        let (title, rank, lr) = (format!("{name}: training loss"), job.network.rank, job.train.lr);
-        let subtitle = format!("{} steps, rank {rank}, peak learning rate {lr:e}", curve.len());
-        let plot = Plot { title: &title, subtitle: &subtitle, points: curve, deadline: None };
+        let (title, subtitle) = titles(job, curve.len());
+        let plot = Plot { title: &title, subtitle: &subtitle, points: curve, resumes, deadline: None };
         plot::save(&plot, &path)?;
         show(Event::Wrote { what: "loss curve", path });
     }

@@ -6,14 +6,17 @@ use safetensors::Dtype;
 use tenggat_plan::{Decision, FinishReason, Position, SampleVerdict, Schedule};
 use tenggat_tensor::Tensor;
 
+use super::board::HeldOutMeasure;
 use super::choice::Choice;
 use super::deadline::Requests;
 use super::event::{Event, Step};
 use super::folder::RunFolder;
+use super::live_curve::{Drawing, LiveCurve, thinned};
 use super::models::Models;
 use super::names::LAST;
 use super::options::Options;
 use super::out_of_memory::Ladder;
+use super::report;
 use super::sampling::Sampling;
 use super::saving::Saver;
 use super::stop::unless_interrupted;
@@ -49,6 +52,9 @@ pub(super) struct Training<'a, 's> {
     pub saver: Saver<'a>,
     pub metrics: Metrics,
     pub board: Option<TensorBoard>,
+    pub live_curve: LiveCurve,
+    /// Steps at which the run was resumed.
+    pub resumes: Vec<u64>,
     pub validation: Option<Validation<'s>>,
     pub choice: Option<Choice<'s>>,
     pub scoring: Option<Scoring<'s>>,
@@ -97,6 +103,14 @@ impl Training<'_, '_> {
     /// Trains until the budget is used up, and returns the reason; `None` if the run was interrupted.
     pub fn run(&mut self) -> Result<Option<FinishReason>> {
         self.catch_up()?;
+        if let Some(choice) = &self.choice {
+            let (first, _) = choice.first_and_best();
+            self.board_error(first.steps, HeldOutMeasure::Velocity, first.error);
+        }
+        if self.steps_before == 0 {
+            // Those before the first step, if there are any.
+            self.board_samples(0);
+        }
         unless_interrupted(self.finish_round())?;
         while !self.time.stop.is_requested() {
             self.follow()?;
@@ -159,7 +173,9 @@ impl Training<'_, '_> {
             self.save_best()?;
         }
         self.save_numbered()?;
-        self.sample()
+        self.sample()?;
+        self.draw_curve();
+        Ok(())
     }
 
     /// Generates the samples of a round that an earlier part of the run was cut off in.
@@ -305,7 +321,7 @@ impl Training<'_, '_> {
         let Turn { bucket, lr, outcome, began_s, ended_s } = turn;
         let (done, step_s) = (self.time.budget.steps_done(), ended_s - began_s);
         let (width, height) = self.data.bucket_size(bucket);
-        let written = self.metrics.write(&Record {
+        let record = Record {
             step: done,
             time_s: ended_s,
             loss: outcome.loss,
@@ -314,20 +330,11 @@ impl Training<'_, '_> {
             s_per_step: step_s,
             bucket: format!("{width}x{height}"),
             val_loss,
-        });
-        if let Err(e) = written {
+        };
+        if let Err(e) = self.metrics.write(&record) {
             self.time.warn(format!("metrics are not being written: {e}"));
         }
-        if let Some(board) = &mut self.board {
-            let norm = outcome.gradient_norm;
-            let values =
-                [("loss/loss", outcome.loss), ("lr", lr), ("grad_norm", norm), ("s_per_step", step_s)];
-            let val = val_loss.map(|loss| ("val/loss", loss));
-            if let Err(e) = board.scalars(done, &values.into_iter().chain(val).collect::<Vec<_>>()) {
-                self.time.warn(format!("{} is no longer written: {e}", board.path().display()));
-                self.board = None;
-            }
-        }
+        self.board_step(&record);
         let forecast = self.time.budget.forecast(ended_s);
         let (total, left_s, end_s) = (forecast.steps_total, forecast.left_s, forecast.end_s);
         if done == FIRST_FORECAST {
@@ -335,6 +342,18 @@ impl Training<'_, '_> {
         }
         let (loss, smoothed) = (outcome.loss, self.trained.smoothed);
         self.time.tell(Event::Step(Step { done, total, loss, smoothed, lr, step_s, left_s, end_s }));
+    }
+
+    /// Draws the loss curve so far, once a minute, if the run wants reports.
+    fn draw_curve(&mut self) {
+        let now_s = self.time.now_s();
+        if !self.options.report || !self.live_curve.is_due(now_s) {
+            return;
+        }
+        let (title, subtitle) = report::titles(self.job, self.trained.curve.len());
+        let (points, resumes) = (thinned(&self.trained.curve), self.resumes.clone());
+        let drawing = Drawing { title, subtitle, points, resumes, path: self.folder.file("loss.png") };
+        self.live_curve.draw(now_s, drawing, report::draw);
     }
 
     /// Measures the validation images if they are due and there is time.
@@ -392,6 +411,7 @@ impl Training<'_, '_> {
         let mut may_go_on = |part_s| budget.allows_part(clock.now_s(), part_s);
         let drawn = sampling.round(self.trained.best(), done, &self.folder, &mut may_go_on, show);
         self.time.unless_of_a_file(drawn)?;
+        self.board_samples(done);
         let now_s = self.time.now_s();
         self.time.budget.observe_samples(now_s, now_s - began_s);
         Ok(())

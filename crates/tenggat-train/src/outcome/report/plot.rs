@@ -15,6 +15,8 @@ pub struct Plot<'a> {
     pub subtitle: &'a str,
     /// Steps in order; losses that are no numbers are left out.
     pub points: &'a [Point],
+    /// Steps at which the run was resumed.
+    pub resumes: &'a [u64],
     /// Where the deadline is on the axis of steps, and what is written there.
     pub deadline: Option<(f64, &'a str)>,
 }
@@ -32,6 +34,8 @@ const GREY: &str = "#66727f";
 const LOSS: &str = "#1f6fb4";
 const RATE: &str = "#d97706";
 const END: &str = "#c0392b";
+/// Look of the line where a run was resumed.
+const RESUMED: &str = "stroke=\"#66727f\" stroke-width=\"1.4\" stroke-dasharray=\"2 3\"";
 
 /// Writes the plot as a PNG of 1920 × 1080 pixels, atomically.
 ///
@@ -103,6 +107,11 @@ fn draw(plot: &Plot<'_>) -> Svg {
     svg.text(x0 + w / 2.0, PAGE.1 - 14.0, text(13.0, GREY, "middle"), "step");
     svg.text(x0 - 9.0, y0 - 12.0, text(13.0, LOSS, "end"), "loss");
 
+    let resumes: Vec<f64> =
+        plot.resumes.iter().map(|&step| step as f64).filter(|s| (start..=end).contains(s)).collect();
+    for &step in &resumes {
+        svg.line((x(step), y0), (x(step), y0 + h), RESUMED);
+    }
     // Dots beyond the range stick to its edge, so that they are not lost, and the page says so.
     let beyond = losses.iter().filter(|loss| **loss < low || **loss > high).count();
     if beyond > 0 {
@@ -135,12 +144,12 @@ fn draw(plot: &Plot<'_>) -> Svg {
         let shift = if anchor == "end" { width(label, 13.0).min(4.0) } else { 0.0 };
         svg.text(x(step) + shift, y0 - 11.0, text(13.0, END, anchor), label);
     }
-    legend(&mut svg, x0 + w, rate_top > 0.0);
+    legend(&mut svg, x0 + w, rate_top > 0.0, !resumes.is_empty());
     svg
 }
 
 /// What the marks mean, at the right of the title.
-fn legend(svg: &mut Svg, right: f64, rate: bool) {
+fn legend(svg: &mut Svg, right: f64, rate: bool, resumed: bool) {
     let mut x = right;
     let mut entry = |svg: &mut Svg, name: &str, mark: &dyn Fn(&mut Svg, f64)| {
         x -= width(name, 13.0);
@@ -153,6 +162,9 @@ fn legend(svg: &mut Svg, right: f64, rate: bool) {
     if rate {
         let look = format!("stroke=\"{RATE}\" stroke-width=\"1.6\" stroke-dasharray=\"5 4\"");
         entry(svg, "learning rate", &|svg, x| svg.line((x, y), (x + 24.0, y), &look));
+    }
+    if resumed {
+        entry(svg, "resumed", &|svg, x| svg.line((x + 12.0, y - 8.0), (x + 12.0, y + 8.0), RESUMED));
     }
     let look = format!("stroke=\"{LOSS}\" stroke-width=\"2.6\"");
     entry(svg, "trend", &|svg, x| svg.line((x, y), (x + 24.0, y), &look));
@@ -186,7 +198,13 @@ mod tests {
 
     fn plot(points: &[Point]) -> Plot<'_> {
         let deadline = Some((points.len() as f64 * 1.02, "deadline"));
-        Plot { title: "pears", subtitle: "400 steps of 0.29 s · loss 0.34 → 0.22", points, deadline }
+        Plot {
+            title: "pears",
+            subtitle: "400 steps of 0.29 s · loss 0.34 → 0.22",
+            points,
+            resumes: &[],
+            deadline,
+        }
     }
 
     fn has(picture: &RgbImage, colour: [u8; 3]) -> bool {
@@ -206,6 +224,16 @@ mod tests {
         for colour in [[0x1f, 0x6f, 0xb4], [0xd9, 0x77, 0x06], [0xc0, 0x39, 0x2b], [0x1f, 0x29, 0x33]] {
             assert!(has(&picture, colour), "{colour:x?}");
         }
+    }
+
+    #[test]
+    fn resumes_are_marked() {
+        let points = points(400);
+        let text = |plot: &Plot<'_>| draw(plot).finish();
+        let marked = text(&Plot { resumes: &[150, 9000], ..plot(&points) });
+        // One in the plot, one in the legend; the other lies behind the last step.
+        assert_eq!(marked.matches(RESUMED).count(), 2, "{marked}");
+        assert!(marked.contains("resumed") && !text(&plot(&points)).contains("resumed"));
     }
 
     #[test]
