@@ -373,7 +373,7 @@ fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
     let endless = "steps: 1000000";
     let first_samples = "steps: 5, force_first_sample: true";
     let cases = [
-        ("load", Job::new(fast, "", "")),
+        ("load", Job::new(endless, "", "")),
         ("cache", slow_to_cache(fast)),
         ("score before", Job::new(fast, "", &held_out)),
         ("first samples", Job::new(first_samples, SLOW_SAMPLES, "")),
@@ -394,11 +394,12 @@ fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
         let asked = Instant::now();
         let said = run.end("-TERM");
         table += &format!("| {phase:<14} | {:5.2} s |\n", asked.elapsed().as_secs_f64());
-        // These jobs are short: a run that heard nothing would end soon as well.
+        // Most of these jobs are short: a run that heard nothing would end soon as well. The small model may
+        // be loaded before the signal comes.
         match phase {
             "final samples" => {}
             "score after" => assert!(!said.contains("unseen images"), "{phase}: {said}"),
-            "train" | "samples" => assert!(said.contains("interrupted"), "{phase}: {said}"),
+            "load" | "train" | "samples" => assert!(said.contains("interrupted"), "{phase}: {said}"),
             _ => assert!(said.contains("interrupted") && !said.contains("step 1/"), "{phase}: {said}"),
         }
     }
