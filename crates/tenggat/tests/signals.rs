@@ -394,8 +394,7 @@ fn a_term_is_obeyed_within_ten_seconds_in_each_phase() {
         let asked = Instant::now();
         let said = run.end("-TERM");
         table += &format!("| {phase:<14} | {:5.2} s |\n", asked.elapsed().as_secs_f64());
-        // Most of these jobs are short: a run that heard nothing would end soon as well. The small model may
-        // be loaded before the signal comes.
+        // Most jobs are short: one that heard nothing ends soon as well. The model may be loaded by now.
         match phase {
             "final samples" => {}
             "score after" => assert!(!said.contains("unseen images"), "{phase}: {said}"),
